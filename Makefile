@@ -1,0 +1,29 @@
+# make run: the whole job on the embedded digits · make test: the whole suite · make lint · make clean
+PYTHON ?= python3.11
+VENV := .venv
+ARGS ?= --dataset digits
+
+.PHONY: run test lint clean
+
+run: $(VENV)/runtime
+	$(VENV)/bin/python -m pipeline.run $(ARGS)
+
+test: $(VENV)/development
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/development
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# A stamp is written only after pip has succeeded, so an interrupted installation is taken up again.
+$(VENV)/runtime: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/development: requirements-dev.txt $(VENV)/runtime
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,56 @@
+"""Addressable Gaussian noise: (seed, example id, stream, sample offset) -> the same noise everywhere.
+
+Philox is a counter-based generator: block i of its output is a function of the key and of (counter + i) alone. Each
+noise sample takes a whole number of blocks, so sample j of an image is read from the counter's position
+j * blocks, whichever batch, worker or run asks for it.
+"""
+
+import math
+
+import tensorflow as tf
+
+# The high half of Philox' 128-bit counter. Selection and estimation must never share a sample.
+SELECTION, ESTIMATION = 0, 1
+STREAMS = (SELECTION, ESTIMATION)
+
+_PHILOX = 1
+_NORMALS_PER_BLOCK = 4
+
+
+def gaussian(shape, seed, example_id, stream, start, count):
+    """Samples `start` to `start + count - 1` of the standard normal noise of one image.
+
+    Args:
+        shape: static shape of one sample, e.g. (height, width, channels).
+        seed, example_id: integers in [0, 2**32), Python's or int64 scalar tensors; together Philox' key.
+        stream: SELECTION or ESTIMATION.
+        start, count: integers, Python's or int64 scalar tensors.
+
+    Returns:
+        float32 [count, *shape], with standard deviation 1.
+    """
+    size = math.prod(shape)
+    blocks = -(-size // _NORMALS_PER_BLOCK)
+    start, count = tf.cast(start, tf.int64), tf.cast(count, tf.int64)
+    key = tf.bitwise.left_shift(tf.cast(seed, tf.int64), 32) + tf.cast(example_id, tf.int64)
+    flat = tf.raw_ops.StatelessRandomNormalV2(
+        shape=tf.stack([count, blocks * _NORMALS_PER_BLOCK]),
+        key=tf.bitcast(key[None], tf.uint64),
+        counter=tf.bitcast(tf.stack([start * blocks, tf.cast(stream, tf.int64)]), tf.uint64),
+        alg=_PHILOX,
+    )
+    return tf.reshape(flat[:, :size], [count, *shape])
+
+
+def noisy_copies(images, noise):
+    """`num_samples` noisy copies of each image, image by image.
+
+    Args:
+        images: [batch, height, width, channels].
+        noise: [batch, num_samples, height, width, channels], already scaled by sigma.
+
+    Returns:
+        [batch * num_samples, height, width, channels]; row i * num_samples + j is image i plus noise[i, j].
+    """
+    noisy = images[:, None] + noise
+    return tf.reshape(noisy, tf.concat([[-1], tf.shape(images)[1:]], axis=0))

@@ -1,0 +1,111 @@
+"""The MACER objective: Eq. (17) and lines 5-9 of Algorithm 1 of Zhai et al. (ICLR 2020), as pure functions."""
+
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+from scipy import special
+
+_LOGIT_LIMIT = 1e30
+
+
+class MACERTerms(NamedTuple):
+    """Per-example terms of Eq. (17); every field but `probabilities` has shape [batch].
+
+    Attributes:
+        classification: `-log z_y`, z the mean softmax over the noisy copies at inverse temperature 1.
+        robustness: `sigma / 2 * max(gamma - xi, 0)` where the smoothed prediction is correct, else 0.
+            Not multiplied by lam.
+        radius: the soft certified radius of Eq. (16) as far as the hinge sees it, `sigma / 2 * min(xi, gamma)`, in
+            units of a pixel in [0, 1]; 0 where the smoothed prediction is wrong. (Where all copies agree, the
+            estimate of xi from a few copies has no bound.)
+        in_hinge: bool, correct and `xi < gamma`: the examples that the robustness term acts on.
+        probabilities: [batch, classes], the mean softmax at inverse temperature 1.
+    """
+
+    classification: tf.Tensor
+    robustness: tf.Tensor
+    radius: tf.Tensor
+    in_hinge: tf.Tensor
+    probabilities: tf.Tensor
+
+
+def macer_terms(logits, labels, sigma, gamma=8.0, beta=16.0):
+    """The classification and robustness terms of Eq. (17) for each example.
+
+    beta acts on the robustness term only (Section 5.3). An example counts as correctly classified if its label's
+    mean probability is at least every other class's (Eq. 15), so a tie is correct, with xi = 0.
+
+    For every finite logit the terms and their gradients are finite. Phi^-1 of the label's probability is
+    computed from the summed probability of the other classes, which keeps its digits where the label's own
+    probability rounds to 1. Logits beyond +-1e30 are taken as +-1e30. A NaN or infinite logit makes the example's
+    classification term NaN, so that divergence shows.
+
+    Args:
+        logits: float32 or float64 [batch, num_samples, classes], the base classifier on the noisy copies.
+        labels: integer [batch], in [0, classes).
+        sigma: noise level, in units of a pixel in [0, 1].
+        gamma: hinge on xi (dimensionless), above 0, at most 24.
+        beta: inverse temperature of the robustness term's softmax, above 0.
+
+    Returns:
+        `MACERTerms`, in the dtype of `logits`.
+
+    Raises:
+        ValueError: unless `logits` has three dimensions and two classes or more.
+    """
+    if logits.shape.rank != 3 or logits.shape[-1] is None or logits.shape[-1] < 2:
+        raise ValueError(f"logits must be [batch, num_samples, classes], 2 classes or more. Received: {logits.shape}")
+    dtype = logits.dtype
+    num_samples, num_classes = tf.shape(logits)[1], logits.shape[-1]
+    clipped = tf.clip_by_value(logits, -_LOGIT_LIMIT, _LOGIT_LIMIT)
+    logits = tf.where(tf.math.is_finite(logits), clipped, tf.constant(math.nan, dtype))
+    # Softmax is shift-invariant; shifted first, beta * logits cannot overflow.
+    logits -= tf.stop_gradient(tf.reduce_max(logits, axis=-1, keepdims=True))
+    is_label = tf.one_hot(labels, num_classes, on_value=True, off_value=False)
+
+    log_probabilities = tf.nn.log_softmax(logits)
+    label_log_probability = tf.reduce_sum(tf.where(is_label[:, None], log_probabilities, 0), axis=-1)
+    classification = tf.math.log(tf.cast(num_samples, dtype)) - tf.reduce_logsumexp(label_log_probability, axis=-1)
+
+    mean_probability = tf.reduce_mean(tf.nn.softmax(beta * logits), axis=1)
+    others = tf.where(is_label, tf.zeros([], dtype), mean_probability)
+    label_probability = tf.reduce_sum(tf.where(is_label, mean_probability, 0), axis=-1)
+    runner_up = tf.reduce_max(others, axis=-1)
+    correct = label_probability >= runner_up
+    xi = _xi(tf.reduce_sum(others, axis=-1), runner_up, correct, gamma, num_classes)
+    in_hinge = correct & (xi < gamma)
+    hinge = tf.where(in_hinge, gamma - xi, 0)
+    return MACERTerms(
+        classification=classification,
+        robustness=sigma / 2 * hinge,
+        radius=sigma / 2 * tf.where(correct, tf.minimum(xi, gamma), 0),
+        in_hinge=in_hinge,
+        probabilities=tf.reduce_mean(tf.exp(log_probabilities), axis=1),
+    )
+
+
+def _xi(others_sum, runner_up, correct, gamma, num_classes):
+    """xi = Phi^-1(z_y) - Phi^-1(runner-up) where `correct` and within the hinge's reach, gamma elsewhere."""
+    standard_normal = tfp.distributions.Normal(tf.zeros([], tf.float64), tf.ones([], tf.float64))
+    reachable = correct & (runner_up >= _smallest_runner_up(gamma, num_classes))
+
+    def quantile(probability):
+        # Masked before the quantile and after it: a `where` after it alone turns inf into NaN in the gradient.
+        safe = tf.where(reachable, probability, tf.constant(0.5, probability.dtype))
+        return tf.cast(standard_normal.quantile(tf.cast(safe, tf.float64)), probability.dtype)
+
+    return tf.where(reachable, -quantile(others_sum) - quantile(runner_up), gamma)
+
+
+def _smallest_runner_up(gamma, num_classes):
+    """A probability of the runner-up below which xi >= gamma for certain.
+
+    Let a = -Phi^-1(runner-up) and b = -Phi^-1(the others' sum), so xi = a + b, and the sum is at most (C - 1) times
+    the runner-up. The normal hazard rate exceeds x, so log(C - 1) >= (a^2 - b^2) / 2: if xi < gamma, then
+    a <= gamma / 2 + log(C - 1) / gamma. And the sum is at most 1 - 1/C for a correct prediction, so
+    a <= gamma + Phi^-1(1 - 1/C).
+    """
+    reach = min(gamma / 2 + math.log(num_classes - 1) / gamma, gamma + special.ndtri(1 - 1 / num_classes))
+    return float(special.ndtr(-reach - 0.01))

@@ -1,0 +1,51 @@
+"""SGD as the paper's recipe has it, which is torch's: momentum, and L2 regularisation added to the gradient."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="macer_tf")
+class SGD(keras.optimizers.Optimizer):
+    """Stochastic gradient descent with momentum and L2 regularisation of all trainable variables.
+
+    One step on a variable w with gradient g: `v <- momentum * v + (g + l2 * w)`, `w <- w - learning_rate * v`.
+    `keras.optimizers.SGD(weight_decay=...)` is another recipe: its decay is decoupled from the gradient and does
+    not pass through the momentum, and its velocity keeps the learning rate that it was made with. Clipping acts on
+    g alone, as `torch.nn.utils.clip_grad_norm_` before a step does.
+
+    Args:
+        learning_rate: float or a `keras.optimizers.schedules.LearningRateSchedule`.
+        momentum: in [0, 1).
+        l2: coefficient of the gradient of `l2 / 2 * ||w||^2`.
+        **kwargs: as in `keras.optimizers.Optimizer`, e.g. `global_clipnorm`.
+
+    Raises:
+        ValueError: if `momentum` or `l2` is out of range.
+    """
+
+    def __init__(self, learning_rate=0.01, momentum=0.9, l2=0.0, name="sgd", **kwargs):
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and below 1. Received: momentum={momentum}")
+        if l2 < 0:
+            raise ValueError(f"l2 must be 0 or above. Received: l2={l2}")
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.momentum = momentum
+        self.l2 = l2
+        self._velocities = []
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self._velocities = self.add_optimizer_variables(variables, "velocity")
+
+    def update_step(self, gradient, variable, learning_rate):
+        velocity = self._velocities[self._get_variable_index(variable)]
+        gradient = ops.cast(gradient, variable.dtype) + self.l2 * variable
+        self.assign(velocity, self.momentum * velocity + gradient)
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * velocity)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(momentum=self.momentum, l2=self.l2)
+        return config

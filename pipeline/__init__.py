@@ -1,0 +1,1 @@
+"""The TFX-style pipeline: examples, training, certification on Beam, evaluation, validation, push."""

@@ -1,0 +1,60 @@
+"""Artifacts: directories of finished files, known by a fingerprint of their contents; and how files get finished."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.publish import flush
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What one execution made and later ones read.
+
+    Attributes:
+        path: a directory.
+        fingerprint: hexadecimal SHA-256 of its files' names and contents.
+    """
+
+    path: Path
+    fingerprint: str
+
+    @classmethod
+    def of(cls, path):
+        """The artifact in the directory `path`, its fingerprint computed from the files as they are."""
+        path = Path(path)
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return cls(path, fingerprint({str(file.relative_to(path)): file_digest(file) for file in files}))
+
+
+def fingerprint(value):
+    """Hexadecimal SHA-256 of a JSON value; equal values have equal fingerprints, whatever their keys' order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path):
+    """Hexadecimal SHA-256 of a file's contents."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path, text):
+    """Writes a file whole or not at all: beside it, flushed to the disk, renamed."""
+    path = Path(path)
+    beside = path.with_name(path.name + ".writing")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def finish_directory(unfinished, finished):
+    """Flushes all files under `unfinished` to the disk, then renames it to `finished`, which must not exist."""
+    for file in Path(unfinished).rglob("*"):
+        flush(file)
+    flush(unfinished)
+    os.rename(unfinished, finished)
+    flush(Path(finished).parent)

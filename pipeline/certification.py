@@ -1,0 +1,226 @@
+"""Certification on Beam: examples -> chunks of samples -> Votes -> CombinePerKey(sum) -> certificates."""
+
+import json
+import threading
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.utils.shared import Shared
+
+from macer_tf import certificates, noise
+from macer_tf.certificates import Certificates
+from macer_tf.votes import Votes
+from pipeline import examples as examples_lib
+from pipeline.console import Progress
+from pipeline.ledger import Chunk, LedgerReader, LedgerWriter
+
+# Long enough that Beam's overhead vanishes, short enough that little is lost by a kill.
+SAMPLES_PER_CHUNK = 2000
+_SECONDS_BETWEEN_POLLS = 1.0
+
+
+def chunks(ids, n0, n):
+    """All `Chunk`s of n0 selection and n estimation samples for each example id."""
+    return [
+        Chunk(int(example_id), stream, start, min(SAMPLES_PER_CHUNK, samples - start))
+        for example_id in ids
+        for stream, samples in ((noise.SELECTION, n0), (noise.ESTIMATION, n))
+        for start in range(0, samples, SAMPLES_PER_CHUNK)
+    ]
+
+
+class DrawVotes(beam.DoFn):
+    """Chunk -> (example id, Votes of that chunk), written to the ledger before it goes on.
+
+    Args:
+        model_path: a saved `MACERModel`.
+        examples_path: an examples artifact; example ids are places in its test split.
+        sigma, seed: see `SmoothedClassifier`.
+        ledger_path: directory of the ledger.
+    """
+
+    def __init__(self, model_path, examples_path, sigma, seed, ledger_path):
+        self._model_path, self._examples_path = str(model_path), str(examples_path)
+        self._sigma, self._seed, self._ledger_path = sigma, seed, str(ledger_path)
+        self._shared = Shared()
+
+    def setup(self):
+        self._smoothed = self._shared.acquire(self._load)
+        self._examples = examples_lib.read(Path(self._examples_path))
+        self._ledger = LedgerWriter(self._ledger_path)
+
+    def process(self, chunk):
+        chunk = Chunk(*chunk)
+        image = self._examples.scaled("test", chunk.example_id)
+        counts = self._smoothed.count(image, chunk.example_id, chunk.stream, chunk.start, chunk.count)
+        self._ledger.record(chunk, counts)
+        yield chunk.example_id, as_votes(chunk, counts)
+
+    def teardown(self):
+        self._ledger.close()
+
+    def _load(self):
+        import keras
+
+        from macer_tf.smoothing import SmoothedClassifier
+
+        return SmoothedClassifier(keras.models.load_model(self._model_path), self._sigma, self._seed)
+
+
+class SumVotes(beam.CombineFn):
+    """Votes of disjoint chunks of one example -> their sum."""
+
+    def create_accumulator(self):
+        return None
+
+    def add_input(self, accumulator, votes):
+        return votes if accumulator is None else accumulator + votes
+
+    def merge_accumulators(self, accumulators):
+        merged = None
+        for votes in accumulators:
+            if votes is not None:
+                merged = self.add_input(merged, votes)
+        return merged
+
+    def extract_output(self, accumulator):
+        return accumulator
+
+
+class Certify(beam.DoFn):
+    """(example id, Votes) -> a JSON line of the votes and the certificate.
+
+    Raises:
+        RuntimeError: if the votes do not add up to n0 and n: a chunk was lost or counted twice.
+    """
+
+    def __init__(self, sigma, n0, n, alpha):
+        self._sigma, self._n0, self._n, self._alpha = sigma, n0, n, alpha
+
+    def process(self, element):
+        example_id, votes = element
+        if (votes.n0[0], votes.n[0]) != (self._n0, self._n):
+            raise RuntimeError(
+                f"Example {example_id} has {votes.n0[0]} and {votes.n[0]} votes instead of {self._n0} and {self._n}."
+            )
+        certificate = certificates.certify(votes, self._sigma, self._alpha)
+        yield json.dumps(
+            {
+                "id": example_id,
+                "selection": votes.selection[0].tolist(),
+                "estimation": votes.estimation[0].tolist(),
+                "prediction": int(certificate.predictions[0]),
+                "selected": int(certificate.selected[0]),
+                "radius": float(certificate.radii[0]),
+                "p_lower": float(certificate.p_lower[0]),
+            }
+        )
+
+
+def as_votes(chunk, counts):
+    """The `Votes` [1, classes] of one chunk."""
+    nothing = np.zeros_like(counts)
+    selection, estimation = (counts, nothing) if chunk.stream == noise.SELECTION else (nothing, counts)
+    return Votes(selection[None], estimation[None])
+
+
+def run(model_path, examples_path, ids, *, sigma, seed, n0, n, alpha, ledger_path, num_workers, output_path):
+    """Certifies test examples on Beam's local runner, drawing only the chunks that are not on the ledger.
+
+    Args:
+        model_path, examples_path, sigma, seed, ledger_path: see `DrawVotes`.
+        ids: integers [images], places in the test split.
+        n0, n, alpha: see `SmoothedClassifier.certify`.
+        num_workers: threads that certify side by side.
+        output_path: directory to write `certificates.jsonl` to, one line an image in the order of ids.
+    """
+    wanted = chunks(ids, n0, n)
+    num_classes = examples_lib.read(Path(examples_path)).num_classes
+    ledger = LedgerReader(ledger_path, wanted, num_classes)
+    total, done = len(ids) * (n0 + n), ledger.poll()
+    if done:
+        print(f"  {done:,} of {total:,} samples were drawn before.")
+    missing = [tuple(chunk) for chunk in wanted if chunk not in ledger.counts]
+    recorded = [(chunk.example_id, as_votes(chunk, counts)) for chunk, counts in ledger.counts.items()]
+    beam_output = Path(output_path) / "unsorted"
+    options = PipelineOptions(direct_num_workers=num_workers, direct_running_mode="multi_threading", flags=[])
+    with (
+        _progress(ledger, total, done, len(ids)),
+        beam.Pipeline(runner=FnApiRunner(), options=options) as pipeline,
+    ):
+        drawn = (
+            pipeline
+            | "Chunks to draw" >> beam.Create(missing)
+            # Otherwise one example's chunks all land on one worker.
+            | beam.Reshuffle()
+            | beam.ParDo(DrawVotes(model_path, examples_path, sigma, seed, ledger_path))
+        )
+        on_ledger = pipeline | "Votes on the ledger" >> beam.Create(recorded)
+        _ = (
+            (drawn, on_ledger)
+            | beam.Flatten()
+            | beam.CombinePerKey(SumVotes())
+            | beam.ParDo(Certify(sigma, n0, n, alpha))
+            | beam.io.WriteToText(str(beam_output), num_shards=1, shard_name_template="")
+        )
+    lines = sorted(beam_output.read_text().splitlines(), key=lambda line: json.loads(line)["id"])
+    if [json.loads(line)["id"] for line in lines] != sorted(int(example_id) for example_id in ids):
+        raise RuntimeError("Beam lost or repeated an example.")
+    beam_output.unlink()
+    (Path(output_path) / "certificates.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def read(path, sigma, n0, n, alpha):
+    """What `run` wrote to `path`: example ids int64 [images], `Votes` and `Certificates`."""
+    rows = [json.loads(line) for line in (Path(path) / "certificates.jsonl").read_text().splitlines()]
+
+    def column(name, dtype):
+        return np.array([row[name] for row in rows], dtype)
+
+    certified = Certificates(
+        predictions=column("prediction", np.int64),
+        radii=column("radius", np.float64),
+        p_lower=column("p_lower", np.float64),
+        selected=column("selected", np.int64),
+        sigma=sigma,
+        alpha=alpha,
+        n0=n0,
+        n=n,
+    )
+    return (
+        column("id", np.int64),
+        Votes(column("selection", np.int64), column("estimation", np.int64)),
+        certified,
+    )
+
+
+class _progress:
+    """A thread that follows the ledger, because no local Beam runner says how far it is."""
+
+    def __init__(self, ledger, total, done, num_images):
+        self._ledger, self._total, self._num_images = ledger, total, num_images
+        self._per_image = total // num_images
+        self._progress = Progress("Certification", total, done)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+
+    def __exit__(self, kind, error, traceback):
+        self._stop.set()
+        self._thread.join()
+        if kind is None:
+            done = self._ledger.poll()
+            self._progress.finish(done, self._details(done))
+
+    def _follow(self):
+        while not self._stop.wait(_SECONDS_BETWEEN_POLLS):
+            done = self._ledger.poll()
+            self._progress.update(done, self._details(done))
+
+    def _details(self, done):
+        return f"{done:,} of {self._total:,} samples, {done // self._per_image} of {self._num_images} images' worth"

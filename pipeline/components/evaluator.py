@@ -1,0 +1,144 @@
+"""Evaluator: certificates -> metrics, the blessing and the report."""
+
+import json
+
+import numpy as np
+
+from macer_tf import certificates as certificates_lib
+from macer_tf import evaluation, logs, noise
+from pipeline import certification
+from pipeline import examples as examples_lib
+from pipeline.artifacts import Artifact, write_text
+from pipeline.orchestrator import Component, Resolver, finished
+from pipeline.report import certification_report
+
+_NO_BASELINE = Artifact(None, "none")
+_COMPARABLE = ("sigma", "n0", "n", "alpha")
+
+
+def evaluate(execution):
+    """Evaluates the certificates, blesses the model or not, and writes report, figures and the field's log."""
+    settings = execution.parameters
+    output = execution.outputs["evaluation"]
+    examples = examples_lib.read(execution.inputs["examples"].path)
+    ids, votes, certified = certification.read(
+        execution.inputs["certificates"].path,
+        settings["sigma"],
+        settings["n0"],
+        settings["n"],
+        settings["alpha"],
+    )
+    labels = examples.labels["test"][ids]
+    logs.write(output / "certificates.tsv", certified, labels, ids)
+
+    paper = settings["paper"]
+    result = evaluation.evaluate(certified, labels, paper["radii"] if paper else _radii(settings))
+    difference = _paired_difference(execution.inputs["baseline"], ids, certified, labels)
+    reasons = _reasons_against(result, difference, settings["min_accuracy"] or 2 / examples.num_classes)
+    blessing = {
+        "blessed": not reasons,
+        "reasons": reasons,
+        "model": execution.inputs["model"].fingerprint,
+        "examples": execution.inputs["examples"].fingerprint,
+        "num_test_examples": len(ids),
+        **{name: settings[name] for name in _COMPARABLE},
+    }
+    write_text(output / "blessing.json", json.dumps(blessing, indent=1))
+    metrics = {
+        "num_images": result.num_images,
+        "image_set": _image_set(examples, ids),
+        **{name: settings[name] for name in _COMPARABLE},
+        "seed": settings["seed"],
+        "acr": result.acr,
+        "acr_standard_error": result.acr_standard_error,
+        "abstained": result.abstained,
+        "radii": result.radii,
+        "certified_accuracy": result.certified_accuracy,
+        "difference_to_last_blessed": difference,
+    }
+    write_text(output / "metrics.json", json.dumps(metrics, indent=1))
+
+    def noisy(position):
+        sample = noise.gaussian(examples.image_shape, settings["seed"], int(ids[position]), noise.ESTIMATION, 0, 2)
+        return examples.scaled("test", ids[position]) + settings["sigma"] * sample.numpy()
+
+    certification_report.write(
+        output,
+        metrics=metrics,
+        blessing=blessing,
+        plan=settings["plan"],
+        paper=paper,
+        correct_radii=evaluation.correct_radii(certified, labels),
+        certificates=certified,
+        votes=votes,
+        labels=labels,
+        class_names=examples.class_names,
+        image=lambda position: examples.scaled("test", ids[position]),
+        noisy=noisy,
+        history=np.genfromtxt(execution.inputs["model"].path / "history.csv", delimiter=",", names=True, ndmin=1),
+    )
+
+
+def latest_blessed(artifacts, settings, root):
+    """The evaluation of the model blessed last, other than this one, on the same images, noise level, n and alpha."""
+    for _, directory in finished(root, "Evaluator"):
+        path = directory / "evaluation"
+        blessing = json.loads((path / "blessing.json").read_text())
+        if (
+            blessing["blessed"]
+            and blessing["model"] != artifacts["model"].fingerprint
+            and blessing["examples"] == artifacts["examples"].fingerprint
+            and all(blessing[name] == settings[name] for name in _COMPARABLE)
+        ):
+            return Artifact.of(path)
+    return _NO_BASELINE
+
+
+def _radii(settings):
+    """Multiples of 0.25 up to the largest radius that n samples can certify, at most ten."""
+    largest = certificates_lib.max_radius(settings["sigma"], settings["n"], settings["alpha"])
+    return tuple(step / 4 for step in range(min(10, int(4 * largest) + 1)))
+
+
+def _image_set(examples, ids):
+    total = len(examples.labels["test"])
+    which = "" if len(ids) == total else f"{len(ids):,}, evenly spaced, of the "
+    return which + examples.descriptions["test"]
+
+
+def _paired_difference(baseline, ids, certified, labels):
+    """Mean difference of the certified radii to the baseline's on the same images, its standard error; or None."""
+    if baseline.path is None:
+        return None
+    before = logs.read(baseline.path / "certificates.tsv")
+    if not np.array_equal(before["idx"], ids):
+        return None
+    now = np.maximum(evaluation.correct_radii(certified, labels), 0)
+    mean, standard_error = evaluation.mean_and_standard_error(now - before["radius"] * before["correct"])
+    return {"mean": mean, "standard_error": standard_error, "baseline": str(baseline.path)}
+
+
+def _reasons_against(result, difference, min_accuracy):
+    """Why the model is not blessed; empty if it is."""
+    reasons = []
+    if not result.certified_accuracy[0] >= min_accuracy:
+        reasons.append(
+            f"certified accuracy at radius 0 is {result.certified_accuracy[0]:.3f}, below {min_accuracy:.3f}"
+        )
+    if difference and difference["mean"] < -2 * difference["standard_error"]:
+        reasons.append(
+            f"ACR is {-difference['mean']:.4f} ± {difference['standard_error']:.4f} below the last blessed model's "
+            f"on the same images"
+        )
+    return reasons
+
+
+LATEST_BLESSED = Resolver(output="baseline", resolve=latest_blessed)
+
+EVALUATOR = Component(
+    name="Evaluator",
+    inputs=("examples", "model", "certificates", "baseline"),
+    outputs=("evaluation",),
+    parameters=("sigma", "n0", "n", "alpha", "seed", "min_accuracy", "paper", "plan"),
+    execute=evaluate,
+)

@@ -1,0 +1,40 @@
+"""ExampleGen: a data set by its name -> checked examples."""
+
+import numpy as np
+
+from pipeline import datasets, examples
+from pipeline.errors import InputError
+from pipeline.orchestrator import Component
+
+
+def generate(execution):
+    """Loads both splits, checks them once more as later components will see them, and writes them."""
+    parameters = execution.parameters
+    dataset = datasets.load(**parameters, scratch=execution.scratch)
+    for name in ("train", "test"):
+        split = getattr(dataset, name)
+        check_split(split.images, split.labels, dataset.pixel_max, dataset.num_classes, f"{dataset.name}, {name}")
+    examples.write(dataset, execution.outputs["examples"])
+
+
+def check_split(images, labels, pixel_max, num_classes, name):
+    """Raises InputError unless the images are uint8 [N, H, W, C] up to pixel_max, with N labels below num_classes."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) == 0:
+        raise InputError(
+            f"{name}: images must be uint8 [N, H, W, 1 or 3]. Received: {images.dtype} {list(images.shape)}"
+        )
+    if labels.shape != (len(images),):
+        raise InputError(f"{name}: one label an image is needed. Received: {len(images)} images, {len(labels)} labels")
+    if images.max() > pixel_max:
+        raise InputError(f"{name}: pixels must lie in 0..{pixel_max}. Received: {images.max()}")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise InputError(f"{name}: labels must lie in 0..{num_classes - 1}. Received: {labels.min()}..{labels.max()}")
+
+
+EXAMPLE_GEN = Component(
+    name="ExampleGen",
+    inputs=(),
+    outputs=("examples",),
+    parameters=("dataset", "data_dir", "train_split", "test_split", "image_size"),
+    execute=generate,
+)

@@ -1,0 +1,55 @@
+"""InfraValidator: loads the SavedModel in a fresh process, as a server would, and runs it on test images."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+
+from pipeline import examples as examples_lib
+from pipeline.artifacts import write_text
+from pipeline.orchestrator import Component
+
+_NUM_IMAGES = 4
+_TIMEOUT_SECONDS = 600
+
+
+def validate(execution):
+    """Writes whether the model passed, the reason if it did not, and what it answered."""
+    examples = examples_lib.read(execution.inputs["examples"].path)
+    ids = examples_lib.evenly_spaced(len(examples.labels["test"]), _NUM_IMAGES)
+    images = execution.scratch / "images.npy"
+    np.save(images, examples.scaled("test", ids))
+    command = [sys.executable, "-m", "serving.validate", execution.inputs["saved_model"].path, images]
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+        problem = _problem(process, examples.num_classes)
+        answers = json.loads(process.stdout) if not problem else None
+    except subprocess.TimeoutExpired:
+        problem, answers = f"no answer within {_TIMEOUT_SECONDS} s", None
+    result = {"passed": not problem, "reason": problem, "image_ids": ids.tolist(), "answers": answers}
+    write_text(execution.outputs["infra_blessing"] / "infra_blessing.json", json.dumps(result, indent=1))
+
+
+def _problem(process, num_classes):
+    """Why the model does not pass, in one line; empty if it does."""
+    if process.returncode:
+        return (process.stderr.strip().splitlines() or ["the process died"])[-1]
+    answers = json.loads(process.stdout)
+    for prediction, radius, share in zip(
+        answers["predicted_class"], answers["radius"], answers["vote_share"], strict=True
+    ):
+        abstained = prediction == -1 and radius == 0
+        certified = 0 <= prediction < num_classes and radius >= 0 and share > 0.5
+        if not (abstained or certified):
+            return f"impossible answer: class {prediction}, radius {radius}, vote share {share}"
+    return ""
+
+
+INFRA_VALIDATOR = Component(
+    name="InfraValidator",
+    inputs=("saved_model", "examples"),
+    outputs=("infra_blessing",),
+    parameters=(),
+    execute=validate,
+)

@@ -1,0 +1,36 @@
+"""Pusher: moves a blessed and validated SavedModel to where the model server looks."""
+
+import json
+from pathlib import Path
+
+from pipeline.artifacts import write_text
+from pipeline.errors import InputError
+from pipeline.orchestrator import Component
+from serving.publish import publish
+
+
+def push(execution):
+    """Publishes the model as the next version, or writes down why not."""
+    blessing = json.loads((execution.inputs["evaluation"].path / "blessing.json").read_text())
+    infra = json.loads((execution.inputs["infra_blessing"].path / "infra_blessing.json").read_text())
+    reasons = [] if blessing["blessed"] else ["not blessed: " + "; ".join(blessing["reasons"])]
+    if not infra["passed"]:
+        reasons.append(f"failed in a fresh process: {infra['reason']}")
+    pushed_to = None
+    if not reasons:
+        base = Path(execution.parameters["push_dir"])
+        try:
+            pushed_to = str(publish(execution.inputs["saved_model"].path, base))
+        except OSError as error:
+            raise InputError(f"Cannot push to {base} ({error.strerror}); give another one by --push_dir.") from None
+    result = {"pushed_to": pushed_to, "reasons": reasons}
+    write_text(execution.outputs["push"] / "push.json", json.dumps(result, indent=1))
+
+
+PUSHER = Component(
+    name="Pusher",
+    inputs=("saved_model", "evaluation", "infra_blessing"),
+    outputs=("push",),
+    parameters=("push_dir",),
+    execute=push,
+)

@@ -1,0 +1,81 @@
+"""What a run prints: live progress with the time left, and plain tables."""
+
+import os
+import sys
+import time
+
+_SECONDS_BETWEEN_LINES = 15
+
+
+def import_tensorflow():
+    """Imports TensorFlow without the page that its C++ side writes to stderr before its log level counts."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+class Progress:
+    """One line that says how far a long job is and how long it will still take.
+
+    On a terminal the line is redrawn in place; elsewhere a new one is printed every 15 seconds.
+
+    Args:
+        title: what is being done.
+        total: the amount of work, in any unit.
+        done: how much of it an earlier run did; it does not count towards the speed.
+    """
+
+    def __init__(self, title, total, done=0):
+        self._title, self._total, self._first = title, total, done
+        self._started = self._printed = time.monotonic()
+        self._live = sys.stdout.isatty()
+
+    def update(self, done, details=""):
+        """Shows that `done` of the total is done; `details` is appended."""
+        now = time.monotonic()
+        if now - self._printed < (0.2 if self._live else _SECONDS_BETWEEN_LINES):
+            return
+        self._printed = now
+        self._print(done, details, end="" if self._live else "\n")
+
+    def finish(self, done, details=""):
+        """Prints the last state for good."""
+        self._print(done, details, end="\n")
+
+    def _print(self, done, details, end):
+        elapsed = time.monotonic() - self._started
+        line = f"  {self._title}: {100 * done / self._total:3.0f} %"
+        if done >= self._total:
+            line += f", took {duration(elapsed)}"
+        elif done > self._first:
+            line += f", {duration(elapsed * (self._total - done) / (done - self._first))} left"
+        line += f" · {details}" if details else ""
+        print(f"\r\x1b[K{line}" if self._live else line, end=end, flush=True)
+
+
+def duration(seconds):
+    """Seconds in words: 45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    if seconds < 86400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
+
+
+def table(header, rows):
+    """Rows of text, set in columns under a header; the first column to the left, the others to the right."""
+    widths = [max(len(str(row[i])) for row in (header, *rows)) for i in range(len(header))]
+    lines = []
+    for row in (header, ["-" * width for width in widths], *rows):
+        cells = [str(cell).rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([str(row[0]).ljust(widths[0]), *cells[1:]]))
+    return "\n".join(lines)

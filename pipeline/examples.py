@@ -1,0 +1,74 @@
+"""The examples artifact: what ExampleGen writes and every later component reads."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.artifacts import write_text
+
+_SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images and labels of both splits, memory-mapped.
+
+    Attributes:
+        images, labels: split name -> uint8 [N, H, W, C] and int64 [N].
+        descriptions: split name -> what the images are, in words.
+        pixel_max: a pixel in [0, 1] is image / pixel_max.
+        class_names: one an class.
+    """
+
+    images: dict
+    labels: dict
+    descriptions: dict
+    pixel_max: int
+    class_names: tuple
+
+    @property
+    def num_classes(self):
+        return len(self.class_names)
+
+    @property
+    def image_shape(self):
+        return self.images["train"].shape[1:]
+
+    def scaled(self, split, ids):
+        """float32 [len(ids), H, W, C] in [0, 1]."""
+        return self.images[split][ids].astype(np.float32) / np.float32(self.pixel_max)
+
+
+def write(dataset, directory):
+    """Writes a `datasets.Dataset` as an examples artifact."""
+    for name in _SPLITS:
+        split = getattr(dataset, name)
+        np.save(directory / f"{name}_images.npy", split.images)
+        np.save(directory / f"{name}_labels.npy", split.labels)
+    about = {
+        "dataset": dataset.name,
+        "descriptions": {name: getattr(dataset, name).description for name in _SPLITS},
+        "pixel_max": dataset.pixel_max,
+        "class_names": list(dataset.class_names),
+    }
+    write_text(directory / "examples.json", json.dumps(about, indent=1))
+
+
+def read(directory):
+    """The `Examples` in an artifact's directory."""
+    about = json.loads((directory / "examples.json").read_text())
+    return Examples(
+        images={name: np.load(directory / f"{name}_images.npy", mmap_mode="r") for name in _SPLITS},
+        labels={name: np.load(directory / f"{name}_labels.npy") for name in _SPLITS},
+        descriptions=about["descriptions"],
+        pixel_max=about["pixel_max"],
+        class_names=tuple(about["class_names"]),
+    )
+
+
+def evenly_spaced(total, count):
+    """Indices of `count` of `total` examples, evenly spread; all of them if count is None or too large."""
+    if count is None or count >= total:
+        return np.arange(total)
+    return np.arange(count) * total // count

@@ -1,0 +1,202 @@
+"""Runs components in order, each in a directory of its own, and skips those that were run before.
+
+A component declares, as in TFX, which artifacts it reads, which it makes and which parameters it depends on. The
+fingerprint of all three names its directory, `<root>/<component>-<fingerprint>`. Until it is finished the directory is
+called `….unfinished`; a rename, after everything is flushed, is what makes it count.
+"""
+
+import contextlib
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import macer_tf
+from pipeline.artifacts import Artifact, fingerprint, finish_directory, write_text
+from pipeline.console import duration
+from pipeline.errors import InputError
+
+_RECORD = "execution.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Component:
+    """A step of the pipeline: its declaration, and the function that carries it out.
+
+    Attributes:
+        name: in TFX's vocabulary, e.g. "Trainer".
+        inputs: names of the artifacts it reads, made by components before it.
+        outputs: names of the artifacts it makes, each a directory.
+        parameters: names of the settings it depends on, and no others.
+        execute: called with an `Execution`.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parameters: tuple[str, ...]
+    execute: Callable
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """Looks up, in every run, an artifact that an earlier run made (TFX's Resolver); it makes nothing itself.
+
+    Attributes:
+        output: name of the artifact.
+        resolve: called with (name -> `Artifact` so far, settings, root); returns an `Artifact`.
+    """
+
+    output: str
+    resolve: Callable
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What a component's function gets.
+
+    Attributes:
+        inputs: name -> `Artifact`, finished.
+        outputs: name -> empty directory to fill.
+        parameters: the declared ones.
+        root: the pipeline root.
+        scratch: directory that outlives a kill: the next attempt at the same execution finds it as it was left.
+        num_workers: how many threads to use; changes no result.
+    """
+
+    inputs: dict
+    outputs: dict
+    parameters: dict
+    root: Path
+    scratch: Path
+    num_workers: int
+
+
+def run(components, settings, root, num_workers):
+    """Runs components in order, saying so.
+
+    Args:
+        components: `Component`s and `Resolver`s; each reads artifacts made before it.
+        settings: name -> JSON value; components pick the parameters they declare.
+        root: `Path` of the pipeline root, which exists.
+        num_workers: see `Execution`.
+
+    Returns:
+        name -> `Artifact`, all of them.
+
+    Raises:
+        InputError: if a finished directory of this root was changed or is not ours.
+    """
+    artifacts = {}
+    for component in components:
+        if isinstance(component, Resolver):
+            artifacts[component.output] = component.resolve(artifacts, settings, root)
+            continue
+        inputs = {name: artifacts[name] for name in component.inputs}
+        parameters = {name: settings[name] for name in component.parameters}
+        declaration = {
+            "component": component.name,
+            "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
+            "outputs": list(component.outputs),
+            "parameters": parameters,
+            "version": macer_tf.__version__,
+        }
+        directory = root / f"{component.name}-{fingerprint(declaration)[:16]}"
+        if directory.exists():
+            print(f"{component.name:<15} cached in {directory}", flush=True)
+        else:
+            print(f"{component.name:<15} running", flush=True)
+            execution = _prepare(component, inputs, parameters, directory, root, num_workers)
+            seconds = _execute(component, execution, declaration, directory)
+            print(f"{component.name:<15} done in {duration(seconds)}: {directory}", flush=True)
+        artifacts.update(_finished_outputs(component, declaration, directory))
+    return artifacts
+
+
+def finished(root, name):
+    """(record, directory) of every finished execution of the component `name` under root, the latest first."""
+    found = []
+    for directory in root.glob(f"{name}-*"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append((json.loads((directory / _RECORD).read_text()), directory))
+    return sorted(found, key=lambda entry: entry[0]["finished_at"], reverse=True)
+
+
+@contextlib.contextmanager
+def locked(root):
+    """Holds the root for one run at a time; the lock goes with the process, however it ends.
+
+    Raises:
+        InputError: if the root cannot be written, or another run holds it.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = open(root / ".lock", "a")  # noqa: SIM115 (held open as long as the lock)
+    except OSError as error:
+        raise InputError(
+            f"Cannot write to the pipeline root {root} ({error.strerror}); give another one by --pipeline_root."
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(
+                f"Another run is at work in {root}; wait for it, or give another --pipeline_root."
+            ) from None
+        yield
+
+
+def _prepare(component, inputs, parameters, directory, root, num_workers):
+    unfinished = _unfinished(directory)
+    outputs = {name: unfinished / name for name in component.outputs}
+    for path in outputs.values():
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+    scratch = unfinished / "scratch"
+    scratch.mkdir(exist_ok=True)
+    return Execution(inputs, outputs, parameters, root, scratch, num_workers)
+
+
+def _execute(component, execution, declaration, directory):
+    started = time.time()
+    component.execute(execution)
+    shutil.rmtree(execution.scratch)
+    record = {
+        "format": _FORMAT,
+        **declaration,
+        "output_fingerprints": {name: Artifact.of(path).fingerprint for name, path in execution.outputs.items()},
+        "started_at": started,
+        "finished_at": time.time(),
+    }
+    write_text(_unfinished(directory) / _RECORD, json.dumps(record, indent=1))
+    finish_directory(_unfinished(directory), directory)
+    return record["finished_at"] - started
+
+
+def _unfinished(directory):
+    return directory.with_name(directory.name + ".unfinished")
+
+
+def _finished_outputs(component, declaration, directory):
+    try:
+        record = json.loads((directory / _RECORD).read_text())
+    except (OSError, ValueError):
+        record = {}
+    if not isinstance(record, dict) or {key: record.get(key) for key in declaration} != json.loads(
+        json.dumps(declaration)
+    ):
+        raise InputError(
+            f"{directory} is not a finished {component.name} execution of this pipeline (its {_RECORD} is missing, "
+            "damaged or of another run); delete that directory, or give another --pipeline_root."
+        )
+    artifacts = {name: Artifact.of(directory / name) for name in component.outputs}
+    for name, artifact in artifacts.items():
+        if artifact.fingerprint != record["output_fingerprints"][name]:
+            raise InputError(
+                f"{artifact.path} was changed or damaged after it was finished; delete {directory} to make it again."
+            )
+    return artifacts

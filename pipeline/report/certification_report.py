@@ -1,0 +1,150 @@
+"""The certification report: figures and the page, put together from an evaluation."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from macer_tf.certificates import ABSTAIN
+from pipeline.artifacts import write_text
+from pipeline.report import figures, page
+
+FILE_NAME = "report.html"
+
+_NOTES = (
+    "Each certificate holds with probability at least 1 - alpha over the noise, image by image: the smoothed "
+    "classifier returns the same class everywhere within the certified l2 radius (Cohen et al. 2019). Of 1,000 "
+    "certificates at alpha = 0.001, one false one is to be expected at most.",
+    "The guarantee is about the smoothed classifier at this sigma, not about the network by itself, and about l2 "
+    "perturbations of images in [0, 1]; radii are in those pixel units. It says nothing about other changes (rotation, "
+    "blur) nor about whether the class is right.",
+    "ACR grows with n: never compare it across n, alpha or image sets.",
+)
+
+
+def write(
+    directory, *, metrics, blessing, plan, paper, correct_radii, certificates, votes, labels, class_names, image,
+    noisy, history,
+):  # fmt: skip
+    """Writes report.html and its figures as PNG into `directory`.
+
+    Args:
+        metrics, blessing: what the Evaluator writes as JSON.
+        plan: group -> list of [name, value in words, meaning], the run's settings.
+        paper: a `presets.PaperRow` as a dictionary, or None.
+        correct_radii: float64 [images], -1 where wrong or abstained.
+        certificates, votes: of the images.
+        labels: int64 [images].
+        class_names: one a class.
+        image, noisy: functions of an image's position: its pixels [H, W, C], and noisy copies of it [copies, H, W, C].
+        history: structured array, one row an epoch.
+    """
+    settings = {name: value for group in plan.values() for name, value, _ in group}
+    name = f"{settings['dataset']}, sigma = {metrics['sigma']:g}"
+    acr = f"{metrics['acr']:.3f} ± {metrics['acr_standard_error']:.3f}"
+    ours = page.MetricRow(f"This model ({name})", metrics["certified_accuracy"], acr)
+    rows, paper_curve = [ours], None
+    if paper:
+        label = f"{paper['name']}, Table {paper['table']}"
+        rows.append(
+            page.MetricRow(label, paper["certified_accuracy"], f"{paper['acr']:.3f}", paper_caveat=paper["image_set"])
+        )
+        paper_curve = SimpleNamespace(**paper)
+    correct = certificates.predictions == labels
+    ceiling = certificates.alpha ** (1 / certificates.n)
+    drawn = {
+        "radius_accuracy": figures.radius_accuracy(correct_radii, paper_curve, label=f"MACER, {name}"),
+        "p_a": figures.p_a_distribution(certificates.p_lower, correct, ceiling=ceiling),
+        "training": figures.training_curves({name: np.atleast_1d(history[name]) for name in history.dtype.names}),
+        "examples": figures.example_gallery(
+            [
+                _example(position, certificates, votes, labels, class_names, image, noisy)
+                for position in _gallery_positions(certificates.predictions, labels, certificates.radii)
+            ]
+        ),
+    }
+    pictures = {name: figures.save_png(figure) for name, figure in drawn.items()}
+    for figure_name, picture in pictures.items():
+        (directory / f"{figure_name}.png").write_bytes(picture)
+
+    def panel(figure_name, heading, caption, alt):
+        return page.PageFigure(figure_name, heading, caption, pictures[figure_name], alt)
+
+    verdict = "Blessed" if blessing["blessed"] else "Not blessed"
+    html = page.render(
+        title=f"Certification report: {name}",
+        summary=[
+            page.Fact("Average certified radius (ACR)", acr, ("± one standard error", metrics["image_set"])),
+            page.Fact("Certified accuracy at radius 0", f"{metrics['certified_accuracy'][0]:.3f}"),
+            page.Fact("Abstained", f"{metrics['abstained']:.3f}", ("fraction of the images",)),
+            page.Fact(
+                "Samples per image, n",
+                f"{metrics['n']:,}",
+                (f"after n0 = {metrics['n0']:,} to choose a class",),
+            ),
+            page.Fact("Failure probability, alpha", f"{metrics['alpha']:g}", ("for each image",)),
+            page.Fact("Verdict", verdict, tuple(blessing["reasons"] or _praise(metrics))),
+        ],
+        settings={group: [page.Setting(*entry) for entry in entries] for group, entries in plan.items()},
+        metrics=page.MetricsTable(metrics["radii"], tuple(rows)),
+        figures=[
+            panel(
+                "radius_accuracy",
+                "Certified accuracy by radius",
+                "Share of the images whose certified class is their label, at each l2 radius or beyond. The area under "
+                "the curve is the ACR."
+                + (" Markers are the numbers reported in the paper, on its own images." if paper else ""),
+                f"Curve of certified accuracy, from {metrics['certified_accuracy'][0]:.2f} at radius 0.",
+            ),
+            panel(
+                "p_a",
+                "How sure the votes are",
+                "Lower bound on the probability of each image's class. Left of 1/2 the classifier abstains; the dashed "
+                "line at the right is the highest bound that n samples can give.",
+                "Histogram of the lower bounds, correct and not correct images apart.",
+            ),
+            panel("training", "Training", "Each epoch's means over the training images.", "Training curves."),
+            panel(
+                "examples",
+                "Examples",
+                "Images, two of the noisy copies that were voted on, the label, and what is certified.",
+                "Grid of example images with noisy copies, predicted class and certified radius.",
+            ),
+        ],
+        notes=list(_NOTES),
+    )
+    write_text(directory / FILE_NAME, html)
+
+
+def _example(position, certificates, votes, labels, class_names, image, noisy):
+    prediction = certificates.predictions[position]
+    certified = prediction != ABSTAIN
+    share = votes.estimation[position, certificates.selected[position]] / certificates.n
+    return SimpleNamespace(
+        image=image(position),
+        noisy=list(noisy(position)),
+        label=class_names[labels[position]],
+        prediction=class_names[prediction] if certified else figures.ABSTAIN,
+        radius=float(certificates.radii[position]) if certified else None,
+        vote_share=float(share),
+    )
+
+
+def _gallery_positions(predictions, labels, radii):
+    """Up to eight images: the largest, middle and smallest correct radii, then wrong and abstained ones."""
+    by_radius = np.flatnonzero(predictions == labels)
+    by_radius = by_radius[np.argsort(-radii[by_radius], kind="stable")]
+    wrong = np.flatnonzero((predictions != labels) & (predictions != ABSTAIN))[:2]
+    abstained = np.flatnonzero(predictions == ABSTAIN)[:2]
+    room = figures.MAX_EXAMPLES - len(wrong) - len(abstained)
+    spread = np.unique(np.linspace(0, len(by_radius) - 1, min(room, len(by_radius))).round().astype(int))
+    return [*by_radius[spread], *wrong, *abstained]
+
+
+def _praise(metrics):
+    difference = metrics["difference_to_last_blessed"]
+    if difference is None:
+        return ("above the accuracy threshold; no comparable model was blessed before",)
+    return (
+        "above the accuracy threshold",
+        f"ACR {difference['mean']:+.4f} ± {difference['standard_error']:.4f} against the last blessed model",
+    )

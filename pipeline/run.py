@@ -1,0 +1,114 @@
+"""The whole job: python -m pipeline.run --dataset svhn
+
+Trains with MACER, certifies on Beam, evaluates, validates and pushes. The same command again finds everything cached;
+after a kill it goes on from where it was.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from pipeline import console, orchestrator
+from pipeline import settings as settings_lib
+from pipeline.errors import InputError
+
+
+def main(arguments=None):
+    """Runs the pipeline. Returns the exit status: 0, 1 if a component failed, 2 for bad input, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # For this process and the ones it starts: nothing of TensorFlow's C++ log.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Beam warns of cloud clients that are not installed.
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        settings, preset = settings_lib.parse(arguments)
+        root = Path(settings["pipeline_root"])
+        with orchestrator.locked(root):
+            _run(settings, preset, root)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. What was finished is kept; run the same command again to go on.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        log = root / "error.log"
+        log.write_text(traceback.format_exc())
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        print(f"error: {type(error).__name__}: {first_line} (details: {log})", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(settings, preset, root):
+    plan = settings_lib.plan(settings)
+    _print_plan(plan, settings, preset)
+    # Only now, so that --help and a typo do not wait for TensorFlow.
+    console.import_tensorflow()
+    from pipeline.components.certifier import CERTIFIER
+    from pipeline.components.evaluator import EVALUATOR, LATEST_BLESSED
+    from pipeline.components.example_gen import EXAMPLE_GEN
+    from pipeline.components.exporter import EXPORTER
+    from pipeline.components.infra_validator import INFRA_VALIDATOR
+    from pipeline.components.pusher import PUSHER
+    from pipeline.components.trainer import TRAINER
+
+    components = (
+        EXAMPLE_GEN, TRAINER, CERTIFIER, LATEST_BLESSED, EVALUATOR, EXPORTER, INFRA_VALIDATOR, PUSHER
+    )  # fmt: skip
+    settings = {**settings, "plan": plan, "paper": _paper_row(settings, preset)}
+    artifacts = orchestrator.run(components, settings, root, settings["num_workers"])
+    _print_results(artifacts, settings["paper"])
+
+
+def _paper_row(settings, preset):
+    """The paper's row, as JSON values, if this run trains what the paper's row was trained from."""
+    return None if preset.paper is None else json.loads(json.dumps(dataclasses.asdict(preset.paper)))
+
+
+def _print_plan(plan, settings, preset):
+    print(f"MACER on {settings['dataset']}, preset {preset.name}, in {settings['pipeline_root']}")
+    for group, entries in plan.items():
+        print(f"  {group}: " + ", ".join(f"{name}={value}" for name, value, _ in entries))
+    print(flush=True)
+
+
+def _print_results(artifacts, paper):
+    evaluation = artifacts["evaluation"].path
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    rows = [
+        ["this model", *(f"{accuracy:.3f}" for accuracy in metrics["certified_accuracy"]),
+         f"{metrics['acr']:.4f} ± {metrics['acr_standard_error']:.4f}"]
+    ]  # fmt: skip
+    if paper:
+        rows.append(
+            [f"paper's {paper['name']} *", *(f"{accuracy:.2f}" for accuracy in paper["certified_accuracy"]),
+             f"{paper['acr']:.3f}"]
+        )  # fmt: skip
+    print("\nCertified accuracy at l2 radius, and average certified radius (ACR ± standard error)")
+    print(console.table(["radius", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"], rows))
+    print(
+        f"n={metrics['n']:,}, n0={metrics['n0']:,}, alpha={metrics['alpha']:g}, sigma={metrics['sigma']:g}; "
+        f"{metrics['num_images']:,} images: {metrics['image_set']}; {100 * metrics['abstained']:.1f} % abstained"
+    )
+    if paper:
+        print(f"* as reported, at n=100,000 and alpha=0.001; {paper['image_set']}")
+    push = json.loads((artifacts["push"].path / "push.json").read_text())
+    print(f"\nReport: {evaluation / 'report.html'}")
+    if push["pushed_to"] is None:
+        print(f"Not pushed: {'; '.join(push['reasons'])}")
+    elif Path(push["pushed_to"]).is_dir():
+        print(f"Pushed model: {push['pushed_to']}")
+    else:
+        print(
+            f"Pushed model: it was {push['pushed_to']}, which is gone; delete {artifacts['push'].path.parent} and run "
+            "again to push it again"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

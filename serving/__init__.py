@@ -1,0 +1,1 @@
+"""Serving: a smoothed classifier as a SavedModel."""
