@@ -17,6 +17,7 @@ lint: $(VENV)/development
 
 # A stamp is written only after pip has succeeded, so an interrupted installation is taken up again.
 $(VENV)/runtime: requirements.txt
+	@echo "Installing the requirements into $(VENV): about 3 GB, some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@

@@ -52,8 +52,8 @@ def certify(votes, sigma, alpha):
         ValueError: if alpha or sigma is out of range, the images' numbers of samples differ or are 0, or n is so
             small that no image could ever be certified.
     """
-    if not sigma > 0:
-        raise ValueError(f"sigma must be above 0. Received: sigma={sigma}")
+    if not 0 < sigma < np.inf:
+        raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
     n0, n = _same(votes.n0, "n0"), _same(votes.n, "n")
     check_can_certify(n, alpha)
     selected = votes.selection.argmax(axis=1)
@@ -86,8 +86,11 @@ def predict(counts, alpha):
         int64 [images], a class or ABSTAIN, and float64 [images], the p-values.
 
     Raises:
-        ValueError: if alpha is out of range, or n is so small that every image would be abstained on.
+        ValueError: if alpha is out of range, there are fewer than two classes, the images' numbers of samples differ,
+            or n is so small that every image would be abstained on.
     """
+    if counts.shape[1] < 2:
+        raise ValueError(f"PREDICT needs counts [images, classes], 2 classes or more. Received: {counts.shape}")
     check_can_predict(_same(counts.sum(axis=1), "n"), alpha)
     order = np.argsort(-counts, axis=1, kind="stable")[:, :2]
     top, runner_up = np.take_along_axis(counts, order, axis=1).T

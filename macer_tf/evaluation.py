@@ -36,7 +36,9 @@ def correct_radii(certificates, labels):
     labels = np.asarray(labels)
     if labels.shape != certificates.predictions.shape:
         raise ValueError(f"One label an image is needed. Received: {labels.shape} for {certificates.predictions.shape}")
-    return np.where(certificates.predictions == labels, certificates.radii, -1.0)
+    # Data without labels is often labelled -1, which is what abstaining is called.
+    correct = (certificates.predictions == labels) & (certificates.predictions != ABSTAIN)
+    return np.where(correct, certificates.radii, -1.0)
 
 
 def evaluate(certificates, labels, radii):

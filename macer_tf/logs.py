@@ -4,6 +4,8 @@ import csv
 
 import numpy as np
 
+from macer_tf.certificates import ABSTAIN
+
 HEADER = ("idx", "label", "predict", "radius", "correct", "time")
 
 
@@ -29,7 +31,7 @@ def write(path, certificates, labels, ids):
                     int(label),
                     int(prediction),
                     repr(float(radius)),
-                    int(prediction == label),
+                    int(prediction == label and prediction != ABSTAIN),
                     "nan",
                 ]
             )

@@ -96,8 +96,8 @@ class MACERModel(keras.Model):
     def compile(self, optimizer="rmsprop", loss=None, *, jit_compile=False, **kwargs):
         """As `keras.Model.compile`, without a loss, which is Eq. (17).
 
-        `jit_compile` is off unless asked for: on a CPU, XLA makes this training step several times slower. XLA also
-        drops the checks of each batch's pixels and labels.
+        `jit_compile` is off unless it is True ("auto" is off): on a CPU, XLA makes this training step several times
+        slower. XLA also drops the checks of each batch's pixels and labels.
 
         Raises:
             ValueError: if a loss is given, or `jit_compile=True` where it cannot work.
@@ -113,7 +113,7 @@ class MACERModel(keras.Model):
             raise ValueError(
                 "jit_compile=True does not work under a distribution strategy with several replicas; leave it out."
             )
-        super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile, **kwargs)
+        super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile is True, **kwargs)
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -185,14 +185,19 @@ class MACERModel(keras.Model):
 
     def _loss_terms(self, images, labels, weights, present, training):
         """Weighted per-example losses [batch] (Eq. 17 plus regularisation), and the terms they are made of."""
-        noisy = noise_lib.noisy_copies(images, self.draw_noise(images))
+        pixels_ok = tf.reduce_all((images >= 0) & (images <= 1))
+        # Before the classifier sees them: a NaN would stay in its batch norm's moving averages.
+        with tf.control_dependencies([_batch_check(pixels_ok, "pixels must lie in [0, 1]; scale the images first.")]):
+            noisy = noise_lib.noisy_copies(images, self.draw_noise(images))
         logits = self.classifier(noisy, training=training)
         if logits.shape.rank != 2:
             raise ValueError(
                 f"The classifier must return logits [batch, classes]. Received: output shape {tuple(logits.shape)}"
             )
         num_classes = logits.shape[-1]
-        with tf.control_dependencies(_batch_checks(images, labels, num_classes)):
+        labels_ok = tf.reduce_all((labels >= 0) & (labels < num_classes))
+        message = f"labels must lie in 0..{num_classes - 1}, the classifier has {num_classes} outputs."
+        with tf.control_dependencies([_batch_check(labels_ok, message)]):
             logits = tf.reshape(tf.cast(logits, tf.float32), [-1, self.num_samples, num_classes])
         terms = objective.macer_terms(logits, labels, self.sigma, self.gamma, self.beta)
         losses = weights * (terms.classification + self._lam * terms.robustness)
@@ -247,17 +252,9 @@ def _sum_over_replicas(value):
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
-def _batch_checks(images, labels, num_classes):
-    """Assertions whose messages hold no data of the batch."""
-    pixels_ok = tf.reduce_all((images >= 0) & (images <= 1))
-    labels_ok = tf.reduce_all((labels >= 0) & (labels < num_classes))
-    return [
-        tf.debugging.Assert(pixels_ok, [_BAD_BATCH + "pixels must lie in [0, 1]; scale the images first."]),
-        tf.debugging.Assert(
-            labels_ok,
-            [_BAD_BATCH + f"labels must lie in 0..{num_classes - 1}, the classifier has {num_classes} outputs."],
-        ),
-    ]
+def _batch_check(condition, message):
+    """An assertion whose message holds no data of the batch."""
+    return tf.debugging.Assert(condition, [_BAD_BATCH + message])
 
 
 @contextlib.contextmanager

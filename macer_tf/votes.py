@@ -48,4 +48,10 @@ class Votes:
         return self.estimation.sum(axis=1)
 
     def __add__(self, other):
+        if self.selection.shape != other.selection.shape:
+            # NumPy would broadcast one image's votes over all the others.
+            raise ValueError(
+                f"Votes add up for the same images and classes. Received: {self.selection.shape} and "
+                f"{other.selection.shape}"
+            )
         return Votes(self.selection + other.selection, self.estimation + other.estimation)

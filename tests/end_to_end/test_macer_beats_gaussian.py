@@ -1,0 +1,27 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run(root, *flags):
+    command = [sys.executable, "-m", "pipeline.run", "--dataset", "digits", "--n", "2000", "--pipeline_root", root]
+    process = subprocess.run([*command, *flags], cwd=REPOSITORY, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.mark.slow
+def test_macer_beats_gaussian_training_on_the_same_digits(tmp_path):
+    """Same network, seed, epochs and images: the paired difference of ACR is beyond two standard errors."""
+    run(tmp_path)
+    printed = run(tmp_path, "--lam", "0", "--num_samples", "1")
+    metrics = [json.loads(path.read_text()) for path in tmp_path.glob("Evaluator-*/evaluation/metrics.json")]
+    (difference,) = [m["difference_to_last_blessed"] for m in metrics if m["difference_to_last_blessed"]]
+    assert difference["mean"] < -2 * difference["standard_error"]
+    assert "Not pushed: not blessed: ACR is" in printed
+    assert len(list(tmp_path.glob("serving/digits-0.25/*"))) == 1
