@@ -97,7 +97,7 @@ class MACERModel(keras.Model):
         """As `keras.Model.compile`, without a loss, which is Eq. (17).
 
         `jit_compile` is off unless it is True ("auto" is off): on a CPU, XLA makes this training step several times
-        slower. XLA also drops the checks of each batch's pixels and labels.
+        slower. XLA also drops the checks of each batch's pixels and labels, and draws other noise from the same seed.
 
         Raises:
             ValueError: if a loss is given, or `jit_compile=True` where it cannot work.
@@ -194,6 +194,9 @@ class MACERModel(keras.Model):
             raise ValueError(
                 f"The classifier must return logits [batch, classes]. Received: output shape {tuple(logits.shape)}"
             )
+        if not self.built:
+            # A subclassed classifier is built by its first call; an unbuilt model would be saved without the rest.
+            self.build(images.shape)
         num_classes = logits.shape[-1]
         labels_ok = tf.reduce_all((labels >= 0) & (labels < num_classes))
         message = f"labels must lie in 0..{num_classes - 1}, the classifier has {num_classes} outputs."

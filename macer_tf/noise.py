@@ -2,7 +2,8 @@
 
 Philox is a counter-based generator: block i of its output is a function of the key and of (counter + i) alone. Each
 noise sample takes a whole number of blocks, so sample j of an image is read from the counter's position
-j * blocks, whichever batch, worker or run asks for it.
+j * blocks, whichever batch, worker or run asks for it. This is so for TensorFlow's own kernels: XLA makes other normals
+of the same bits, so don't compile what draws noise with `jit_compile=True`.
 """
 
 import math

@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from macer_tf import noise
 from macer_tf.certificates import ABSTAIN, check_can_certify
+from macer_tf.smoothing import count_block, default_micro_batch
 
 _BISECTIONS = 60
 # Above the error of 60 bisections of float64 `betainc` against SciPy for n up to 1e6: the bound must not overstate.
@@ -19,18 +20,17 @@ class SmoothedSignature(tf.Module):
     Args:
         classifier: a built Keras model, images [batch, H, W, C] -> [batch, classes].
         sigma, n0, n, alpha: see `SmoothedClassifier.certify`; fixed at export.
-        micro_batch: noisy copies in one forward pass.
 
     Raises:
-        ValueError: if n and alpha could never certify an image.
+        ValueError: if n and alpha could never certify an image, or the classifier has fewer than two classes.
     """
 
-    def __init__(self, classifier, sigma, n0, n, alpha, micro_batch=500):
+    def __init__(self, classifier, sigma, n0, n, alpha):
         super().__init__()
         check_can_certify(n, alpha)
-        self._sigma, self._n0, self._n, self._alpha, self._micro_batch = sigma, n0, n, alpha, micro_batch
+        self._sigma, self._n0, self._n, self._alpha = sigma, n0, n, alpha
         # A Keras model that is tracked here loads in Python and fails in C++; its plain variables do not.
-        self._classifier = lambda images: classifier(images, training=False)
+        self._classifier = lambda images, training: classifier(images, training=training)
         self.model_variables = [variable.value for variable in classifier.variables]
         self._image_shape = tuple(classifier.input_shape[1:])
         self._num_classes = classifier.output_shape[-1]
@@ -69,15 +69,13 @@ class SmoothedSignature(tf.Module):
     def _count(self, image, seed, example_id, stream, samples):
         """int64 [classes], adding up to `samples`."""
 
+        micro_batch = default_micro_batch(self._image_shape)
+
         def add_block(start, counts):
-            size = tf.minimum(samples - start, self._micro_batch)
-            noisy = image + self._sigma * noise.gaussian(self._image_shape, seed, example_id, stream, start, size)
-            outputs = self._classifier(noisy)
-            finite = tf.reduce_all(tf.math.is_finite(outputs))
+            size = tf.minimum(samples - start, micro_batch)
+            block, finite = count_block(self._classifier, image, self._sigma, seed, example_id, stream, start, size)
             with tf.control_dependencies([tf.debugging.Assert(finite, ["the classifier returned NaN or infinity"])]):
-                classes = tf.argmax(outputs, axis=-1)
-            block = tf.math.bincount(classes, minlength=self._num_classes, maxlength=self._num_classes, dtype=tf.int64)
-            return start + size, counts + block
+                return start + size, counts + block
 
         _, counts = tf.while_loop(
             lambda start, counts: start < samples,

@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Without this, TensorFlow and Beam each announce themselves on stderr in every subprocess.
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import pytest
 

@@ -45,7 +45,7 @@ def test_radii_are_rounded_down():
 
 def test_answers_agree_with_the_exact_probability_of_a_linear_classifier():
     # The class probability is known: p_0 = Phi((sum + bias) / (sigma * |w|)) with |w| = 2.
-    signature = SmoothedSignature(linear_classifier(bias=-1.0), SIGMA, n0=50, n=4000, alpha=0.001, micro_batch=700)
+    signature = SmoothedSignature(linear_classifier(bias=-1.0), SIGMA, n0=50, n=4000, alpha=0.001)
     values = (0.0, 0.15, 0.25, 0.5, 0.9)
     answers = {name: tensor.numpy() for name, tensor in signature.certify(constant_images(*values)).items()}
     p_0 = stats.norm.cdf((4 * np.array(values) - 1) / (2 * SIGMA))
@@ -109,3 +109,11 @@ def test_an_empty_batch_has_empty_answers():
 def test_n_that_can_never_certify_is_refused():
     with pytest.raises(ValueError, match="n must be at least 10"):
         SmoothedSignature(linear_classifier(), SIGMA, n0=10, n=9, alpha=0.001)
+
+
+def test_a_classifier_of_one_class_is_refused():
+    # Its largest output is always class 0: it would certify everything.
+    inputs = keras.Input((2, 2, 1))
+    single = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(inputs)))
+    with pytest.raises(ValueError, match="two classes or more"):
+        SmoothedSignature(single, SIGMA, n0=10, n=100, alpha=0.01).certify(constant_images(0.5))

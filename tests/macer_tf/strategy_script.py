@@ -1,0 +1,79 @@
+"""Run by test_strategy.py in a process of its own: training on two logical CPU devices. Prints one JSON object.
+
+For each case, a list of [weights after training, epoch losses, evaluation] on one replica and on two.
+"""
+
+import contextlib
+import json
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from macer_tf.model import MACERModel
+from macer_tf.optimizers import SGD
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+class GivenNoise(MACERModel):
+    """Noise that is a function of the image, and so the same on whichever replica the image lands."""
+
+    def draw_noise(self, images):
+        copies = tf.cast(tf.range(1, self.num_samples + 1), tf.float32)[None, :, None, None, None]
+        return self.sigma * tf.sin(100.0 * copies * images[:, None])
+
+
+def build(kind, **options):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 1))
+    x = layers.Conv2D(4, 3, activation="relu", kernel_regularizer=keras.regularizers.L2(0.01))(inputs)
+    model = kind(
+        keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))), 0.25, num_samples=3, beta=4.0, seed=1, **options
+    )
+    model.compile(
+        SGD(0.1, momentum=0.9, l2=1e-3), metrics=["accuracy"], weighted_metrics=["sparse_categorical_crossentropy"]
+    )
+    return model
+
+
+def train(images, labels, weights, scope):
+    with scope:
+        model = build(GivenNoise, lam=1.0)
+    model.lam = 5.0
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels, weights)).batch(4)
+    history = model.fit(dataset, epochs=2, shuffle=False, verbose=0).history
+    evaluation = model.evaluate(dataset, verbose=0, return_dict=True)
+    flat = np.concatenate([weight.ravel() for weight in model.classifier.get_weights()])
+    return flat.tolist(), history, evaluation
+
+
+def main():
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((12, 6, 6, 1), np.float32), rng.integers(3, size=12)
+    weights = rng.random(12).astype(np.float32) * 2
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    result = {}
+    for count in (12, 10, 9):
+        part = images[:count], labels[:count], weights[:count]
+        result[str(count)] = [train(*part, contextlib.nullcontext()), train(*part, strategy.scope())]
+
+    with strategy.scope():
+        model = build(MACERModel)
+        same = tf.constant(images[:2])
+        drawn = [strategy.run(model.draw_noise, args=(same,)) for _ in range(2)]
+        result["noise"] = [
+            noise.numpy().ravel().tolist() for step in drawn for noise in strategy.experimental_local_results(step)
+        ]
+        try:
+            model.compile("sgd", jit_compile=True)
+        except ValueError as error:
+            result["jit"] = str(error)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

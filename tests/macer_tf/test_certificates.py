@@ -1,0 +1,143 @@
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from macer_tf import certificates
+from macer_tf.certificates import ABSTAIN
+from macer_tf.votes import Votes
+
+
+def votes(selection, estimation):
+    return Votes(np.array(selection, np.int64), np.array(estimation, np.int64))
+
+
+def test_values_worked_out_by_hand():
+    # 100 votes of 100 at alpha = 0.001: p_lower = 0.001^(1/100) = 0.933254, Phi^-1 = 1.500475,
+    # radius = 0.25 * 1.500475 = 0.375119. Second image: 50 of 100 leaves p_lower below 1/2.
+    result = certificates.certify(votes([[10, 0], [4, 6]], [[100, 0], [50, 50]]), sigma=0.25, alpha=0.001)
+    assert result.predictions.tolist() == [0, ABSTAIN]
+    assert result.selected.tolist() == [0, 1]
+    assert result.p_lower[0] == pytest.approx(0.933254, abs=1e-6)
+    assert result.p_lower[1] < 0.5
+    assert result.radii == pytest.approx([0.375119, 0.0], abs=1e-6)
+    assert (result.n0, result.n, result.sigma, result.alpha) == (10, 100, 0.25, 0.001)
+
+
+def test_the_class_comes_from_selection_and_its_bound_from_estimation_alone():
+    # Estimation would choose class 1; selection chose 0, which 20 of 1,000 do not carry.
+    result = certificates.certify(votes([[51, 49]], [[20, 980]]), sigma=1.0, alpha=0.001)
+    assert result.selected.tolist() == [0]
+    assert result.predictions.tolist() == [ABSTAIN]
+    # More selection votes for the same class change nothing.
+    few = certificates.certify(votes([[1, 0]], [[900, 100]]), sigma=1.0, alpha=0.001)
+    many = certificates.certify(votes([[800, 0]], [[900, 100]]), sigma=1.0, alpha=0.001)
+    assert few.radii == many.radii > 0
+
+
+def test_it_abstains_up_to_and_including_one_half(monkeypatch):
+    bounds = np.array([np.nextafter(0.5, 0), 0.5, np.nextafter(0.5, 1)])
+    monkeypatch.setattr(certificates, "check_can_certify", lambda n, alpha: None)
+    monkeypatch.setattr(certificates, "clopper_pearson_lower", lambda successes, n, alpha: bounds)
+    result = certificates.certify(votes([[0, 1]] * 3, [[5, 5]] * 3), sigma=1.0, alpha=0.05)
+    assert result.predictions.tolist() == [ABSTAIN, ABSTAIN, 1]
+    assert (result.radii[:2] == 0).all()
+    assert result.radii[2] > 0
+
+
+def test_more_than_two_classes_use_one_half_too():
+    # Cohen's p_B is bounded by 1 - p_A: 40 % of the votes never certify, however far ahead of the others.
+    result = certificates.certify(votes([[9, 0, 0, 0]], [[4000, 2000, 2000, 2000]]), sigma=1.0, alpha=0.001)
+    assert result.predictions.tolist() == [ABSTAIN]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.25, 0.125, 2.0**-20, 0.3, 0.05, 0.001, 1e-9, 1e-300])
+def test_the_smallest_n_that_it_suggests_is_the_smallest_that_works(alpha):
+    for check, unanimous in (
+        (certificates.check_can_certify, lambda n: certificates.certify(votes([[1, 0]], [[n, 0]]), 1.0, alpha)),
+        (certificates.check_can_predict, lambda n: certificates.predict(np.array([[n, 0]]), alpha)[0]),
+    ):
+        with pytest.raises(ValueError, match="n must be at least") as caught:
+            check(0, alpha)
+        smallest = int(re.search(r"at least (\d+)", str(caught.value))[1])
+        check(smallest, alpha)
+        result = unanimous(smallest)
+        assert getattr(result, "predictions", result).tolist() == [0]
+        if smallest > 1:
+            with pytest.raises(ValueError, match=f"Received: n={smallest - 1}; n must be at least {smallest}"):
+                check(smallest - 1, alpha)
+
+
+def test_the_smallest_n_by_hand():
+    # certify: 0.001^(1/n) > 1/2 from n = 10 (1/1024 < 0.001 < 1/512). predict: 2 * 2^-n <= 0.001 from n = 11.
+    certificates.check_can_certify(10, 0.001)
+    certificates.check_can_predict(11, 0.001)
+    with pytest.raises(ValueError, match=r"No image could be certified.*n=9; n must be at least 10"):
+        certificates.certify(votes([[1, 0]], [[9, 0]]), 0.25, 0.001)
+    with pytest.raises(ValueError, match=r"Every image would be abstained on.*n=10; n must be at least 11"):
+        certificates.predict(np.array([[10, 0]]), 0.001)
+
+
+def test_predict_agrees_with_scipys_binomial_test():
+    rng = np.random.default_rng(0)
+    for total in (20, 101, 1000):
+        counts = rng.multinomial(total, [0.45, 0.4, 0.15], size=150)
+        predictions, p_values = certificates.predict(counts, 0.05)
+        for row, prediction, p_value in zip(counts, predictions, p_values, strict=True):
+            first, second = sorted(row.tolist())[:-3:-1]
+            expected = stats.binomtest(first, first + second, 0.5).pvalue
+            assert p_value == pytest.approx(expected, rel=1e-9)
+            assert prediction == (row.argmax() if expected <= 0.05 else ABSTAIN)
+        assert 0 < (predictions == ABSTAIN).sum() < 150
+
+
+def test_predict_abstains_on_a_tie_at_any_alpha():
+    predictions, p_values = certificates.predict(np.array([[50, 50, 0], [0, 34, 66]]), 0.999)
+    assert predictions.tolist() == [ABSTAIN, 2]
+    assert p_values[0] == 1.0
+
+
+def test_predict_is_wrong_at_most_alpha_of_the_time():
+    # Two classes almost level: of 20,000 draws, at most alpha return the less likely one.
+    counts = np.random.default_rng(1).binomial(200, 0.499, size=20_000)
+    predictions, _ = certificates.predict(np.stack([counts, 200 - counts], axis=1), 0.05)
+    assert 0 < np.mean(predictions == 0) <= 0.05
+
+
+def test_max_radius_is_what_a_unanimous_vote_gets():
+    # Published limits: 3.81 sigma at n = 100,000 and 3.20 sigma at n = 10,000, alpha = 0.001.
+    assert certificates.max_radius(1.0, 100_000, 0.001) == pytest.approx(3.81, abs=0.005)
+    assert certificates.max_radius(0.5, 10_000, 0.001) == pytest.approx(1.60, abs=0.005)
+    unanimous = certificates.certify(votes([[1, 0]], [[10_000, 0]]), 0.5, 0.001)
+    assert unanimous.radii[0] == certificates.max_radius(0.5, 10_000, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("selection", "estimation", "message"),
+    [
+        ([[1, 0], [1, 0]], [[100, 0], [99, 0]], r"same n, at least 1. Received: \[99, 100\]"),
+        ([[1, 0], [2, 0]], [[100, 0], [100, 0]], r"same n0, at least 1. Received: \[1, 2\]"),
+        ([[0, 0]], [[100, 0]], "same n0"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), "same n0"),
+    ],
+)
+def test_images_with_other_numbers_of_samples_are_refused(selection, estimation, message):
+    with pytest.raises(ValueError, match=message):
+        certificates.certify(votes(selection, estimation), 0.25, 0.001)
+
+
+def test_bad_input():
+    good = votes([[1, 0]], [[100, 0]])
+    for sigma in (0, -1, np.nan, np.inf):
+        with pytest.raises(ValueError, match="sigma must be above 0"):
+            certificates.certify(good, sigma, 0.001)
+    for alpha in (0, 1, np.nan):
+        with pytest.raises(ValueError, match="alpha"):
+            certificates.certify(good, 0.25, alpha)
+        with pytest.raises(ValueError, match="alpha"):
+            certificates.predict(good.estimation, alpha)
+    with pytest.raises(ValueError, match="same n"):
+        certificates.predict(np.array([[100, 0], [50, 0]]), 0.001)
+    with pytest.raises(ValueError, match="2 classes or more"):
+        certificates.predict(np.array([[100]]), 0.001)

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from macer_tf.certificates import ABSTAIN, Certificates
+from macer_tf.evaluation import correct_radii, evaluate, mean_and_standard_error
+
+
+def certified(predictions, radii):
+    predictions, radii = np.array(predictions), np.array(radii, np.float64)
+    return Certificates(predictions, radii, np.full(radii.shape, 0.9), predictions, 0.25, 0.001, 100, 1000)
+
+
+def test_values_worked_out_by_hand():
+    # Five images: right with radius 0.4 and 0.2, right with radius 0, wrong with radius 0.9, abstained.
+    # ACR = (0.4 + 0.2 + 0 + 0 + 0) / 5 = 0.12
+    # variance = (0.28^2 + 0.08^2 + 3 * 0.12^2) / 4 = (0.0784 + 0.0064 + 0.0432) / 4 = 0.032
+    # standard error = sqrt(0.032 / 5) = 0.08
+    result = evaluate(
+        certified([3, 1, 2, 0, ABSTAIN], [0.4, 0.2, 0.0, 0.9, 0.0]), [3, 1, 2, 7, 5], (0, 0.2, 0.3, 0.4, 0.5)
+    )
+    assert result.num_images == 5
+    assert result.acr == pytest.approx(0.12)
+    assert result.acr_standard_error == pytest.approx(0.08)
+    assert result.abstained == pytest.approx(0.2)
+    # At radius 0 a right class counts, abstaining and a wrong class do not; a radius counts at exactly itself.
+    assert result.radii == (0.0, 0.2, 0.3, 0.4, 0.5)
+    assert result.certified_accuracy == pytest.approx((0.6, 0.4, 0.2, 0.2, 0.0))
+
+
+def test_correct_radii_tell_radius_zero_from_wrong():
+    assert correct_radii(certified([1, 1, ABSTAIN], [0.0, 0.5, 0.0]), [1, 0, 0]).tolist() == [0.0, -1.0, -1.0]
+
+
+def test_abstaining_is_never_correct_even_where_the_label_is_minus_one():
+    result = evaluate(certified([ABSTAIN, 2], [0.0, 0.3]), [-1, -1], (0,))
+    assert result.certified_accuracy == (0.0,)
+
+
+def test_paired_difference():
+    # Differences 0.1, 0.3: mean 0.2, standard deviation 0.1414, / sqrt(2) = 0.1; unpaired it would be 0.36.
+    mean, error = mean_and_standard_error(np.array([0.5, 1.2]) - np.array([0.4, 0.9]))
+    assert (mean, error) == (pytest.approx(0.2), pytest.approx(0.1))
+
+
+def test_a_single_image_has_no_standard_error():
+    mean, error = mean_and_standard_error([0.7])
+    assert mean == 0.7
+    assert np.isnan(error)
+
+
+def test_a_label_for_each_image():
+    with pytest.raises(ValueError, match=r"One label an image is needed. Received: \(3,\) for \(2,\)"):
+        evaluate(certified([0, 1], [0.1, 0.1]), [0, 1, 2], (0,))

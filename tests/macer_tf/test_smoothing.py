@@ -1,0 +1,355 @@
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from scipy import stats
+
+from macer_tf import networks, noise
+from macer_tf.certificates import ABSTAIN
+from macer_tf.model import MACERModel
+from macer_tf.smoothing import SmoothedClassifier
+
+SIGMA = 0.5
+
+
+def linear_classifier(weights, bias=0.0):
+    """Two classes: logit of class 1 is w.x + b, of class 0 zero; w has the shape of an image."""
+    inputs = keras.Input(weights.shape)
+    dense = layers.Dense(2)
+    model = keras.Model(inputs, dense(layers.Flatten()(inputs)))
+    dense.set_weights([np.stack([np.zeros(weights.size), weights.ravel()], axis=1), np.array([0.0, bias])])
+    return model
+
+
+def exact_top(weights, bias, images, sigma):
+    """The smoothed linear classifier's class, its probability, and the true distance to the decision boundary."""
+    margin = (images.reshape(len(images), -1) @ weights.ravel() + bias) / np.linalg.norm(weights)
+    return (margin > 0).astype(int), stats.norm.cdf(np.abs(margin) / sigma), np.abs(margin)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """Weights [2, 2, 1] and bias, for which images in [0, 1] lie within about one sigma of the boundary."""
+    weights = np.array([1.0, -2.0, 0.5, 1.5], np.float32).reshape(2, 2, 1)
+    return weights, -0.5
+
+
+def random_images(count, shape=(2, 2, 1), seed=0):
+    return np.random.default_rng(seed).random((count, *shape), np.float32)
+
+
+def test_votes_are_what_the_exact_probabilities_say(linear):
+    images = random_images(20)
+    classes, p_top, _ = exact_top(*linear, images, SIGMA)
+    votes = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=1).votes(images, 400, 4000)
+    assert (votes.n0 == 400).all()
+    assert (votes.n == 4000).all()
+    for counts, n in ((votes.selection, 400), (votes.estimation, 4000)):
+        hits = counts[np.arange(20), classes]
+        assert (np.abs(hits - n * p_top) < 4.5 * np.sqrt(n * p_top * (1 - p_top))).all()
+
+
+def test_a_certified_radius_never_exceeds_the_distance_to_the_boundary(linear):
+    # A false radius has probability at most 0.001 an image: of 300, 0.3 are expected at most; this seed has none.
+    images = random_images(300, seed=1)
+    classes, _, distance = exact_top(*linear, images, SIGMA)
+    result = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=2).certify(images, n0=50, n=1000, alpha=0.001)
+    certified = result.predictions != ABSTAIN
+    assert certified.mean() > 0.6
+    np.testing.assert_array_equal(result.predictions[certified], classes[certified])
+    assert (result.radii <= distance).all()
+    # ... and is not idle either: half of the largest possible where the image is far from the boundary.
+    far = distance > SIGMA
+    assert far.sum() > 10
+    assert (result.radii[far] > 0.5 * SIGMA).all()
+
+
+def test_coverage_over_thousands_of_certifications(linear):
+    images = random_images(2500, seed=3)
+    classes, _, distance = exact_top(*linear, images, SIGMA)
+    alpha = 0.05
+    # micro_batch = n0 = n: two forward passes an image.
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=3, micro_batch=60)
+    result = smoothed.certify(images, n0=60, n=60, alpha=alpha)
+    certified = result.predictions != ABSTAIN
+    false = certified & ((result.predictions != classes) | (result.radii > distance))
+    assert false.mean() <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / 2500)
+    assert false.mean() > 0.005  # the test would see a bound that is too high: some do fail
+    # Reusing the selection votes would be one way to fail: the two sets of votes are uncorrelated given p_A.
+    p_one = np.where(classes == 1, 1, -1) * distance / SIGMA
+    votes = smoothed.votes(images[:800], 60, 60)
+    expected = 60 * stats.norm.cdf(p_one[:800])
+    residuals = [counts[:, 1] - expected for counts in (votes.selection, votes.estimation)]
+    assert abs(np.corrcoef(*residuals)[0, 1]) < 4 / np.sqrt(800)
+
+
+@pytest.mark.parametrize("network", ["linear", "convolutional"])
+def test_votes_do_not_depend_on_batching(linear, network):
+    if network == "linear":
+        model, images = linear_classifier(*linear), random_images(3)
+    else:
+        keras.utils.set_random_seed(0)
+        model, images = networks.small_cnn((5, 5, 3), 4), random_images(3, (5, 5, 3))
+    ids = [5, 2**32 - 1, 0]
+    reference = SmoothedClassifier(model, SIGMA, seed=2**32 - 1, micro_batch=500).votes(images, 30, 1001, ids)
+    for micro_batch in (1, 7, 2000):
+        some = slice(0, 1) if micro_batch == 1 else slice(None)
+        other = SmoothedClassifier(model, SIGMA, seed=2**32 - 1, micro_batch=micro_batch)
+        votes = other.votes(images[some], 30, 1001, ids[some])
+        np.testing.assert_array_equal(votes.selection, reference.selection[some])
+        np.testing.assert_array_equal(votes.estimation, reference.estimation[some])
+    alone = other.votes(images[1:2], 30, 1001, ids[1:2])
+    np.testing.assert_array_equal(alone.estimation, reference.estimation[1:2])
+    # The same image under another id, or another seed, gets other noise.
+    assert (other.votes(images[:1], 30, 1001, [6]).estimation != reference.estimation[:1]).any()
+    other_seed = SmoothedClassifier(model, SIGMA, seed=3).votes(images[:1], 30, 1001, [5])
+    assert (other_seed.estimation != reference.estimation[:1]).any()
+
+
+def test_counts_over_split_ranges_add_up(linear):
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=4, micro_batch=64)
+    image = random_images(1)[0]
+    whole = smoothed.count(image, 9, noise.ESTIMATION, 0, 1000)
+    parts = [
+        smoothed.count(image, 9, noise.ESTIMATION, a, b - a) for a, b in ((0, 1), (1, 333), (333, 999), (999, 1000))
+    ]
+    assert whole.sum() == 1000
+    assert whole.dtype == np.int64
+    np.testing.assert_array_equal(sum(parts), whole)
+    np.testing.assert_array_equal(whole, smoothed.votes(image[None], 5, 1000, [9]).estimation[0])
+    assert (smoothed.count(image, 9, noise.SELECTION, 0, 1000) != whole).any()
+    assert smoothed.count(image, 9, noise.ESTIMATION, 2**33, 10).sum() == 10
+
+
+def test_the_classifier_sees_the_image_plus_sigma_times_the_addressed_noise():
+    seen = []
+
+    class Probe(keras.Model):
+        def call(self, images):
+            tf.py_function(lambda batch: seen.append(batch.numpy()), [images], [])
+            return tf.zeros([tf.shape(images)[0], 2])
+
+    image = random_images(1, (5, 3, 3))[0]
+    SmoothedClassifier(Probe(), 0.25, seed=8, micro_batch=4).count(image, 77, noise.SELECTION, 2, 10)
+    drawn = noise.gaussian((5, 3, 3), 8, 77, noise.SELECTION, 2, 10).numpy()
+    assert [len(batch) for batch in seen] == [4, 4, 2]
+    np.testing.assert_allclose(np.concatenate(seen), image + 0.25 * drawn, atol=1e-7)
+
+
+def test_a_macer_model_is_taken_apart(linear):
+    model = linear_classifier(*linear)
+    smoothed = SmoothedClassifier(MACERModel(model, 0.25), seed=1)
+    assert smoothed.classifier is model
+    assert smoothed.sigma == 0.25
+    assert SmoothedClassifier(MACERModel(model, 0.25), sigma=0.5).sigma == 0.5
+    plain = SmoothedClassifier(model, 0.25, seed=1)
+    np.testing.assert_array_equal(
+        smoothed.votes(random_images(2), 5, 50).estimation, plain.votes(random_images(2), 5, 50).estimation
+    )
+
+
+def test_without_a_seed_every_classifier_draws_its_own(linear):
+    seeds = {SmoothedClassifier(linear_classifier(*linear), SIGMA).seed for _ in range(3)}
+    assert len(seeds) == 3
+
+
+@pytest.mark.parametrize("name", ["sigma", "seed", "classifier"])
+def test_what_the_traced_graph_holds_cannot_be_changed_behind_it(linear, name):
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA)
+    with pytest.raises(AttributeError, match="no setter"):
+        setattr(smoothed, name, 1)
+
+
+def test_predict(linear):
+    images = random_images(40, seed=5)
+    classes, p_top, _ = exact_top(*linear, images, SIGMA)
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=1)
+    predictions = smoothed.predict(images, n=1000, alpha=0.001)
+    answered = predictions != ABSTAIN
+    np.testing.assert_array_equal(predictions[answered], classes[answered])
+    assert answered[p_top > 0.6].all()
+    assert answered.mean() < 1
+
+
+def test_a_tie_is_abstained_on():
+    # p_A is exactly 1/2 everywhere: the sign of one pixel's noise.
+    weights = np.array([1.0, 0.0, 0.0, 0.0], np.float32).reshape(2, 2, 1)
+    images = np.zeros((200, 2, 2, 1), np.float32)
+    smoothed = SmoothedClassifier(linear_classifier(weights), SIGMA, seed=6)
+    assert (smoothed.predict(images, n=100, alpha=0.001) == ABSTAIN).all()
+    assert (smoothed.certify(images, n0=20, n=100, alpha=0.001).predictions == ABSTAIN).all()
+
+
+class Recorder(keras.Model):
+    """Fails the test if it is ever called."""
+
+    def call(self, images):
+        raise AssertionError("the classifier was called")
+
+
+GOOD = np.full((2, 4, 4, 1), 0.5, np.float32)
+
+
+def changed(value, dtype=np.float32):
+    images = GOOD.astype(dtype)
+    images[1, 2, 3, 0] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "message"),
+    [
+        (changed(1.001), {}, r"lie in \[0, 1\]. Received: values from 0.5 to 1.00"),
+        (changed(-0.001), {}, r"lie in \[0, 1\]"),
+        (changed(np.nan), {}, "finite"),
+        (changed(np.inf), {}, "finite"),
+        (GOOD.astype(np.uint8), {}, "divide bytes by 255. Received: dtype=uint8"),
+        (GOOD[0], {}, r"shape \[images, height, width, channels\]. Received: \(4, 4, 1\)"),
+        (GOOD[:0], {}, r"shape \[images, height, width, channels\]. Received: \(0, 4, 4, 1\)"),
+        (GOOD, {"example_ids": [3, 3]}, "example_ids must be different whole numbers from 0 to 4294967295"),
+        (GOOD, {"example_ids": [-1, 3]}, "different whole numbers"),
+        (GOOD, {"example_ids": [0, 2**32]}, "different whole numbers"),
+        (GOOD, {"example_ids": [0]}, "one whole number an image"),
+        (GOOD, {"example_ids": [0.0, 1.0]}, "one whole number an image. Received: float64"),
+        (GOOD, {"n": 9}, "n must be at least 1"),
+        (GOOD, {"n": 0}, "n must be at least 1"),
+        (GOOD, {"n": 1e5}, "n, a number of samples, must be a whole number from 1. Received: n=100000.0"),
+        (GOOD, {"alpha": 0}, "alpha"),
+        (GOOD, {"alpha": 1}, "alpha"),
+    ],
+)
+def test_bad_input_is_said_before_any_sampling(images, options, message):
+    smoothed = SmoothedClassifier(Recorder(), SIGMA, seed=0)
+    for method in (smoothed.certify, smoothed.predict):
+        with pytest.raises(ValueError, match=message) as caught:
+            method(images, **options)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("n0", [0, -5, 2.5])
+def test_bad_n0(n0):
+    with pytest.raises(ValueError, match="n0, a number of samples, must be a whole number from 1"):
+        SmoothedClassifier(Recorder(), SIGMA).certify(GOOD, n0=n0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(2**32, 0, 0, 5), (-1, 0, 0, 5), (0, 2, 0, 5), (0, 0, -1, 5), (0, 0, 0, 0)],
+)
+def test_count_does_not_reach_beyond_its_address(arguments):
+    with pytest.raises(ValueError, match="Received"):
+        SmoothedClassifier(Recorder(), SIGMA).count(GOOD[0], *arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sigma": 0}, r"sigma, the noise level in \[0, 1\] pixel units, must be above 0. Received: sigma=0"),
+        ({"sigma": np.nan}, "sigma"),
+        ({"sigma": np.inf}, "sigma"),
+        ({"sigma": None}, "sigma"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295. Received: seed=-1"),
+        ({"seed": 2**32}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"micro_batch": 0}, "micro_batch must be at least 1"),
+        ({"classifier": lambda images: images}, "must be a keras.Model. Received: function"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        SmoothedClassifier(**{"classifier": Recorder(), "sigma": SIGMA, **options})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_classifier_that_returns_nan_is_refused(linear, bad):
+    model = linear_classifier(*linear)
+    model.layers[-1].set_weights([np.zeros((4, 2)), np.array([0.0, bad])])
+    with pytest.raises(ValueError, match="NaN or infinite outputs for image 3; it cannot be certified"):
+        SmoothedClassifier(model, SIGMA).certify(random_images(1), example_ids=[3])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        [layers.Flatten(), layers.Dense(1)],
+        [layers.Flatten(), layers.Dense(4), layers.Reshape((2, 2))],
+        [layers.Dense(2)],
+    ],
+    ids=["one output", "rank 3", "rank 4"],
+)
+def test_an_output_that_is_not_batch_by_classes_is_refused(head):
+    # A single output would have class 0 as its largest everywhere, and everything would be certified.
+    model = keras.Sequential([keras.Input((4, 4, 1)), *head])
+    with pytest.raises(ValueError, match=r"must return \[batch, classes\] for two classes or more. Received"):
+        SmoothedClassifier(model, SIGMA).certify(GOOD)
+
+
+def test_it_runs_in_inference_mode():
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((4, 4, 1))
+    norm = layers.BatchNormalization()
+    x = layers.Dropout(0.9)(layers.Flatten()(norm(inputs)))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    before = [weight.copy() for weight in model.get_weights()]
+    votes = SmoothedClassifier(model, SIGMA, seed=1).votes(GOOD, 10, 200)
+    for weight, expected in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+    noisy = GOOD[0] + SIGMA * noise.gaussian((4, 4, 1), 1, 0, noise.ESTIMATION, 0, 200)
+    expected = np.bincount(model.predict(noisy, verbose=0).argmax(axis=1), minlength=3)
+    np.testing.assert_array_equal(votes.estimation[0], expected)
+
+
+def test_images_of_other_sizes_through_one_classifier():
+    inputs = keras.Input((None, None, 1))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(inputs))
+    smoothed = SmoothedClassifier(keras.Model(inputs, layers.Dense(3)(x)), SIGMA, seed=1)
+    for side in (4, 5, 7):
+        assert smoothed.votes(random_images(1, (side, side, 1)), 5, 20).n.tolist() == [20]
+
+
+def test_one_trace_serves_every_image_range_and_rest():
+    calls = []
+
+    class Counting(keras.Model):
+        def call(self, images):
+            calls.append(1)
+            return tf.reshape(images, [-1, 16])[:, :2]
+
+    smoothed = SmoothedClassifier(Counting(), SIGMA, seed=1, micro_batch=7)
+    for example_id in (0, 1, 2**31, 2**32 - 1):
+        smoothed.votes(GOOD[:1], 10, 50 + example_id % 3, [example_id])
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_classifiers(policy):
+    keras.utils.set_random_seed(0)
+    dense = layers.Dense(3, dtype=policy)
+    model = keras.Sequential([keras.Input((4, 4, 1)), layers.Flatten(), dense])
+    votes = SmoothedClassifier(model, SIGMA, seed=1).votes(GOOD, 10, 100)
+    assert votes.n.tolist() == [100, 100]
+
+
+def test_several_threads_count_as_one_does():
+    # As Beam's workers do, on a fresh classifier: its first trace happens in all threads at once.
+    keras.utils.set_random_seed(0)
+    model = networks.small_cnn((8, 8, 1), 5)
+    images = random_images(8, (8, 8, 1))
+    expected = SmoothedClassifier(model, SIGMA, seed=5).votes(images, 1, 300).estimation
+    for _ in range(3):
+        smoothed = SmoothedClassifier(model, SIGMA, seed=5, micro_batch=100)
+        results, start = [None] * 8, threading.Barrier(8)
+
+        def work(i, smoothed=smoothed, results=results, start=start):
+            start.wait()
+            results[i] = smoothed.count(images[i], i, noise.ESTIMATION, 0, 300)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        np.testing.assert_array_equal(np.stack(results), expected)

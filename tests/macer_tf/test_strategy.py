@@ -1,0 +1,61 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).with_name("strategy_script.py")
+
+
+@pytest.fixture(scope="module")
+def result():
+    """What strategy_script.py printed: two logical devices can only be made in a fresh process."""
+    root = SCRIPT.parents[2]
+    done = subprocess.run(
+        [sys.executable, SCRIPT],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", ["12", "10", "9"])
+def test_two_replicas_train_as_one(result, images):
+    # Batches of 4: an even split; a last batch of 2, one image a replica; of 1, so that one replica gets nothing.
+    (one, one_history, one_evaluation), (two, two_history, two_evaluation) = result[images]
+    np.testing.assert_allclose(two, one, atol=2e-6)
+    assert set(two_history) == set(one_history)
+    for name in one_history:
+        assert two_history[name] == pytest.approx(one_history[name], rel=1e-5, abs=1e-6), name
+    for name in one_evaluation:
+        assert two_evaluation[name] == pytest.approx(one_evaluation[name], rel=1e-5, abs=1e-6), name
+    assert one_history["robustness_loss"][0] > 0
+
+
+@pytest.mark.slow
+def test_the_uneven_batches_made_a_difference(result):
+    # Otherwise the comparison above would hold for any treatment of the last batch.
+    weights = [np.array(result[images][0][0]) for images in ("12", "10", "9")]
+    assert np.abs(weights[0] - weights[1]).max() > 1e-3
+    assert np.abs(weights[1] - weights[2]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_replicas_draw_different_noise_and_new_noise_at_every_step(result):
+    draws = np.array(result["noise"])
+    assert draws.shape == (4, 2 * 3 * 36)
+    assert len(np.unique(draws)) == draws.size
+
+
+@pytest.mark.slow
+def test_jit_compile_is_refused_in_one_line(result):
+    assert result["jit"].startswith("jit_compile=True does not work under a distribution strategy")
+    assert "\n" not in result["jit"]
