@@ -7,24 +7,46 @@ MAX_GAMMA = 24.0
 # XLA evaluates the quantile as erfinv(2p - 1), which in float64 resolves no p below about 1e-15 = Phi(-7.9).
 MAX_GAMMA_XLA = 14.0
 
+ATTACKS = ("pgd", "ddn")
 
-def check_hyperparameters(sigma, gamma, beta, lam=0.0, num_samples=1):
-    """Raises ValueError, in one line, for a hyper-parameter outside its range."""
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma, the noise level in [0, 1] pixel units, must be above 0. Received: sigma={sigma}")
-    if not 0 < gamma <= MAX_GAMMA:
-        raise ValueError(
-            f"gamma must be above 0 and at most {MAX_GAMMA:g}, what float32 can resolve. Received: gamma={gamma}"
-        )
-    if not (math.isfinite(beta) and beta > 0):
-        raise ValueError(f"beta, the inverse temperature, must be above 0. Received: beta={beta}")
-    if not (math.isfinite(lam) and lam >= 0):
-        raise ValueError(f"lam must be 0 or above. Received: lam={lam}")
-    if num_samples != int(num_samples) or num_samples < 1:
-        raise ValueError(
-            f"num_samples, the noisy copies of each image, must be a whole number from 1. Received: "
-            f"num_samples={num_samples}"
-        )
+
+_RULES = {
+    "sigma": (
+        lambda value: math.isfinite(value) and value > 0,
+        "sigma, the noise level in [0, 1] pixel units, must be above 0.",
+    ),
+    "num_samples": (
+        lambda value: value == int(value) and value >= 1,
+        "num_samples, the noisy copies of each image, must be a whole number from 1.",
+    ),
+    "microbatch": (
+        lambda value: value is None or (value == int(value) and value >= 1),
+        "microbatch, a number of images, must be a whole number from 1, or None.",
+    ),
+    "lam": (lambda value: math.isfinite(value) and value >= 0, "lam must be 0 or above."),
+    "gamma": (
+        lambda value: 0 < value <= MAX_GAMMA,
+        f"gamma must be above 0 and at most {MAX_GAMMA:g}, what float32 can resolve.",
+    ),
+    "beta": (lambda value: math.isfinite(value) and value > 0, "beta, the inverse temperature, must be above 0."),
+    "epsilon": (
+        lambda value: math.isfinite(value) and value >= 0,
+        "epsilon, the attack's l2 radius in [0, 1] pixel units, must be 0 or above.",
+    ),
+    "attack_steps": (
+        lambda value: value == int(value) and value >= 1,
+        "attack_steps must be a whole number from 1.",
+    ),
+    "attack": (lambda value: value in ATTACKS, f"attack must be {' or '.join(ATTACKS)}."),
+}
+
+
+def check(**hyperparameters):
+    """Raises ValueError, in one line, for the first outside its range: `check(sigma=0.25, lam=12.0)`."""
+    for name, value in hyperparameters.items():
+        accepts, line = _RULES[name]
+        if not accepts(value):
+            raise ValueError(f"{line} Received: {name}={value}")
 
 
 def check_seed(seed):

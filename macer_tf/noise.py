@@ -10,8 +10,8 @@ import math
 
 import tensorflow as tf
 
-# The high half of Philox' 128-bit counter. Selection and estimation must never share a sample.
-SELECTION, ESTIMATION = 0, 1
+# The high half of Philox' 128-bit counter. Selection, estimation and training must never share a sample.
+SELECTION, ESTIMATION, TRAINING = 0, 1, 2
 STREAMS = (SELECTION, ESTIMATION)
 
 _PHILOX = 1
@@ -24,7 +24,7 @@ def gaussian(shape, seed, example_id, stream, start, count):
     Args:
         shape: static shape of one sample, e.g. (height, width, channels).
         seed, example_id: integers in [0, 2**32), Python's or int64 scalar tensors; together Philox' key.
-        stream: SELECTION or ESTIMATION.
+        stream: SELECTION, ESTIMATION or TRAINING.
         start, count: integers, Python's or int64 scalar tensors.
 
     Returns:

@@ -58,16 +58,12 @@ def macer_terms(logits, labels, sigma, gamma=8.0, beta=16.0):
     if logits.shape.rank != 3 or logits.shape[-1] is None or logits.shape[-1] < 2:
         raise ValueError(f"logits must be [batch, num_samples, classes], 2 classes or more. Received: {logits.shape}")
     dtype = logits.dtype
-    num_samples, num_classes = tf.shape(logits)[1], logits.shape[-1]
+    num_classes = logits.shape[-1]
     clipped = tf.clip_by_value(logits, -_LOGIT_LIMIT, _LOGIT_LIMIT)
     logits = tf.where(tf.math.is_finite(logits), clipped, tf.constant(math.nan, dtype))
     # Softmax is shift-invariant; shifted first, beta * logits cannot overflow.
     logits -= tf.stop_gradient(tf.reduce_max(logits, axis=-1, keepdims=True))
     is_label = tf.one_hot(labels, num_classes, on_value=True, off_value=False)
-
-    log_probabilities = tf.nn.log_softmax(logits)
-    label_log_probability = tf.reduce_sum(tf.where(is_label[:, None], log_probabilities, 0), axis=-1)
-    classification = tf.math.log(tf.cast(num_samples, dtype)) - tf.reduce_logsumexp(label_log_probability, axis=-1)
 
     mean_probability = tf.reduce_mean(tf.nn.softmax(beta * logits), axis=1)
     others = tf.where(is_label, tf.zeros([], dtype), mean_probability)
@@ -78,12 +74,25 @@ def macer_terms(logits, labels, sigma, gamma=8.0, beta=16.0):
     in_hinge = correct & (xi < gamma)
     hinge = tf.where(in_hinge, gamma - xi, 0)
     return MACERTerms(
-        classification=classification,
+        classification=smoothed_cross_entropy(logits, labels),
         robustness=sigma / 2 * hinge,
         radius=sigma / 2 * tf.where(correct, tf.minimum(xi, gamma), 0),
         in_hinge=in_hinge,
-        probabilities=tf.reduce_mean(tf.exp(log_probabilities), axis=1),
+        probabilities=tf.reduce_mean(tf.nn.softmax(logits), axis=1),
     )
+
+
+def smoothed_cross_entropy(logits, labels):
+    """-log of the label's mean softmax over the noisy copies, [batch] (first term of Eq. 17), without underflow.
+
+    Args:
+        logits: float [batch, num_samples, classes].
+        labels: integer [batch].
+    """
+    is_label = tf.one_hot(labels, logits.shape[-1], on_value=True, off_value=False)
+    log_probability = tf.reduce_sum(tf.where(is_label[:, None], tf.nn.log_softmax(logits), 0), axis=-1)
+    num_samples = tf.cast(tf.shape(logits)[1], logits.dtype)
+    return tf.math.log(num_samples) - tf.reduce_logsumexp(log_probability, axis=-1)
 
 
 def _xi(others_sum, runner_up, correct, gamma, num_classes):

@@ -22,7 +22,7 @@ tf.config.set_logical_device_configuration(
 class GivenNoise(MACERModel):
     """Noise that is a function of the image, and so the same on whichever replica the image lands."""
 
-    def draw_noise(self, images):
+    def draw_noise(self, images, start):
         copies = tf.cast(tf.range(1, self.num_samples + 1), tf.float32)[None, :, None, None, None]
         return self.sigma * tf.sin(100.0 * copies * images[:, None])
 
@@ -64,7 +64,10 @@ def main():
     with strategy.scope():
         model = build(MACERModel)
         same = tf.constant(images[:2])
-        drawn = [strategy.run(model.draw_noise, args=(same,)) for _ in range(2)]
+        drawn = []
+        for _ in range(2):
+            drawn.append(strategy.run(model.draw_noise, args=(same, 0)))
+            model._noise_step.assign_add(1)
         result["noise"] = [
             noise.numpy().ravel().tolist() for step in drawn for noise in strategy.experimental_local_results(step)
         ]

@@ -27,14 +27,27 @@ def data(count=12, shape=SHAPE, classes=3, seed=0):
     return rng.random((count, *shape), np.float32), rng.integers(classes, size=count)
 
 
+def regularised():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(SHAPE)
+    x = keras.layers.Flatten()(inputs)
+    return keras.Model(inputs, keras.layers.Dense(3, kernel_regularizer=keras.regularizers.L2(0.01))(x))
+
+
 def macer(classifier=None, sigma=0.25, num_samples=4, beta=4.0, seed=5, **options):
     return MACERModel(classifier or linear(), sigma, num_samples=num_samples, beta=beta, seed=seed, **options)
 
 
 def noise_of(count, images, **options):
-    """The noise that a model with these options draws at its first `count` calls."""
+    """The noise that a model with these options draws at its first `count` steps."""
     twin = macer(**options)
-    return [twin.draw_noise(tf.constant(images)).numpy() for _ in range(count)]
+    return [next_noise(twin, images) for _ in range(count)]
+
+
+def next_noise(twin, images):
+    noise = twin.draw_noise(tf.constant(images), 0).numpy()
+    twin._noise_step.assign_add(1)
+    return noise
 
 
 def fit(model, images, labels, **options):
@@ -65,7 +78,7 @@ class TestTrainStep:
         #        = -0.5 * (1 / 0.304734) * 0.177894 * 0.6 = -0.175131
         # w after a step of rate 0.1: 2 + 0.1 * (0.138885 + 0.175131) = 2.031402
         class Fixed(MACERModel):
-            def draw_noise(self, images):
+            def draw_noise(self, images, start):
                 return tf.fill([1, 1, 1, 1, 1], 0.1)
 
         classifier = linear(classes=2, shape=(1, 1, 1), use_bias=False)
@@ -128,7 +141,7 @@ class TestTrainStep:
         model.compile(keras.optimizers.SGD(0.2, momentum=0.9))
         start = plain.get_weights()[0]
         for _ in range(3):
-            noisy = np.concatenate([batch + twin.draw_noise(tf.constant(batch)).numpy()[:, 0] for batch, _ in batches])
+            noisy = np.concatenate([batch + next_noise(twin, batch)[:, 0] for batch, _ in batches])
             history = plain.fit(noisy, labels, batch_size=8, shuffle=False, verbose=0).history
             assert fit(model, images, labels, batch_size=8)["loss"] == pytest.approx(history["loss"], abs=1e-6)
         assert np.abs(plain.get_weights()[0] - start).max() > 0.1
@@ -209,14 +222,29 @@ class TestKeras:
     @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
     def test_early_stopping_and_checkpoints(self, tmp_path):
         images, labels = data()
-        model = macer()
+        # Hardly any noise and no learning: the loss stays level after the first epoch.
+        model = macer(sigma=1e-6, lam=0.0)
         model.compile(keras.optimizers.SGD(0.0))
         callbacks = [
-            keras.callbacks.EarlyStopping("smoothed_accuracy", mode="min", baseline=-1.0, patience=2),
+            keras.callbacks.EarlyStopping("loss", min_delta=0.1, patience=2),
             keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.keras"),
         ]
         assert len(fit(model, images, labels, epochs=9, callbacks=callbacks)["loss"]) == 3
         assert sorted(path.name for path in tmp_path.iterdir()) == ["1.keras", "2.keras", "3.keras"]
+
+    @pytest.mark.parametrize("microbatch", [1, 5, 8, 100])
+    def test_slices_of_a_batch_give_the_update_of_the_whole_batch(self, microbatch):
+        images, labels = data(19)
+        weights, histories = [], []
+        for option in (None, microbatch):
+            model = macer(regularised(), microbatch=option)
+            model.compile(SGD(0.1, momentum=0.9, global_clipnorm=1.0), metrics=["accuracy"])
+            histories.append(fit(model, images, labels, batch_size=8, epochs=3, validation_data=(images, labels)))
+            weights.append(np.concatenate([weight.ravel() for weight in model.classifier.get_weights()]))
+        np.testing.assert_allclose(weights[0], weights[1], atol=1e-5)
+        assert histories[0].keys() == histories[1].keys()
+        for name, values in histories[0].items():
+            np.testing.assert_allclose(values, histories[1][name], rtol=1e-5, atol=1e-5, err_msg=name)
 
     def test_evaluate_is_of_the_smoothed_prediction(self):
         # sigma 10 drowns the images: the plain prediction is always right, the smoothed one is at chance.
@@ -323,7 +351,7 @@ class TestKeras:
     def test_other_ways_to_execute_give_the_same_weights(self, options, tolerance):
         class GivenNoise(MACERModel):
             # XLA's own noise from the same seed is different.
-            def draw_noise(self, images):
+            def draw_noise(self, images, start):
                 noise = tf.sin(100.0 * tf.cast(tf.range(1, 5), tf.float32)[None, :, None, None, None] * images[:, None])
                 return self.sigma * noise
 
@@ -454,7 +482,7 @@ class TestSaving:
         assert fit(loaded, *data())["loss"] == fit(model, *data())["loss"]
 
     def test_the_configuration_is_complete(self):
-        options = {"sigma": 0.5, "num_samples": 3, "lam": 1.5, "gamma": 6.0, "beta": 2.0, "seed": 9}
+        options = {"sigma": 0.5, "num_samples": 3, "lam": 1.5, "gamma": 6.0, "beta": 2.0, "seed": 9, "microbatch": 4}
         model = MACERModel(linear(), **options, name="mine")
         config = model.get_config()
         assert {name: config[name] for name in options} == options
@@ -464,7 +492,7 @@ class TestSaving:
         assert copy.name == "mine"
         assert copy.classifier is not model.classifier
         images = data()[0]
-        np.testing.assert_array_equal(copy.draw_noise(tf.constant(images)), model.draw_noise(tf.constant(images)))
+        np.testing.assert_array_equal(copy.draw_noise(tf.constant(images), 0), model.draw_noise(tf.constant(images), 0))
 
     def test_weights_alone(self, tmp_path):
         model, other = macer(), macer(linear(seed=1), lam=3.0)
@@ -608,7 +636,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"loss": "sparse_categorical_crossentropy"}, "brings its own loss, Eq. .17.; leave loss out"),
+            ({"loss": "sparse_categorical_crossentropy"}, "MACERModel brings its own loss; leave loss out"),
             ({"jit_compile": True}, "jit_compile=True needs gamma <= 14.*Received: gamma=15"),
         ],
     )

@@ -1,0 +1,111 @@
+"""l2 attacks on a smoothed classifier, for SmoothAdv training (Salman et al. 2019): PGD and DDN.
+
+Both raise J = -log of the mean softmax over the noisy copies (Eq. 5 of Salman et al.), with one set of noise samples
+for all steps, and stay within an l2 ball and within [0, 1].
+"""
+
+import math
+
+import tensorflow as tf
+
+from macer_tf.noise import noisy_copies
+from macer_tf.objective import smoothed_cross_entropy
+
+# DDN's constants (Rony et al. 2019), as Salman et al. use them.
+_DDN_NORM_STEP = 0.05
+_DDN_FIRST_NORM = 1.0
+_DDN_LAST_STEP_SIZE = 0.01
+
+
+def pgd(classifier, images, labels, noise, epsilon, num_steps):
+    """Projected gradient ascent on the smoothed classifier's cross-entropy.
+
+    Each of `num_steps` steps goes `2 * epsilon / num_steps` along the normalised gradient; then the image is clipped to
+    [0, 1] and projected to the ball.
+
+    Args:
+        classifier: callable, images [N, H, W, C] -> logits [N, classes].
+        images: float32 [batch, H, W, C] in [0, 1].
+        labels: integers [batch].
+        noise: float32 [batch, num_samples, H, W, C], scaled by sigma.
+        epsilon: radius of the l2 ball, in [0, 1] pixel units; a Python number or a scalar tensor.
+        num_steps: Python integer.
+
+    Returns:
+        float32 [batch, H, W, C] in [0, 1], at most epsilon from `images`.
+    """
+    step_size = 2 * epsilon / num_steps
+
+    def step(i, delta):
+        _, gradient, _ = _ascend(classifier, images, labels, noise, delta)
+        return i + 1, _project(images, delta + step_size * gradient, epsilon)
+
+    _, delta = tf.while_loop(
+        lambda i, _: i < num_steps, step, (tf.constant(0), tf.zeros_like(images)), parallel_iterations=1
+    )
+    return tf.stop_gradient(images + delta)
+
+
+def ddn(classifier, images, labels, noise, epsilon, num_steps):
+    """Decoupled direction and norm (Rony et al. 2019): a small perturbation that changes the smoothed prediction.
+
+    The norm shrinks by 5 % where the last perturbation was adversarial and grows by 5 % where it was not. Arguments and
+    returns as `pgd`; an image whose prediction was never changed is returned as it is.
+    """
+
+    def step(i, state):
+        delta, norm, best, best_norm = state
+        probabilities, gradient, size = _ascend(classifier, images, labels, noise, delta)
+        adversarial = tf.argmax(probabilities, axis=-1) != tf.cast(labels, tf.int64)
+        better = adversarial & (size < best_norm)
+        best = tf.where(_per_image(better), delta, best)
+        best_norm = tf.where(better, size, best_norm)
+        # Cosine annealing of the step size, from 1.
+        turn = tf.cos(math.pi * tf.cast(i, tf.float32) / num_steps)
+        step_size = _DDN_LAST_STEP_SIZE + (1 - _DDN_LAST_STEP_SIZE) * (1 + turn) / 2
+        delta += step_size * gradient
+        norm *= tf.where(adversarial, 1 - _DDN_NORM_STEP, 1 + _DDN_NORM_STEP)
+        delta *= _per_image(norm / tf.maximum(_norms(delta), 1e-12))
+        return i + 1, (tf.clip_by_value(images + delta, 0, 1) - images, norm, best, best_norm)
+
+    batch = tf.shape(images)[0]
+    start = (
+        tf.zeros_like(images),
+        tf.fill([batch], _DDN_FIRST_NORM),
+        tf.zeros_like(images),
+        tf.fill([batch], math.inf),
+    )
+    _, (_, _, best, _) = tf.while_loop(lambda i, _: i < num_steps, step, (tf.constant(0), start), parallel_iterations=1)
+    return tf.stop_gradient(images + _project(images, best, epsilon))
+
+
+def _ascend(classifier, images, labels, noise, delta):
+    """Mean softmax at images + delta, the direction of steepest ascent of J (norm 1), and delta's norms."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(delta)
+        logits = tf.cast(classifier(noisy_copies(images + delta, noise)), tf.float32)
+        logits = tf.reshape(logits, [-1, tf.shape(noise)[1], logits.shape[-1]])
+        loss = tf.reduce_sum(smoothed_cross_entropy(logits, labels))
+    gradient = tape.gradient(loss, delta)
+    # Where the gradient vanishes, any direction will do: that of the first noise sample is as random as another.
+    gradient = tf.where(_per_image(_norms(gradient) > 0), gradient, noise[:, 0])
+    gradient /= _per_image(tf.maximum(_norms(gradient), 1e-30))
+    return tf.reduce_mean(tf.nn.softmax(logits), axis=1), gradient, _norms(delta)
+
+
+def _project(images, delta, epsilon):
+    """Into [0, 1], then into the ball; shrinking towards the image keeps it in [0, 1]."""
+    delta = tf.clip_by_value(images + delta, 0, 1) - images
+    return delta * _per_image(tf.minimum(1.0, epsilon / tf.maximum(_norms(delta), 1e-30)))
+
+
+def _norms(delta):
+    """l2 norm of each image, [batch]; scaled first, so that neither tiny nor huge gradients over- or underflow."""
+    flat = tf.reshape(delta, [tf.shape(delta)[0], -1])
+    largest = tf.reduce_max(tf.abs(flat), axis=1)
+    scaled = flat / tf.maximum(largest, 1e-30)[:, None]
+    return largest * tf.sqrt(tf.reduce_sum(scaled**2, axis=1))
+
+
+def _per_image(values):
+    return tf.reshape(values, [-1, 1, 1, 1])

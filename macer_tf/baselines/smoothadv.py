@@ -1,0 +1,90 @@
+"""SmoothAdvModel: adversarial training of smoothed classifiers (Salman et al. 2019), which the paper compares with."""
+
+import keras
+import tensorflow as tf
+
+from macer_tf import checks
+from macer_tf.baselines import attacks
+from macer_tf.noisy_training import LossTerms, NoisyTrainingModel
+
+_ATTACKS = {"pgd": attacks.pgd, "ddn": attacks.ddn}
+
+
+@keras.saving.register_keras_serializable(package="macer_tf")
+class SmoothAdvModel(NoisyTrainingModel):
+    """Trains `classifier` on noisy copies of images that were attacked within an l2 ball.
+
+    For each image, `num_samples` noise samples are drawn; the attack moves the image to raise the smoothed classifier's
+    cross-entropy on them, with the classifier in inference mode; the loss is the cross-entropy of the attacked image's
+    copies, averaged over the same noise samples. `fit` reports `loss`, `smoothed_accuracy` (on the attacked images) and
+    `perturbation`, the mean l2 norm of what the attack added. `evaluate` attacks as well. With epsilon=0 this is
+    Gaussian training on `num_samples` copies.
+
+    Images, labels, noise and metrics as in `MACERModel`.
+
+    Args:
+        classifier: a Keras model, images -> logits [batch, classes], without a softmax.
+        sigma: noise level, the standard deviation of the noise in units of a pixel in [0, 1].
+        epsilon: l2 radius of the attack, in [0, 1] pixel units. May be changed while training (warm-up).
+        attack: "pgd" or "ddn".
+        attack_steps: gradient steps of the attack.
+        num_samples: noise samples of each image (m in Salman et al.).
+        seed, microbatch: as in `MACERModel`.
+
+    Raises:
+        ValueError: for a hyper-parameter out of range or a classifier that does not return logits.
+    """
+
+    LOSSES = ("classification_loss",)
+    REPORTS = ("perturbation",)
+
+    def __init__(
+        self,
+        classifier,
+        sigma,
+        epsilon,
+        attack="pgd",
+        attack_steps=10,
+        num_samples=8,
+        seed=None,
+        microbatch=None,
+        **kwargs,
+    ):
+        checks.check(epsilon=epsilon, attack=attack, attack_steps=attack_steps)
+        super().__init__(classifier, sigma, num_samples, microbatch=microbatch, seed=seed, **kwargs)
+        self.attack = attack
+        self.attack_steps = int(attack_steps)
+        # A TensorFlow variable, not a weight: it changes without a retrace, and `load_weights` leaves it alone.
+        self._epsilon = tf.Variable(float(epsilon), trainable=False, dtype=tf.float32, name="epsilon")
+
+    @property
+    def epsilon(self):
+        """l2 radius of the attack, in [0, 1] pixel units."""
+        return float(self._epsilon.numpy())
+
+    @epsilon.setter
+    def epsilon(self, value):
+        checks.check(epsilon=value)
+        self._epsilon.assign(value)
+
+    def loss_terms(self, images, labels, noise, training):
+        def inference(noisy):
+            return self.classifier(noisy, training=False)
+
+        attacked = _ATTACKS[self.attack](inference, images, labels, noise, self._epsilon, self.attack_steps)
+        logits = self.noisy_logits(attacked, noise, training)
+        copies = tf.repeat(labels[:, None], self.num_samples, axis=1)
+        return LossTerms(
+            losses={
+                "classification_loss": tf.reduce_mean(
+                    tf.nn.sparse_softmax_cross_entropy_with_logits(labels=copies, logits=logits), axis=1
+                )
+            },
+            reports={"perturbation": tf.sqrt(tf.reduce_sum((attacked - images) ** 2, axis=(1, 2, 3)))},
+            probabilities=tf.reduce_mean(tf.nn.softmax(logits), axis=1),
+        )
+
+    def get_config(self):
+        return {
+            **super().get_config(), "epsilon": self.epsilon, "attack": self.attack, "attack_steps": self.attack_steps
+        }  # fmt: skip
