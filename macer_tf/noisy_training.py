@@ -12,7 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from macer_tf import checks
+# Layers and optimizers are imported so that whoever loads a saved model by its class also finds what it holds.
+from macer_tf import checks, layers, optimizers  # noqa: F401
 from macer_tf import noise as noise_lib
 
 _BAD_BATCH = "Bad batch: "

@@ -1,6 +1,7 @@
 """What a run prints: live progress with the time left, and plain tables."""
 
 import os
+import shutil
 import sys
 import time
 
@@ -56,7 +57,10 @@ class Progress:
         elif done > self._first:
             line += f", {duration(elapsed * (self._total - done) / (done - self._first))} left"
         line += f" · {details}" if details else ""
-        print(f"\r\x1b[K{line}" if self._live else line, end=end, flush=True)
+        if self._live:
+            # A line that wraps cannot be redrawn.
+            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
+        print(line, end=end, flush=True)
 
 
 def duration(seconds):

@@ -64,8 +64,9 @@ class LedgerReader:
         try:
             *address, counts = json.loads(line)
             chunk, counts = Chunk(*address), np.array(counts, np.int64)
-        except (ValueError, TypeError):
+            is_wanted = chunk in self._wanted
+        except (ValueError, TypeError, OverflowError):
             return
         votes_are_whole = counts.shape == (self._num_classes,) and counts.min() >= 0 and counts.sum() == chunk.count
-        if chunk in self._wanted and votes_are_whole:
+        if is_wanted and votes_are_whole:
             self.counts[chunk] = counts

@@ -20,7 +20,13 @@ from pipeline.console import duration
 from pipeline.errors import InputError
 
 _RECORD = "execution.json"
+_SCRATCH = "scratch"
+_UNFINISHED = ".unfinished"
 _FORMAT = 1
+_RECORD_KEYS = {
+    "format", "component", "inputs", "outputs", "parameters", "version", "output_fingerprints", "started_at",
+    "finished_at",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,16 +120,23 @@ def run(components, settings, root, num_workers):
             seconds = _execute(component, execution, declaration, directory)
             print(f"{component.name:<15} done in {duration(seconds)}: {directory}", flush=True)
         artifacts.update(_finished_outputs(component, declaration, directory))
+        # Not before the rename: a kill in between would cost what scratch holds.
+        shutil.rmtree(directory / _SCRATCH, ignore_errors=True)
     return artifacts
 
 
 def finished(root, name):
-    """(record, directory) of every finished execution of the component `name` under root, the latest first."""
-    found = []
-    for directory in root.glob(f"{name}-*"):
-        with contextlib.suppress(OSError, ValueError):
-            found.append((json.loads((directory / _RECORD).read_text()), directory))
-    return sorted(found, key=lambda entry: entry[0]["finished_at"], reverse=True)
+    """Outputs, name -> `Artifact`, of each finished execution of the component `name` under root, the latest first.
+
+    Raises:
+        InputError: if one of them was changed after it was finished.
+    """
+    found = [
+        (record["finished_at"], _checked_outputs(record, directory))
+        for directory in root.glob(f"{name}-*")
+        if directory.suffix != _UNFINISHED and (record := _read_record(directory)) is not None
+    ]
+    return [outputs for _, outputs in sorted(found, key=lambda entry: entry[0], reverse=True)]
 
 
 @contextlib.contextmanager
@@ -156,7 +169,7 @@ def _prepare(component, inputs, parameters, directory, root, num_workers):
     for path in outputs.values():
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
-    scratch = unfinished / "scratch"
+    scratch = unfinished / _SCRATCH
     scratch.mkdir(exist_ok=True)
     return Execution(inputs, outputs, parameters, root, scratch, num_workers)
 
@@ -164,7 +177,6 @@ def _prepare(component, inputs, parameters, directory, root, num_workers):
 def _execute(component, execution, declaration, directory):
     started = time.time()
     component.execute(execution)
-    shutil.rmtree(execution.scratch)
     record = {
         "format": _FORMAT,
         **declaration,
@@ -178,24 +190,32 @@ def _execute(component, execution, declaration, directory):
 
 
 def _unfinished(directory):
-    return directory.with_name(directory.name + ".unfinished")
+    return directory.with_name(directory.name + _UNFINISHED)
 
 
 def _finished_outputs(component, declaration, directory):
-    try:
-        record = json.loads((directory / _RECORD).read_text())
-    except (OSError, ValueError):
-        record = {}
-    if not isinstance(record, dict) or {key: record.get(key) for key in declaration} != json.loads(
-        json.dumps(declaration)
-    ):
+    record = _read_record(directory)
+    if record is None or {key: record[key] for key in declaration} != json.loads(json.dumps(declaration)):
         raise InputError(
             f"{directory} is not a finished {component.name} execution of this pipeline (its {_RECORD} is missing, "
             "damaged or of another run); delete that directory, or give another --pipeline_root."
         )
-    artifacts = {name: Artifact.of(directory / name) for name in component.outputs}
+    return _checked_outputs(record, directory)
+
+
+def _read_record(directory):
+    """The record of a finished execution, or None if there is none or it is damaged."""
+    try:
+        record = json.loads((directory / _RECORD).read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.keys() == _RECORD_KEYS else None
+
+
+def _checked_outputs(record, directory):
+    artifacts = {name: Artifact.of(directory / name) for name in record["outputs"]}
     for name, artifact in artifacts.items():
-        if artifact.fingerprint != record["output_fingerprints"][name]:
+        if artifact.fingerprint != record["output_fingerprints"].get(name):
             raise InputError(
                 f"{artifact.path} was changed or damaged after it was finished; delete {directory} to make it again."
             )

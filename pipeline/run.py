@@ -22,8 +22,8 @@ def main(arguments=None):
     arguments = sys.argv[1:] if arguments is None else arguments
     # For this process and the ones it starts: nothing of TensorFlow's C++ log.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Beam warns of cloud clients that are not installed.
-    logging.getLogger().setLevel(logging.ERROR)
+    # Beam warns of cloud clients that are not installed, and prints a page about each error that it raises as well.
+    logging.getLogger().setLevel(logging.CRITICAL)
     try:
         settings, preset = settings_lib.parse(arguments)
         root = Path(settings["pipeline_root"])
@@ -36,12 +36,19 @@ def main(arguments=None):
         print("\nInterrupted. What was finished is kept; run the same command again to go on.", file=sys.stderr)
         return 130
     except Exception as error:
-        log = root / "error.log"
-        log.write_text(traceback.format_exc())
         first_line = (str(error).strip().splitlines() or [""])[0]
-        print(f"error: {type(error).__name__}: {first_line} (details: {log})", file=sys.stderr)
+        print(f"error: {type(error).__name__}: {first_line} ({_write_details(root)})", file=sys.stderr)
         return 1
     return 0
+
+
+def _write_details(root):
+    log = root / "error.log"
+    try:
+        log.write_text(traceback.format_exc())
+    except OSError as error:
+        return f"no details: cannot write {log}, {error.strerror}"
+    return f"details: {log}"
 
 
 def _run(settings, preset, root):
@@ -60,13 +67,13 @@ def _run(settings, preset, root):
     components = (
         EXAMPLE_GEN, TRAINER, CERTIFIER, LATEST_BLESSED, EVALUATOR, EXPORTER, INFRA_VALIDATOR, PUSHER
     )  # fmt: skip
-    settings = {**settings, "plan": plan, "paper": _paper_row(settings, preset)}
+    settings = {**settings, "plan": plan, "paper": _paper_row(preset)}
     artifacts = orchestrator.run(components, settings, root, settings["num_workers"])
     _print_results(artifacts, settings["paper"])
 
 
-def _paper_row(settings, preset):
-    """The paper's row, as JSON values, if this run trains what the paper's row was trained from."""
+def _paper_row(preset):
+    """The paper's row for this data set and sigma, as JSON values, or None."""
     return None if preset.paper is None else json.loads(json.dumps(dataclasses.asdict(preset.paper)))
 
 
@@ -93,7 +100,7 @@ def _print_results(artifacts, paper):
     print(console.table(["radius", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"], rows))
     print(
         f"n={metrics['n']:,}, n0={metrics['n0']:,}, alpha={metrics['alpha']:g}, sigma={metrics['sigma']:g}; "
-        f"{metrics['num_images']:,} images: {metrics['image_set']}; {100 * metrics['abstained']:.1f} % abstained"
+        f"images: {metrics['image_set']}; {100 * metrics['abstained']:.1f} % abstained"
     )
     if paper:
         print(f"* as reported, at n=100,000 and alpha=0.001; {paper['image_set']}")

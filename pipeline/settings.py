@@ -19,8 +19,8 @@ _DATASETS = f"{', '.join(SHORT_NAMES)}, or any TFDS image-classification builder
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a setting accepts, in words; text -> value, which raises ValueError or KeyError for anything else; and the
-    word for None, if that is a value.
+    """What a setting accepts, in words; text -> value, which raises ValueError, KeyError, OverflowError or RuntimeError
+    for anything else; and the word for None, if that is a value.
     """
 
     accepts: str
@@ -188,7 +188,7 @@ def _given(arguments):
         usage="%(prog)s --dataset NAME [options]",
         description="Trains a classifier with MACER, certifies, evaluates, validates and pushes it. What was done "
         "before is not done again. In brackets: the default; several values are the presets' of (dataset, sigma).",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=24, width=118),
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=24, width=100),
         allow_abbrev=False,
         add_help=False,
     )
@@ -216,7 +216,7 @@ def _default(setting):
 def _value(name, kind, text):
     try:
         return kind.parse(text)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError, RuntimeError):
         raise InputError(f"--{name} must be {kind.accepts}. Received: {text}") from None
 
 
@@ -230,11 +230,14 @@ def _check(settings):
     """What no single setting shows; all of it before any work."""
     names = ("sigma", "gamma", "beta", "lam", "num_samples")
     try:
-        checks.check_hyperparameters(*(settings[name] for name in names))
-        for n in (settings["n"], settings["serving_n"]):
-            certificates.check_can_certify(n, settings["alpha"])
+        checks.check(**{name: settings[name] for name in names})
     except ValueError as error:
         raise InputError(str(error)) from None
+    for name in ("n", "serving_n"):
+        try:
+            certificates.check_can_certify(settings[name], settings["alpha"])
+        except ValueError as error:
+            raise InputError(f"--{name} is too small. {error}") from None
     drops = settings["lr_drop_epochs"] or []
     if drops != sorted(set(drops)):
         raise InputError(f"--lr_drop_epochs must rise. Received: {','.join(map(str, drops))}")

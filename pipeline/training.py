@@ -93,7 +93,7 @@ class Backup(keras.callbacks.Callback):
         try:
             state = json.loads((latest / "history.json").read_text())
             model.load_weights(latest / "model.weights.h5")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise InputError(
                 f"Cannot read the training backup {latest} ({type(error).__name__}); delete it to train again from "
                 "the start."
@@ -120,7 +120,14 @@ class Backup(keras.callbacks.Callback):
 
 
 class StopOnDivergence(keras.callbacks.Callback):
-    """Stops training at the first step whose loss is not finite."""
+    """Stops training at the first step whose loss is not finite, or that leaves such weights to be backed up.
+
+    Args:
+        backup: the `Backup`, which comes after this callback.
+
+    Raises:
+        InputError: with the epoch, the step and where the last good weights are.
+    """
 
     def __init__(self, backup):
         super().__init__()
@@ -130,11 +137,18 @@ class StopOnDivergence(keras.callbacks.Callback):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        if np.isfinite(logs["loss"]):
-            return
+        self._step = batch + 1
+        if not np.isfinite(logs["loss"]):
+            self._stop(f"loss {logs['loss']}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not all(np.isfinite(weights).all() for weights in self.model.get_weights()):
+            self._stop("weights that are not finite")
+
+    def _stop(self, what):
         kept = self._backup.latest()
         raise InputError(
-            f"Training diverged: loss {logs['loss']} at epoch {self._epoch + 1}, step {batch + 1}, learning rate "
+            f"Training diverged: {what} at epoch {self._epoch + 1}, step {self._step}, learning rate "
             f"{learning_rate(self.model):g}. "
             + (f"The weights after the last finished epoch are kept in {kept}. " if kept else "No epoch was finished. ")
             + "Try a lower --learning_rate, --clip_norm 1 or a smaller --lam."
@@ -193,7 +207,9 @@ def schedule(settings, steps):
     rate = settings["learning_rate"]
     if settings["lr_schedule"] == "cosine":
         return keras.optimizers.schedules.CosineDecay(rate, settings["epochs"] * steps)
-    drops = settings["lr_drop_epochs"] or []
+    drops = settings["lr_drop_epochs"]
+    if not drops:
+        return rate
     values = [rate * settings["lr_drop_factor"] ** i for i in range(len(drops) + 1)]
     # Keras applies a value up to and including its boundary; the drop belongs to the epoch's first step.
     return keras.optimizers.schedules.PiecewiseConstantDecay([drop * steps - 1 for drop in drops], values)

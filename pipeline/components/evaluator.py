@@ -33,7 +33,7 @@ def evaluate(execution):
 
     paper = settings["paper"]
     result = evaluation.evaluate(certified, labels, paper["radii"] if paper else _radii(settings))
-    difference = _paired_difference(execution.inputs["baseline"], ids, certified, labels)
+    difference = _paired_difference(execution.inputs["baseline"], certified, labels)
     reasons = _reasons_against(result, difference, settings["min_accuracy"] or 2 / examples.num_classes)
     blessing = {
         "blessed": not reasons,
@@ -81,16 +81,19 @@ def evaluate(execution):
 
 def latest_blessed(artifacts, settings, root):
     """The evaluation of the model blessed last, other than this one, on the same images, noise level, n and alpha."""
-    for _, directory in finished(root, "Evaluator"):
-        path = directory / "evaluation"
-        blessing = json.loads((path / "blessing.json").read_text())
+    total = len(examples_lib.read(artifacts["examples"].path).labels["test"])
+    count = len(examples_lib.evenly_spaced(total, settings["num_test_examples"]))
+    for outputs in finished(root, "Evaluator"):
+        evaluated = outputs["evaluation"]
+        blessing = json.loads((evaluated.path / "blessing.json").read_text())
         if (
             blessing["blessed"]
             and blessing["model"] != artifacts["model"].fingerprint
             and blessing["examples"] == artifacts["examples"].fingerprint
+            and blessing["num_test_examples"] == count
             and all(blessing[name] == settings[name] for name in _COMPARABLE)
         ):
-            return Artifact.of(path)
+            return evaluated
     return _NO_BASELINE
 
 
@@ -102,17 +105,17 @@ def _radii(settings):
 
 def _image_set(examples, ids):
     total = len(examples.labels["test"])
-    which = "" if len(ids) == total else f"{len(ids):,}, evenly spaced, of the "
-    return which + examples.descriptions["test"]
+    description = examples.descriptions["test"]
+    return (
+        description if len(ids) == total else f"{len(ids):,}, evenly spaced, of the {description.removeprefix('the ')}"
+    )
 
 
-def _paired_difference(baseline, ids, certified, labels):
+def _paired_difference(baseline, certified, labels):
     """Mean difference of the certified radii to the baseline's on the same images, its standard error; or None."""
     if baseline.path is None:
         return None
     before = logs.read(baseline.path / "certificates.tsv")
-    if not np.array_equal(before["idx"], ids):
-        return None
     now = np.maximum(evaluation.correct_radii(certified, labels), 0)
     mean, standard_error = evaluation.mean_and_standard_error(now - before["radius"] * before["correct"])
     return {"mean": mean, "standard_error": standard_error, "baseline": str(baseline.path)}

@@ -1,6 +1,7 @@
 """InfraValidator: loads the SavedModel in a fresh process, as a server would, and runs it on test images."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -34,7 +35,9 @@ def validate(execution):
 def _problem(process, num_classes):
     """Why the model does not pass, in one line; empty if it does."""
     if process.returncode:
-        return (process.stderr.strip().splitlines() or ["the process died"])[-1]
+        # TensorFlow's messages go on for lines behind the first.
+        errors = re.findall(r"^[\w.]*(?:Error|Exception): .*", process.stderr, re.MULTILINE)
+        return errors[-1] if errors else f"the process died with exit status {process.returncode}"
     answers = json.loads(process.stdout)
     for prediction, radius, share in zip(
         answers["predicted_class"], answers["radius"], answers["vote_share"], strict=True

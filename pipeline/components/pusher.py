@@ -3,28 +3,35 @@
 import json
 from pathlib import Path
 
-from pipeline.artifacts import write_text
+from pipeline.artifacts import Artifact, write_text
 from pipeline.errors import InputError
 from pipeline.orchestrator import Component
 from serving.publish import publish
 
 
 def push(execution):
-    """Publishes the model as the next version, or writes down why not."""
+    """Publishes the model as the next version unless the latest one is the same, or writes down why not."""
     blessing = json.loads((execution.inputs["evaluation"].path / "blessing.json").read_text())
     infra = json.loads((execution.inputs["infra_blessing"].path / "infra_blessing.json").read_text())
     reasons = [] if blessing["blessed"] else ["not blessed: " + "; ".join(blessing["reasons"])]
     if not infra["passed"]:
         reasons.append(f"failed in a fresh process: {infra['reason']}")
-    pushed_to = None
+    saved_model, pushed_to = execution.inputs["saved_model"], None
     if not reasons:
         base = Path(execution.parameters["push_dir"])
         try:
-            pushed_to = str(publish(execution.inputs["saved_model"].path, base))
+            pushed_to = str(_pushed_before(base, saved_model) or publish(saved_model.path, base))
         except OSError as error:
             raise InputError(f"Cannot push to {base} ({error.strerror}); give another one by --push_dir.") from None
     result = {"pushed_to": pushed_to, "reasons": reasons}
     write_text(execution.outputs["push"] / "push.json", json.dumps(result, indent=1))
+
+
+def _pushed_before(base, saved_model):
+    """The latest version under `base` if it is `saved_model`, as after a kill right behind the push; or None."""
+    versions = [entry for entry in base.glob("*") if entry.name.isdecimal()]
+    latest = max(versions, key=lambda entry: int(entry.name), default=None)
+    return latest if latest and Artifact.of(latest).fingerprint == saved_model.fingerprint else None
 
 
 PUSHER = Component(

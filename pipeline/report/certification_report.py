@@ -74,7 +74,6 @@ def write(
         title=f"Certification report: {name}",
         summary=[
             page.Fact("Average certified radius (ACR)", acr, ("± one standard error", metrics["image_set"])),
-            page.Fact("Certified accuracy at radius 0", f"{metrics['certified_accuracy'][0]:.3f}"),
             page.Fact("Abstained", f"{metrics['abstained']:.3f}", ("fraction of the images",)),
             page.Fact(
                 "Samples per image, n",

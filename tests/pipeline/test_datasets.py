@@ -94,7 +94,7 @@ def test_digits():
     assert digits.test.labels[-3:].tolist() == [8, 9, 8]
     assert digits.train.images.max() == digits.pixel_max == 16
     assert digits.num_classes == len(digits.class_names) == 10
-    assert digits.test.description == "last images of scikit-learn's digits (360 images)"
+    assert digits.test.description == "the last 360 of scikit-learn's digits"
 
 
 def test_digits_do_not_wait_for_tensorflow():

@@ -1,0 +1,64 @@
+"""Runs the command as a user does: in a process of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+_SECONDS = 300
+
+
+class Command:
+    """`python -m pipeline.run` with arguments.
+
+    Attributes:
+        status, out, err, seconds: of the last process that was waited for.
+    """
+
+    def __init__(self, *arguments):
+        self._arguments = [str(argument) for argument in arguments]
+
+    def run(self):
+        return self.wait(self.start())
+
+    def start(self):
+        # A process that a shell starts in the background ignores Ctrl-C; this one must not.
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline.run", *self._arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+            env={name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )  # fmt: skip
+
+    def wait(self, process):
+        started = time.monotonic()
+        try:
+            self.out, self.err = process.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            pytest.fail(f"did not end within {_SECONDS} s: {process.communicate()}")
+        self.status, self.seconds = process.returncode, time.monotonic() - started
+        return self
+
+    def stop(self, signal_number, reached):
+        """Runs until `reached()` is true, then sends the signal."""
+        process = self.start()
+        deadline = time.monotonic() + _SECONDS
+        while not reached():
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                pytest.fail(f"ended before it could be stopped: {process.communicate()}")
+            time.sleep(0.02)
+        process.send_signal(signal_number)
+        return self.wait(process)
+
+
+@pytest.fixture(scope="session")
+def command():
+    """A function: arguments -> `Command`."""
+    return Command

@@ -1,0 +1,166 @@
+"""The whole job on the embedded digits: run, run again, change alpha, interrupt, kill, diverge."""
+
+import json
+import re
+import signal
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# Tiny, but long enough to be killed in the middle of training and of certification.
+TINY = (
+    "--dataset", "digits", "--epochs", "6", "--num_samples", "8", "--lam", "0", "--learning_rate", "0.1", "--n", "8000",
+    "--num_test_examples", "60", "--serving_n", "50", "--num_workers", "2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory):
+    """An undisturbed run: its root, the command and its certificates."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    done = command(*TINY, "--pipeline_root", root).run()
+    assert (done.status, done.err) == (0, ""), done.err
+    return root, done, certificates(root)
+
+
+def one(root, pattern):
+    (path,) = root.glob(pattern)
+    return path
+
+
+def certificates(root):
+    return one(root, "Certifier-*/certificates/certificates.jsonl").read_bytes()
+
+
+def ledger_lines(root):
+    return [line for path in root.glob("votes/*/*.jsonl") for line in path.read_text().splitlines()]
+
+
+def test_a_run_says_what_it_does_and_where_everything_is(finished):
+    root, done, _ = finished
+    out = done.out
+    assert out.startswith(f"MACER on digits, preset digits-0.25, in {root}\n")
+    for setting in ("dataset=digits", "sigma=0.25", "epochs=6", "lam=0.0", "n=8000", "alpha=0.001", "clip_norm=1.0"):
+        assert setting in out
+    components = re.findall(r"^(\w+) +done in \d+ s: (.*)$", out, re.MULTILINE)
+    assert [name for name, _ in components] == [
+        "ExampleGen", "Trainer", "Certifier", "Evaluator", "Exporter", "InfraValidator", "Pusher"
+    ]  # fmt: skip
+    assert re.search(r"Training: 100 %, took .* epoch 6/6, loss [\d.]+ = ", out)
+    assert re.search(r"Certification: 100 %, took .* 486,000 of 486,000 samples, 60 of 60 images' worth", out)
+    assert re.search(r"^radius +0 +0\.25 +0\.5 .*ACR$", out, re.MULTILINE)
+    assert re.search(r"^this model +[\d.]+ .*± [\d.]+$", out, re.MULTILINE)
+    assert "n=8,000, n0=100, alpha=0.001, sigma=0.25; images: 60, evenly spaced, of the last 360" in out
+    report = one(root, "Evaluator-*/evaluation/report.html")
+    assert f"Report: {report}\n" in out
+    assert f"Pushed model: {root / 'serving' / 'digits-0.25' / '1'}\n" in out
+    assert (root / "serving" / "digits-0.25" / "1" / "saved_model.pb").is_file()
+    assert not list(root.glob("*.unfinished"))
+
+
+def test_what_it_certifies_makes_sense(finished):
+    """After six epochs most digits are right; no accuracy rises with the radius."""
+    metrics = json.loads(one(finished[0], "Evaluator-*/evaluation/metrics.json").read_text())
+    accuracy = metrics["certified_accuracy"]
+    assert accuracy[0] > 0.5
+    assert accuracy == sorted(accuracy, reverse=True)
+    assert 0.1 < metrics["acr"] < 1
+    for line in finished[2].splitlines():
+        row = json.loads(line)
+        assert (sum(row["selection"]), sum(row["estimation"])) == (100, 8000)
+
+
+def test_the_report_stands_alone(finished):
+    html = one(finished[0], "Evaluator-*/evaluation/report.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert sum(source.startswith("data:image/png;base64,") for source in sources) == 4
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert "<script" not in html
+    assert "url(" not in html
+
+
+def test_the_same_again_is_cached(finished, command):
+    root, first, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    again = command(*TINY, "--pipeline_root", root).run()
+    assert (again.status, again.err) == (0, "")
+    assert again.out.count("cached in") == 7
+    assert "running" not in again.out
+    assert again.out.partition("\nCertified")[2] == first.out.partition("\nCertified")[2]
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    assert again.seconds < 60
+
+
+def test_another_alpha_trains_and_samples_nothing(finished, command):
+    root, _, before = finished
+    lines = len(ledger_lines(root))
+    done = command(*TINY, "--pipeline_root", root, "--alpha", "0.01").run()
+    assert (done.status, done.err) == (0, "")
+    assert re.search(r"Trainer +cached", done.out)
+    assert "486,000 of 486,000 samples were drawn before." in done.out
+    assert len(ledger_lines(root)) == lines
+    (other,) = (
+        path for path in root.glob("Certifier-*/certificates/certificates.jsonl") if path.read_bytes() != before
+    )
+    for ours, theirs in zip(other.read_text().splitlines(), before.decode().splitlines(), strict=True):
+        ours, theirs = json.loads(ours), json.loads(theirs)
+        assert ours["estimation"] == theirs["estimation"]
+        assert ours["p_lower"] >= theirs["p_lower"]
+
+
+def test_interrupted_and_killed_it_ends_where_an_undisturbed_run_does(finished, command, tmp_path):
+    disturbed = command(*TINY, "--pipeline_root", tmp_path)
+
+    def epochs():
+        return [int(path.name[-5:]) for path in tmp_path.glob("Trainer-*.unfinished/scratch/backup/epoch-?????")]
+
+    def is_told_in_one_line():
+        assert disturbed.status == 130
+        (line,) = disturbed.err.strip().splitlines()
+        assert line == "Interrupted. What was finished is kept; run the same command again to go on."
+        assert disturbed.seconds < 20
+
+    disturbed.stop(signal.SIGINT, lambda: epochs())
+    is_told_in_one_line()
+    reached = max(epochs())
+    assert 1 <= reached < 6
+
+    disturbed.stop(signal.SIGKILL, lambda: max(epochs()) > reached)
+    assert f"Training goes on after epoch {reached} of 6." in disturbed.out
+    reached = max(epochs())
+    assert reached < 6
+    assert not list(tmp_path.glob("Certifier-*"))
+
+    disturbed.stop(signal.SIGINT, lambda: len(ledger_lines(tmp_path)) >= 20)
+    is_told_in_one_line()
+    assert f"Training goes on after epoch {reached} of 6." in disturbed.out
+    drawn = len(ledger_lines(tmp_path))
+    assert 20 <= drawn < 300
+
+    disturbed.stop(signal.SIGKILL, lambda: len(ledger_lines(tmp_path)) >= drawn + 20)
+    assert re.search(r"Trainer +cached", disturbed.out)
+    assert "samples were drawn before." in disturbed.out
+    drawn = len(ledger_lines(tmp_path))
+    assert drawn < 300
+
+    disturbed.run()
+    assert (disturbed.status, disturbed.err) == (0, "")
+    assert certificates(tmp_path) == finished[2]
+    history = "Trainer-*/model/history.csv"
+    assert one(tmp_path, history).read_text() == one(finished[0], history).read_text()
+    # 60 images, one chunk of selection and four of estimation each: none was drawn twice, but for a torn line.
+    assert 300 <= len(ledger_lines(tmp_path)) <= 302
+
+
+def test_divergence_is_one_line(command, tmp_path):
+    done = command(
+        "--dataset", "digits", "--epochs", "3", "--num_samples", "2", "--n", "1000", "--learning_rate", "1e6",
+        "--clip_norm", "none", "--lr_schedule", "step", "--pipeline_root", tmp_path,
+    ).run()  # fmt: skip
+    assert done.status == 2
+    (line,) = done.err.splitlines()
+    assert re.match(r"error: Training diverged: loss (nan|inf) at epoch 1, step \d+, learning rate 1e\+06\. ", line)
+    assert "Try a lower --learning_rate" in line
+    assert not list(tmp_path.glob("Trainer-*/model.keras"))
+    assert all(path.name.endswith(".unfinished") for path in tmp_path.glob("Trainer-*"))
