@@ -113,7 +113,7 @@ GROUPS = {
         Setting("n0", _whole(1), "samples that choose the class", PRESET),
         Setting("n", _whole(1), "samples that bound its probability", PRESET),
         Setting("alpha", _INSIDE_0_1, "probability that a certificate is false", PRESET),
-        Setting("num_test_examples", _or("all", _whole(1)), "test images, evenly spaced", PRESET),
+        Setting("num_test_examples", _or("all", _whole(2)), "test images, evenly spaced", PRESET),
     ),
     "Blessing and push": (
         Setting("min_accuracy", _INSIDE_0_1, "certified accuracy to bless from", None, "twice chance"),

@@ -7,9 +7,11 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+SHORT = ("--epochs", "30", "--n", "2000")
+
 
 def run(root, *flags):
-    command = [sys.executable, "-m", "pipeline.run", "--dataset", "digits", "--n", "2000", "--pipeline_root", root]
+    command = [sys.executable, "-m", "pipeline.run", "--dataset", "digits", "--pipeline_root", root, *SHORT]
     process = subprocess.run([*command, *flags], cwd=REPOSITORY, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return process.stdout
