@@ -297,7 +297,7 @@ def test_a_damaged_saved_model_does_not_pass_and_says_why(execution, saved_model
 
 def test_a_model_that_does_not_answer_in_time_is_not_judged(execution, tmp_path, digit_examples, monkeypatch):
     monkeypatch.setattr(infra_validator, "_TIMEOUT_SECONDS", 0.01)
-    with pytest.raises(RuntimeError, match="did not answer within 0.01 s"):
+    with pytest.raises(RuntimeError, match=r"did not answer within 0\.01 s"):
         infra(execution, tmp_path / "no_model", digit_examples)
 
 
