@@ -72,7 +72,7 @@ BAD = [
             ("seed", "a whole number from 0 to 4294967295", ["-1", "4294967296", "x", "1.5"]),
             ("image_size", "a whole number from 1, or none", ["0"]),
             ("train_examples", "a whole number from 1, or all", ["0", "none"]),
-            ("num_test_examples", "a whole number from 1, or all", ["0", "-1"]),
+            ("num_test_examples", "a whole number from 2, or all", ["0", "1", "-1"]),
             ("min_accuracy", "a number above 0 and below 1", ["0", "1"]),
             ("serving_n", "a whole number from 1", ["0"]),
             ("num_workers", "a whole number from 1", ["0"]),
