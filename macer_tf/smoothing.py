@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from macer_tf import certificates, noise
 from macer_tf.checks import check_seed
-from macer_tf.model import MACERModel
+from macer_tf.noisy_training import NoisyTrainingModel
 from macer_tf.votes import Votes
 
 
@@ -28,9 +28,9 @@ class SmoothedClassifier:
     size: floating-point sums are not associative.) `count` may be called from several threads at once.
 
     Args:
-        classifier: a `MACERModel` (its base classifier is taken) or any Keras model, images -> [batch, classes], two
-            classes or more, whose largest output is its class.
-        sigma: noise level in units of a pixel in [0, 1]; by default that of the `MACERModel`.
+        classifier: a `MACERModel` or another `NoisyTrainingModel` (its base classifier is taken), or any Keras model,
+            images -> [batch, classes], two classes or more, whose largest output is its class.
+        sigma: noise level in units of a pixel in [0, 1]; by default that of the model it was trained in.
         seed: whole number in [0, 2**32); drawn from the operating system if None.
         micro_batch: noisy copies in one forward pass; by default 500, and fewer where images are large.
 
@@ -39,7 +39,7 @@ class SmoothedClassifier:
     """
 
     def __init__(self, classifier, sigma=None, seed=None, micro_batch=None):
-        if isinstance(classifier, MACERModel):
+        if isinstance(classifier, NoisyTrainingModel):
             sigma = classifier.sigma if sigma is None else sigma
             classifier = classifier.classifier
         if not isinstance(classifier, keras.Model):

@@ -13,8 +13,10 @@ from apache_beam.utils.shared import Shared
 
 from macer_tf import certificates, noise
 from macer_tf.certificates import Certificates
+from macer_tf.smoothing import SmoothedClassifier
 from macer_tf.votes import Votes
 from pipeline import examples as examples_lib
+from pipeline import models
 from pipeline.console import Progress
 from pipeline.ledger import Chunk, LedgerReader, LedgerWriter
 
@@ -70,11 +72,7 @@ class DrawVotes(beam.DoFn):
             self._ledger.close()
 
     def _load(self):
-        import keras
-
-        from macer_tf.smoothing import SmoothedClassifier
-
-        return SmoothedClassifier(keras.models.load_model(self._model_path, compile=False), self._sigma, self._seed)
+        return SmoothedClassifier(models.load(self._model_path), self._sigma, self._seed)
 
 
 class SumVotes(beam.CombineFn):

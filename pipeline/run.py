@@ -1,7 +1,7 @@
 """The whole job: python -m pipeline.run --dataset svhn
 
-Trains with MACER, certifies on Beam, evaluates, validates and pushes. The same command again finds everything cached;
-after a kill it goes on from where it was.
+Trains with MACER (or a method that it is compared with), certifies on Beam, evaluates, validates and pushes. The same
+command again finds everything cached; after a kill it goes on from where it was.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from pipeline import console, orchestrator
+from pipeline import console, orchestrator, presets
 from pipeline import settings as settings_lib
 from pipeline.errors import InputError
 
@@ -24,6 +24,10 @@ def main(arguments=None):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Beam warns of cloud clients that are not installed, and prints a page about each error that it raises as well.
     logging.getLogger().setLevel(logging.CRITICAL)
+    if "--list_presets" in arguments:
+        print(console.table(*presets.table()))
+        return 0
+    root = Path()
     try:
         settings, preset = settings_lib.parse(arguments)
         root = Path(settings["pipeline_root"])
@@ -78,7 +82,9 @@ def _paper_row(preset):
 
 
 def _print_plan(plan, settings, preset):
-    print(f"MACER on {settings['dataset']}, preset {preset.name}, in {settings['pipeline_root']}")
+    print(f"{settings['method']} on {settings['dataset']}, preset {preset.name}, in {settings['pipeline_root']}")
+    if preset.note:
+        print(f"  Note: {preset.note}")
     for group, entries in plan.items():
         print(f"  {group}: " + ", ".join(f"{name}={value}" for name, value, _ in entries))
     print(flush=True)

@@ -81,7 +81,8 @@ _SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_se
 
 GROUPS = {
     "Data": (
-        Setting("dataset", _TEXT, _DATASETS, None, "required"),
+        Setting("dataset", _TEXT, _DATASETS, None, "required without --preset"),
+        Setting("preset", _TEXT, "an experiment of the paper by its name", None, "by dataset, sigma and method"),
         Setting("data_dir", _FOLDER, "folder of prepared TFDS data", None, "TFDS's own"),
         Setting("train_split", _TEXT, "TFDS split to train on", None, "train"),
         Setting("test_split", _TEXT, "TFDS split to certify", None, "test"),
@@ -89,6 +90,9 @@ GROUPS = {
         Setting("train_examples", _or("all", _whole(1)), "train on so many images, evenly spaced", None, "all"),
     ),
     "Training": (
+        Setting(
+            "method", _choice(**{name: name for name in presets.METHODS}), "macer, cohen or smoothadv", PRESET, "macer"
+        ),
         Setting("sigma", _ABOVE_0, "noise level, in [0, 1] pixel units", PRESET, f"{presets.DEFAULT_SIGMA}"),
         Setting("network", _TEXT, "small_cnn, lenet, cifar_resnet<depth> or resnet50", PRESET, "the dataset's"),
         Setting("num_samples", _whole(1), "noisy copies of each image (the paper's k)", PRESET),
@@ -96,6 +100,10 @@ GROUPS = {
         Setting("gamma", _ABOVE_0, f"hinge on xi, at most {checks.MAX_GAMMA:g}", PRESET),
         Setting("beta", _ABOVE_0, "inverse temperature in the robustness term", PRESET),
         Setting("lam_start_epoch", _whole(0), "lam is 0 before this epoch", PRESET),
+        Setting("attack", _or("none", _choice(pgd="pgd", ddn="ddn")), "of smoothadv: pgd or ddn", PRESET),
+        Setting("epsilon", _or("none", _FROM_0), "of smoothadv: l2 radius, in [0, 1] pixel units", PRESET),
+        Setting("attack_steps", _or("none", _whole(1)), "of smoothadv: gradient steps", PRESET),
+        Setting("warmup_epochs", _whole(0), "of smoothadv: epochs over which epsilon rises", PRESET),
         Setting("epochs", _whole(1), "passes over the training images", PRESET),
         Setting("batch_size", _whole(1), "images a step", PRESET),
         Setting("learning_rate", _ABOVE_0, "of SGD, at the start", PRESET),
@@ -128,7 +136,7 @@ GROUPS = {
 SETTINGS = tuple(setting for group in GROUPS.values() for setting in group)
 
 # Where things are and how many threads work changes no result.
-_NOT_IN_THE_PLAN = ("data_dir", "push_dir", "pipeline_root", "num_workers")
+_NOT_IN_THE_PLAN = ("preset", "data_dir", "push_dir", "pipeline_root", "num_workers")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -143,14 +151,18 @@ def parse(arguments):
         InputError: in one line, for an unknown flag or a value outside what its setting accepts.
     """
     given = _given(arguments)
-    if "dataset" not in given:
+    if "preset" in given:
+        preset = presets.by_name(given["preset"])
+        _refuse_another_method(given, preset)
+    elif "dataset" in given:
+        preset = presets.find(given["dataset"], given.get("sigma"), given.get("method", "macer"))
+    else:
         raise InputError(f"--dataset is missing. Accepted: {_DATASETS}.")
-    preset = presets.find(given["dataset"], given.get("sigma"))
     settings = {
         setting.name: getattr(preset, setting.name) if setting.default is PRESET else setting.default
         for setting in SETTINGS
     }
-    settings["lr_drop_epochs"] = list(settings["lr_drop_epochs"])
+    settings.update(dataset=preset.dataset, lr_drop_epochs=list(settings["lr_drop_epochs"]))
     settings.update(given)
     settings["num_workers"] = settings["num_workers"] or os.cpu_count()
     if settings["push_dir"] is None:
@@ -158,6 +170,15 @@ def parse(arguments):
         settings["push_dir"] = str(Path(settings["pipeline_root"]) / "serving" / model_name)
     _check(settings)
     return settings, preset
+
+
+def _refuse_another_method(given, preset):
+    # Another method's hyper-parameters are not in this preset.
+    if given.get("method", preset.method) != preset.method:
+        raise InputError(
+            f"The preset {preset.name} is of the method {preset.method}: leave --method out. Received: --method "
+            f"{given['method']}"
+        )
 
 
 def plan(settings):
@@ -187,7 +208,8 @@ def _given(arguments):
         prog="python -m pipeline.run",
         usage="%(prog)s --dataset NAME [options]",
         description="Trains a classifier with MACER, certifies, evaluates, validates and pushes it. What was done "
-        "before is not done again. In brackets: the default; several values are the presets' of (dataset, sigma).",
+        "before is not done again. In brackets: the default; several values are those of the presets, which "
+        "--list_presets shows.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=24, width=100),
         allow_abbrev=False,
         add_help=False,
@@ -210,7 +232,7 @@ def _default(setting):
     if setting.default is not PRESET:
         return in_words(setting, setting.default)
     values = dict.fromkeys(getattr(preset, setting.name) for preset in presets.PRESETS)
-    return " | ".join(in_words(setting, value) for value in values)
+    return " | ".join(in_words(setting, value) for value in values) if len(values) <= 4 else "the preset's"
 
 
 def _value(name, kind, text):
@@ -229,6 +251,13 @@ def _unknown_argument(argument):
 def _check(settings):
     """What no single setting shows; all of it before any work."""
     names = ("sigma", "gamma", "beta", "lam", "num_samples")
+    if settings["method"] == "smoothadv":
+        names += ("epsilon", "attack", "attack_steps")
+    if settings["method"] == "cohen" and (settings["lam"], settings["num_samples"]) != (0, 1):
+        raise InputError(
+            "The method cohen is Gaussian training on one noisy copy: leave --lam and --num_samples out, or take "
+            f"--method macer. Received: lam={settings['lam']:g}, num_samples={settings['num_samples']}"
+        )
     try:
         checks.check(**{name: settings[name] for name in names})
     except ValueError as error:

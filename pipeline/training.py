@@ -166,6 +166,17 @@ class DeferLam(keras.callbacks.Callback):
         self.model.lam = self._lam if epoch >= self._start else 0.0
 
 
+class WarmUpEpsilon(keras.callbacks.Callback):
+    """The attack's epsilon rises linearly over the first `epochs` epochs (Salman et al. 2019); 0 epochs: at once."""
+
+    def __init__(self, epsilon, epochs):
+        super().__init__()
+        self._epsilon, self._epochs = epsilon, epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.epsilon = self._epsilon * min(1.0, (epoch + 1) / max(1, self._epochs))
+
+
 class LearningRateLog(keras.callbacks.Callback):
     """Adds the learning rate at the epoch's end to what is reported."""
 
@@ -191,9 +202,10 @@ class TrainingProgress(keras.callbacks.Callback):
         self._progress.finish(self._epochs * self._steps, self._details(logs))
 
     def _details(self, logs):
+        terms = " + ".join(f"{value:.3f}" for name, value in logs.items() if name.endswith("_loss"))
         return (
-            f"epoch {self._epoch + 1}/{self._epochs}, loss {logs['loss']:.3f} = {logs['classification_loss']:.3f} + "
-            f"{logs['robustness_loss']:.3f}, smoothed accuracy {logs['smoothed_accuracy']:.3f}"
+            f"epoch {self._epoch + 1}/{self._epochs}, loss {logs['loss']:.3f} = {terms}, "
+            f"smoothed accuracy {logs['smoothed_accuracy']:.3f}"
         )
 
 

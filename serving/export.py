@@ -17,7 +17,7 @@ def export(model, directory, *, n0, n, alpha):
     alpha. What it was exported with is in assets.extra/model_card.json.
 
     Args:
-        model: a `MACERModel`.
+        model: a `MACERModel` or another `NoisyTrainingModel`.
         directory: where to write; made if it is not there.
         n0, n, alpha: see `SmoothedClassifier.certify`.
 

@@ -1,7 +1,6 @@
 """Exporter: model -> a SavedModel that returns the smoothed prediction."""
 
-import keras
-
+from pipeline import models
 from pipeline.orchestrator import Component
 from serving.export import export
 
@@ -9,12 +8,8 @@ from serving.export import export
 def export_model(execution):
     """Exports with n = serving_n, since a request cannot wait for the n of an evaluation."""
     settings = execution.parameters
-    # Loading the file needs the class to be registered, which importing `macer_tf.model` does.
-    import macer_tf.model  # noqa: F401
-
-    model = keras.models.load_model(execution.inputs["model"].path / "model.keras")
     export(
-        model,
+        models.load(execution.inputs["model"].path / "model.keras"),
         execution.outputs["saved_model"],
         n0=settings["n0"],
         n=settings["serving_n"],

@@ -1,25 +1,19 @@
-"""Trainer: examples -> a classifier trained with MACER."""
+"""Trainer: examples -> a classifier trained with MACER, or with a method that it is compared with."""
 
 import math
 
-import keras
-
-from macer_tf import networks
-from macer_tf.model import MACERModel
-from macer_tf.optimizers import SGD
 from pipeline import examples as examples_lib
-from pipeline import presets, training
-from pipeline.errors import InputError
+from pipeline import models, training
 from pipeline.orchestrator import Component
 
 
 def train(execution):
-    """Trains for the given epochs, from the last backed-up one on, and saves the `MACERModel`."""
+    """Trains for the given epochs, from the last backed-up one on, and saves the model."""
     settings = execution.parameters
     examples = examples_lib.read(execution.inputs["examples"].path)
     chosen = examples_lib.evenly_spaced(len(examples.labels["train"]), settings["train_examples"])
     steps = math.ceil(len(chosen) / settings["batch_size"])
-    model = build_model(settings, examples.image_shape, examples.num_classes, steps)
+    model = models.build(settings, examples.image_shape, examples.num_classes, steps)
 
     backup = training.Backup(execution.scratch / "backup")
     first_epoch = backup.restore(model)
@@ -43,7 +37,9 @@ def train(execution):
             shuffle=False,  # `batches` has done it
             verbose=0,
             callbacks=[
-                training.DeferLam(settings["lam"], settings["lam_start_epoch"]),
+                training.DeferLam(settings["lam"], settings["lam_start_epoch"])
+                if settings["method"] != "smoothadv"
+                else training.WarmUpEpsilon(settings["epsilon"], settings["warmup_epochs"]),
                 training.StopOnDivergence(backup),
                 training.TrainingProgress(settings["epochs"], steps, first_epoch),
                 training.LearningRateLog(),
@@ -54,40 +50,12 @@ def train(execution):
     training.write_history(backup.history, execution.outputs["model"] / "history.csv")
 
 
-def build_model(settings, image_shape, num_classes, steps):
-    """The compiled `MACERModel` of these settings, initialised from settings["seed"]."""
-    keras.utils.set_random_seed(settings["seed"])
-    name = settings["network"] or presets.network_for(image_shape)
-    try:
-        network = networks.build(name, tuple(image_shape), num_classes)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    model = MACERModel(
-        network,
-        sigma=settings["sigma"],
-        num_samples=settings["num_samples"],
-        lam=settings["lam"],
-        gamma=settings["gamma"],
-        beta=settings["beta"],
-        seed=settings["seed"],
-    )
-    model.compile(
-        SGD(
-            learning_rate=training.schedule(settings, steps),
-            momentum=settings["momentum"],
-            l2=settings["l2"],
-            global_clipnorm=settings["clip_norm"],
-        )
-    )
-    model.optimizer.build(model.trainable_variables)
-    return model
-
-
 TRAINER = Component(
     name="Trainer",
     inputs=("examples",),
     outputs=("model",),
     parameters=(
+        "method",
         "sigma",
         "network",
         "num_samples",
@@ -104,6 +72,10 @@ TRAINER = Component(
         "l2",
         "clip_norm",
         "lam_start_epoch",
+        "attack",
+        "epsilon",
+        "attack_steps",
+        "warmup_epochs",
         "crop_padding",
         "flip",
         "train_examples",

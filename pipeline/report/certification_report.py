@@ -10,6 +10,8 @@ from pipeline.report import figures, page
 
 FILE_NAME = "report.html"
 
+_METHOD_NAMES = {"macer": "MACER", "cohen": "Gaussian training", "smoothadv": "SmoothAdv"}
+
 _NOTES = (
     "Each certificate holds with probability at least 1 - alpha over the noise, image by image: the smoothed "
     "classifier returns the same class everywhere within the certified l2 radius (Cohen et al. 2019). Of 1,000 "
@@ -52,7 +54,9 @@ def write(
     correct = certificates.predictions == labels
     ceiling = certificates.alpha ** (1 / certificates.n)
     drawn = {
-        "radius_accuracy": figures.radius_accuracy(correct_radii, paper_curve, label=f"MACER, {name}"),
+        "radius_accuracy": figures.radius_accuracy(
+            correct_radii, paper_curve, label=f"{_METHOD_NAMES[settings['method']]}, {name}"
+        ),
         "p_a": figures.p_a_distribution(certificates.p_lower, correct, ceiling=ceiling),
         "training": figures.training_curves({name: np.atleast_1d(history[name]) for name in history.dtype.names}),
         "examples": figures.example_gallery(

@@ -40,7 +40,7 @@ def ledger_lines(root):
 def test_a_run_says_what_it_does_and_where_everything_is(finished):
     root, done, _ = finished
     out = done.out
-    assert out.startswith(f"MACER on digits, preset digits-0.25, in {root}\n")
+    assert out.startswith(f"macer on digits, preset macer-digits-0.25, in {root}\n")
     for setting in ("dataset=digits", "sigma=0.25", "epochs=6", "lam=0.0", "n=8000", "alpha=0.001", "clip_norm=1.0"):
         assert setting in out
     components = re.findall(r"^(\w+) +done in \d+ s: (.*)$", out, re.MULTILINE)

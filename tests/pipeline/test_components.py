@@ -93,7 +93,7 @@ class Evaluations:
 
         settings = {
             **SETTINGS, "seed": 0, "min_accuracy": 0.4, "paper": None, "model": model,
-            "rows": [list(row) for row in rows], "plan": {"Data": [["dataset", "tiny", "x"]]},
+            "rows": [list(row) for row in rows], "plan": {"Data": [["dataset", "tiny", "x"], ["method", "macer", "x"]]},
             "num_test_examples": num_test_examples, **changed,
         }  # fmt: skip
         components = [

@@ -168,7 +168,7 @@ def test_help_fits_a_screen_and_needs_no_tensorflow():
 
 def test_a_typo_does_not_wait_for_tensorflow():
     code = (
-        "import sys\nfrom pipeline import run\nassert run.main(['--dataset', 'digits', '--sigma', '0']) == 2\n"
+        "import sys\nfrom pipeline import run\nassert run_lib.main(['--dataset', 'digits', '--sigma', '0']) == 2\n"
         "assert 'tensorflow' not in sys.modules and 'apache_beam' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
@@ -184,15 +184,17 @@ OVERRIDES = {
     "lr_drop_factor": ("0.5", 0.5), "momentum": ("0", 0.0), "l2": ("0.1", 0.1), "clip_norm": ("2", 2.0),
     "crop_padding": ("2", 2), "flip": ("yes", True), "seed": ("4294967295", 4294967295), "n0": ("7", 7),
     "n": ("555", 555), "alpha": ("0.01", 0.01), "num_test_examples": ("9", 9), "min_accuracy": ("0.9", 0.9),
+    "method": ("macer", "macer"), "attack": ("ddn", "ddn"), "epsilon": ("0.5", 0.5), "attack_steps": ("4", 4),
+    "warmup_epochs": ("2", 2),
     "serving_n": ("222", 222), "push_dir": ("out", "out"), "pipeline_root": ("here", "here"), "num_workers": ("3", 3),
 }  # fmt: skip
 
 
 def test_every_setting_can_be_overridden():
-    assert set(OVERRIDES) == set(FLAGS) - {"dataset"}
+    assert set(OVERRIDES) == set(FLAGS) - {"dataset", "preset"}
     arguments = [part for name, (text, _) in OVERRIDES.items() for part in (f"--{name}", text)]
     settings, preset = settings_lib.parse(["--dataset", "mnist", *arguments])
-    assert settings == {"dataset": "mnist"} | {name: value for name, (_, value) in OVERRIDES.items()}
+    assert settings == {"dataset": "mnist", "preset": None} | {name: value for name, (_, value) in OVERRIDES.items()}
     assert (preset.dataset, preset.sigma, preset.paper) == ("mnist", 0.3, None)
 
 
@@ -217,8 +219,9 @@ def test_words_for_nothing(name, word, value):
 
 @pytest.mark.parametrize("preset", presets.PRESETS, ids=lambda preset: preset.name)
 def test_a_preset_is_what_its_name_gives(preset):
-    settings, found = settings_lib.parse(["--dataset", preset.dataset, "--sigma", str(preset.sigma)])
+    settings, found = settings_lib.parse(["--preset", preset.name])
     assert found == preset
+    assert settings["dataset"] == preset.dataset
     for setting in settings_lib.SETTINGS:
         if setting.default is settings_lib.PRESET:
             expected = getattr(preset, setting.name)
@@ -228,7 +231,7 @@ def test_a_preset_is_what_its_name_gives(preset):
 def test_the_plan_tells_every_setting_that_can_change_a_result():
     settings, _ = settings_lib.parse(["--dataset", "svhn", "--clip_norm", "none", "--flip", "no"])
     plan = {name: (value, meaning) for group in settings_lib.plan(settings).values() for name, value, meaning in group}
-    assert set(plan) == set(FLAGS) - {"data_dir", "push_dir", "pipeline_root", "num_workers"}
+    assert set(plan) == set(FLAGS) - {"preset", "data_dir", "push_dir", "pipeline_root", "num_workers"}
     assert plan["lr_drop_epochs"][0] == "200,400"
     assert (plan["clip_norm"][0], plan["flip"][0], plan["num_test_examples"][0]) == ("none", "no", "500")
     assert all(value and meaning for value, meaning in plan.values())
@@ -244,3 +247,27 @@ def test_a_setting_in_words_is_accepted_as_it_is_printed():
         text, value = OVERRIDES.get(setting.name, ("mnist", "mnist"))
         assert setting.kind.parse(settings_lib.in_words(setting, value)) == value
         assert setting.kind.parse(text) == value
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS, ids=lambda preset: preset.name)
+def test_data_noise_level_and_method_find_the_default_preset(preset):
+    flags = ["--dataset", preset.dataset, "--sigma", str(preset.sigma), "--method", preset.method]
+    _, found = settings_lib.parse(flags)
+    assert (found.dataset, found.sigma, found.method) == (preset.dataset, preset.sigma, preset.method)
+    assert preset.name.startswith(found.name)
+
+
+def test_a_preset_can_be_overridden_but_not_in_its_method(line):
+    settings, _ = settings_lib.parse(["--preset", "smoothadv-digits-0.25", "--epsilon", "0.1", "--epochs", "2"])
+    assert (settings["method"], settings["epsilon"], settings["epochs"]) == ("smoothadv", 0.1, 2)
+    assert "leave --method out" in line("--preset", "smoothadv-digits-0.25", "--method", "macer")
+    assert "Did you mean macer-digits-0.25" in line("--preset", "macer-digits-0.255")
+    assert "take --method macer" in line("--dataset", "digits", "--method", "cohen", "--lam", "3")
+    assert "epsilon" in line("--preset", "smoothadv-digits-0.25", "--epsilon", "-1")
+
+
+def test_the_list_of_presets(capsys):
+    assert run_lib.main(["--list_presets"]) == 0
+    printed = capsys.readouterr().out
+    assert all(preset.name in printed for preset in presets.PRESETS)
+    assert max(map(len, printed.splitlines())) <= 120

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import training
+from pipeline import models, training
 from pipeline.components import trainer
 from pipeline.errors import InputError
 from pipeline.examples import Examples, evenly_spaced
@@ -18,7 +18,8 @@ SETTINGS = {
     "sigma": 0.25, "network": "small_cnn", "num_samples": 2, "lam": 4.0, "gamma": 8.0, "beta": 16.0, "epochs": 4,
     "batch_size": 16, "learning_rate": 0.05, "lr_schedule": "cosine", "lr_drop_epochs": [], "lr_drop_factor": 0.1,
     "momentum": 0.9, "l2": 1e-4, "clip_norm": 1.0, "lam_start_epoch": 2, "crop_padding": 1, "flip": True,
-    "train_examples": None, "seed": 5,
+    "train_examples": None, "seed": 5, "method": "macer", "attack": None, "epsilon": None, "attack_steps": None,
+    "warmup_epochs": 0,
 }  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def test_a_step_schedule_drops_at_the_first_step_of_its_epochs():
 
 @pytest.mark.parametrize("drops", [[], None])
 def test_a_step_schedule_without_drops_is_constant(drops):
-    model = trainer.build_model({**SETTINGS, "lr_schedule": "step", "lr_drop_epochs": drops}, (8, 8, 1), 10, 3)
+    model = models.build({**SETTINGS, "lr_schedule": "step", "lr_drop_epochs": drops}, (8, 8, 1), 10, 3)
     assert training.learning_rate(model) == pytest.approx(0.05)
 
 
@@ -256,7 +257,7 @@ def test_divergence_names_epoch_and_step_and_keeps_the_last_good_weights(train, 
     assert f"kept in {kept}" in str(error.value)
     assert "--learning_rate" in str(error.value)
     assert "\n" not in str(error.value)
-    model = trainer.build_model(SETTINGS, (8, 8, 1), 10, 5)
+    model = models.build(SETTINGS, (8, 8, 1), 10, 5)
     assert training.Backup(kept.parent).restore(model) == 1
     assert all(np.isfinite(weights).all() for weights in model.get_weights())
 
@@ -316,3 +317,22 @@ def test_a_backup_is_readable_json(train):
     history = json.loads((train.executions["killed"].scratch / "backup" / "epoch-00002" / "history.json").read_text())
     assert len(history) == 2
     assert all(math.isfinite(value) for epoch in history for value in epoch.values())
+
+
+def test_smoothadv_warms_its_epsilon_up(train):
+    changed = {"method": "smoothadv", "attack": "pgd", "epsilon": 0.4, "attack_steps": 2, "warmup_epochs": 2}
+    finished = train("smoothadv", **changed)
+    model = models.load(finished.outputs["model"] / "model.keras")
+    assert type(model).__name__ == "SmoothAdvModel"
+    assert model.epsilon == pytest.approx(0.4)
+    names, *rows = [line.split(",") for line in (finished.outputs["model"] / "history.csv").read_text().splitlines()]
+    perturbation = [float(row[names.index("perturbation")]) for row in rows]
+    # Half of epsilon in the first epoch; pixels at the border of [0, 1] keep some images below it.
+    assert 0.1 < perturbation[0] <= 0.2 + 1e-6
+    assert all(0.2 < value <= 0.4 + 1e-6 for value in perturbation[1:])
+
+
+def test_cohen_is_macer_on_one_copy_without_its_robustness_term(train):
+    finished = train("cohen", method="cohen", lam=0.0, num_samples=1)
+    model = models.load(finished.outputs["model"] / "model.keras")
+    assert (type(model).__name__, model.lam, model.num_samples) == ("MACERModel", 0.0, 1)

@@ -1,0 +1,51 @@
+"""Models: settings -> one to train, compiled; and a file that was trained here -> the model."""
+
+import keras
+
+from macer_tf import networks
+from macer_tf.baselines.smoothadv import SmoothAdvModel
+from macer_tf.model import MACERModel
+from macer_tf.optimizers import SGD
+from pipeline import presets, training
+from pipeline.errors import InputError
+
+
+def build(settings, image_shape, num_classes, steps):
+    """The compiled model of these settings, initialised from settings["seed"]; `steps` make an epoch.
+
+    Raises:
+        InputError: if there is no such network, or it does not take such images.
+    """
+    keras.utils.set_random_seed(settings["seed"])
+    name = settings["network"] or presets.network_for(image_shape)
+    try:
+        network = networks.build(name, tuple(image_shape), num_classes)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    kind, own = _METHODS[settings["method"]]
+    shared = ("sigma", "num_samples", "seed")
+    model = kind(network, **{option: settings[option] for option in (*shared, *own)})
+    model.compile(
+        SGD(
+            learning_rate=training.schedule(settings, steps),
+            momentum=settings["momentum"],
+            l2=settings["l2"],
+            global_clipnorm=settings["clip_norm"],
+        )
+    )
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def load(path):
+    """The model in a file that was trained here, without its optimizer."""
+    return keras.models.load_model(path, compile=False)
+
+
+_MACER_OPTIONS = ("lam", "gamma", "beta")
+# Gaussian training is MACER with lam=0 and one copy, which is what its presets say.
+_METHODS = {
+    "macer": (MACERModel, _MACER_OPTIONS),
+    "cohen": (MACERModel, _MACER_OPTIONS),
+    "smoothadv": (SmoothAdvModel, ("epsilon", "attack", "attack_steps")),
+}
