@@ -168,7 +168,7 @@ def test_help_fits_a_screen_and_needs_no_tensorflow():
 
 def test_a_typo_does_not_wait_for_tensorflow():
     code = (
-        "import sys\nfrom pipeline import run\nassert run_lib.main(['--dataset', 'digits', '--sigma', '0']) == 2\n"
+        "import sys\nfrom pipeline import run\nassert run.main(['--dataset', 'digits', '--sigma', '0']) == 2\n"
         "assert 'tensorflow' not in sys.modules and 'apache_beam' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
