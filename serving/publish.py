@@ -29,11 +29,16 @@ def publish(saved_model, base):
     for path in (*beside.rglob("*"), beside):
         path.chmod(0o755 if path.is_dir() else 0o644)
         flush(path)
-    version = max((int(entry.name) for entry in base.iterdir() if entry.name.isdecimal()), default=0) + 1
-    target = base / str(version)
+    published = versions(base)
+    target = base / str(int(published[-1].name) + 1 if published else 1)
     os.rename(beside, target)
     flush(base)
     return target
+
+
+def versions(base):
+    """The version directories under `base`, a `Path` that need not exist, by rising number."""
+    return sorted((entry for entry in base.glob("*") if entry.name.isdecimal()), key=lambda entry: int(entry.name))
 
 
 def flush(path):

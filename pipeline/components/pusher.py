@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.artifacts import Artifact, write_text
 from pipeline.errors import InputError
 from pipeline.orchestrator import Component
-from serving.publish import publish
+from serving.publish import publish, versions
 
 
 def push(execution):
@@ -29,9 +29,8 @@ def push(execution):
 
 def _pushed_before(base, saved_model):
     """The latest version under `base` if it is `saved_model`, as after a kill right behind the push; or None."""
-    versions = [entry for entry in base.glob("*") if entry.name.isdecimal()]
-    latest = max(versions, key=lambda entry: int(entry.name), default=None)
-    return latest if latest and Artifact.of(latest).fingerprint == saved_model.fingerprint else None
+    latest = versions(base)[-1:]
+    return latest[0] if latest and Artifact.of(latest[0]).fingerprint == saved_model.fingerprint else None
 
 
 PUSHER = Component(
