@@ -22,7 +22,7 @@ def build(settings, image_shape, num_classes, steps):
         network = networks.build(name, tuple(image_shape), num_classes)
     except ValueError as error:
         raise InputError(str(error)) from None
-    kind, own = _METHODS[settings["method"]]
+    kind, own, _ = _METHODS[settings["method"]]
     shared = ("sigma", "num_samples", "seed")
     model = kind(network, **{option: settings[option] for option in (*shared, *own)})
     model.compile(
@@ -37,15 +37,26 @@ def build(settings, image_shape, num_classes, steps):
     return model
 
 
+def hyperparameter_schedule(settings):
+    """The callback that changes the method's own hyper-parameter from epoch to epoch: lam, or the attack's epsilon."""
+    *_, (callback, *names) = _METHODS[settings["method"]]
+    return callback(*(settings[name] for name in names))
+
+
 def load(path):
     """The model in a file that was trained here, without its optimizer."""
     return keras.models.load_model(path, compile=False)
 
 
-_MACER_OPTIONS = ("lam", "gamma", "beta")
 # Gaussian training is MACER with lam=0 and one copy, which is what its presets say.
+_MACER = (MACERModel, ("lam", "gamma", "beta"), (training.DeferLam, "lam", "lam_start_epoch"))
+# method: its model, the options of its own, and what changes from epoch to epoch.
 _METHODS = {
-    "macer": (MACERModel, _MACER_OPTIONS),
-    "cohen": (MACERModel, _MACER_OPTIONS),
-    "smoothadv": (SmoothAdvModel, ("epsilon", "attack", "attack_steps")),
+    "macer": _MACER,
+    "cohen": _MACER,
+    "smoothadv": (
+        SmoothAdvModel,
+        ("epsilon", "attack", "attack_steps"),
+        (training.WarmUpEpsilon, "epsilon", "warmup_epochs"),
+    ),
 }

@@ -37,9 +37,7 @@ def train(execution):
             shuffle=False,  # `batches` has done it
             verbose=0,
             callbacks=[
-                training.DeferLam(settings["lam"], settings["lam_start_epoch"])
-                if settings["method"] != "smoothadv"
-                else training.WarmUpEpsilon(settings["epsilon"], settings["warmup_epochs"]),
+                models.hyperparameter_schedule(settings),
                 training.StopOnDivergence(backup),
                 training.TrainingProgress(settings["epochs"], steps, first_epoch),
                 training.LearningRateLog(),
