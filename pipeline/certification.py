@@ -39,6 +39,14 @@ def chunks(ids, n0, n):
     ]
 
 
+class _Loaded:
+    """What the workers of one process share."""
+
+    def __init__(self, model_path, examples_path, sigma, seed):
+        self.smoothed = SmoothedClassifier(models.load(model_path), sigma, seed)
+        self.examples = examples_lib.read(Path(examples_path))
+
+
 class DrawVotes(beam.DoFn):
     """Chunk -> (example id, Votes of that chunk), written to the ledger before it goes on.
 
@@ -56,14 +64,14 @@ class DrawVotes(beam.DoFn):
         self._ledger = None
 
     def setup(self):
-        self._smoothed = self._shared.acquire(self._load)
-        self._examples = examples_lib.read(Path(self._examples_path))
+        # Under the lock of Shared: np.load parses its header by `ast`, which Python 3.11 cannot do in two threads.
+        self._loaded = self._shared.acquire(self._load)
         self._ledger = LedgerWriter(self._ledger_path)
 
     def process(self, chunk):
         chunk = Chunk(*chunk)
-        image = self._examples.scaled("test", chunk.example_id)
-        counts = self._smoothed.count(image, chunk.example_id, chunk.stream, chunk.start, chunk.count)
+        image = self._loaded.examples.scaled("test", chunk.example_id)
+        counts = self._loaded.smoothed.count(image, chunk.example_id, chunk.stream, chunk.start, chunk.count)
         self._ledger.record(chunk, counts)
         yield chunk.example_id, as_votes(chunk, counts)
 
@@ -72,7 +80,7 @@ class DrawVotes(beam.DoFn):
             self._ledger.close()
 
     def _load(self):
-        return SmoothedClassifier(models.load(self._model_path), self._sigma, self._seed)
+        return _Loaded(self._model_path, self._examples_path, self._sigma, self._seed)
 
 
 class SumVotes(beam.CombineFn):

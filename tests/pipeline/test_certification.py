@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import threading
+import time
 from statistics import NormalDist
 
 import keras
@@ -237,3 +239,18 @@ def test_a_false_radius_is_as_rare_as_alpha_says(certify, threshold_model, write
     assert abs(votes.estimation[:, 1].mean() / n - p) < 4 * np.sqrt(p * (1 - p) / (n * images))
     assert abs(votes.estimation[:, 1].var() / (n * p * (1 - p)) - 1) < 4 * np.sqrt(2 / images)
     assert np.mean(certified.predictions == 1) > 0.95
+
+
+def test_workers_load_one_after_another(certify, small_model, digit_examples, monkeypatch):
+    """np.load parses headers by `ast`, which Python 3.11 cannot do in two threads: SystemError, now and then."""
+    busy = threading.Lock()
+    read = examples_lib.read
+
+    def read_alone(path):
+        assert busy.acquire(blocking=False), "two threads read the examples at once"
+        time.sleep(0.2)
+        busy.release()
+        return read(path)
+
+    monkeypatch.setattr(examples_lib, "read", read_alone)
+    assert len(text(certify(small_model, digit_examples, [0, 1, 2, 3], num_workers=4)).splitlines()) == 4
