@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import keras
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import models, training
+from pipeline import backups, models, stability, training
 from pipeline.components import trainer
 from pipeline.errors import InputError
 from pipeline.examples import Examples, evenly_spaced
@@ -19,7 +20,7 @@ SETTINGS = {
     "batch_size": 16, "learning_rate": 0.05, "lr_schedule": "cosine", "lr_drop_epochs": [], "lr_drop_factor": 0.1,
     "momentum": 0.9, "l2": 1e-4, "clip_norm": 1.0, "lam_start_epoch": 2, "crop_padding": 1, "flip": True,
     "train_examples": None, "seed": 5, "method": "macer", "attack": None, "epsilon": None, "attack_steps": None,
-    "warmup_epochs": 0,
+    "warmup_epochs": 0, "precision": "float32", "microbatch": None, "strategy": "auto",
 }  # fmt: skip
 
 
@@ -31,9 +32,9 @@ def numbered():
     return Examples({"train": images}, {"train": labels}, {}, 255, tuple("0123456789"))
 
 
-def batches(examples, ids, first_epoch=0, epochs=3, seed=1, padding=0, flip=False, batch_size=8):
+def batches(examples, ids, first_step=0, epochs=3, seed=1, padding=0, flip=False, batch_size=8):
     dataset = training.batches(
-        examples, ids, batch_size=batch_size, seed=seed, first_epoch=first_epoch, epochs=epochs, crop_padding=padding,
+        examples, ids, batch_size=batch_size, seed=seed, first_step=first_step, epochs=epochs, crop_padding=padding,
         flip=flip,
     )  # fmt: skip
     return [(images.numpy(), labels.numpy()) for images, labels in dataset]
@@ -63,10 +64,10 @@ def test_starting_later_sees_what_uninterrupted_training_sees(digit_examples, pa
     ids = np.arange(70)
     whole = batches(data, ids, 0, 4, padding=padding, flip=flip)
     assert len(whole) == 4 * 9
-    for first in range(4):
+    for first in (0, 1, 8, 9, 13, 27, 35):
         tail = batches(data, ids, first, 4, padding=padding, flip=flip)
-        assert len(tail) == (4 - first) * 9
-        for (images, labels), (expected, expected_labels) in zip(tail, whole[first * 9 :], strict=True):
+        assert len(tail) == 4 * 9 - first
+        for (images, labels), (expected, expected_labels) in zip(tail, whole[first:], strict=True):
             np.testing.assert_array_equal(images, expected)
             np.testing.assert_array_equal(labels, expected_labels)
 
@@ -140,30 +141,31 @@ def test_cosine_starts_at_the_rate_and_ends_at_0():
     assert float(training.schedule({**SETTINGS, "epochs": 4}, 5)(20)) == pytest.approx(0, abs=1e-8)
 
 
-class Kill(training.LearningRateLog):
-    def __init__(self, epoch, step):
-        super().__init__()
-        self.at = (epoch, step)
+class Kill(stability.StopOnDivergence):
+    """Stops the process, as it were, after so many steps, before they are backed up."""
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
+    after = None
 
     def on_train_batch_end(self, batch, logs=None):
-        if (self.epoch, batch) == self.at:
+        if self._record.done == self.after:
             raise KeyboardInterrupt
 
 
 @pytest.fixture
 def train(execution, digit_examples, monkeypatch):
-    """A function that runs the Trainer in an execution of a name, and kills it if told to -> its output folder."""
+    """A function that runs the Trainer in an execution of a name, and kills it after so many steps -> the execution.
+
+    An epoch has 5 steps.
+    """
     runs = {}
 
     def run(name, kill=None, **changed):
         if name not in runs:
             runs[name] = execution({"examples": digit_examples}, ("model",), {**SETTINGS, **changed}, name)
         with monkeypatch.context() as patch:
-            if kill:
-                patch.setattr(training, "LearningRateLog", lambda: Kill(*kill))
+            if kill is not None:
+                patch.setattr(Kill, "after", kill)
+                patch.setattr(stability, "StopOnDivergence", Kill)
             trainer.train(runs[name])
         return runs[name]
 
@@ -171,109 +173,227 @@ def train(execution, digit_examples, monkeypatch):
     return run
 
 
+@pytest.fixture
+def back_up_every_step(monkeypatch):
+    monkeypatch.setattr(backups, "_SECONDS_BETWEEN_BACKUPS", 0)
+    monkeypatch.setattr(backups, "_SHARE_OF_TIME", math.inf)
+
+
 def state(finished):
     model = keras.models.load_model(finished.outputs["model"] / "model.keras")
     history = (finished.outputs["model"] / "history.csv").read_text()
     variables = [*model.weights, *model.optimizer.variables]
-    return [np.array(variable) for variable in variables], model.lam, history
+    return [np.array(variable) for variable in variables], getattr(model, "lam", None), history
 
 
-def test_killed_training_goes_on_bit_for_bit(train, capsys):
+@pytest.fixture(scope="module")
+def cache():
+    return {}
+
+
+@pytest.fixture
+def undisturbed(train, cache):
+    """The `state` after training that nothing disturbed."""
+    if not cache:
+        cache["state"] = state(train("undisturbed"))
+    return cache["state"]
+
+
+def assert_equal_states(ours, theirs):
+    for variable, expected in zip(ours[0], theirs[0], strict=True):
+        np.testing.assert_array_equal(variable, expected)
+    assert ours[1:] == theirs[1:]
+
+
+def column(finished, name):
+    names, *rows = [line.split(",") for line in (finished.outputs["model"] / "history.csv").read_text().splitlines()]
+    return [float(row[names.index(name)]) for row in rows]
+
+
+def test_killed_training_goes_on_bit_for_bit(train, undisturbed, capsys):
     """Weights, momentum, the noise's counter and the history; killed before any backup, inside and after epochs."""
-    weights, lam, history = state(train("undisturbed"))
-    assert len(history.splitlines()) == 5
+    assert len(undisturbed[2].splitlines()) == 5
     capsys.readouterr()
-    for kill in ((0, 2), (1, 0), (2, 3)):
+    for kill in (3, 6, 14):
         with pytest.raises(KeyboardInterrupt):
             train("killed", kill)
-        assert not list(train.executions["killed"].outputs["model"].iterdir())
-    resumed_weights, resumed_lam, resumed_history = state(train("killed"))
+        assert not list(train.executions["killed"].outputs["model"].glob("*.keras"))
+    resumed = state(train("killed"))
     out = capsys.readouterr().out
     assert "Training goes on after epoch 1 of 4." in out
     assert "Training goes on after epoch 2 of 4." in out
-    for ours, theirs in zip(resumed_weights, weights, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    assert (resumed_lam, resumed_history) == (lam, history)
+    assert_equal_states(resumed, undisturbed)
 
 
-def test_finished_training_is_only_saved_again(train, monkeypatch):
-    weights, _, history = state(train("once"))
+def test_finished_training_is_only_saved_again(train, undisturbed, monkeypatch):
+    train("once")
     monkeypatch.setattr("macer_tf.model.MACERModel.fit", lambda *arguments, **keywords: pytest.fail("trained again"))
-    again, _, history_again = state(train("once"))
-    assert history_again == history
-    for ours, theirs in zip(again, weights, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert_equal_states(state(train("once")), undisturbed)
 
 
-def test_one_backup_is_kept_and_a_half_written_one_is_not_taken(train):
+@pytest.mark.usefixtures("back_up_every_step")
+def test_killed_within_an_epoch_it_goes_on_from_the_very_step(train, undisturbed, capsys):
+    """The metrics of the interrupted epoch too; kills in an epoch's first and last steps, and twice in one epoch."""
+    capsys.readouterr()
+    for kill in (2, 4, 15):
+        with pytest.raises(KeyboardInterrupt):
+            train("killed", kill)
+        names = {path.name for path in (train.executions["killed"].scratch / "backup").iterdir()}
+        # Killed before the step was backed up, so the one before is the last.
+        assert f"epoch-{(kill - 1) // 5:05d}-step-{(kill - 1) % 5:07d}" in names
+    killed = state(train("killed"))
+    out = capsys.readouterr().out
+    assert "Training goes on after epoch 0 of 4 and 1 of 5 steps of the next." in out
+    assert "Training goes on after epoch 2 of 4 and 4 of 5 steps of the next." in out
+    assert_equal_states(killed, undisturbed)
+
+
+@pytest.mark.usefixtures("back_up_every_step")
+def test_the_loss_scale_of_float16_survives_a_kill(train):
+    changed = {"precision": "mixed_float16", "microbatch": 6, "epochs": 1, "lam_start_epoch": 0}
+    undisturbed = state(train("undisturbed", **changed))
     with pytest.raises(KeyboardInterrupt):
-        train("killed", (2, 0))
-    backup = train.executions["killed"].scratch / "backup"
-    assert [path.name for path in backup.iterdir()] == ["epoch-00002"]
-    (backup / "epoch-00003.unfinished").mkdir()
-    (backup / "epoch-00003.unfinished" / "model.weights.h5").write_text("half")
-    assert training.Backup(backup).latest() == backup / "epoch-00002"
-    train("killed")
-    assert [path.name for path in backup.iterdir()] == ["epoch-00004"]
+        train("killed", 4, **changed)
+    assert_equal_states(state(train("killed")), undisturbed)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "bytes", "no weights", "torn history"])
+@pytest.mark.usefixtures("back_up_every_step")
+def test_the_metrics_within_an_epoch_are_needed_for_that(train, undisturbed):
+    """Without them the weights would be the same, but not what is reported: the tests above can fail."""
+    with pytest.raises(KeyboardInterrupt):
+        train("killed", 9)
+    (backup,) = (train.executions["killed"].scratch / "backup").glob("*-step-*")
+    content = json.loads((backup / "state.json").read_text())
+    content["metrics"] = [0.0] * len(content["metrics"])
+    (backup / "state.json").write_text(json.dumps(content))
+    killed = state(train("killed"))
+    for ours, theirs in zip(killed[0], undisturbed[0], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert killed[2] != undisturbed[2]
+
+
+def test_the_last_and_the_best_backup_are_kept_and_a_half_written_one_is_not_taken(train):
+    with pytest.raises(KeyboardInterrupt):
+        train("killed", 11)
+    folder = train.executions["killed"].scratch / "backup"
+    (folder / "epoch-00003.unfinished").mkdir()
+    (folder / "epoch-00003.unfinished" / "model.keras").write_text("half")
+    assert backups.Backup(folder, backups.Record(5)).latest() == folder / "epoch-00002"
+    finished = train("killed")
+    accuracy = column(finished, "smoothed_accuracy")
+    best = max(range(4), key=lambda epoch: (accuracy[epoch], epoch)) + 1
+    assert {path.name for path in folder.iterdir()} == {"epoch-00004", f"epoch-{best:05d}"}
+
+
+def test_the_best_is_the_last_of_the_epochs_with_the_highest_accuracy(tmp_path):
+    record = backups.Record(5)
+    backup = backups.Backup(tmp_path, record)
+    assert backup.best() is None
+    record.history = [{"smoothed_accuracy": accuracy} for accuracy in (0.2, 0.5, 0.5, 0.4)]
+    assert backup.best() is None
+    for epoch in range(1, 5):
+        (tmp_path / f"epoch-{epoch:05d}").mkdir()
+    assert backup.best() == tmp_path / "epoch-00003"
+
+
+@pytest.mark.parametrize(
+    "damage", ["truncated", "empty", "bytes", "flipped", "no weights", "torn state", "other state"]
+)
 def test_a_damaged_backup_is_told_in_one_line(train, damage):
     with pytest.raises(KeyboardInterrupt):
-        train("killed", (1, 0))
+        train("killed", 6)
     latest = train.executions["killed"].scratch / "backup" / "epoch-00001"
-    weights = latest / "model.weights.h5"
+    weights, text = latest / "model.keras", (latest / "state.json").read_text()
     content = weights.read_bytes()
+    middle = len(content) // 2
     if damage == "no weights":
         weights.unlink()
-    elif damage == "torn history":
-        (latest / "history.json").write_text('[{"loss": 1.')
+    elif damage == "torn state":
+        (latest / "state.json").write_text(text[: len(text) // 2])
+    elif damage == "other state":
+        (latest / "state.json").write_text(text.replace('"done": 5', '"done": 15'))
     else:
-        weights.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "bytes": b"x" * 5000}[damage])
+        damaged = {"truncated": content[:middle], "empty": b"", "bytes": b"x" * 5000}
+        damaged["flipped"] = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        weights.write_bytes(damaged[damage])
     with pytest.raises(
-        InputError, match=r"Cannot read the training backup .*epoch-00001.*; delete it to train"
+        InputError, match=r"Cannot read the training backup .*epoch-00001 .*; delete it to train again from the start"
     ) as error:
         train("killed")
     assert "\n" not in str(error.value)
 
 
-def test_divergence_names_epoch_and_step_and_keeps_the_last_good_weights(train, monkeypatch):
-    """The weights of epoch 2, step 3 become NaN, so the loss of step 4 is."""
+def test_behind_a_damaged_backup_there_may_be_an_older_one(train, undisturbed):
+    with pytest.raises(KeyboardInterrupt):
+        train("killed", 11)
+    older = train.executions["killed"].scratch / "backup" / "epoch-00002"
+    # Later, the third epoch being no better than the second.
+    last = shutil.copytree(older, older.with_name("epoch-00003"))
+    (last / "model.keras").write_bytes(b"")
+    with pytest.raises(InputError, match=rf"backup {last} .*; delete it to go on from {older}\.$"):
+        train("killed")
+    shutil.rmtree(last)
+    assert_equal_states(state(train("killed")), undisturbed)
 
-    class Poison(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            self.epoch = epoch
 
+def poison(monkeypatch, after):
+    """After so many steps the weights become NaN, before they are backed up."""
+
+    class Poison(stability.StopOnDivergence):
         def on_train_batch_end(self, batch, logs=None):
-            if (self.epoch, batch) == (1, 2):
+            super().on_train_batch_end(batch, logs)
+            if self._record.done == after:
                 self.model.set_weights([weights * np.nan for weights in self.model.get_weights()])
 
-    monkeypatch.setattr(training, "LearningRateLog", Poison)
+    monkeypatch.setattr(stability, "StopOnDivergence", Poison)
+
+
+def test_divergence_names_epoch_and_step_and_keeps_the_last_good_weights(train, monkeypatch):
+    """The weights of epoch 2, step 3 become NaN, so the loss of step 4 is."""
+    poison(monkeypatch, 8)
     with pytest.raises(
         InputError, match=r"Training diverged: loss nan at epoch 2, step 4, learning rate 0.0289"
     ) as error:
         train("diverged")
     kept = train.executions["diverged"].scratch / "backup" / "epoch-00001"
-    assert f"kept in {kept}" in str(error.value)
-    assert "--learning_rate" in str(error.value)
+    assert (
+        f"The last good weights, also the best by smoothed training accuracy, are kept in {kept}/model.keras."
+        in str(error.value)
+    )
+    # lam is deferred: it is 0 there.
+    assert str(error.value).endswith("Try a lower --learning_rate or --clip_norm 1.")
     assert "\n" not in str(error.value)
-    model = models.build(SETTINGS, (8, 8, 1), 10, 5)
-    assert training.Backup(kept.parent).restore(model) == 1
+    model = keras.models.load_model(kept / "model.keras")
     assert all(np.isfinite(weights).all() for weights in model.get_weights())
 
 
-def test_weights_that_diverge_in_an_epochs_last_step_are_not_backed_up(train, monkeypatch):
-    class Poison(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if batch == 4:
-                self.model.set_weights([weights * np.nan for weights in self.model.get_weights()])
+@pytest.mark.usefixtures("back_up_every_step")
+def test_divergence_keeps_the_best_weights_beside_the_last(train, monkeypatch):
+    poison(monkeypatch, 14)
+    with pytest.raises(InputError, match="weights that are not finite at epoch 3, step 4") as error:
+        train("diverged")
+    folder = train.executions["diverged"].scratch / "backup"
+    history = json.loads((folder / "epoch-00002-step-0000003" / "state.json").read_text())["history"]
+    best = 1 + max(range(2), key=lambda epoch: (history[epoch]["smoothed_accuracy"], epoch))
+    expected = (
+        f"The last good weights are kept in {folder}/epoch-00002-step-0000003/model.keras, the best by smoothed "
+        f"training accuracy in {folder}/epoch-{best:05d}/model.keras. Try a lower --learning_rate, --clip_norm 1 or a "
+        "smaller --lam."
+    )
+    assert expected in str(error.value)
+    assert {path.name for path in folder.iterdir()} == {"epoch-00002-step-0000003", f"epoch-{best:05d}"}
+    for path in folder.iterdir():
+        model = keras.models.load_model(path / "model.keras")
+        assert all(np.isfinite(weights).all() for weights in model.get_weights())
 
-    monkeypatch.setattr(training, "TrainingProgress", lambda *arguments: Poison())
+
+def test_weights_that_diverge_in_an_epochs_last_step_are_not_backed_up(train, monkeypatch):
+    poison(monkeypatch, 5)
     with pytest.raises(
-        InputError, match=r"diverged: weights that are not finite at epoch 1, step 5.* No epoch was finis"
+        InputError, match=r"diverged: weights that are not finite at epoch 1, step 5.* No weights were kept yet"
     ):
         train("diverged")
-    assert training.Backup(train.executions["diverged"].scratch / "backup").latest() is None
+    assert not list((train.executions["diverged"].scratch).glob("backup/epoch*"))
 
 
 def test_a_learning_rate_too_high_is_told(train):
@@ -295,8 +415,7 @@ def test_lam_is_deferred():
 def test_the_deferred_lam_is_what_the_history_shows(train):
     _, lam, history = state(train("deferred"))
     names = history.splitlines()[0].split(",")
-    column = names.index("robustness_loss")
-    robustness = [float(line.split(",")[column]) for line in history.splitlines()[1:]]
+    robustness = column(train("deferred"), "robustness_loss")
     assert robustness[:2] == [0, 0]
     assert all(loss > 0 for loss in robustness[2:])
     assert lam == 4
@@ -313,10 +432,10 @@ def test_fewer_training_images_are_evenly_spaced(train):
 
 def test_a_backup_is_readable_json(train):
     with pytest.raises(KeyboardInterrupt):
-        train("killed", (2, 0))
-    history = json.loads((train.executions["killed"].scratch / "backup" / "epoch-00002" / "history.json").read_text())
-    assert len(history) == 2
-    assert all(math.isfinite(value) for epoch in history for value in epoch.values())
+        train("killed", 11)
+    state = json.loads((train.executions["killed"].scratch / "backup" / "epoch-00002" / "state.json").read_text())
+    assert (state["done"], len(state["history"]), state["metrics"]) == (10, 2, [])
+    assert all(math.isfinite(value) for epoch in state["history"] for value in epoch.values())
 
 
 def test_smoothadv_warms_its_epsilon_up(train):
@@ -325,8 +444,7 @@ def test_smoothadv_warms_its_epsilon_up(train):
     model = models.load(finished.outputs["model"] / "model.keras")
     assert type(model).__name__ == "SmoothAdvModel"
     assert model.epsilon == pytest.approx(0.4)
-    names, *rows = [line.split(",") for line in (finished.outputs["model"] / "history.csv").read_text().splitlines()]
-    perturbation = [float(row[names.index("perturbation")]) for row in rows]
+    perturbation = column(finished, "perturbation")
     # Half of epsilon in the first epoch; pixels at the border of [0, 1] keep some images below it.
     assert 0.1 < perturbation[0] <= 0.2 + 1e-6
     assert all(0.2 < value <= 0.4 + 1e-6 for value in perturbation[1:])
