@@ -54,7 +54,7 @@ class Record(keras.callbacks.Callback):
     def state(self):
         """All of it as a JSON value."""
         # A float32 survives the way through Python's floats and JSON bit for bit.
-        metrics = [np.array(variable).tolist() for variable in _metric_variables(self.model)] if self.step else []
+        metrics = [variable.numpy().tolist() for variable in _metric_variables(self.model)] if self.step else []
         return {"done": self.done, "history": self.history, "times": self.times, "metrics": metrics}
 
     def restore(self, state, model):
@@ -171,4 +171,6 @@ def _folder_name(epoch, step):
 
 
 def _metric_variables(model):
-    return [variable for metric in model.metrics for variable in metric.variables]
+    """TensorFlow's variables of the model's metrics; under a distribution strategy each replica has its own."""
+    variables = [variable.value for metric in model.metrics for variable in metric.variables]
+    return [local for value in variables for local in model.distribute_strategy.experimental_local_results(value)]

@@ -1,5 +1,6 @@
 """Training curves, written while it trains: `history.csv`, and events for TensorBoard."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -43,8 +44,13 @@ class Curves(keras.callbacks.Callback):
         with self._writing():
             self._events.close()
 
+    @contextlib.contextmanager
     def _writing(self):
-        return writing(f"the training curves in {self._directory}", "training goes on from its last backup")
+        with writing(f"the training curves in {self._directory}", "training goes on from its last backup"):
+            try:
+                yield
+            except tf.errors.OpError as error:
+                raise OSError(error.message) from None
 
     def _open_events(self):
         events = self._directory / "tensorboard"
@@ -53,7 +59,8 @@ class Curves(keras.callbacks.Callback):
         # Renamed once it holds what was reported before, it is appended to under the name that TensorBoard looks for.
         beside = events / "writing"
         self._events = tf.io.TFRecordWriter(str(beside))
-        self._events.write(tf.compat.v1.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        began = self._record.times[0] if self._record.times else time.time()
+        self._events.write(tf.compat.v1.Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
         for epoch in range(1, self._record.epoch + 1):
             self._write_event(epoch)
         self._events.flush()

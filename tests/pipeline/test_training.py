@@ -1,8 +1,18 @@
 """Training is a function of its settings: where it starts, is killed and goes on changes nothing."""
 
+import contextlib
+import csv
 import json
 import math
+import os
+import re
+import resource
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -10,7 +20,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import backups, models, stability, training
+from macer_tf.smoothing import SmoothedClassifier
+from pipeline import backups, curves, models, stability, training
 from pipeline.components import trainer
 from pipeline.errors import InputError
 from pipeline.examples import Examples, evenly_spaced
@@ -248,6 +259,118 @@ def test_killed_within_an_epoch_it_goes_on_from_the_very_step(train, undisturbed
     assert_equal_states(killed, undisturbed)
 
 
+def start(execution, examples, settings, *devices):
+    """The Trainer in a process of its own."""
+    arguments = [str(examples), str(execution.root), json.dumps(settings), *map(str, devices)]
+    return subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("training_script.py"), *arguments],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_process_killed_within_an_epoch_goes_on_bit_for_bit(train, execution, digit_examples):
+    """SIGKILL from outside in the middle of the second of two epochs of 35 steps."""
+    settings = {**SETTINGS, "batch_size": 2, "epochs": 2, "lam_start_epoch": 0}
+    undisturbed = state(train("undisturbed", **settings))
+    killed = train.executions["killed"] = execution({"examples": digit_examples}, ("model",), settings, "killed")
+    backup = killed.scratch / "backup"
+    process = start(killed, digit_examples, settings)
+    deadline = time.monotonic() + 300
+    while not list(backup.glob("epoch-00001-step-000001?")):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    latest = max(path.name for path in backup.glob("epoch-*") if path.suffix != ".unfinished")
+    assert 10 <= int(re.fullmatch(r"epoch-00001-step-(\d{7})", latest)[1]) < 35
+    assert not (killed.outputs["model"] / "model.keras").exists()
+
+    resumed = start(killed, digit_examples, settings)
+    out, err = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, err[-3000:]
+    assert "Training goes on after epoch 1 of 2 and " in out
+    assert_equal_states(state(killed), undisturbed)
+
+
+@pytest.mark.slow
+def test_two_devices_train_as_one_and_go_on_after_a_kill(execution, digit_examples):
+    """Batches of 16, the last of 6; noise is a function of the image, so the order of the sums is all that differs."""
+    settings = {**SETTINGS, "epochs": 3, "crop_padding": 0, "flip": False}
+    runs = {}
+    for name, strategy in (("one", "none"), ("two", "mirrored"), ("default", "auto"), ("killed", "mirrored")):
+        runs[name] = execution({"examples": digit_examples}, ("model",), settings, name)
+        process = start(runs[name], digit_examples, {**settings, "strategy": strategy}, 2)
+        if name == "killed":
+            while not list((runs[name].scratch / "backup").glob("epoch-0000?-step-0000003")):
+                assert process.poll() is None, process.communicate()[1][-3000:]
+                time.sleep(0.005)
+            process.kill()
+            process.communicate()
+            process = start(runs[name], digit_examples, {**settings, "strategy": strategy}, 2)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-3000:]
+        assert ("Each batch is shared by 2 devices." in out) == (strategy == "mirrored")
+        assert ("goes on" in out) == (name == "killed")
+    one, two = state(runs["one"]), state(runs["two"])
+    for ours, theirs in zip(two[0], one[0], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    assert max(np.abs(ours - theirs).max() for ours, theirs in zip(two[0], one[0], strict=True)) > 0
+    for ours, theirs in zip(rows(runs["two"]), rows(runs["one"]), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+    assert_equal_states(state(runs["default"]), one)
+    assert_equal_states(state(runs["killed"]), two)
+
+
+@pytest.mark.parametrize(
+    ("changed", "policy"),
+    [
+        ({"precision": "mixed_bfloat16"}, "mixed_bfloat16"),
+        ({"precision": "mixed_float16"}, "mixed_float16"),
+        ({"microbatch": 5}, "float32"),
+        ({"strategy": "mirrored"}, "float32"),
+        ({"precision": "mixed_bfloat16", "network": "cifar_resnet8", "strategy": "none"}, "mixed_bfloat16"),
+        ({"precision": "mixed_float16", "method": "smoothadv", "attack": "pgd", "epsilon": 0.1, "attack_steps": 1,
+          "microbatch": 4}, "mixed_float16"),
+    ],
+)  # fmt: skip
+def test_precision_and_microbatch_reach_the_model_and_its_file(train, digits, changed, policy):
+    before = keras.config.dtype_policy().name
+    finished = train("flag", epochs=2, lam_start_epoch=0, **changed)
+    assert keras.config.dtype_policy().name == before
+    saved = keras.models.load_model(finished.outputs["model"] / "model.keras")
+    assert isinstance(saved.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+    model = models.load(finished.outputs["model"] / "model.keras")
+    assert model.microbatch == changed.get("microbatch")
+    convolution, *_, dense = (layer for layer in model.classifier.layers if layer.weights)
+    assert convolution.dtype_policy.name == policy
+    assert (convolution.variable_dtype, dense.dtype_policy.name) == ("float32", "float32")
+    logits = model.classifier(digits[0][:3])
+    assert logits.dtype == tf.float32
+    assert np.isfinite(logits).all()
+    assert all(math.isfinite(value) for row in rows(finished) for value in row.values())
+    counts = SmoothedClassifier(model, 0.25, 0).count(digits[0][0], 0, 1, 0, 50)
+    assert counts.sum() == 50
+
+
+def test_precision_changes_the_weights_and_a_microbatch_only_their_rounding(train):
+    settings = {"epochs": 1, "lam_start_epoch": 0}
+    plain, half, sliced = (
+        state(train(name, **settings, **changed))[0]
+        for name, changed in {"a": {}, "b": {"precision": "mixed_bfloat16"}, "c": {"microbatch": 5}}.items()
+    )
+
+    def largest_difference(weights):
+        pairs = zip(weights, plain, strict=True)
+        return max(np.abs(ours.astype(np.float64) - theirs).max() for ours, theirs in pairs)
+
+    assert largest_difference(half) > 1e-4
+    assert 0 < largest_difference(sliced) < 1e-5
+
+
 @pytest.mark.usefixtures("back_up_every_step")
 def test_the_loss_scale_of_float16_survives_a_kill(train):
     changed = {"precision": "mixed_float16", "microbatch": 6, "epochs": 1, "lam_start_epoch": 0}
@@ -394,6 +517,159 @@ def test_weights_that_diverge_in_an_epochs_last_step_are_not_backed_up(train, mo
     ):
         train("diverged")
     assert not list((train.executions["diverged"].scratch).glob("backup/epoch*"))
+
+
+def events(finished):
+    """The event file's own first event, and for each later one (step, tag -> value), read by TensorFlow's reader."""
+    (path,) = (finished.outputs["model"] / "tensorboard").iterdir()
+    assert path.name.startswith("events.out.tfevents.")
+    records = [tf.compat.v1.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))]
+    values = [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in records[1:]]
+    assert [event.wall_time for event in records] == sorted(event.wall_time for event in records)
+    return records[0], values
+
+
+def rows(finished):
+    with open(finished.outputs["model"] / "history.csv") as file:
+        return [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def assert_equal_curves(finished, epochs):
+    """Each epoch once in both files, with the same values (an event's are float32)."""
+    first, written = events(finished)
+    assert first.file_version == "brain.Event:2"
+    table = rows(finished)
+    assert [step for step, _ in written] == [row.pop("epoch") for row in table] == epochs
+    for (_, values), row in zip(written, table, strict=True):
+        assert values == {name: float(np.float32(value)) for name, value in row.items()}
+    assert {"loss", "robustness_loss", "smoothed_accuracy", "learning_rate"} <= set(table[0])
+
+
+def test_curves_are_whole_after_each_epoch_and_after_each_kill(train, monkeypatch):
+    seen = []
+
+    class Look(training.TrainingProgress):
+        def on_epoch_begin(self, epoch, logs=None):
+            super().on_epoch_begin(epoch, logs)
+            if epoch:
+                assert_equal_curves(train.executions["killed"], list(range(1, epoch + 1)))
+                seen.append(epoch)
+
+    monkeypatch.setattr(training, "TrainingProgress", Look)
+    for kill in (12, 13):
+        with pytest.raises(KeyboardInterrupt):
+            train("killed", kill)
+        assert_equal_curves(train.executions["killed"], [1, 2])
+    assert_equal_curves(train("killed"), [1, 2, 3, 4])
+    assert seen == [1, 2, 2, 2, 3]
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Within it, no file can grow beyond so many bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("back_up_every_step")
+def test_a_full_disk_is_told_in_one_line_and_leaves_the_backup_before(train, undisturbed):
+    with pytest.raises(KeyboardInterrupt):
+        train("full", 8)
+    folder = train.executions["full"].scratch / "backup"
+    latest = folder / "epoch-00001-step-0000002"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert latest / "model.keras" in before
+    # A model takes over 400 kB, all else less than 10.
+    with largest_file(100_000), pytest.raises(InputError) as error:
+        train("full")
+    assert str(error.value) == (
+        f"Cannot write {latest.with_name('epoch-00001-step-0000003')} (File too large). Make room there and run the "
+        f"same command again: training goes on from {latest}."
+    )
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert_equal_states(state(train("full")), undisturbed)
+
+
+def test_a_disk_full_at_the_very_end_is_told_too(train, undisturbed):
+    train("full")
+    (train.executions["full"].outputs["model"] / "model.keras").unlink()
+    with (
+        largest_file(100_000),
+        pytest.raises(InputError, match=r"Cannot write .*model.keras \(File too large\)\. Make"),
+    ):
+        train("full")
+    assert_equal_states(state(train("full")), undisturbed)
+
+
+def test_curves_on_a_full_disk_are_told_in_one_line(tmp_path):
+    record = backups.Record(5)
+    written = curves.Curves(tmp_path, record)
+    record.done, record.history, record.times = 5, [{"loss": 0.5}], [1.0]
+    # The table takes 17 bytes, the file's first event 40 and the epoch's more.
+    for size in (10, 40):
+        with largest_file(size), pytest.raises(InputError, match=r"Cannot write the training curves in .*File too la"):
+            written.on_epoch_end(0)
+
+
+# Large steps without clipping make the small network predict one class for all images, at once and for good.
+COLLAPSE = {"learning_rate": 0.2, "lr_schedule": "step", "clip_norm": None, "lam": 16.0, "lam_start_epoch": 0}
+COLLAPSED = re.compile(
+    r"  Training has collapsed to a constant prediction: over the last \d+ steps the smoothed accuracy was "
+    r"0\.[012]\d\d, as by chance, and the robustness loss [01]\.\d\d\d\. Stop it and try --clip_norm 1, lam deferred "
+    r"by --lam_start_epoch, or a larger --batch_size\."
+)
+
+
+@pytest.fixture
+def said(digits):
+    """A function: settings and steps an epoch -> what `TellOfCollapse` said in training on all the digits."""
+    images, labels = digits
+
+    def run(changed, *epochs):
+        model = models.build({**SETTINGS, "lam_start_epoch": 0, **changed}, (8, 8, 1), 10, max(epochs))
+        lines = []
+        callback = stability.TellOfCollapse(0.1, lines.append)
+        dataset = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(1797, seed=0).repeat().batch(16)
+        for steps in epochs:
+            model.fit(dataset, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[callback])
+        return lines, model
+
+    return run
+
+
+def test_collapse_is_told_once_in_one_line(said):
+    """700 steps are two windows, the first of which spans two epochs."""
+    (line,) = said(COLLAPSE, 250, 450)[0]
+    assert COLLAPSED.fullmatch(line)
+    assert "over the last 300 steps" in line
+
+
+def test_training_that_works_has_not_collapsed(said):
+    """At the start it is at chance with next to nothing in the hinge as well."""
+    lines, model = said({"learning_rate": 0.05}, 650)
+    assert lines == []
+    assert model.get_metrics_result()["smoothed_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("changed", "lines"),
+    [
+        ({}, 1),
+        ({"lam_start_epoch": 8}, 0),
+        ({"lam_start_epoch": 3}, 1),
+        ({"lam": 0.0}, 0),
+        ({"lam": 0.0, "method": "cohen", "num_samples": 1}, 0),
+        ({"method": "smoothadv", "attack": "pgd", "epsilon": 0.1, "attack_steps": 1}, 0),
+    ],
+)
+def test_the_trainer_tells_of_collapse_where_there_is_a_robustness_term(train, capsys, monkeypatch, changed, lines):
+    monkeypatch.setattr(stability, "_WINDOW", 10)
+    train("collapsed", **{**COLLAPSE, "epochs": 8, "batch_size": 16, **changed})
+    assert len([line for line in capsys.readouterr().out.splitlines() if COLLAPSED.fullmatch(line)]) == lines
 
 
 def test_a_learning_rate_too_high_is_told(train):
