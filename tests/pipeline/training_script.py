@@ -1,9 +1,11 @@
-"""Runs the Trainer in a process of its own: python training_script.py EXAMPLES ROOT SETTINGS [DEVICES]
+"""Runs the Trainer in a process of its own: python training_script.py EXAMPLES RUNS [DEVICES]
 
-SETTINGS is JSON. A backup is written after each step. With DEVICES, there are so many logical CPU devices, and noise
-is a function of the image, and so the same on whichever of them the image lands.
+RUNS is JSON, a list of [root, settings, steps after which it is interrupted or null]. A backup is written after each
+step. With DEVICES, there are so many logical CPU devices, and noise is a function of the image, and so the same on
+whichever of them the image lands.
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from macer_tf.model import MACERModel
-from pipeline import backups
+from pipeline import backups, stability
 from pipeline.artifacts import Artifact
 from pipeline.components import trainer
 from pipeline.orchestrator import Execution
@@ -23,15 +25,27 @@ def noise_of_the_image(self, images, start):
     return self.sigma * tf.sin(100.0 * copies * (images[:, None] + 0.1))
 
 
-def main(examples, root, settings, devices=None):
+class Interrupt(stability.StopOnDivergence):
+    after = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._record.done == self.after:
+            raise KeyboardInterrupt
+
+
+def main(examples, runs, devices=None):
     if devices:
         tf.config.set_logical_device_configuration(
             tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * int(devices)
         )
         MACERModel.draw_noise = noise_of_the_image
     backups._SECONDS_BETWEEN_BACKUPS, backups._SHARE_OF_TIME = 0, math.inf
-    root, inputs = Path(root), {"examples": Artifact(Path(examples), "")}
-    trainer.train(Execution(inputs, {"model": root / "model"}, json.loads(settings), root, root / "scratch", 1))
+    stability.StopOnDivergence = Interrupt
+    inputs = {"examples": Artifact(Path(examples), "")}
+    for root, settings, Interrupt.after in json.loads(runs):
+        root = Path(root)
+        with contextlib.suppress(KeyboardInterrupt):
+            trainer.train(Execution(inputs, {"model": root / "model"}, settings, root, root / "scratch", 1))
 
 
 if __name__ == "__main__":
