@@ -176,6 +176,11 @@ class NoisyTrainingModel(keras.Model):
             return tape.gradient(loss, self.trainable_variables)
 
         summed = self._sum_over_slices(batch, gradients)
+        replica = tf.distribute.get_replica_context()
+        if replica.num_replicas_in_sync > 1 and isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            # Keras skips the step where the first replica's gradients are not finite, so it must see the others'. It
+            # sums over the replicas later.
+            summed = replica.all_reduce(tf.distribute.ReduceOp.MEAN, list(summed))
         self.optimizer.apply_gradients(zip(summed, self.trainable_variables, strict=True))
         self._noise_step.assign_add(1)
         return self.get_metrics_result()

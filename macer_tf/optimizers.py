@@ -1,6 +1,7 @@
 """SGD as the paper's recipe has it, which is torch's: momentum, and L2 regularisation added to the gradient."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 
@@ -11,7 +12,8 @@ class SGD(keras.optimizers.Optimizer):
     One step on a variable w with gradient g: `v <- momentum * v + (g + l2 * w)`, `w <- w - learning_rate * v`.
     `keras.optimizers.SGD(weight_decay=...)` is another recipe: its decay is decoupled from the gradient and does
     not pass through the momentum, and its velocity keeps the learning rate that it was made with. Clipping acts on
-    g alone, as `torch.nn.utils.clip_grad_norm_` before a step does.
+    g alone, as `torch.nn.utils.clip_grad_norm_` before a step does; under a distribution strategy, on the sum over the
+    replicas, where Keras' own optimizers clip each replica's part.
 
     Args:
         learning_rate: float or a `keras.optimizers.schedules.LearningRateSchedule`.
@@ -38,6 +40,15 @@ class SGD(keras.optimizers.Optimizer):
             return
         super().build(variables)
         self._velocities = self.add_optimizer_variables(variables, "velocity")
+
+    def _clip_gradients(self, grads):
+        replica = tf.distribute.get_replica_context()
+        clips = self.clipnorm or self.global_clipnorm or self.clipvalue
+        if not clips or replica is None or replica.num_replicas_in_sync == 1:
+            return super()._clip_gradients(grads)
+        clipped = super()._clip_gradients(replica.all_reduce(tf.distribute.ReduceOp.SUM, grads))
+        # Keras sums over the replicas after this.
+        return [gradient / replica.num_replicas_in_sync for gradient in clipped]
 
     def update_step(self, gradient, variable, learning_rate):
         velocity = self._velocities[self._get_variable_index(variable)]

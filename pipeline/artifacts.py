@@ -1,11 +1,13 @@
 """Artifacts: directories of finished files, known by a fingerprint of their contents; and how files get finished."""
 
+import contextlib
 import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import InputError
 from serving.publish import flush
 
 
@@ -49,6 +51,26 @@ def write_text(path, text):
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def writing(path, then):
+    """Tells in one line of a write that fails, as on a full disk.
+
+    Args:
+        path: what is written.
+        then: what the same command does when it is run again.
+
+    Raises:
+        InputError: where OSError is raised inside, or RuntimeError, which is what HDF5 makes of it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"Cannot write {path} ({reason}). Make room there and run the same command again: {then}."
+        ) from error
 
 
 def finish_directory(unfinished, finished):

@@ -49,6 +49,10 @@ class Progress:
         """Prints the last state for good."""
         self._print(done, details, end="\n")
 
+    def say(self, line):
+        """Prints a line of its own; on a terminal in the live one's place, which is drawn anew below."""
+        print(("\r\x1b[K" if self._live else "") + line, flush=True)
+
     def _print(self, done, details, end):
         elapsed = time.monotonic() - self._started
         line = f"  {self._title}: {100 * done / self._total:3.0f} %"

@@ -1,6 +1,9 @@
 """Models: settings -> one to train, compiled; and a file that was trained here -> the model."""
 
+import contextlib
+
 import keras
+import tensorflow as tf
 
 from macer_tf import networks
 from macer_tf.baselines.smoothadv import SmoothAdvModel
@@ -13,27 +16,33 @@ from pipeline.errors import InputError
 def build(settings, image_shape, num_classes, steps):
     """The compiled model of these settings, initialised from settings["seed"]; `steps` make an epoch.
 
+    settings["precision"] is the Keras dtype policy of the network, which the model's file carries; logits and objective
+    are float32 in any. settings["strategy"] says whether a `MirroredStrategy` shares the batches among devices; the
+    learning rate is the same with and without.
+
     Raises:
         InputError: if there is no such network, or it does not take such images.
     """
     keras.utils.set_random_seed(settings["seed"])
     name = settings["network"] or presets.network_for(image_shape)
-    try:
-        network = networks.build(name, tuple(image_shape), num_classes)
-    except ValueError as error:
-        raise InputError(str(error)) from None
     kind, own, _ = _METHODS[settings["method"]]
-    shared = ("sigma", "num_samples", "seed")
-    model = kind(network, **{option: settings[option] for option in (*shared, *own)})
-    model.compile(
-        SGD(
-            learning_rate=training.schedule(settings, steps),
-            momentum=settings["momentum"],
-            l2=settings["l2"],
-            global_clipnorm=settings["clip_norm"],
+    shared = ("sigma", "num_samples", "microbatch", "seed")
+    with _strategy_scope(settings["strategy"]):
+        try:
+            with _dtype_policy(settings["precision"]):
+                network = networks.build(name, tuple(image_shape), num_classes)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        model = kind(network, **{option: settings[option] for option in (*shared, *own)})
+        model.compile(
+            SGD(
+                learning_rate=training.schedule(settings, steps),
+                momentum=settings["momentum"],
+                l2=settings["l2"],
+                global_clipnorm=settings["clip_norm"],
+            )
         )
-    )
-    model.optimizer.build(model.trainable_variables)
+        model.optimizer.build(model.trainable_variables)
     return model
 
 
@@ -46,6 +55,22 @@ def hyperparameter_schedule(settings):
 def load(path):
     """The model in a file that was trained here, without its optimizer."""
     return keras.models.load_model(path, compile=False)
+
+
+def _strategy_scope(strategy):
+    """The scope to build and compile in; "auto" is "mirrored" where there are two GPUs or more."""
+    mirrored = strategy == "mirrored" or (strategy == "auto" and len(tf.config.list_logical_devices("GPU")) > 1)
+    return tf.distribute.MirroredStrategy().scope() if mirrored else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _dtype_policy(name):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 # Gaussian training is MACER with lam=0 and one copy, which is what its presets say.

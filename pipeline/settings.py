@@ -78,6 +78,8 @@ _INSIDE_0_1 = _number("a number above 0 and below 1", float, lambda value: 0 < v
 _FROM_0_BELOW_1 = _number("a number from 0 and below 1", float, lambda value: 0 <= value < 1)
 _EPOCHS = Kind("epochs such as 200,400", lambda text: [_whole(1).parse(epoch) for epoch in text.split(",")])
 _SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_seed(int(text)))
+_PRECISION = _choice(**{name: name for name in ("float32", "mixed_bfloat16", "mixed_float16")})
+_STRATEGY = _or("none", _choice(auto="auto", mirrored="mirrored"))
 
 GROUPS = {
     "Data": (
@@ -115,6 +117,9 @@ GROUPS = {
         Setting("clip_norm", _or("none", _ABOVE_0), "bound on the gradient's global norm", PRESET),
         Setting("crop_padding", _whole(0), "random crops after padding by so many pixels", PRESET),
         Setting("flip", _choice(yes=True, no=False), "random horizontal flips, yes or no", PRESET),
+        Setting("precision", _PRECISION, f"of the network: {_PRECISION.accepts}", "float32"),
+        Setting("microbatch", _or("none", _whole(1)), "images a gradient slice, to save memory", None),
+        Setting("strategy", _STRATEGY, "auto: mirrored on 2 GPUs or more; learning_rate is not scaled", "auto"),
         Setting("seed", _SEED, "of weights, order and all noise", 0),
     ),
     "Certification": (

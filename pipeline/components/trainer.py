@@ -1,51 +1,70 @@
 """Trainer: examples -> a classifier trained with MACER, or with a method that it is compared with."""
 
+import contextlib
 import math
 
+import numpy as np
+
+from pipeline import backups, curves, models, stability, training
 from pipeline import examples as examples_lib
-from pipeline import models, training
+from pipeline.artifacts import writing
 from pipeline.orchestrator import Component
 
 
 def train(execution):
-    """Trains for the given epochs, from the last backed-up one on, and saves the model."""
-    settings = execution.parameters
+    """Trains for the given epochs, from the last backed-up step on, and saves the model and its training curves."""
+    settings, output = execution.parameters, execution.outputs["model"]
     examples = examples_lib.read(execution.inputs["examples"].path)
     chosen = examples_lib.evenly_spaced(len(examples.labels["train"]), settings["train_examples"])
     steps = math.ceil(len(chosen) / settings["batch_size"])
     model = models.build(settings, examples.image_shape, examples.num_classes, steps)
 
-    backup = training.Backup(execution.scratch / "backup")
-    first_epoch = backup.restore(model)
-    if first_epoch:
-        print(f"  Training goes on after epoch {first_epoch} of {settings['epochs']}.")
-    if first_epoch < settings["epochs"]:
-        model.fit(
-            training.batches(
+    record = backups.Record(steps)
+    backup = backups.Backup(execution.scratch / "backup", record)
+    backup.restore(model)
+    if record.done:
+        step = f" and {record.step} of {steps} steps of the next" if record.step else ""
+        print(f"  Training goes on after epoch {record.epoch} of {settings['epochs']}{step}.")
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        print(f"  Each batch is shared by {model.distribute_strategy.num_replicas_in_sync} devices.")
+    progress = training.TrainingProgress(record, settings["epochs"])
+    with contextlib.closing(curves.Curves(output, record)) as written_curves:
+        callbacks = [
+            models.hyperparameter_schedule(settings),
+            record,
+            stability.StopOnDivergence(record, backup),
+            progress,
+            backup,
+            written_curves,
+        ]
+        if settings["method"] == "macer" and settings["lam"] > 0:
+            chance = np.bincount(examples.labels["train"][chosen]).max() / len(chosen)
+            callbacks.append(stability.TellOfCollapse(chance, progress.say))
+
+        def fit(epochs):
+            batches = training.batches(
                 examples,
                 chosen,
-                batch_size=settings["batch_size"],
-                seed=settings["seed"],
-                first_epoch=first_epoch,
-                epochs=settings["epochs"],
-                crop_padding=settings["crop_padding"],
-                flip=settings["flip"],
-            ),
-            steps_per_epoch=steps,
-            initial_epoch=first_epoch,
-            epochs=settings["epochs"],
-            shuffle=False,  # `batches` has done it
-            verbose=0,
-            callbacks=[
-                models.hyperparameter_schedule(settings),
-                training.StopOnDivergence(backup),
-                training.TrainingProgress(settings["epochs"], steps, first_epoch),
-                training.LearningRateLog(),
-                backup,
-            ],
-        )
-    model.save(execution.outputs["model"] / "model.keras")
-    training.write_history(backup.history, execution.outputs["model"] / "history.csv")
+                first_step=record.done,
+                epochs=epochs,
+                **{name: settings[name] for name in ("batch_size", "seed", "crop_padding", "flip")},
+            )
+            model.fit(
+                batches,
+                steps_per_epoch=steps - record.step,
+                initial_epoch=record.epoch,
+                epochs=epochs,
+                shuffle=False,  # `batches` has done it
+                verbose=0,
+                callbacks=callbacks,
+            )
+
+        if record.step:
+            fit(record.epoch + 1)
+        if record.epoch < settings["epochs"]:
+            fit(settings["epochs"])
+    with writing(output / "model.keras", "the trained model is kept and only saved again"):
+        model.save(output / "model.keras")
 
 
 TRAINER = Component(
@@ -77,6 +96,9 @@ TRAINER = Component(
         "crop_padding",
         "flip",
         "train_examples",
+        "precision",
+        "microbatch",
+        "strategy",
         "seed",
     ),
     execute=train,

@@ -27,7 +27,15 @@ class GivenNoise(MACERModel):
         return self.sigma * tf.sin(100.0 * copies * images[:, None])
 
 
-def build(kind, **options):
+class InfiniteAtTheEnd(GivenNoise):
+    """Infinite noise for a batch's second half, which is the second replica's."""
+
+    def draw_noise(self, images, start):
+        second = tf.distribute.get_replica_context().replica_id_in_sync_group == 1
+        return super().draw_noise(images, start) + tf.where(second, float("inf"), 0.0)
+
+
+def build(kind, clip_norm=None, **options):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6, 6, 1))
     x = layers.Conv2D(4, 3, activation="relu", kernel_regularizer=keras.regularizers.L2(0.01))(inputs)
@@ -35,14 +43,16 @@ def build(kind, **options):
         keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))), 0.25, num_samples=3, beta=4.0, seed=1, **options
     )
     model.compile(
-        SGD(0.1, momentum=0.9, l2=1e-3), metrics=["accuracy"], weighted_metrics=["sparse_categorical_crossentropy"]
+        SGD(0.1, momentum=0.9, l2=1e-3, global_clipnorm=clip_norm),
+        metrics=["accuracy"],
+        weighted_metrics=["sparse_categorical_crossentropy"],
     )
     return model
 
 
-def train(images, labels, weights, scope):
+def train(images, labels, weights, scope, clip_norm=None):
     with scope:
-        model = build(GivenNoise, lam=1.0)
+        model = build(GivenNoise, clip_norm, lam=1.0)
     model.lam = 5.0
     dataset = tf.data.Dataset.from_tensor_slices((images, labels, weights)).batch(4)
     history = model.fit(dataset, epochs=2, shuffle=False, verbose=0).history
@@ -60,6 +70,22 @@ def main():
     for count in (12, 10, 9):
         part = images[:count], labels[:count], weights[:count]
         result[str(count)] = [train(*part, contextlib.nullcontext()), train(*part, strategy.scope())]
+
+    part = images[:10], labels[:10], weights[:10]
+    result["clipped"] = [train(*part, contextlib.nullcontext(), 0.01), train(*part, strategy.scope(), 0.01)]
+
+    keras.config.set_dtype_policy("mixed_float16")
+    with strategy.scope():
+        model = build(InfiniteAtTheEnd)
+    keras.config.set_dtype_policy("float32")
+    before = model.classifier.get_weights()
+    model.fit(images[:4], labels[:4], batch_size=4, shuffle=False, verbose=0)
+    unchanged = [bool((a == b).all()) for a, b in zip(model.classifier.get_weights(), before, strict=True)]
+    result["float16"] = [
+        unchanged,
+        float(model.optimizer.dynamic_scale.numpy()),
+        int(model.optimizer.iterations.numpy()),
+    ]
 
     with strategy.scope():
         model = build(MACERModel)

@@ -27,9 +27,10 @@ def result():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images", ["12", "10", "9"])
+@pytest.mark.parametrize("images", ["12", "10", "9", "clipped"])
 def test_two_replicas_train_as_one(result, images):
     # Batches of 4: an even split; a last batch of 2, one image a replica; of 1, so that one replica gets nothing.
+    # Clipped: the norm of the gradients' sum, not of each replica's part.
     (one, one_history, one_evaluation), (two, two_history, two_evaluation) = result[images]
     np.testing.assert_allclose(two, one, atol=2e-6)
     assert set(two_history) == set(one_history)
@@ -46,6 +47,20 @@ def test_the_uneven_batches_made_a_difference(result):
     weights = [np.array(result[images][0][0]) for images in ("12", "10", "9")]
     assert np.abs(weights[0] - weights[1]).max() > 1e-3
     assert np.abs(weights[1] - weights[2]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_clipping_made_a_difference(result):
+    clipped, free = (np.array(result[case][0][0]) for case in ("clipped", "10"))
+    assert np.abs(clipped - free).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_float16_skips_the_step_where_any_replicas_gradients_are_infinite(result):
+    unchanged, scale, iterations = result["float16"]
+    assert all(unchanged)
+    # Half of the initial 2^15.
+    assert (scale, iterations) == (2**14, 0)
 
 
 @pytest.mark.slow

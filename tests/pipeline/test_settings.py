@@ -69,6 +69,9 @@ BAD = [
             ("lr_drop_factor", "a number above 0 and below 1", ["1", "0"]),
             ("lr_drop_epochs", "epochs such as 200,400, or none", ["0", "1,", "a,b", "1.5", ""]),
             ("lam_start_epoch", "a whole number from 0", ["-1"]),
+            ("precision", "float32 or mixed_bfloat16 or mixed_float16", ["float16", "bfloat16", "none", ""]),
+            ("microbatch", "a whole number from 1, or none", ["0", "-1", "1.5"]),
+            ("strategy", "auto or mirrored, or none", ["MirroredStrategy", "2"]),
             ("seed", "a whole number from 0 to 4294967295", ["-1", "4294967296", "x", "1.5"]),
             ("image_size", "a whole number from 1, or none", ["0"]),
             ("train_examples", "a whole number from 1, or all", ["0", "none"]),
@@ -185,7 +188,8 @@ OVERRIDES = {
     "crop_padding": ("2", 2), "flip": ("yes", True), "seed": ("4294967295", 4294967295), "n0": ("7", 7),
     "n": ("555", 555), "alpha": ("0.01", 0.01), "num_test_examples": ("9", 9), "min_accuracy": ("0.9", 0.9),
     "method": ("macer", "macer"), "attack": ("ddn", "ddn"), "epsilon": ("0.5", 0.5), "attack_steps": ("4", 4),
-    "warmup_epochs": ("2", 2),
+    "warmup_epochs": ("2", 2), "precision": ("mixed_float16", "mixed_float16"), "microbatch": ("16", 16),
+    "strategy": ("mirrored", "mirrored"),
     "serving_n": ("222", 222), "push_dir": ("out", "out"), "pipeline_root": ("here", "here"), "num_workers": ("3", 3),
 }  # fmt: skip
 
@@ -211,6 +215,7 @@ def test_an_override_changes_nothing_else(name):
     [
         ("clip_norm", "none", None), ("image_size", "none", None), ("lr_drop_epochs", "none", None),
         ("train_examples", "all", None), ("num_test_examples", "all", None), ("flip", "no", False),
+        ("microbatch", "none", None), ("strategy", "none", None),
     ],
 )  # fmt: skip
 def test_words_for_nothing(name, word, value):

@@ -1,0 +1,83 @@
+"""Training curves, written while it trains: `history.csv`, and events for TensorBoard."""
+
+import contextlib
+import os
+import shutil
+import time
+
+import keras
+import tensorflow as tf
+
+from pipeline.artifacts import write_text, writing
+
+
+class Curves(keras.callbacks.Callback):
+    """Writes a row an epoch to `history.csv` and to an event file in `tensorboard`; both are whole at any moment.
+
+    What an earlier process reported is written again, from the record, before training goes on. The step of an event is
+    its epoch.
+
+    Args:
+        directory: where.
+        record: the `Record`, which comes before this callback.
+
+    Raises:
+        InputError: if they cannot be written.
+    """
+
+    def __init__(self, directory, record):
+        super().__init__()
+        self._directory, self._record = directory, record
+        with self._writing():
+            self._events = self._open_events()
+            if record.history:
+                self._write_csv()
+
+    def on_epoch_end(self, epoch, logs=None):
+        with self._writing():
+            self._write_csv()
+            self._write_event(self._record.epoch)
+            self._events.flush()
+
+    def close(self):
+        """Closes the event file."""
+        with self._writing():
+            self._events.close()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        with writing(f"the training curves in {self._directory}", "training goes on from its last backup"):
+            try:
+                yield
+            except tf.errors.OpError as error:
+                raise OSError(error.message) from None
+
+    def _open_events(self):
+        events = self._directory / "tensorboard"
+        shutil.rmtree(events, ignore_errors=True)
+        events.mkdir()
+        # Renamed once it holds what was reported before, it is appended to under the name that TensorBoard looks for.
+        beside = events / "writing"
+        self._events = tf.io.TFRecordWriter(str(beside))
+        began = self._record.times[0] if self._record.times else time.time()
+        self._events.write(tf.compat.v1.Event(wall_time=began, file_version="brain.Event:2").SerializeToString())
+        for epoch in range(1, self._record.epoch + 1):
+            self._write_event(epoch)
+        self._events.flush()
+        os.rename(beside, events / f"events.out.tfevents.{time.time():.0f}")
+        return self._events
+
+    def _write_event(self, epoch):
+        values = self._record.history[epoch - 1].items()
+        summary = tf.compat.v1.Summary(
+            value=[tf.compat.v1.Summary.Value(tag=name, simple_value=value) for name, value in values]
+        )
+        event = tf.compat.v1.Event(wall_time=self._record.times[epoch - 1], step=epoch, summary=summary)
+        self._events.write(event.SerializeToString())
+
+    def _write_csv(self):
+        names = list(self._record.history[0])
+        lines = [",".join(["epoch", *names])]
+        for epoch, row in enumerate(self._record.history, start=1):
+            lines.append(",".join([str(epoch), *(repr(row[name]) for name in names)]))
+        write_text(self._directory / "history.csv", os.linesep.join(lines) + os.linesep)
