@@ -162,14 +162,15 @@ def _anytime_upper(events, n, alpha):
     few, samples = pairs[:, :1], pairs[:, 1:]
     of_events = _LOG_WEIGHTS + special.xlogy(few, _ODDS_RATIOS)
     # Above the rounding error of sums that grow like n.
-    threshold = -np.log(alpha) + 1e-12 + 4e-15 * samples[:, 0]
+    threshold = -np.log(alpha) + 1e-12 + 4e-15 * samples
     low = few / np.maximum(samples, 1)
     high = np.ones_like(low)
     for _ in range(_BISECTIONS):
         # Below 1, where the logarithm ends.
         middle = np.minimum((low + high) / 2, np.nextafter(1, 0))
-        evidence = special.logsumexp(of_events - samples * np.log1p(-middle * (1 - _ODDS_RATIOS)), axis=1)
-        enough = (evidence >= threshold)[:, None]
+        terms = of_events - samples * np.log1p(-middle * (1 - _ODDS_RATIOS)) - threshold
+        # A term above e is enough by itself, and must not overflow.
+        enough = np.exp(np.minimum(terms, 1)).sum(axis=1, keepdims=True) >= 1
         high = np.where(enough, middle, high)
         low = np.where(enough, low, middle)
     return np.minimum(np.nextafter(high, 2), 1)[inverse.ravel(), 0].reshape(n.shape)
