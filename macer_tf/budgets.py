@@ -35,9 +35,10 @@ class _Budget:
         Args:
             votes: `Votes` with all selection votes and the estimation votes so far.
             sigma, alpha: what will be certified for, the same at every call.
-            labels: int [images], in an EVALUATION only: images whose selected class is not the label get no estimation
-                samples. Certified accuracy and ACR are those of a run without labels, because such an image counts 0
-                whatever its votes. Without labels the user is owed the certificate of a wrong class too.
+            labels: int [images], in an EVALUATION only: images whose selected class, by hard votes, is not the label
+                get no estimation samples. Certified accuracy and ACR are those of a run without labels, because such an
+                image counts 0 whatever its votes; how many of them abstain stays unknown. Where there is no evaluation,
+                the user is owed the certificate of a wrong class too.
 
         Returns:
             int64 [images].
@@ -75,13 +76,17 @@ class FixedBudget(_Budget):
     def __post_init__(self):
         _check_n(self.n)
 
-    def certify(self, votes, sigma, alpha):
-        """`certificates.certify` by Clopper-Pearson.
+    def certify(self, votes, sigma, alpha, bound="clopper-pearson", beta=None):
+        """`certificates.certify` by any bound; by a soft one, only where no image was left out for its label.
 
         Raises:
-            ValueError: for an image with neither n estimation votes nor none; see also there.
+            ValueError: for an image with another number of estimation votes than n, or 0 if it was left out; see also
+                there.
         """
-        return certificates.certify(votes, sigma, alpha, fixed_n=np.where(votes.n > 0, self.n, 0))
+        # Images are left out by the class that hard votes select, which may not be the soft one.
+        left_out = (votes.n == 0) & (beta is None)
+        fixed_n = None if bound == "anytime" else np.where(left_out, 0, self.n)
+        return certificates.certify(votes, sigma, alpha, bound, beta, fixed_n)
 
     def _goal(self, votes, sigma, alpha):
         return np.full(votes.n.shape, self.n)

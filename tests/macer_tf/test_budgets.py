@@ -6,7 +6,7 @@ from macer_tf import certificates
 from macer_tf.budgets import BLOCK, FixedBudget, PrecisionBudget, RadiusBudget
 from macer_tf.certificates import ABSTAIN
 from macer_tf.evaluation import evaluate
-from macer_tf.votes import Votes
+from macer_tf.votes import UNITS, SoftMoments, Votes
 
 SIGMA, ALPHA = 0.5, 0.05
 # Radius 0.25 at sigma = 0.5 needs p_A of Phi(0.5) = 0.691462.
@@ -67,6 +67,18 @@ def test_fixed_budget_is_certify():
     ours, theirs = FixedBudget(1000).certify(votes, SIGMA, ALPHA), certificates.certify(votes, SIGMA, ALPHA)
     assert ours.radii.tolist() == theirs.radii.tolist()
     assert (ours.n, ours.bound) == (1000, "clopper-pearson")
+    assert FixedBudget(1000).certify(votes, SIGMA, ALPHA, "anytime").bound == "anytime"
+
+
+def test_soft_bounds_refuse_images_left_out_by_their_hard_votes():
+    unit = np.array([[UNITS, 0]])
+    some = Votes(np.array([[10, 0]] * 2), np.array([[100, 0], [0, 0]]), {
+        1.0: SoftMoments(np.concatenate([100 * unit, 0 * unit]), np.concatenate([100 * unit * UNITS, 0 * unit]),
+                         np.concatenate([10 * unit] * 2))
+    })  # fmt: skip
+    assert FixedBudget(100).certify(some, SIGMA, ALPHA).predictions.tolist() == [0, ABSTAIN]
+    with pytest.raises(ValueError, match="do not have the samples fixed for them"):
+        FixedBudget(100).certify(some, SIGMA, ALPHA, "hoeffding", 1.0)
 
 
 def stopped(budget, p, alpha):
