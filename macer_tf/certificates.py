@@ -55,7 +55,7 @@ def certify(votes, sigma, alpha, bound="clopper-pearson", beta=None, fixed_n=Non
     `predictions` everywhere within the l2 radius `sigma * Phi^-1(p_lower)`. Which bound holds when:
 
     - "clopper-pearson" (Cohen et al. 2019, Theorem 1 and Proposition 2): for n fixed before the estimation samples
-      were seen, not for an n chosen after a look at them. Votes cannot tell: after a budget, use the budget's `certify`.
+      were seen, not for an n chosen after a look at them. Votes cannot tell: after a budget, use its `certify`.
     - "anytime": the same classifier and class; n may differ between images and may depend on looks.
     - "hoeffding", "empirical-bernstein" (Algorithm 2 of the paper, Soft-RS): about another classifier, the class of
       the largest mean softmax at inverse temperature `beta`; its class is selected by soft scores. n fixed beforehand.
