@@ -5,9 +5,20 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special, stats
 
-from macer_tf.confidence import check_alpha, clopper_pearson_lower
+from macer_tf.confidence import (
+    anytime_lower,
+    check_alpha,
+    clopper_pearson_lower,
+    empirical_bernstein_lower,
+    hoeffding_lower,
+)
 
 ABSTAIN = -1
+# Of the class counts, and of the soft scores.
+HARD_BOUNDS = ("clopper-pearson", "anytime")
+SOFT_BOUNDS = ("hoeffding", "empirical-bernstein")
+# No bound at any alpha that float64 can hold needs more samples to certify a unanimous vote.
+_ENOUGH = 5000
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,10 +28,12 @@ class Certificates:
     Attributes:
         predictions: int64 [images], a class or ABSTAIN (-1).
         radii: float64 [images], certified l2 radius in units of a pixel in [0, 1]; 0 where it abstains.
-        p_lower: float64 [images], lower confidence bound on the selected class' probability.
+        p_lower: float64 [images], lower confidence bound on the selected class' probability or mean soft score.
         selected: int64 [images], the class that selection chose, abstained on or not.
         sigma, alpha: what they hold for.
-        n0, n: samples of selection and of estimation for each image.
+        n0, n: samples of selection and of estimation for each image; n is int64 [images] where images differ.
+        bound: which bound p_lower is.
+        beta: inverse temperature of the soft-smoothed classifier that they are about, None for the hard one.
     """
 
     predictions: np.ndarray
@@ -30,35 +43,52 @@ class Certificates:
     sigma: float
     alpha: float
     n0: int
-    n: int
+    n: int | np.ndarray
+    bound: str = "clopper-pearson"
+    beta: float | None = None
 
 
-def certify(votes, sigma, alpha):
-    """CERTIFY: the most frequent class of the selection votes, with a radius if its probability is above 1/2.
+def certify(votes, sigma, alpha, bound="clopper-pearson", beta=None, fixed_n=None):
+    """CERTIFY: the class that selection chose, with a radius if the bound on its probability is above 1/2.
 
-    With probability at least 1 - alpha over the noise, an image's certificate holds: the smoothed classifier
-    returns `predictions` everywhere within the l2 radius `sigma * Phi^-1(p_lower)` (Cohen et al. 2019, Theorem 1 and
-    Proposition 2; p_lower by Clopper-Pearson). It holds for n fixed beforehand, not for an n chosen after a look.
+    With probability at least 1 - alpha over the noise, an image's certificate holds: the smoothed classifier returns
+    `predictions` everywhere within the l2 radius `sigma * Phi^-1(p_lower)`. Which bound holds when:
+
+    - "clopper-pearson" (Cohen et al. 2019, Theorem 1 and Proposition 2): for n fixed before the estimation samples
+      were seen, not for an n chosen after a look at them. Votes cannot tell: after a budget, use its `certify`.
+    - "anytime": the same classifier and class; n may differ between images and may depend on looks.
+    - "hoeffding", "empirical-bernstein" (Algorithm 2 of the paper, Soft-RS): about another classifier, the class of
+      the largest mean softmax at inverse temperature `beta`; its class is selected by soft scores. n fixed beforehand.
+
+    An image without estimation samples is abstained on.
 
     Args:
-        votes: `Votes`, the same n0 and the same n for every image.
+        votes: `Votes`, the same n0 for every image, and the same n unless `fixed_n` is given or the bound is anytime.
         sigma: noise level the votes were drawn at.
         alpha: failure probability for each image.
+        bound: see above.
+        beta: inverse temperature, for the soft bounds alone; the votes must hold soft moments at it.
+        fixed_n: int64 [images], where numbers of estimation samples differ and were fixed without a look at any of
+            them: what they were to be. 0 is an image that was not to be estimated.
 
     Returns:
         `Certificates`.
 
     Raises:
-        ValueError: if alpha or sigma is out of range, the images' numbers of samples differ or are 0, or n is so
-            small that no image could ever be certified.
+        ValueError: if alpha, sigma, bound or beta is out of range, the images' numbers of samples are not what was
+            fixed, or they are so small that no image could ever be certified.
     """
     if not 0 < sigma < np.inf:
         raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
-    n0, n = _same(votes.n0, "n0"), _same(votes.n, "n")
-    check_can_certify(n, alpha)
-    selected = votes.selection.argmax(axis=1)
-    successes = np.take_along_axis(votes.estimation, selected[:, None], axis=1)[:, 0]
-    p_lower = clopper_pearson_lower(successes, n, alpha)
+    _check_bound(bound, beta, votes.soft)
+    check_alpha(alpha)
+    n0 = _same(votes.n0, "n0")
+    n = _n(votes.n, bound, fixed_n)
+    if bound != "anytime" and n.any():
+        check_can_certify(int(n.max()), alpha, bound)
+    selection = votes.selection if beta is None else votes.soft[beta].selection_sums
+    selected = selection.argmax(axis=1)
+    p_lower = _p_lower(votes, selected, alpha, bound, beta)
     certified = p_lower > 0.5
     return Certificates(
         predictions=np.where(certified, selected, ABSTAIN),
@@ -68,7 +98,9 @@ def certify(votes, sigma, alpha):
         sigma=float(sigma),
         alpha=float(alpha),
         n0=n0,
-        n=n,
+        n=int(n[0]) if (n == n[0]).all() else n,
+        bound=bound,
+        beta=None if beta is None else float(beta),
     )
 
 
@@ -98,13 +130,14 @@ def predict(counts, alpha):
     return np.where(p_values <= alpha, order[:, 0], ABSTAIN), p_values
 
 
-def check_can_certify(n, alpha):
+def check_can_certify(n, alpha, bound="clopper-pearson"):
     """Raises ValueError if not even n votes out of n would certify an image at alpha."""
     check_alpha(alpha)
-    if n < 1 or clopper_pearson_lower(n, n, alpha) <= 0.5:
+    if n < 1 or _unanimous_lower(n, alpha, bound) <= 0.5:
+        smallest = np.argmax(_unanimous_lower(np.arange(_ENOUGH), alpha, bound) > 0.5)
         raise ValueError(
             f"No image could be certified: with alpha={alpha:g}, even n votes out of n leave the bound on p_A at "
-            f"1/2 or below. Received: n={n}; n must be at least {int(np.floor(np.log(alpha) / np.log(0.5))) + 1}."
+            f"1/2 or below. Received: n={n}; n must be at least {smallest}."
         )
 
 
@@ -118,9 +151,56 @@ def check_can_predict(n, alpha):
         )
 
 
-def max_radius(sigma, n, alpha):
-    """The largest radius that n samples can certify at alpha, in units of a pixel in [0, 1]."""
-    return float(sigma * special.ndtri(clopper_pearson_lower(n, n, alpha)))
+def max_radius(sigma, n, alpha, bound="clopper-pearson"):
+    """The largest radius that n samples can certify at alpha, in units of a pixel in [0, 1]; below 0 if none."""
+    return float(sigma * special.ndtri(_unanimous_lower(n, alpha, bound)))
+
+
+def _unanimous_lower(n, alpha, bound):
+    if bound == "clopper-pearson":
+        return clopper_pearson_lower(n, n, alpha)
+    if bound == "anytime":
+        return anytime_lower(n, n, alpha)
+    if bound == "hoeffding":
+        return hoeffding_lower(1.0, n, alpha)
+    return empirical_bernstein_lower(1.0, 0.0, n, alpha)
+
+
+def _p_lower(votes, selected, alpha, bound, beta):
+    def of_selected(values):
+        return np.take_along_axis(values, selected[:, None], axis=1)[:, 0]
+
+    n = votes.n
+    if bound == "clopper-pearson":
+        return clopper_pearson_lower(of_selected(votes.estimation), n, alpha)
+    if bound == "anytime":
+        return anytime_lower(of_selected(votes.estimation), n, alpha)
+    moments = votes.soft[beta]
+    mean = of_selected(moments.mean(n))
+    if bound == "hoeffding":
+        return hoeffding_lower(mean, n, alpha)
+    return empirical_bernstein_lower(mean, of_selected(moments.variance(n)), n, alpha)
+
+
+def _check_bound(bound, beta, soft):
+    if bound not in HARD_BOUNDS + SOFT_BOUNDS:
+        raise ValueError(f"bound must be one of {', '.join(HARD_BOUNDS + SOFT_BOUNDS)}. Received: bound={bound!r}")
+    if bound in HARD_BOUNDS and beta is not None:
+        raise ValueError(f"beta is for the soft bounds {' and '.join(SOFT_BOUNDS)}. Received: bound={bound!r}, {beta=}")
+    if bound in SOFT_BOUNDS and beta not in soft:
+        raise ValueError(f"The votes hold soft moments at beta in {sorted(soft)}. Received: bound={bound!r}, {beta=}")
+
+
+def _n(n, bound, fixed_n):
+    if bound == "anytime":
+        if fixed_n is not None:
+            raise ValueError("fixed_n is for bounds that need n fixed beforehand; the anytime bound holds for any n.")
+        return n
+    if fixed_n is None:
+        _same(n, "n")
+    elif np.shape(fixed_n) != n.shape or (n != fixed_n).any():
+        raise ValueError(f"Images do not have the samples fixed for them. Received: n={n.tolist()}, fixed_n={fixed_n}")
+    return n
 
 
 def _same(numbers, name):

@@ -1,7 +1,15 @@
-"""Confidence bounds on the probability of the top class."""
+"""Confidence bounds on the probability, or the mean score, of the top class. All float64, all one-sided."""
 
 import numpy as np
 from scipy import special
+
+# The alternatives that the anytime bounds are a mixture of, as odds ratios exp(-theta): certainty, and theta halved
+# from 3 to 9e-5. The first theta serve n up to about 100,000 and carry most of the weight; the last keep the bounds
+# converging up to n = 1e9. Any weights that add up to 1 are valid: these were chosen on the published CIFAR-10 logs.
+_THETA = 3 / 2.0 ** np.arange(16)
+_ODDS_RATIOS = np.concatenate([[0.0], np.exp(-_THETA)])
+_LOG_WEIGHTS = np.log(np.concatenate([[0.15], np.full(7, 0.75 / 7), np.full(9, 0.1 / 9)]))
+_BISECTIONS = 54
 
 
 def clopper_pearson_lower(successes, n, alpha):
@@ -21,15 +29,148 @@ def clopper_pearson_lower(successes, n, alpha):
     Raises:
         ValueError: for alpha outside (0, 1), or successes outside [0, n].
     """
-    check_alpha(alpha)
-    successes, n = np.broadcast_arrays(np.asarray(successes, np.float64), np.asarray(n, np.float64))
-    if ((successes < 0) | (successes > n)).any():
-        raise ValueError("Clopper-Pearson needs 0 <= successes <= n.")
+    successes, n = _counts(successes, n, alpha, "Clopper-Pearson")
     bound = special.betaincinv(np.maximum(successes, 1), n - successes + 1, alpha)
     return np.where(successes > 0, bound, 0.0)
+
+
+def clopper_pearson_upper(successes, n, alpha):
+    """The exact one-sided upper bound on a binomial proportion; see `clopper_pearson_lower`.
+
+    Returns:
+        float64 of the broadcast shape, in (0, 1]: 1 where there is no failure.
+    """
+    successes, n = _counts(successes, n, alpha, "Clopper-Pearson")
+    bound = special.betainccinv(successes + 1, np.maximum(n - successes, 1), alpha)
+    return np.where(successes < n, bound, 1.0)
+
+
+def anytime_lower(successes, n, alpha):
+    """A lower bound on a Bernoulli mean that holds at all n at once: stop, or go on, after any look.
+
+    With probability at least 1 - alpha, no prefix of the independent samples, however long, gives a bound above the
+    true mean. For a mean p and an alternative of odds exp(theta) times those of p,
+
+        M(p) = sum over theta of weight * exp(theta * successes) / (1 + p * (exp(theta) - 1))^n
+
+    is a nonnegative martingale that starts at 1 where p is the mean, so it ever reaches 1 / alpha with probability at
+    most alpha (Ville, 1939; mixed over alternatives as by Robbins, 1970). M falls in p: the bound is the p at which
+    it is 1 / alpha, rounded down. Weights, set beforehand, favour p near 1. It is wider than Clopper-Pearson, which is
+    for one n: the radius of a certificate at n = 100,000 and alpha = 0.001 is 0.5 to 3 % smaller.
+
+    Args:
+        successes: integers, any shape.
+        n: number of samples, broadcasts against `successes`; 0 gives 0.
+        alpha: failure probability, in (0, 1).
+
+    Returns:
+        float64 of the broadcast shape, in [0, 1).
+
+    Raises:
+        ValueError: for alpha outside (0, 1), or successes outside [0, n].
+    """
+    successes, n = _counts(successes, n, alpha, "The anytime bound")
+    return np.maximum(np.nextafter(1 - _anytime_upper(n - successes, n, alpha), 0), 0)
+
+
+def anytime_upper(successes, n, alpha):
+    """The upper bound that goes with `anytime_lower`: 1 minus the lower bound on the failures' mean.
+
+    Returns:
+        float64 of the broadcast shape, in (0, 1]; 1 where n is 0.
+    """
+    successes, n = _counts(successes, n, alpha, "The anytime bound")
+    return _anytime_upper(successes, n, alpha)
+
+
+def hoeffding_lower(mean, n, alpha):
+    """A lower bound on the mean of a score in [0, 1] (Eq. 23 of the paper; Hoeffding, 1963).
+
+    It exceeds the true mean with probability at most alpha, for n independent samples, n fixed beforehand.
+
+    Args:
+        mean: of the samples, in [0, 1], any shape.
+        n: number of samples, broadcasts against `mean`; 0 gives 0.
+        alpha: failure probability, in (0, 1).
+
+    Returns:
+        float64 of the broadcast shape, in [0, 1].
+
+    Raises:
+        ValueError: for alpha outside (0, 1), or a mean outside [0, 1].
+    """
+    mean, n = _scores(mean, n, alpha)
+    return np.where(n > 0, np.maximum(mean - np.sqrt(-np.log(alpha) / (2 * np.maximum(n, 1))), 0), 0.0)
+
+
+def empirical_bernstein_lower(mean, variance, n, alpha):
+    """A lower bound on the mean of a score in [0, 1] from its sample variance (Eq. 26 of the paper).
+
+    It exceeds the true mean with probability at most alpha, for n independent samples, n fixed beforehand. This is
+    Theorem 4 of Maurer and Pontil (2009), which bounds the mean from above; the paper turns it over to 1 - X, which
+    has the same variance. Constants are the same, and so is the variance (Eq. 25 is their V_n, divided by n - 1).
+    One half of alpha goes to the mean and the other to the variance, hence log(2 / alpha) for a one-sided bound.
+
+    Args:
+        mean: of the samples, in [0, 1], any shape.
+        variance: unbiased sample variance, broadcasts against `mean`.
+        n: number of samples, broadcasts against `mean`; fewer than 2 give 0.
+        alpha: failure probability, in (0, 1).
+
+    Returns:
+        float64 of the broadcast shape, in [0, 1].
+
+    Raises:
+        ValueError: for alpha outside (0, 1), a mean outside [0, 1] or a negative variance.
+    """
+    mean, n = _scores(mean, n, alpha)
+    variance = np.asarray(variance, np.float64)
+    if not (variance >= 0).all():
+        raise ValueError(f"A sample variance is at least 0. Received: {variance.min()}")
+    log = np.log(2) - np.log(alpha)
+    samples = np.maximum(n, 2)
+    bound = mean - np.sqrt(2 * variance * log / samples) - 7 * log / (3 * (samples - 1))
+    return np.where(n >= 2, np.maximum(bound, 0), 0.0)
 
 
 def check_alpha(alpha):
     """Raises ValueError unless 0 < alpha < 1."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha, the failure probability, must be above 0 and below 1. Received: alpha={alpha}")
+
+
+def _counts(successes, n, alpha, name):
+    check_alpha(alpha)
+    successes, n = np.broadcast_arrays(np.asarray(successes, np.float64), np.asarray(n, np.float64))
+    if not ((successes >= 0) & (successes <= n)).all():
+        raise ValueError(f"{name} needs 0 <= successes <= n.")
+    return successes, n
+
+
+def _scores(mean, n, alpha):
+    check_alpha(alpha)
+    mean, n = np.broadcast_arrays(np.asarray(mean, np.float64), np.asarray(n, np.float64))
+    if not ((mean >= 0) & (mean <= 1) & (n >= 0)).all():
+        raise ValueError("A bound on a mean score needs a mean in [0, 1] and n from 0.")
+    return mean, n
+
+
+def _anytime_upper(events, n, alpha):
+    """The q, rounded up, at which the mixture's evidence that the events' mean is below q reaches 1 / alpha."""
+    # Many images have the same counts, and every count costs some fifty bisections of the mixture.
+    pairs, inverse = np.unique(np.stack([events.ravel(), n.ravel()], axis=1), axis=0, return_inverse=True)
+    few, samples = pairs[:, :1], pairs[:, 1:]
+    of_events = _LOG_WEIGHTS + special.xlogy(few, _ODDS_RATIOS)
+    # Above the rounding error of sums that grow like n.
+    threshold = -np.log(alpha) + 1e-12 + 4e-15 * samples
+    low = few / np.maximum(samples, 1)
+    high = np.ones_like(low)
+    for _ in range(_BISECTIONS):
+        # Below 1, where the logarithm ends.
+        middle = np.minimum((low + high) / 2, np.nextafter(1, 0))
+        terms = of_events - samples * np.log1p(-middle * (1 - _ODDS_RATIOS)) - threshold
+        # A term above e is enough by itself, and must not overflow.
+        enough = np.exp(np.minimum(terms, 1)).sum(axis=1, keepdims=True) >= 1
+        high = np.where(enough, middle, high)
+        low = np.where(enough, low, middle)
+    return np.minimum(np.nextafter(high, 2), 1)[inverse.ravel(), 0].reshape(n.shape)

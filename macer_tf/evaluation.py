@@ -15,8 +15,11 @@ class Evaluation:
         num_images: how many.
         acr: average certified radius (Section 5.1), wrong and abstained images counting 0; in [0, 1] pixel units.
         acr_standard_error: of `acr`, over the drawing of the images.
-        abstained: fraction of the images.
+        abstained: fraction of the images that were estimated and then abstained on.
         radii, certified_accuracy: fraction certified, correctly, at each radius or beyond.
+        unestimated: fraction of the images without estimation samples, such as `budgets` leaves out where the selected
+            class is not the label. They count 0, as they would with samples; whether they would abstain or be
+            certified as a wrong class is not known.
     """
 
     num_images: int
@@ -25,6 +28,7 @@ class Evaluation:
     abstained: float
     radii: tuple
     certified_accuracy: tuple
+    unestimated: float = 0.0
 
 
 def correct_radii(certificates, labels):
@@ -44,14 +48,16 @@ def correct_radii(certificates, labels):
 def evaluate(certificates, labels, radii):
     """The `Evaluation` of certificates against labels [images] at `radii`."""
     correct = correct_radii(certificates, labels)
+    estimated = np.broadcast_to(certificates.n, correct.shape) > 0
     acr, acr_standard_error = mean_and_standard_error(np.maximum(correct, 0))
     return Evaluation(
         num_images=len(correct),
         acr=acr,
         acr_standard_error=acr_standard_error,
-        abstained=float(np.mean(certificates.predictions == ABSTAIN)),
+        abstained=float(np.mean((certificates.predictions == ABSTAIN) & estimated)),
         radii=tuple(float(radius) for radius in radii),
         certified_accuracy=tuple(float(np.mean(correct >= radius)) for radius in radii),
+        unestimated=float(np.mean(~estimated)),
     )
 
 

@@ -1,26 +1,72 @@
 """Votes: how often the base classifier returned each class on an image's noisy copies. They add up."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+# Soft scores, the softmax probabilities p, are counted in whole units: u = floor(p * UNITS). Sums of whole numbers are
+# the same in any order, and u / UNITS <= p, so that a lower bound on the mean of u is one on the mean of p.
+UNITS = 2**20
+# Sums of squares of up to UNITS each stay below 2**63.
+MAX_SOFT_SAMPLES = 2**22
+
+
+@dataclass(frozen=True, eq=False)
+class SoftMoments:
+    """First two moments of the soft scores at one inverse temperature, in `UNITS` (SAMPLEUNDERNOISE, Algorithm 2).
+
+    Attributes:
+        sums, squares: int64 [images, classes], sums of u and of u * u over the estimation samples.
+        selection_sums: int64 [images, classes], sums of u over the selection samples, which choose the class.
+    """
+
+    sums: np.ndarray
+    squares: np.ndarray
+    selection_sums: np.ndarray
+
+    @classmethod
+    def zeros(cls, num_images, num_classes):
+        """No samples yet."""
+        return cls(*np.zeros((3, num_images, num_classes), np.int64))
+
+    def mean(self, n):
+        """float64 [images, classes]: mean score in [0, 1] of n estimation samples [images]; 0 where n is 0."""
+        return self.sums / (np.maximum(n, 1)[:, None] * float(UNITS))
+
+    def variance(self, n):
+        """float64 [images, classes]: unbiased sample variance (Eq. 25 of the paper); 0 where n is below 2."""
+        n = np.asarray(n, np.int64)[:, None]
+        # About a whole number next to the mean, exactly: floats would cancel, and n times the squares overflow.
+        centre = self.sums // np.maximum(n, 1)
+        rest = self.sums - n * centre
+        centred = self.squares - centre * (self.sums + rest)
+        return (centred - rest * (rest / np.maximum(n, 1))) / (np.maximum(n - 1, 1) * float(UNITS) ** 2)
+
+    def __add__(self, other):
+        return SoftMoments(
+            self.sums + other.sums, self.squares + other.squares, self.selection_sums + other.selection_sums
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Votes:
     """Class counts of a set of images, kept apart for choosing the class and for bounding its probability.
 
-    Votes of disjoint samples add: `a + b`. Whoever adds sees to it that no sample is counted twice.
+    Votes of disjoint samples add: `a + b`, to the same bit in any order. Whoever adds sees to it that no sample is
+    counted twice.
 
     Attributes:
         selection: int64 [images, classes], counts of the samples that choose a class (n0 of them).
         estimation: int64 [images, classes], counts of the independent samples that bound its probability (n).
+        soft: inverse temperature beta -> `SoftMoments` of the same samples, for Soft-RS; empty where not wanted.
 
     Raises:
-        ValueError: if the two shapes differ or a count is negative.
+        ValueError: if shapes differ, a count is negative, or soft moments are not those of so many samples.
     """
 
     selection: np.ndarray
     estimation: np.ndarray
+    soft: dict = field(default_factory=dict)
 
     def __post_init__(self):
         if self.selection.ndim != 2 or self.selection.shape != self.estimation.shape:
@@ -31,11 +77,14 @@ class Votes:
         for counts in (self.selection, self.estimation):
             if counts.dtype != np.int64 or (counts < 0).any():
                 raise ValueError(f"Votes are int64 counts from 0. Received: dtype={counts.dtype}, min={counts.min()}")
+        for beta, moments in self.soft.items():
+            self._check_soft(beta, moments)
 
     @classmethod
-    def zeros(cls, num_images, num_classes):
-        """No votes yet."""
-        return cls(*np.zeros((2, num_images, num_classes), np.int64))
+    def zeros(cls, num_images, num_classes, betas=()):
+        """No votes yet, with soft moments at each of `betas`."""
+        soft = {float(beta): SoftMoments.zeros(num_images, num_classes) for beta in betas}
+        return cls(*np.zeros((2, num_images, num_classes), np.int64), soft)
 
     @property
     def n0(self):
@@ -47,6 +96,11 @@ class Votes:
         """int64 [images]: estimation samples."""
         return self.estimation.sum(axis=1)
 
+    @property
+    def selected(self):
+        """int64 [images]: the most frequent class of the selection samples, the first of them on a tie."""
+        return self.selection.argmax(axis=1)
+
     def __add__(self, other):
         if self.selection.shape != other.selection.shape:
             # NumPy would broadcast one image's votes over all the others.
@@ -54,4 +108,40 @@ class Votes:
                 f"Votes add up for the same images and classes. Received: {self.selection.shape} and "
                 f"{other.selection.shape}"
             )
-        return Votes(self.selection + other.selection, self.estimation + other.estimation)
+        if self.soft.keys() != other.soft.keys():
+            raise ValueError(
+                f"Votes add up with soft moments at the same betas. Received: {sorted(self.soft)} and "
+                f"{sorted(other.soft)}"
+            )
+        return Votes(
+            self.selection + other.selection,
+            self.estimation + other.estimation,
+            {beta: moments + other.soft[beta] for beta, moments in self.soft.items()},
+        )
+
+    def _check_soft(self, beta, moments):
+        if not (isinstance(beta, float) and 0 < beta < np.inf):
+            raise ValueError(f"beta, the inverse temperature, is a float above 0. Received: {beta!r}")
+        arrays = (moments.sums, moments.squares, moments.selection_sums)
+        if any(array.dtype != np.int64 or array.shape != self.selection.shape for array in arrays):
+            raise ValueError(
+                f"Soft moments are int64 arrays {self.selection.shape}. Received: "
+                + ", ".join(f"{array.dtype} {array.shape}" for array in arrays)
+            )
+        most = max(self.n0.max(initial=0), self.n.max(initial=0))
+        if most > MAX_SOFT_SAMPLES:
+            raise ValueError(f"Soft moments hold up to {MAX_SOFT_SAMPLES:,} samples an image. Received: {most:,}")
+        if not (
+            _scores_of(moments.sums, self.n)
+            and _scores_of(moments.selection_sums, self.n0)
+            # 0 <= u <= UNITS, so u <= u * u <= u * UNITS; and no variance is negative.
+            and (moments.squares >= moments.sums).all()
+            and (moments.squares <= moments.sums * UNITS).all()
+            and (moments.variance(self.n) >= 0).all()
+        ):
+            raise ValueError(f"These are not the soft moments at beta={beta:g} of as many samples as were counted.")
+
+
+def _scores_of(sums, n):
+    # The scores of a sample add up to 1 at most, before they are floored.
+    return (sums >= 0).all() and (sums <= n[:, None] * UNITS).all() and (sums.sum(axis=1) <= n * UNITS).all()

@@ -6,7 +6,8 @@ from scipy import stats
 
 from macer_tf import certificates
 from macer_tf.certificates import ABSTAIN
-from macer_tf.votes import Votes
+from macer_tf.confidence import anytime_lower
+from macer_tf.votes import UNITS, SoftMoments, Votes
 
 
 def votes(selection, estimation):
@@ -38,7 +39,7 @@ def test_the_class_comes_from_selection_and_its_bound_from_estimation_alone():
 
 def test_it_abstains_up_to_and_including_one_half(monkeypatch):
     bounds = np.array([np.nextafter(0.5, 0), 0.5, np.nextafter(0.5, 1)])
-    monkeypatch.setattr(certificates, "check_can_certify", lambda n, alpha: None)
+    monkeypatch.setattr(certificates, "check_can_certify", lambda *arguments: None)
     monkeypatch.setattr(certificates, "clopper_pearson_lower", lambda successes, n, alpha: bounds)
     result = certificates.certify(votes([[0, 1]] * 3, [[5, 5]] * 3), sigma=1.0, alpha=0.05)
     assert result.predictions.tolist() == [ABSTAIN, ABSTAIN, 1]
@@ -141,3 +142,96 @@ def test_bad_input():
         certificates.predict(np.array([[100, 0], [50, 0]]), 0.001)
     with pytest.raises(ValueError, match="2 classes or more"):
         certificates.predict(np.array([[100]]), 0.001)
+
+
+def soft(selection_sums, sums, squares, n0, n):
+    """Votes of one image with soft moments at beta = 16, in [0, 1]; hard votes are all for class 0."""
+    moments = SoftMoments(*((np.array([values]) * UNITS**power).astype(np.int64)
+                            for values, power in ((sums, 1), (squares, 2), (selection_sums, 1))))  # fmt: skip
+    return Votes(np.array([[n0, 0]]), np.array([[n, 0]]), {16.0: moments})
+
+
+def test_soft_certificates_worked_out_by_hand():
+    # Class 1 has the larger selection score, whatever was voted for. 100 scores of 0.875 and 0.9375 by turns: mean
+    # 0.90625, variance 100 / 99 * (1/32)^2 = 0.000986427. ln 2000 = 7.600902.
+    # Hoeffding: 0.90625 - sqrt(ln 1000 / 200) = 0.90625 - 0.185846 = 0.720404.
+    # Bernstein: 0.90625 - sqrt(2 * 0.000986427 * 7.600902 / 100) - 7 * 7.600902 / 297
+    #          = 0.90625 - 0.012246 - 0.179146 = 0.714858.
+    some = soft([4, 6], [9.375, 90.625], [1, 50 * (0.875**2 + 0.9375**2)], n0=10, n=100)
+    for bound, expected in (("hoeffding", 0.720404), ("empirical-bernstein", 0.714858)):
+        result = certificates.certify(some, 0.5, 0.001, bound=bound, beta=16)
+        assert result.predictions.tolist() == result.selected.tolist() == [1]
+        assert result.p_lower == pytest.approx([expected], abs=1e-6)
+        assert result.radii == pytest.approx([0.5 * stats.norm.ppf(expected)], abs=2e-6)
+        assert (result.bound, result.beta, result.n) == (bound, 16.0, 100)
+    # The hard classifier is another one: its certificate is of class 0.
+    assert certificates.certify(some, 0.5, 0.001).predictions.tolist() == [0]
+
+
+def test_soft_certificates_abstain():
+    some = soft([6, 4], [60, 40], [36, 16], n0=10, n=100)
+    result = certificates.certify(some, 0.5, 0.001, bound="hoeffding", beta=16.0)
+    assert result.predictions.tolist() == [ABSTAIN]
+    assert result.radii.tolist() == [0.0]
+
+
+def test_anytime_certificates_of_different_n():
+    some = votes([[9, 1], [9, 1], [9, 1], [9, 1]], [[100, 0], [0, 0], [50, 50], [900, 100]])
+    result = certificates.certify(some, 0.25, 0.001, bound="anytime")
+    assert result.predictions.tolist() == [0, ABSTAIN, ABSTAIN, 0]
+    assert result.n.tolist() == [100, 0, 100, 1000]
+    assert result.p_lower.tolist() == anytime_lower([100, 0, 50, 900], [100, 0, 100, 1000], 0.001).tolist()
+    assert result.radii[[0, 3]] == pytest.approx(0.25 * stats.norm.ppf(result.p_lower[[0, 3]]))
+    assert result.bound == "anytime"
+
+
+@pytest.mark.parametrize("bound", ["clopper-pearson", "hoeffding", "empirical-bernstein"])
+def test_bounds_for_one_n_refuse_others_unless_they_were_fixed(bound):
+    beta = None if bound == "clopper-pearson" else 16.0
+    parts = [soft([9, 1], [n, 0], [n, 0], n0=10, n=n) for n in (100, 200, 0)]
+    some = Votes(
+        np.concatenate([part.selection for part in parts]),
+        np.concatenate([part.estimation for part in parts]),
+        {16.0: SoftMoments(*(np.concatenate([getattr(part.soft[16.0], name) for part in parts])
+                             for name in ("sums", "squares", "selection_sums")))},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"same n, at least 1. Received: \[0, 100, 200\]"):
+        certificates.certify(some, 0.25, 0.01, bound, beta)
+    for fixed_n in ([100, 100, 0], [100, 200, 300], [100, 200]):
+        with pytest.raises(ValueError, match="do not have the samples fixed for them"):
+            certificates.certify(some, 0.25, 0.01, bound, beta, fixed_n=np.array(fixed_n))
+    result = certificates.certify(some, 0.25, 0.01, bound, beta, fixed_n=np.array([100, 200, 0]))
+    assert result.predictions.tolist() == [0, 0, ABSTAIN]
+    assert result.n.tolist() == [100, 200, 0]
+    alone = certificates.certify(parts[1], 0.25, 0.01, bound, beta)
+    assert alone.radii[0] == result.radii[1] > result.radii[0]
+
+
+def test_the_smallest_n_of_each_bound():
+    # hoeffding: 1 - sqrt(ln 1000 / 2n) > 1/2 from n > 2 ln 1000 = 13.8. empirical-bernstein: 7 ln 2000 / (3 (n - 1)) <
+    # 1/2 from n - 1 > 35.5. anytime: 0.15 * 2^n > 1000 from n = 13 at the latest (2^12.7), clopper-pearson: 10.
+    for bound, smallest in (("hoeffding", 14), ("empirical-bernstein", 37), ("clopper-pearson", 10)):
+        certificates.check_can_certify(smallest, 0.001, bound)
+        with pytest.raises(ValueError, match=f"n={smallest - 1}; n must be at least {smallest}"):
+            certificates.check_can_certify(smallest - 1, 0.001, bound)
+    with pytest.raises(ValueError, match=r"n must be at least 1[123]\."):
+        certificates.check_can_certify(10, 0.001, "anytime")
+    assert certificates.max_radius(1.0, 100_000, 0.001, "anytime") < certificates.max_radius(1.0, 100_000, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"bound": "wilson"},
+            "bound must be one of clopper-pearson, anytime, hoeffding, empirical-bernstein. Received",
+        ),
+        ({"bound": "hoeffding"}, r"soft moments at beta in \[16.0\]. Received: bound='hoeffding', beta=None"),
+        ({"bound": "empirical-bernstein", "beta": 1.0}, "soft moments at beta in"),
+        ({"beta": 16.0}, "beta is for the soft bounds"),
+        ({"bound": "anytime", "fixed_n": np.array([100])}, "the anytime bound holds for any n"),
+    ],
+)
+def test_bounds_that_do_not_fit_the_votes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        certificates.certify(soft([9, 1], [90, 10], [85, 2], n0=10, n=100), 0.25, 0.01, **arguments)

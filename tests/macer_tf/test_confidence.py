@@ -3,7 +3,15 @@ import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from macer_tf.confidence import check_alpha, clopper_pearson_lower
+from macer_tf.confidence import (
+    anytime_lower,
+    anytime_upper,
+    check_alpha,
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    empirical_bernstein_lower,
+    hoeffding_lower,
+)
 
 
 @pytest.mark.parametrize("alpha", [0.001, 0.05, 1e-9])
@@ -16,6 +24,8 @@ def test_agrees_with_statsmodels_and_scipy(n, alpha):
     np.testing.assert_allclose(bound, reference, rtol=1e-9)
     expected = [stats.binomtest(int(k), n, alternative="greater").proportion_ci(1 - alpha).low for k in successes]
     np.testing.assert_allclose(bound, expected, rtol=1e-7, atol=4e-12)  # SciPy bisects to 2e-12
+    upper = proportion_confint(successes[:-1], n, alpha=2 * alpha, method="beta")[1]
+    np.testing.assert_allclose(clopper_pearson_upper(successes[:-1], n, alpha), upper, rtol=1e-9)
 
 
 @pytest.mark.parametrize("alpha", [0.001, 0.05, 0.5])
@@ -32,6 +42,9 @@ def test_values_in_closed_form():
     assert clopper_pearson_lower(10, 10, 0.001) == pytest.approx(0.001**0.1, rel=1e-12)
     assert clopper_pearson_lower(1, 10, 0.05) == pytest.approx(1 - 0.95**0.1, rel=1e-12)
     assert clopper_pearson_lower([0, 0], [1, 10], 0.05).tolist() == [0.0, 0.0]
+    # 0 of n from above: (1 - p)^n = alpha. n of n: 1.
+    assert clopper_pearson_upper(0, 10, 0.001) == pytest.approx(1 - 0.001**0.1, rel=1e-12)
+    assert clopper_pearson_upper([1, 10], [1, 10], 0.05).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("alpha", [0.001, 0.05, 0.3])
@@ -64,3 +77,77 @@ def test_bad_alpha(alpha):
 def test_bad_successes(successes):
     with pytest.raises(ValueError, match="0 <= successes <= n"):
         clopper_pearson_lower(successes, 10, 0.05)
+    with pytest.raises(ValueError, match="0 <= successes <= n"):
+        anytime_lower(successes, 10, 0.05)
+
+
+def test_anytime_bounds_worked_out_by_hand():
+    # All of 20 successes: nearly all evidence is the certain alternative's, of weight 0.15. Alone it would give
+    # 0.15 * p^-20 = 1 / 0.001, p = (0.15 * 0.001)^(1/20) = 0.643838; the others can only add to it.
+    assert 0.643838 < anytime_lower(20, 20, 0.001) < 0.001 ** (1 / 20)
+    # The evidence against the bound itself is 1 / alpha: the mixture's definition, term by term.
+    p = float(anytime_lower(180, 200, 0.01))
+    weights = [0.75 / 7] * 7 + [0.1 / 9] * 9
+    thetas = [3 / 2**k for k in range(16)]
+    evidence = sum(
+        weight * np.exp(180 * theta) / (1 + p * (np.exp(theta) - 1)) ** 200
+        for weight, theta in zip(weights, thetas, strict=True)
+    )
+    assert evidence == pytest.approx(100, rel=1e-9)
+
+
+def test_anytime_bounds_at_the_extremes():
+    assert anytime_lower([0, 0, 0], [0, 1, 10**9], 0.001).tolist() == [0.0, 0.0, 0.0]
+    assert anytime_upper([0, 1, 10**9], [0, 1, 10**9], 0.001).tolist() == [1.0, 1.0, 1.0]
+    large = anytime_lower([10**9, 10**9 - 1, 9 * 10**8, 5 * 10**8], 10**9, 0.001)
+    # Below the observed share by no more than ten standard errors (or twenty events).
+    assert (large < [1, 1 - 1e-9, 0.9, 0.5]).all()
+    assert (large > [1 - 2e-8, 1 - 3e-8, 0.9 - 1e-4, 0.5 - 1.6e-4]).all()
+    for alpha in (1e-300, 1e-9, 0.999):
+        assert 0 <= anytime_lower(900, 1000, alpha) < 0.9 < anytime_upper(900, 1000, alpha) <= 1
+    assert anytime_lower(np.zeros((0,)), 5, 0.1).shape == (0,)
+    assert anytime_lower(np.full((2, 3), 5), 5, 0.1).shape == (2, 3)
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.3])
+def test_anytime_bounds_grow_with_successes_and_shrink_with_failures(alpha):
+    successes = np.arange(0, 1001)
+    assert (np.diff(anytime_lower(successes, 1000, alpha)) >= 0).all()
+    assert (np.diff(anytime_lower(successes, successes + 30, alpha)) >= 0).all()
+    assert (np.diff(anytime_lower(500, 500 + successes, alpha)) <= 0).all()
+    assert (anytime_lower(successes, 1000, alpha) <= anytime_lower(successes, 1000, 2 * alpha)).all()
+
+
+def test_anytime_is_never_above_clopper_pearson_and_near_it_for_certificates():
+    # What holds at all n is below what holds at one; within 3 % of its quantile from p = 0.6 at n = 100,000.
+    successes = np.array([100_000, 99_990, 99_000, 90_000, 75_000, 60_000])
+    anytime, fixed = (bound(successes, 100_000, 0.001) for bound in (anytime_lower, clopper_pearson_lower))
+    assert (anytime < fixed).all()
+    assert (stats.norm.ppf(anytime) > 0.97 * stats.norm.ppf(fixed)).all()
+
+
+def test_bounds_on_scores_worked_out_by_hand():
+    # Hoeffding, 100 scores of mean 0.9 at alpha = 0.001: 0.9 - sqrt(6.907755 / 200) = 0.9 - 0.185846 = 0.714154.
+    assert hoeffding_lower(0.9, 100, 0.001) == pytest.approx(0.714154, abs=1e-6)
+    # Bernstein, variance 0.01: ln 2000 = 7.600902; sqrt(2 * 0.01 * 7.600902 / 100) = 0.038989;
+    # 7 * 7.600902 / (3 * 99) = 0.179146; 0.9 - 0.038989 - 0.179146 = 0.681865.
+    assert empirical_bernstein_lower(0.9, 0.01, 100, 0.001) == pytest.approx(0.681865, abs=1e-6)
+    assert hoeffding_lower([0.9, 0.1], [0, 5], 0.001).tolist() == [0.0, 0.0]
+    assert empirical_bernstein_lower([0.9, 0.9], 0.0, [1, 2], 0.001).tolist() == [0.0, 0.0]
+    # With many samples and little variance, Bernstein is the tighter one, and the other way round.
+    assert empirical_bernstein_lower(0.9, 0.001, 10_000, 0.001) > hoeffding_lower(0.9, 10_000, 0.001)
+    assert empirical_bernstein_lower(0.5, 0.25, 10_000, 0.001) < hoeffding_lower(0.5, 10_000, 0.001)
+
+
+def test_bad_scores():
+    for mean in (-0.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match=r"mean in \[0, 1\]"):
+            hoeffding_lower(mean, 10, 0.05)
+        with pytest.raises(ValueError, match=r"mean in \[0, 1\]"):
+            empirical_bernstein_lower(mean, 0.1, 10, 0.05)
+    for variance in (-1e-9, np.nan):
+        with pytest.raises(ValueError, match="variance is at least 0"):
+            empirical_bernstein_lower(0.5, variance, 10, 0.05)
+    for bound in (hoeffding_lower, anytime_lower, anytime_upper, clopper_pearson_upper):
+        with pytest.raises(ValueError, match="alpha"):
+            bound(0.5, 10, 0)

@@ -51,3 +51,13 @@ def test_a_single_image_has_no_standard_error():
 def test_a_label_for_each_image():
     with pytest.raises(ValueError, match=r"One label an image is needed. Received: \(3,\) for \(2,\)"):
         evaluate(certified([0, 1], [0.1, 0.1]), [0, 1, 2], (0,))
+
+
+def test_images_without_samples_are_told_from_those_that_abstained():
+    certificates = Certificates(
+        np.array([1, ABSTAIN, ABSTAIN]), np.array([0.5, 0.0, 0.0]), np.array([0.9, 0.4, 0.0]), np.array([1, 1, 1]),
+        0.25, 0.001, 100, np.array([1000, 1000, 0]),
+    )  # fmt: skip
+    result = evaluate(certificates, [1, 1, 0], (0,))
+    assert (result.abstained, result.unestimated) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
+    assert evaluate(certified([1], [0.5]), [1], (0,)).unestimated == 0

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from macer_tf.votes import Votes
+from macer_tf.votes import MAX_SOFT_SAMPLES, UNITS, SoftMoments, Votes
 
 
 def votes(selection, estimation):
@@ -41,3 +41,104 @@ def test_votes_of_other_images_or_classes_are_not_broadcast(other):
 def test_what_is_not_counts_is_refused(selection, estimation, message):
     with pytest.raises(ValueError, match=message):
         Votes(selection, estimation)
+
+
+def soft_votes(scores, selection_scores, beta=16.0):
+    """Votes of one image from softmax scores [samples, classes]."""
+
+    def counted(scores):
+        return np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])[None].astype(np.int64)
+
+    units = np.floor(np.asarray(scores) * UNITS).astype(np.int64)
+    moments = SoftMoments(
+        units.sum(axis=0)[None],
+        (units * units).sum(axis=0)[None],
+        np.floor(np.asarray(selection_scores) * UNITS).astype(np.int64).sum(axis=0)[None],
+    )
+    return Votes(counted(np.asarray(selection_scores)), counted(np.asarray(scores)), {beta: moments})
+
+
+def test_soft_moments_worked_out_by_hand():
+    # Scores of class 0: 1/2, 3/4, 1. Mean 3/4; variance (1/16 + 0 + 1/16) / 2 = 1/16. Selection: 1/4 + 1/2 = 3/4.
+    some = soft_votes([[0.5, 0.5], [0.75, 0.25], [1.0, 0.0]], [[0.25, 0.75], [0.5, 0.5]])
+    moments = some.soft[16.0]
+    assert moments.mean(some.n).tolist() == [[0.75, 0.25]]
+    assert moments.variance(some.n).tolist() == [[1 / 16, 1 / 16]]
+    assert moments.selection_sums.tolist() == [[3 * UNITS // 4, 5 * UNITS // 4]]
+
+
+def test_soft_moments_are_numpys_and_never_above_them():
+    scores = np.random.default_rng(0).dirichlet([0.5, 0.3, 0.2], size=5000)
+    some = soft_votes(scores, scores[:10])
+    mean = some.soft[16.0].mean(some.n)[0]
+    assert (mean <= scores.mean(axis=0)).all()
+    np.testing.assert_allclose(mean, scores.mean(axis=0), rtol=0, atol=1 / UNITS)
+    np.testing.assert_allclose(some.soft[16.0].variance(some.n)[0], scores.var(axis=0, ddof=1), rtol=0, atol=2 / UNITS)
+
+
+def test_the_variance_of_the_most_samples_is_exact():
+    # 2^22 samples, half of them 1 and half one unit below: in units, variance 1/4 * n / (n - 1). Floats cannot see it.
+    n, half = MAX_SOFT_SAMPLES, MAX_SOFT_SAMPLES // 2
+    sums, squares = half * (2 * UNITS - 1), half * (UNITS**2 + (UNITS - 1) ** 2)
+    moments = SoftMoments(*(np.array([[value, 0]], np.int64) for value in (sums, squares, UNITS)))
+    some = Votes(np.array([[1, 0]]), np.array([[n, 0]]), {1.0: moments})
+    assert moments.variance(some.n)[0, 0] * UNITS**2 == pytest.approx(0.25 * n / (n - 1), rel=1e-12)
+    with pytest.raises(ValueError, match="up to 4,194,304 samples an image"):
+        some + soft_votes([[0.5, 0.5]], [[1.0, 0.0]], beta=1.0)
+
+
+def test_soft_moments_add_to_the_same_bit_in_any_order():
+    rng = np.random.default_rng(1)
+    parts = [soft_votes(rng.dirichlet([1, 1, 1], 7), rng.dirichlet([1, 1, 1], 3)) for _ in range(9)]
+    totals = []
+    for order in (range(9), reversed(range(9)), rng.permutation(9)):
+        total = Votes.zeros(1, 3, betas=[16])
+        for part in order:
+            total += parts[part]
+        moments = total.soft[16.0]
+        totals.append((moments.sums.tolist(), moments.squares.tolist(), moments.selection_sums.tolist()))
+    assert totals[0] == totals[1] == totals[2]
+    assert total.n.tolist() == [63]
+
+
+def test_no_samples_have_mean_and_variance_0():
+    none = Votes.zeros(2, 3, betas=[1.0, 16.0])
+    assert not none.soft[1.0].mean(none.n).any()
+    assert not none.soft[16.0].variance(none.n).any()
+    one = soft_votes([[0.3, 0.7]], [[0.3, 0.7]])
+    assert not one.soft[16.0].variance(one.n).any()
+
+
+def test_betas_must_be_the_same():
+    some = soft_votes([[0.5, 0.5]], [[0.5, 0.5]])
+    for other in (Votes.zeros(1, 2), Votes.zeros(1, 2, betas=[1])):
+        with pytest.raises(ValueError, match=r"same betas. Received: \[16.0\] and"):
+            some + other
+
+
+@pytest.mark.parametrize(
+    ("sums", "squares", "selection_sums"),
+    [
+        ([-1, 0], [1, 0], [0, 0]),  # below 0
+        ([2 * UNITS + 1, 0], [2 * UNITS**2, 0], [0, 0]),  # more than two samples of 1
+        ([2 * UNITS, 1], [2 * UNITS**2, 1], [0, 0]),  # scores that add up to more than 1
+        ([100, 0], [99, 0], [0, 0]),  # u * u below u
+        ([100, 0], [101 * UNITS, 0], [0, 0]),  # u above 1
+        ([100, 0], [4999, 0], [0, 0]),  # two samples of mean 50 have squares of 5,000 at least
+        ([100, 0], [5000, 0], [UNITS + 1, 0]),  # more than the one selection sample
+    ],
+)
+def test_moments_that_no_samples_have_are_refused(sums, squares, selection_sums):
+    moments = SoftMoments(*(np.array([values], np.int64) for values in (sums, squares, selection_sums)))
+    with pytest.raises(ValueError, match="not the soft moments at beta=16"):
+        Votes(np.array([[1, 0]]), np.array([[2, 0]]), {16.0: moments})
+
+
+def test_soft_moments_of_another_form_are_refused():
+    good = SoftMoments.zeros(1, 2)
+    for beta in (16, "16", 0.0, np.inf):
+        with pytest.raises(ValueError, match="beta, the inverse temperature, is a float above 0"):
+            Votes(*np.zeros((2, 1, 2), np.int64), {beta: good})
+    for bad in (SoftMoments.zeros(2, 2), SoftMoments(*np.zeros((3, 1, 2)))):
+        with pytest.raises(ValueError, match=r"Soft moments are int64 arrays \(1, 2\)"):
+            Votes(*np.zeros((2, 1, 2), np.int64), {16.0: bad})

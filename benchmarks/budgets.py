@@ -1,0 +1,102 @@
+"""Samples that budgets save on the vote distributions of published certification logs.
+
+    python benchmarks/budgets.py --logs DIR      DIR: *sigma0.25*.tsv and so on, certified with n=100,000, alpha=0.001
+
+A log's radius gives back how many of the 100,000 votes an image's class had: its share of them is taken as the
+class' probability, and votes are drawn anew from it, once for the fixed budget and once for each other one. Samples are
+those of selection and estimation, relative to CERTIFY's own n0=100 and n=100,000. An image that a log abstained on is
+given a probability between 0.2 and 0.5, because the log does not say. No network is run.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import special
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from macer_tf import logs
+from macer_tf.budgets import FixedBudget, PrecisionBudget, RadiusBudget
+from macer_tf.certificates import ABSTAIN
+from macer_tf.confidence import clopper_pearson_lower
+from macer_tf.evaluation import evaluate
+from macer_tf.votes import Votes
+
+N0, N, ALPHA = 100, 100_000, 0.001
+NUM_CLASSES = 10
+RADII = (0.25, 0.5, 0.75)
+
+
+def main():
+    """Prints one line for each log, budget and use of labels."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--logs", type=Path, required=True, help="directory of published logs")
+    parser.add_argument("--n0", type=int, default=500, help="selection samples of PrecisionBudget (default: 500)")
+    parser.add_argument("--precision", type=float, default=0.01, help="of PrecisionBudget (default: 0.01)")
+    parser.add_argument("--seed", type=int, default=0, help="of the votes (default: 0)")
+    arguments = parser.parse_args()
+    budgets = [(RadiusBudget(radius, N), N0, (radius,)) for radius in RADII]
+    budgets.append((PrecisionBudget(arguments.precision, N), arguments.n0, (0,)))
+    for path in sorted(arguments.logs.glob("*sigma*.tsv")):
+        sigma = float(re.search(r"sigma([\d.]+)\.tsv", path.name)[1])
+        log = logs.read(path)
+        rng = np.random.default_rng(arguments.seed)
+        p, correct = probabilities(log, sigma, rng), log["correct"]
+        print(f"{path.stem}: {len(p):,} images")
+        fixed = run(FixedBudget(N), N0, p, correct, sigma, rng, with_labels=False)
+        for budget, n0, radii in budgets:
+            for with_labels in (False, True):
+                certificates, samples = run(budget, n0, p, correct, sigma, rng, with_labels)
+                print(line(budget, with_labels, evaluated(certificates, correct, radii), samples,
+                           evaluated(fixed[0], correct, radii), fixed[1]))  # fmt: skip
+
+
+def probabilities(log, sigma, rng):
+    """float64 [images]: the share of votes that each radius came from."""
+    bounds = clopper_pearson_lower(np.arange(N + 1), N, ALPHA)
+    # Logs round their radii: the count whose bound is nearest.
+    bound = special.ndtr(log["radius"] / sigma)
+    above = np.clip(np.searchsorted(bounds, bound), 1, N)
+    successes = np.where(bounds[above] - bound < bound - bounds[above - 1], above, above - 1)
+    return np.where(log["predict"] == ABSTAIN, rng.uniform(0.2, 0.5, len(successes)), successes / N)
+
+
+def run(budget, n0, p, correct, sigma, rng, with_labels):
+    """`Certificates`, and the samples drawn in all. Class 0 is the one that the log's selection chose."""
+    # The other classes share the rest evenly, so that class 0 is selected here too.
+    selection = np.maximum(rng.binomial(n0, p), n0 // NUM_CLASSES + NUM_CLASSES)
+    votes = Votes(classes(selection, n0), np.zeros((len(p), NUM_CLASSES), np.int64))
+    labels = np.where(correct, 0, 1) if with_labels else None
+    while (more := budget.more(votes, sigma, ALPHA, labels)).any():
+        successes = rng.binomial(more, p)
+        votes += Votes(np.zeros_like(votes.selection), classes(successes, more))
+    return budget.certify(votes, sigma, ALPHA), int((votes.n0 + votes.n).sum())
+
+
+def classes(successes, n):
+    """int64 [images, classes]: the votes of class 0, the others' as even as whole numbers can be."""
+    others = (n - successes)[:, None] + np.arange(NUM_CLASSES - 1)
+    return np.concatenate([successes[:, None], others // (NUM_CLASSES - 1)], axis=1)
+
+
+def evaluated(certificates, correct, radii):
+    """The `Evaluation`."""
+    return evaluate(certificates, np.where(correct, 0, 1), radii)
+
+
+def line(budget, with_labels, ours, samples, fixed, fixed_samples):
+    """What a budget saved, and what it cost."""
+    return (
+        f"  {type(budget).__name__:<16}{getattr(budget, 'radius', getattr(budget, 'precision', None)):<6g}"
+        f"{'labels' if with_labels else '':<8}{fixed_samples / samples:7.1f} x fewer samples   "
+        f"certified accuracy at {ours.radii[0]:<5g}{ours.certified_accuracy[0]:.4f} "
+        f"({100 * (ours.certified_accuracy[0] - fixed.certified_accuracy[0]):+.2f} points)"
+        + (f"   ACR {ours.acr:.4f} ({100 * (ours.acr / fixed.acr - 1):+.2f} %)" if ours.radii == (0,) else "")
+    )
+
+
+if __name__ == "__main__":
+    main()

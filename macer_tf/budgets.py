@@ -1,0 +1,206 @@
+"""Budgets: how many more estimation samples each image needs. Each one certifies by a bound that its stopping allows.
+
+    budget = RadiusBudget(0.5, n=100_000)
+    while (more := budget.more(votes, sigma, alpha)).any():
+        votes += ...  # `more` further estimation samples of each image
+    certificates = budget.certify(votes, sigma, alpha)
+
+Whatever a budget decides, its certificates hold at alpha. It decides what they cost.
+"""
+
+import numbers
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from macer_tf import certificates
+from macer_tf.confidence import anytime_lower, anytime_upper, check_alpha
+
+# Samples are drawn in multiples of it, up to the last ones before n.
+BLOCK = 100
+_GROWTH = 1.5
+# Over p_A after the selection votes: points of equal weight of a Beta distribution. Its prior leans towards 1, where
+# most images of a trained model are. Whatever it is, certificates hold; it decides how good the plan is.
+_PRIOR = (0.5, 0.1)
+_QUANTILES = (np.arange(16) + 0.5) / 16
+
+
+class _Budget:
+    """What the budgets share: `n`, the most estimation samples an image gets."""
+
+    def more(self, votes, sigma, alpha, labels=None):
+        """How many further estimation samples to draw of each image; 0 where it is decided.
+
+        Args:
+            votes: `Votes` with all selection votes and the estimation votes so far.
+            sigma, alpha: what will be certified for, the same at every call.
+            labels: int [images], in an EVALUATION only: images whose selected class, by hard votes, is not the label
+                get no estimation samples. Certified accuracy and ACR are those of a run without labels, because such an
+                image counts 0 whatever its votes; how many of them abstain stays unknown. Where there is no evaluation,
+                the user is owed the certificate of a wrong class too.
+
+        Returns:
+            int64 [images].
+
+        Raises:
+            ValueError: if sigma or alpha is out of range, n could never reach what is asked for, an image has no
+                selection votes or more than n estimation votes, or there is not one label an image.
+        """
+        if not 0 < sigma < np.inf:
+            raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
+        check_alpha(alpha)
+        self._check_can_reach(sigma, alpha)
+        if (votes.n0 < 1).any() or (votes.n > self.n).any():
+            raise ValueError(
+                f"A budget needs selection votes, and up to n={self.n} estimation votes, for every image. Received: "
+                f"{votes.n0.min()} selection votes or more, {votes.n.max()} estimation votes or fewer."
+            )
+        more = np.maximum(np.minimum(self._goal(votes, sigma, alpha), self.n) - votes.n, 0)
+        if labels is None:
+            return more
+        if np.shape(labels) != votes.n.shape:
+            raise ValueError(f"One label an image is needed. Received: {np.shape(labels)} for {votes.n.shape}")
+        return np.where(votes.selected == labels, more, 0)
+
+    def _check_can_reach(self, sigma, alpha):
+        certificates.check_can_certify(self.n, alpha)
+
+
+@dataclass(frozen=True)
+class FixedBudget(_Budget):
+    """n estimation samples for every image, as in CERTIFY (Cohen et al. 2019)."""
+
+    n: int
+
+    def __post_init__(self):
+        _check_n(self.n)
+
+    def certify(self, votes, sigma, alpha, bound="clopper-pearson", beta=None):
+        """`certificates.certify` by any bound; by a soft one, only where no image was left out for its label.
+
+        Raises:
+            ValueError: for an image with another number of estimation votes than n, or 0 if it was left out; see also
+                there.
+        """
+        # Images are left out by the class that hard votes select, which may not be the soft one.
+        left_out = (votes.n == 0) & (beta is None)
+        fixed_n = None if bound == "anytime" else np.where(left_out, 0, self.n)
+        return certificates.certify(votes, sigma, alpha, bound, beta, fixed_n)
+
+    def _goal(self, votes, sigma, alpha):
+        return np.full(votes.n.shape, self.n)
+
+
+@dataclass(frozen=True)
+class RadiusBudget(_Budget):
+    """Samples until it is decided whether the image is certified at one radius, n at most.
+
+    An image is decided once `anytime_lower` certifies it at the radius, or `anytime_upper` says that its class'
+    probability is below Phi(radius / sigma), so that no number of samples may certify it there. Each is wrong with
+    probability at most alpha, and of the two decisions only one can be wrong, by which side of Phi(radius / sigma) the
+    probability is on: a decision is wrong with probability at most alpha, without splitting it. The certificate alone
+    is a promise, by the lower sequence alone; "not certifiable" is a reason to stop. An image undecided after n
+    samples is not certified at the radius. Certificates may hold beyond the radius, but there they are worth less than
+    those of more samples: the ACR of such a run is not the model's.
+
+    Attributes:
+        radius: in units of a pixel in [0, 1], from 0.
+        n: the most estimation samples an image gets.
+    """
+
+    radius: float
+    n: int
+
+    def __post_init__(self):
+        _check_n(self.n)
+        if not 0 <= self.radius < np.inf:
+            raise ValueError(f"radius must be finite, from 0. Received: radius={self.radius}")
+
+    def certify(self, votes, sigma, alpha):
+        """`certificates.certify` by the anytime bound, after any number of samples."""
+        return certificates.certify(votes, sigma, alpha, bound="anytime")
+
+    def _goal(self, votes, sigma, alpha):
+        n = votes.n
+        successes = np.take_along_axis(votes.estimation, votes.selected[:, None], axis=1)[:, 0]
+        lower, upper = (bound(successes, n, alpha) for bound in (anytime_lower, anytime_upper))
+        certified = (lower > 0.5) & (sigma * special.ndtri(lower) >= self.radius)
+        decided = certified | (sigma * special.ndtri(upper) < self.radius)
+        return np.where(decided, n, _blocks(np.maximum(n * _GROWTH, BLOCK)))
+
+    def _check_can_reach(self, sigma, alpha):
+        certificates.check_can_certify(self.n, alpha, "anytime")
+        largest = certificates.max_radius(sigma, self.n, alpha, "anytime")
+        if self.radius > largest:
+            raise ValueError(
+                f"n={self.n} samples certify up to radius {largest:.4f} at sigma={sigma:g}, alpha={alpha:g}. Received: "
+                f"radius={self.radius:g}"
+            )
+
+
+@dataclass(frozen=True)
+class PrecisionBudget(_Budget):
+    """As many samples as bring the radius within `precision`, relative, of what n samples are expected to give.
+
+    How many is planned for each image from its SELECTION votes alone, by the expected radius under a Beta posterior of
+    the class' probability; where the radius is expected to be 0 either way, one block. The estimation samples are
+    independent of the selection votes, so that their number was fixed before any was seen: Clopper-Pearson holds at
+    full alpha, though numbers differ between images. (A bound that allows for looks costs 1 % of the ACR by itself.)
+    All are drawn at one go. The better the selection votes say what the probability is, the better the plan: n0 of
+    500 to 1,000 is worth its samples.
+
+    Attributes:
+        precision: in (0, 1).
+        n: the most estimation samples an image gets.
+    """
+
+    precision: float
+    n: int
+
+    def __post_init__(self):
+        _check_n(self.n)
+        if not 0 < self.precision < 1:
+            raise ValueError(f"precision must be above 0 and below 1. Received: precision={self.precision}")
+
+    def certify(self, votes, sigma, alpha):
+        """`certificates.certify` by Clopper-Pearson.
+
+        Raises:
+            ValueError: for an image with neither as many estimation votes as were planned nor none; see also there.
+        """
+        return certificates.certify(
+            votes, sigma, alpha, fixed_n=np.where(votes.n > 0, self._goal(votes, sigma, alpha), 0)
+        )
+
+    def _goal(self, votes, sigma, alpha):
+        # Images with the same selection votes have the same plan.
+        pairs, inverse = np.unique(
+            np.stack([votes.selection.max(axis=1), votes.n0], axis=1), axis=0, return_inverse=True
+        )
+        successes, n0 = pairs[:, :1], pairs[:, 1:]
+        p = special.betaincinv(successes + _PRIOR[0], n0 - successes + _PRIOR[1], _QUANTILES)
+
+        def radius(n):
+            # Clopper-Pearson at n * p successes, in units of sigma, averaged over p.
+            lower = special.betaincinv(np.maximum(n * p, 1e-9), n * (1 - p) + 1, alpha)
+            return np.maximum(special.ndtri(lower), 0).mean(axis=1)
+
+        enough = (1 - self.precision) * radius(self.n)
+        fewest = np.ones(len(pairs), np.int64)
+        most = np.full(len(pairs), -(-self.n // BLOCK))
+        while (fewest < most).any():
+            middle = (fewest + most) // 2
+            reached = radius(middle[:, None] * BLOCK) >= enough
+            most = np.where(reached, middle, most)
+            fewest = np.where(reached, fewest, np.minimum(middle + 1, most))
+        return np.minimum(most * BLOCK, self.n)[inverse.ravel()]
+
+
+def _check_n(n):
+    if not isinstance(n, numbers.Integral) or n < 1:
+        raise ValueError(f"n, the most samples an image gets, must be a whole number from 1. Received: n={n}")
+
+
+def _blocks(samples):
+    return np.ceil(samples / BLOCK).astype(np.int64) * BLOCK
