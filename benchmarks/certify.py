@@ -73,10 +73,12 @@ def report(arguments, rounds):
     )
     for name in names:
         wall = statistics.median(seconds[name] for seconds in rounds) / arguments.samples
-        ratios = (statistics.median(seconds[other] / seconds[name] for seconds in rounds) for other in references)
+        ratios = {
+            other: statistics.median(seconds[other] / seconds[name] for seconds in rounds) for other in references
+        }
         print(
             f"  {name:<20}{1e6 * wall:9.1f} us a sample"
-            + "".join(f"{ratio:7.2f} x {other.removeprefix('authors, ')}" for ratio, other in zip(ratios, references))
+            + "".join(f"{ratio:7.2f} x {other.removeprefix('authors, ')}" for other, ratio in ratios.items())
             + f"{100 * 2 * multiply_adds / wall / peak:6.0f} % of the matrix peak"
         )
 

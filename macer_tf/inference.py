@@ -54,7 +54,7 @@ class InferenceGraph:
         is_plain = _is_plain(classifier)
         if precision not in (None, own) and not is_plain:
             raise ValueError(
-                f"The classifier computes in {own}; only functional and sequential models of Keras' plain layers can be "
+                f"The classifier computes in {own}; only functional and sequential models of plain Keras layers can be "
                 f"brought to another precision. Received: precision={precision}, {type(classifier).__name__}"
             )
         self._precision = precision or own
@@ -116,28 +116,29 @@ def _rebuild(model, policy, last_policy, values):
         values: is given, by the id of each variable of the new model, what computes its value from the old ones.
     """
     if isinstance(model, keras.Sequential):
-        model = keras.Model(model.inputs, model.outputs, name=model.name)
+        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     config = model.get_config()
     folded = _foldable(model, config)
     norms = {norm.name for norm in folded.values()}
     last = {name for name, *_ in _histories(config["output_layers"])}
 
     def again(layer):
-        if not isinstance(layer, keras.Layer):
-            return layer  # an operation: it has neither weights nor a policy
+        if not isinstance(layer, keras.Layer) or layer.name in norms:
+            return layer  # an operation has neither weights nor a policy, and a norm that is folded is not called
         own_policy = policy and (last_policy if layer.name in last else policy)
         if isinstance(layer, keras.Model):
             return _rebuild(layer, policy, own_policy, values)
         layer_config = layer.get_config()
         if own_policy:
             layer_config["dtype"] = own_policy
-        if layer.name in norms:
-            return layers.Identity(name=layer.name, dtype=layer_config["dtype"])
         if layer.name in folded:
             layer_config["use_bias"] = True
         return type(layer).from_config(layer_config)
 
-    rebuilt = keras.models.clone_model(model, clone_function=again)
+    def call(layer, inputs, *others, **options):
+        return inputs if layer in folded.values() else layer(inputs, *others, **options)
+
+    rebuilt = keras.models.clone_model(model, clone_function=again, call_function=call)
     for layer in model.layers:
         if isinstance(layer, keras.Model) or layer.name in norms or not layer.variables:
             continue
