@@ -3,15 +3,36 @@
 import math
 import numbers
 import secrets
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from macer_tf import certificates, noise
-from macer_tf.checks import check_seed
+from macer_tf.checks import check, check_seed
+from macer_tf.inference import InferenceGraph
 from macer_tf.noisy_training import NoisyTrainingModel
 from macer_tf.votes import Votes
+
+# Soft votes are whole numbers of 2**-20, so that they add up to the same bits in any order.
+SOFT_VOTE = 2**20
+# Rows of a forward pass come in multiples of this: TensorFlow computes the odd values at the end of a tensor, after the
+# last whole vector of 16, by other code.
+_ROWS = 16
+
+
+class Drawn(NamedTuple):
+    """Votes of one stream's samples.
+
+    Attributes:
+        counts: int64 [images, classes], how often each class had the largest output.
+        soft: beta -> (sums, squares), int64 [images, classes] each: over the samples, of u and of u squared, where
+            u = floor(softmax(beta * outputs) * SOFT_VOTE). They hold up to 8 million samples.
+    """
+
+    counts: np.ndarray
+    soft: dict
 
 
 class SmoothedClassifier:
@@ -23,22 +44,29 @@ class SmoothedClassifier:
     images in [0, 1]. It does not hold if n, alpha or the seed were chosen after looking at results, if who chose the
     image knew the seed, or if the classifier's output for an image depends on the rest of its batch.
 
-    Noise is addressed by (seed, example id, sample offset): the same image under the same id gets the same noise,
-    however images are batched. (Outputs that are level to the last bit may fall to another class in another batch
-    size: floating-point sums are not associative.) `count` may be called from several threads at once.
+    Noise is addressed by (seed, example id, stream, sample): the same image under the same id gets the same noise,
+    whoever asks for it, and votes add up. A forward pass has one of two fixed numbers of rows, multiples of 16, filled
+    across images and padded; what a row holds beside it, and on how many threads it runs, changes no bit of its
+    outputs with TensorFlow's CPU kernels, nor, as far as was found, does the number of rows. Another kind of machine or
+    another build of TensorFlow may round differently. `count` and `draw` may be called from several threads at once.
 
     Args:
         classifier: a `MACERModel` or another `NoisyTrainingModel` (its base classifier is taken), or any Keras model,
             images -> [batch, classes], two classes or more, whose largest output is its class.
         sigma: noise level in units of a pixel in [0, 1]; by default that of the model it was trained in.
         seed: whole number in [0, 2**32); drawn from the operating system if None.
-        micro_batch: noisy copies in one forward pass; by default 500, and fewer where images are large.
+        micro_batch: noisy copies in one forward pass, rounded up to a multiple of 16; by default 512, and fewer where
+            images are large.
+        precision: "float32" or "bfloat16", what the base classifier computes in; by default its own. A certificate
+            holds for this precision only: see `InferenceGraph`.
+        betas: inverse temperatures to draw soft votes at, see `Drawn`.
 
     Raises:
-        ValueError: for a sigma or a seed out of range, or an output that is not [batch, classes].
+        ValueError: for a sigma, seed, micro_batch or beta out of range, or a precision that the classifier cannot be
+            brought to.
     """
 
-    def __init__(self, classifier, sigma=None, seed=None, micro_batch=None):
+    def __init__(self, classifier, sigma=None, seed=None, micro_batch=None, precision=None, betas=()):
         if isinstance(classifier, NoisyTrainingModel):
             sigma = classifier.sigma if sigma is None else sigma
             classifier = classifier.classifier
@@ -51,9 +79,12 @@ class SmoothedClassifier:
         self._classifier = classifier
         self._sigma = float(sigma)
         self._seed = secrets.randbits(32) if seed is None else check_seed(seed)
-        self.micro_batch = micro_batch
-        # Traced once for each image shape: reduce_retracing would trace a shape that is not known.
-        self._count_block = tf.function(self._count_block_eagerly)
+        for beta in betas:
+            check(beta=beta)
+        self._betas = tuple(betas)
+        self._micro_batch = micro_batch
+        self._graph = InferenceGraph(classifier, precision)
+        self._passes = {}
 
     # Read-only: a traced graph holds them, and another sigma in the radius than in the noise is a false certificate.
     @property
@@ -71,41 +102,83 @@ class SmoothedClassifier:
         """What fixes the noise, together with example ids."""
         return self._seed
 
-    def count(self, image, example_id, stream, start, count):
-        """Class counts of one image's samples `start` to `start + count - 1`.
+    @property
+    def precision(self):
+        """What the base classifier computes in, e.g. "float32"."""
+        return self._graph.precision
 
-        Args:
-            image: float32 [height, width, channels] in [0, 1], which is not checked again here.
-            example_id: whole number in [0, 2**32), the image's own.
-            stream: `noise.SELECTION` or `noise.ESTIMATION`.
-            start: whole number from 0.
-            count: whole number from 1.
+    @property
+    def betas(self):
+        """Inverse temperatures of the soft votes."""
+        return self._betas
+
+    def count(self, image, example_id, stream, start, count):
+        """Class counts of one image's samples `start` to `start + count - 1`: see `draw`.
 
         Returns:
             int64 [classes], adding up to `count`.
+        """
+        return self.draw(np.asarray(image)[None], [example_id], stream, [start], [count]).counts[0]
+
+    def draw(self, images, example_ids, stream, starts, counts):
+        """Votes of each image's samples `start` to `start + count - 1`, in forward passes filled across images.
+
+        Args:
+            images: float32 [images, height, width, channels] in [0, 1], which is not checked again here.
+            example_ids: whole numbers in [0, 2**32), each image's own.
+            stream: `noise.SELECTION` or `noise.ESTIMATION`.
+            starts: whole numbers from 0, one an image.
+            counts: whole numbers from 1, one an image.
+
+        Returns:
+            `Drawn`; an image's counts add up to its count.
 
         Raises:
             ValueError: if the classifier returns NaN or infinite outputs, or not [batch, classes] of two classes or
-                more; if example_id, stream, start or count is out of range.
+                more; if an example id, stream, start or count is out of range.
         """
-        if not 0 <= example_id < 2**32 or stream not in noise.STREAMS or start < 0:
-            # Beyond these ranges, noise would be that of another seed, stream or sample.
-            raise ValueError(f"Received: example_id={example_id}, stream={stream}, start={start}; out of range.")
-        _check_samples("count", count)
-        image = tf.constant(image, tf.float32)
-        counts = 0
-        micro_batch = self.micro_batch or default_micro_batch(image.shape)
-        for offset in range(start, start + count, micro_batch):
-            size = min(micro_batch, start + count - offset)
-            block, finite = self._count_block(
-                image, *(tf.constant(value, tf.int64) for value in (example_id, stream, offset, size))
-            )
-            if not finite:
+        for example_id, start, count in zip(example_ids, starts, counts, strict=True):
+            if not 0 <= example_id < 2**32 or stream not in noise.STREAMS or start < 0:
+                # Beyond these ranges, noise would be that of another seed, stream or sample.
+                raise ValueError(f"Received: example_id={example_id}, stream={stream}, start={start}; out of range.")
+            _check_samples("count", count)
+        images = np.asarray(images, np.float32)
+        totals = None
+        for rows, pieces in passes(counts, self._micro_batch or default_micro_batch(images.shape[1:])):
+            places, offsets, counted = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
+            addresses = [
+                (self._seed, example_ids[place], stream, starts[place] + offset)
+                for place, offset in zip(places, offsets, strict=True)
+            ]
+            block, finite = self._draw_pass(rows, images[places], np.array(addresses, np.int64), counted)
+            if not finite.numpy().all():
+                place = places[np.argmin(finite.numpy())]
                 raise ValueError(
-                    f"The classifier returned NaN or infinite outputs for image {example_id}; it cannot be certified."
+                    f"The classifier returned NaN or infinite outputs for image {example_ids[place]}; "
+                    "it cannot be certified."
                 )
-            counts = counts + block.numpy()
-        return counts
+            block = block.numpy()
+            if totals is None:
+                totals = np.zeros((len(images), *block.shape[1:]), np.int64)
+            totals[places] += block  # an image is in a pass once
+        return Drawn(
+            totals[:, 0],
+            {beta: (totals[:, 1 + 2 * i], totals[:, 2 + 2 * i]) for i, beta in enumerate(self._betas)},
+        )
+
+    def _draw_pass(self, rows, images, addresses, counted):
+        """`draw_pass` in a graph, traced once for each image shape and number of rows."""
+        key = rows, images.shape[1:]
+        if key not in self._passes:
+            self._passes[key] = tf.function(
+                lambda *arguments: draw_pass(self._graph, self._sigma, rows, *arguments, self._betas),
+                input_signature=[
+                    tf.TensorSpec([None, *images.shape[1:]], tf.float32),
+                    tf.TensorSpec([None, 4], tf.int64),
+                    tf.TensorSpec([None], tf.int64),
+                ],
+            )
+        return self._passes[key](images, addresses, counted)
 
     def votes(self, images, n0, n, example_ids=None):
         """`Votes` of n0 selection and n estimation samples for each image.
@@ -121,14 +194,12 @@ class SmoothedClassifier:
         _check_samples("n0", n0)
         _check_samples("n", n)
         images, example_ids = check_images(images, example_ids)
+        starts = [0] * len(images)
         selection, estimation = (
-            [
-                self.count(image, example_id, stream, 0, samples)
-                for image, example_id in zip(images, example_ids, strict=True)
-            ]
+            self.draw(images, example_ids, stream, starts, [samples] * len(images))
             for stream, samples in ((noise.SELECTION, n0), (noise.ESTIMATION, n))
         )
-        return Votes(np.stack(selection), np.stack(estimation))
+        return Votes(selection.counts, estimation.counts)
 
     def certify(self, images, n0=100, n=100_000, alpha=0.001, example_ids=None):
         """CERTIFY (Cohen et al. 2019): a class and a certified l2 radius for each image, or ABSTAIN (-1).
@@ -161,21 +232,73 @@ class SmoothedClassifier:
         certificates.check_can_predict(n, alpha)
         _check_samples("n", n)
         images, example_ids = check_images(images, example_ids)
-        counts = [
-            self.count(image, example_id, noise.ESTIMATION, 0, n)
-            for image, example_id in zip(images, example_ids, strict=True)
-        ]
-        return certificates.predict(np.stack(counts), alpha)[0]
+        drawn = self.draw(images, example_ids, noise.ESTIMATION, [0] * len(images), [n] * len(images))
+        return certificates.predict(drawn.counts, alpha)[0]
 
-    def _count_block_eagerly(self, image, *address):
-        return count_block(self.classifier, image, self.sigma, self.seed, *address)
+
+def passes(counts, micro_batch):
+    """How to draw `counts[i]` samples of each image i in forward passes of two numbers of rows, the last one padded.
+
+    Yields:
+        (rows, pieces) of each pass; `pieces` are (image, offset of its first sample, samples), rows in all or fewer.
+    """
+    large = -(-micro_batch // _ROWS) * _ROWS
+    small = -(-large // (4 * _ROWS)) * _ROWS
+    image, offset, left = 0, 0, sum(counts)
+    while left:
+        rows = large if left > large - small else small
+        pieces, space = [], rows
+        while space and image < len(counts):
+            samples = min(space, counts[image] - offset)
+            pieces.append((image, offset, samples))
+            space, left, offset = space - samples, left - samples, offset + samples
+            if offset == counts[image]:
+                image, offset = image + 1, 0
+        yield rows, pieces
+
+
+def draw_pass(classifier, sigma, rows, images, addresses, counted, betas=()):
+    """Votes of noisy copies of one or more images in one forward pass of a fixed number of rows, in the graph.
+
+    Args:
+        classifier: images -> [batch, classes] in inference mode: an `InferenceGraph`.
+        sigma: scales the noise.
+        rows: number of rows of the pass, from 2; a multiple of 16 keeps outputs the same to the bit.
+        images: float32 [pieces, height, width, channels].
+        addresses: int64 [pieces, 4]: seed, example id, stream and first sample of each piece, see `noise.gaussian`.
+        counted: int64 [pieces], from 1: samples of each piece, `rows` in all or fewer.
+        betas: see `Drawn`.
+
+    Returns:
+        int64 [pieces, 1 + 2 * len(betas), classes]: counts, then `Drawn`'s sums and squares of each beta; and bool
+        [pieces], whether a piece's outputs were all finite. If not, its votes mean nothing.
+
+    Raises:
+        ValueError: while tracing, if the output is not [batch, classes] of two classes or more.
+    """
+    pieces = tf.shape(counted)[0]
+    # The last piece draws as many samples more as fill the pass, and they are not counted.
+    missing = rows - tf.reduce_sum(counted)
+    drawn = tf.tensor_scatter_nd_add(counted, [[pieces - 1]], [missing])
+    noisy = tf.TensorArray(tf.float32, pieces, infer_shape=False, element_shape=[None, *images.shape[1:]])
+
+    def add_piece(i, noisy):
+        seed, example_id, stream, start = tf.unstack(addresses[i])
+        samples = noise.gaussian(images.shape[1:], seed, example_id, stream, start, drawn[i])
+        return i + 1, noisy.write(i, images[i] + sigma * samples)
+
+    _, noisy = tf.while_loop(lambda i, _: i < pieces, add_piece, (0, noisy))
+    outputs = classifier(tf.ensure_shape(noisy.concat(), [rows, *images.shape[1:]]))
+    owners = tf.repeat(tf.range(pieces), drawn)
+    owners = tf.where(tf.range(rows, dtype=tf.int64) < rows - missing, owners, -1)  # below 0: of no piece
+    return _votes(outputs, owners, pieces, betas)
 
 
 def count_block(classifier, image, sigma, seed, example_id, stream, start, count):
-    """Class counts of `count` noisy copies in one forward pass, in the graph.
+    """Class counts of `count` noisy copies of one image in one forward pass of as many rows, in the graph.
 
     Args:
-        classifier: callable as a Keras model, in inference mode.
+        classifier: images -> [batch, classes] in inference mode: an `InferenceGraph`.
         image: float32 tensor of known shape [height, width, channels].
         sigma, seed, example_id, stream, start, count: see `noise.gaussian`; sigma scales the noise.
 
@@ -183,24 +306,36 @@ def count_block(classifier, image, sigma, seed, example_id, stream, start, count
         int64 [classes], and a bool: whether all outputs were finite. If not, the counts mean nothing.
 
     Raises:
-        ValueError: while tracing, if the output is not [batch, classes] of two classes or more.
+        ValueError: as `draw_pass`.
     """
-    noisy = image + sigma * noise.gaussian(image.shape, seed, example_id, stream, start, count)
-    outputs = classifier(noisy, training=False)
+    outputs = classifier(image + sigma * noise.gaussian(image.shape, seed, example_id, stream, start, count))
+    votes, finite = _votes(outputs, tf.zeros(tf.shape(outputs)[:1], tf.int32), 1)
+    return votes[0, 0], finite[0]
+
+
+def _votes(outputs, owners, pieces, betas=()):
+    """What `draw_pass` returns, of outputs whose rows belong to `owners`, int32 [rows] (below 0: to none)."""
     if outputs.shape.rank != 2 or outputs.shape[-1] is None or outputs.shape[-1] < 2:
         # The largest of a single output is always class 0: everything would be certified.
         raise ValueError(
             f"The classifier must return [batch, classes] for two classes or more. "
             f"Received: output shape {outputs.shape}"
         )
-    classes = tf.argmax(outputs, axis=-1, output_type=tf.int64)
-    counts = tf.math.bincount(classes, minlength=outputs.shape[-1], maxlength=outputs.shape[-1], dtype=tf.int64)
-    return counts, tf.reduce_all(tf.math.is_finite(outputs))
+    votes = [tf.one_hot(tf.argmax(outputs, axis=-1), outputs.shape[-1], dtype=tf.int64)]
+    for beta in betas:
+        soft = tf.nn.softmax(beta * tf.cast(outputs, tf.float32))
+        soft = tf.cast(tf.floor(soft * SOFT_VOTE), tf.int64)
+        votes += [soft, soft * soft]
+    is_bad = tf.cast(tf.reduce_any(~tf.math.is_finite(outputs), axis=-1), tf.int32)
+    return (
+        tf.math.unsorted_segment_sum(tf.stack(votes, axis=1), owners, pieces),
+        tf.math.unsorted_segment_sum(is_bad, owners, pieces) == 0,
+    )
 
 
 def default_micro_batch(image_shape):
-    """Noisy copies in one forward pass: 500 up to 32x32x3 pixels, fewer for larger images, at least 16."""
-    return int(np.clip(500 * 32 * 32 * 3 // math.prod(image_shape), 16, 500))
+    """Noisy copies in one forward pass: 512 up to 32x32x3 pixels, fewer for larger images, at least 16."""
+    return int(np.clip(512 * 32 * 32 * 3 // math.prod(image_shape), 16, 512)) // _ROWS * _ROWS
 
 
 def check_images(images, example_ids=None):

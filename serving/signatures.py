@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from macer_tf import noise
 from macer_tf.certificates import ABSTAIN, check_can_certify
+from macer_tf.inference import InferenceGraph
 from macer_tf.smoothing import count_block, default_micro_batch
 
 _BISECTIONS = 60
@@ -29,9 +30,8 @@ class SmoothedSignature(tf.Module):
         super().__init__()
         check_can_certify(n, alpha)
         self._sigma, self._n0, self._n, self._alpha = sigma, n0, n, alpha
-        # A Keras model that is tracked here loads in Python and fails in C++; its plain variables do not.
-        self._classifier = lambda images, training: classifier(images, training=training)
-        self.model_variables = [variable.value for variable in classifier.variables]
+        self._classifier = InferenceGraph(classifier)
+        self.model_variables = self._classifier.variables
         self._image_shape = tuple(classifier.input_shape[1:])
         self._num_classes = classifier.output_shape[-1]
         images = tf.TensorSpec([None, *self._image_shape], tf.float32, name="images")

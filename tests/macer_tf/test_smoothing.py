@@ -1,3 +1,7 @@
+import json
+import os
+import subprocess
+import sys
 import threading
 
 import keras
@@ -7,8 +11,9 @@ import tensorflow as tf
 from keras import layers
 from scipy import stats
 
-from macer_tf import networks, noise
+from macer_tf import networks, noise, smoothing
 from macer_tf.certificates import ABSTAIN
+from macer_tf.inference import InferenceGraph
 from macer_tf.model import MACERModel
 from macer_tf.smoothing import SmoothedClassifier
 
@@ -124,19 +129,213 @@ def test_counts_over_split_ranges_add_up(linear):
     assert smoothed.count(image, 9, noise.ESTIMATION, 2**33, 10).sum() == 10
 
 
-def test_the_classifier_sees_the_image_plus_sigma_times_the_addressed_noise():
+def probe(outputs=lambda images: tf.zeros([tf.shape(images)[0], 2])):
+    """A classifier and the list of batches that it gets to see."""
     seen = []
 
     class Probe(keras.Model):
         def call(self, images):
             tf.py_function(lambda batch: seen.append(batch.numpy()), [images], [])
-            return tf.zeros([tf.shape(images)[0], 2])
+            return outputs(images)
 
-    image = random_images(1, (5, 3, 3))[0]
-    SmoothedClassifier(Probe(), 0.25, seed=8, micro_batch=4).count(image, 77, noise.SELECTION, 2, 10)
-    drawn = noise.gaussian((5, 3, 3), 8, 77, noise.SELECTION, 2, 10).numpy()
-    assert [len(batch) for batch in seen] == [4, 4, 2]
-    np.testing.assert_allclose(np.concatenate(seen), image + 0.25 * drawn, atol=1e-7)
+    return Probe(), seen
+
+
+def test_the_classifier_sees_the_image_plus_sigma_times_the_addressed_noise():
+    model, seen = probe()
+    images = random_images(3, (5, 3, 3))
+    # Up to a multiple of 16, which is also the smaller number of rows.
+    smoothed = SmoothedClassifier(model, 0.25, seed=8, micro_batch=3)
+    smoothed.draw(images, [77, 2**32 - 1, 5], noise.SELECTION, [2, 0, 2**33], [10, 21, 4])
+    expected = [
+        image + 0.25 * noise.gaussian((5, 3, 3), 8, example_id, noise.SELECTION, start, count).numpy()
+        for image, example_id, start, count in zip(images, (77, 2**32 - 1, 5), (2, 0, 2**33), (10, 21, 4), strict=True)
+    ]
+    assert [len(batch) for batch in seen] == [16, 16, 16]
+    np.testing.assert_allclose(np.concatenate(seen)[:35], np.concatenate(expected), atol=1e-7)
+
+
+def test_passes_are_filled_across_images():
+    # By hand: 512 rows, or 128 at the end.
+    assert list(smoothing.passes([100], 512)) == [(128, [(0, 0, 100)])]
+    assert list(smoothing.passes([1100], 500)) == [(512, [(0, 0, 512)]), (512, [(0, 512, 512)]), (128, [(0, 1024, 76)])]
+    assert list(smoothing.passes([200, 1, 400], 512)) == [
+        (512, [(0, 0, 200), (1, 0, 1), (2, 0, 311)]),
+        (128, [(2, 311, 89)]),
+    ]
+    # More than three of the small are a large one.
+    assert [rows for rows, _ in smoothing.passes([385], 512)] == [512]
+    assert [rows for rows, _ in smoothing.passes([384], 512)] == [128] * 3
+
+
+@pytest.mark.parametrize("micro_batch", [1, 16, 60, 512])
+def test_passes_draw_each_sample_once(micro_batch):
+    rng = np.random.default_rng(micro_batch)
+    for _ in range(50):
+        counts = rng.integers(1, 300, rng.integers(1, 12)).tolist()
+        drawn = [[] for _ in counts]
+        sizes = []
+        for rows, pieces in smoothing.passes(counts, micro_batch):
+            sizes.append((rows, sum(samples for *_, samples in pieces)))
+            assert len({image for image, *_ in pieces}) == len(pieces)
+            for image, offset, samples in pieces:
+                drawn[image] += range(offset, offset + samples)
+        assert drawn == [list(range(count)) for count in counts]
+        assert all(used == rows for rows, used in sizes[:-1])
+        assert 0 < sizes[-1][1] <= sizes[-1][0]
+        assert len({rows for rows, _ in sizes}) <= 2
+        assert all(rows % 16 == 0 for rows, _ in sizes)
+
+
+def test_images_drawn_together_get_the_votes_that_each_gets_alone():
+    keras.utils.set_random_seed(3)
+    model = networks.small_cnn((5, 5, 3), 3)
+    images, ids = random_images(5, (5, 5, 3)), [9, 2, 2**32 - 1, 0, 4]
+    starts, counts = [0, 7, 2**33, 1000, 3], [300, 1, 77, 120, 500]
+    smoothed = SmoothedClassifier(model, SIGMA, seed=2, micro_batch=128, betas=(1.0, 16.0))
+    together = smoothed.draw(images, ids, noise.ESTIMATION, starts, counts)
+    assert together.counts.dtype == np.int64
+    assert together.counts.sum(axis=1).tolist() == counts
+    for i in range(5):
+        # In two parts, which add up, soft votes to the last bit.
+        half = counts[i] // 2
+        parts = [(starts[i], half), (starts[i] + half, counts[i] - half)]
+        drawn = [
+            smoothed.draw(images[i : i + 1], ids[i : i + 1], noise.ESTIMATION, [start], [count])
+            for start, count in parts
+            if count
+        ]
+        np.testing.assert_array_equal(sum(part.counts[0] for part in drawn), together.counts[i])
+        for beta, moments in together.soft.items():
+            for moment, whole in enumerate(moments):
+                np.testing.assert_array_equal(sum(part.soft[beta][moment][0] for part in drawn), whole[i])
+        np.testing.assert_array_equal(
+            smoothed.count(images[i], ids[i], noise.ESTIMATION, starts[i], counts[i]), together.counts[i]
+        )
+
+
+def test_soft_votes_by_hand():
+    # Level outputs: softmax is 1/2, or the float32 below it, and u = 2**19, or 1 less, at any beta.
+    model, _ = probe()
+    drawn = SmoothedClassifier(model, SIGMA, seed=1, betas=(1.0, 4.0)).draw(
+        GOOD, [0, 1], noise.ESTIMATION, [0, 0], [3, 5]
+    )
+    assert list(drawn.soft) == [1.0, 4.0]
+    for sums, squares in drawn.soft.values():
+        assert (sums.dtype, squares.dtype) == (np.int64, np.int64)
+        u = sums[0, 0] // 3
+        assert 2**19 - u in (0, 1)
+        assert sums.tolist() == [[3 * u] * 2, [5 * u] * 2]
+        assert squares.tolist() == [[3 * u**2] * 2, [5 * u**2] * 2]
+    # All ties go to class 0.
+    assert drawn.counts.tolist() == [[3, 0], [5, 0]]
+
+
+def test_soft_votes_are_those_of_the_softmax(linear):
+    model, beta, n = linear_classifier(*linear), 3.0, 700
+    image = random_images(1)
+    sums, squares = (
+        SmoothedClassifier(model, SIGMA, seed=4, betas=(beta,)).draw(image, [7], noise.ESTIMATION, [0], [n]).soft[beta]
+    )
+    noisy = image + SIGMA * noise.gaussian((2, 2, 1), 4, 7, noise.ESTIMATION, 0, n).numpy().astype(np.float64)
+    weights, bias = linear
+    margin = noisy.reshape(n, -1) @ weights.ravel() + bias
+    p = 1 / (1 + np.exp(-beta * np.stack([-margin, margin], axis=1)))
+    # Rounded down to 2**-20, and float32 knows p to about 1e-6.
+    np.testing.assert_allclose(sums[0] / 2**20, p.sum(axis=0), atol=n * 2e-6)
+    np.testing.assert_allclose(squares[0] / 2**40, (p**2).sum(axis=0), atol=n * 4e-6)
+    assert (sums.sum(axis=1) <= n * 2**20).all()
+
+
+BITS = """
+import json, sys
+import keras
+import numpy as np
+import tensorflow as tf
+
+threads = int(sys.argv[1])
+tf.config.threading.set_intra_op_parallelism_threads(threads)
+from macer_tf import networks, noise
+from macer_tf.inference import InferenceGraph
+from macer_tf.smoothing import SmoothedClassifier
+
+rng = np.random.default_rng(0)
+drawn, logits = [], []
+for name, shape, precision in (("small_cnn", (9, 9, 1), "float32"), ("cifar_resnet8", (8, 8, 3), "bfloat16")):
+    keras.utils.set_random_seed(0)
+    model = networks.build(name, shape, 5)
+    graph = tf.function(InferenceGraph(model, precision))
+    rows = rng.normal(0.5, 0.5, (256, *shape)).astype(np.float32)
+    whole, order = graph(rows).numpy(), rng.permutation(256)
+    for size in (256, 48, 16):
+        parts = np.concatenate([graph(rows[order[i : i + size]]).numpy() for i in range(0, 256 - size + 1, size)])
+        logits.append(bool((parts == whole[order[: len(parts)]]).all()))
+    images = rng.random((3, *shape), np.float32)
+    for micro_batch in (16, 300):
+        smoothed = SmoothedClassifier(model, 0.5, 1, micro_batch, precision, betas=(4.0,))
+        votes = smoothed.draw(images, [3, 1, 2], noise.ESTIMATION, [0, 5, 0], [200, 70, 330])
+        drawn.append([votes.counts.tolist(), *(moment.tolist() for moment in votes.soft[4.0])])
+print(json.dumps([logits, drawn]))
+"""
+
+
+def run_script(script, *arguments):
+    """What a fresh process prints on its last line, as JSON."""
+    process = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=300,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-2000:]
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def test_votes_do_not_depend_on_threads_micro_batch_place_or_company_to_the_bit():
+    # A soft vote sees any bit of an output: it is rounded to 2**-20, and there are thousands.
+    runs = [run_script(BITS, threads) for threads in ("1", "3")]
+    for logits, drawn in runs:
+        assert all(logits), logits
+        assert drawn[0] == drawn[1]
+        assert drawn[2] == drawn[3]
+    assert runs[0] == runs[1]
+
+
+MEMORY = """
+import json, resource
+import keras
+import numpy as np
+from macer_tf.smoothing import SmoothedClassifier
+
+inputs = keras.Input((32, 32, 3))
+model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs)))
+images = np.random.default_rng(0).random((48, 32, 32, 3), np.float32)
+smoothed = SmoothedClassifier(model, 0.5, seed=0, micro_batch=128)
+peaks = []
+for count, n in ((4, 128), (4, 128), (48, 128), (4, 3000)):
+    smoothed.votes(images[:count], 32, n)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(json.dumps(peaks))
+"""
+
+
+def test_peak_memory_grows_neither_with_n_nor_with_images():
+    # In MiB; the noise of 12,000 samples alone would be 141, that of 48 images 72.
+    _, before, images, samples = run_script(MEMORY)
+    assert images - before < 24
+    assert samples - before < 24
+
+
+def test_another_precision_is_another_classifier():
+    keras.utils.set_random_seed(1)
+    model = networks.small_cnn((8, 8, 1), 10)
+    image = random_images(1, (8, 8, 1))
+    noisy = image + SIGMA * noise.gaussian((8, 8, 1), 1, 0, noise.ESTIMATION, 0, 1000)
+    for precision in ("float32", "bfloat16"):
+        smoothed = SmoothedClassifier(model, SIGMA, seed=1, precision=precision)
+        assert smoothed.precision == precision
+        outputs = tf.function(InferenceGraph(model, precision))(noisy).numpy()
+        expected = np.bincount(outputs.argmax(axis=1), minlength=10)
+        np.testing.assert_array_equal(smoothed.votes(image, 1, 1000).estimation[0], expected)
+    assert SmoothedClassifier(model, SIGMA).precision == "float32"
 
 
 def test_a_macer_model_is_taken_apart(linear):
@@ -156,7 +355,7 @@ def test_without_a_seed_every_classifier_draws_its_own(linear):
     assert len(seeds) == 3
 
 
-@pytest.mark.parametrize("name", ["sigma", "seed", "classifier"])
+@pytest.mark.parametrize("name", ["sigma", "seed", "classifier", "precision", "betas"])
 def test_what_the_traced_graph_holds_cannot_be_changed_behind_it(linear, name):
     smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA)
     with pytest.raises(AttributeError, match="no setter"):
@@ -255,6 +454,9 @@ def test_count_does_not_reach_beyond_its_address(arguments):
         ({"seed": 2**32}, "seed"),
         ({"seed": 1.5}, "seed"),
         ({"micro_batch": 0}, "micro_batch must be at least 1"),
+        ({"betas": (1.0, 0.0)}, "beta, the inverse temperature, must be above 0. Received: beta=0.0"),
+        ({"precision": "half"}, "precision must be one of float32, bfloat16. Received: precision=half"),
+        ({"precision": "bfloat16"}, "computes in float32; only functional and sequential models"),
         ({"classifier": lambda images: images}, "must be a keras.Model. Received: function"),
     ],
 )
@@ -269,6 +471,30 @@ def test_a_classifier_that_returns_nan_is_refused(linear, bad):
     model.layers[-1].set_weights([np.zeros((4, 2)), np.array([0.0, bad])])
     with pytest.raises(ValueError, match="NaN or infinite outputs for image 3; it cannot be certified"):
         SmoothedClassifier(model, SIGMA).certify(random_images(1), example_ids=[3])
+
+
+def test_of_several_images_the_one_with_bad_outputs_is_named():
+    # NaN where the image is bright, in the middle of a pass.
+    model, seen = probe(lambda images: tf.math.sqrt(0.7 - tf.reduce_mean(images, [1, 2])) * [[1.0, 2.0]])
+    images = np.stack([np.full((4, 4, 1), value, np.float32) for value in (0.1, 0.2, 0.9, 0.1)])
+    smoothed = SmoothedClassifier(model, 0.01, seed=1)
+    with pytest.raises(ValueError, match="NaN or infinite outputs for image 31; it cannot be certified") as caught:
+        smoothed.votes(images, 10, 20, [5, 8, 31, 2])
+    assert "\n" not in str(caught.value)
+    assert len(seen) == 1
+    assert smoothed.votes(images[[0, 1, 3]], 10, 20).n.tolist() == [20] * 3
+
+
+def test_rows_that_fill_a_pass_are_neither_counted_nor_judged():
+    # The outputs are NaN from some sample on; up to there all is well.
+    first = noise.gaussian((4, 4, 1), 3, 0, noise.ESTIMATION, 0, 128).numpy()[:, 0, 0, 0]
+    bad = int(np.argmax(first > 1.5))
+    assert 2 < bad < 100
+    model, _ = probe(lambda images: tf.math.sqrt(2.0 - images[:, 0, 0]) * [[1.0, 2.0]])
+    smoothed = SmoothedClassifier(model, 1.0, seed=3)
+    assert smoothed.count(GOOD[0], 0, noise.ESTIMATION, 0, bad).tolist() == [0, bad]
+    with pytest.raises(ValueError, match="NaN or infinite outputs for image 0"):
+        smoothed.count(GOOD[0], 0, noise.ESTIMATION, 0, bad + 1)
 
 
 @pytest.mark.parametrize(

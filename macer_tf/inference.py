@@ -1,0 +1,226 @@
+"""A classifier as it is certified and served: batch norm folded into the layer before it, at a chosen precision."""
+
+from functools import partial
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from macer_tf.layers import FusedBatchNormalization
+
+PRECISIONS = ("float32", "bfloat16")
+
+_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+_NORMS = (layers.BatchNormalization, FusedBatchNormalization)
+# Whose configuration and weights are all there is to them: made again from both, they are the same function. That is
+# not so of Lambda, Normalization and other preprocessing, of wrappers, or of layers that are not Keras' own.
+_PLAIN = {
+    *_NORMS,
+    *(layers.InputLayer, layers.Identity, layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.Dense),
+    *(layers.LayerNormalization, layers.GroupNormalization, layers.Rescaling, layers.Dropout, layers.SpatialDropout2D),
+    *(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU, layers.Softmax),
+    *(layers.MaxPooling2D, layers.AveragePooling2D, layers.GlobalMaxPooling2D, layers.GlobalAveragePooling2D),
+    *(layers.Flatten, layers.Reshape, layers.Permute, layers.ZeroPadding2D, layers.Cropping2D, layers.UpSampling2D),
+    *(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum),
+    layers.Concatenate,
+}
+
+
+class InferenceGraph:
+    """The outputs of a Keras classifier in inference mode, as a function of images and the classifier's variables.
+
+    Batch norm that directly follows a `Conv2D` or `Dense` layer of a functional or sequential model is folded into its
+    kernel and bias: the same outputs but for rounding. Folding is part of the graph and reads the classifier's
+    variables whenever it runs, so there is no copy of weights to fall behind them. What cannot be folded runs as it is,
+    and so does a whole model that is subclassed or has layers of other kinds than Keras' plain ones.
+
+    To save it on a `tf.Module`, let the module track `variables` and nothing else of it: a Keras model tracked there
+    loads in Python and fails in C++.
+
+    Args:
+        classifier: a Keras model, images [batch, H, W, C] -> [batch, classes].
+        precision: "float32" or "bfloat16", what layers compute in; by default what their own dtype policies say. In
+            bfloat16, variables and the last layer stay float32, as under Keras' policy "mixed_bfloat16". Another
+            precision than the classifier's own makes another classifier, with other certificates.
+
+    Raises:
+        ValueError: for an unknown precision, or one that the classifier cannot be brought to.
+    """
+
+    def __init__(self, classifier, precision=None):
+        if precision not in (None, *PRECISIONS):
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}. Received: precision={precision}")
+        own = own_precision(classifier)
+        is_plain = _is_plain(classifier)
+        if precision not in (None, own) and not is_plain:
+            raise ValueError(
+                f"The classifier computes in {own}; only functional and sequential models of plain Keras layers can be "
+                f"brought to another precision. Received: precision={precision}, {type(classifier).__name__}"
+            )
+        self._precision = precision or own
+        self._classifier = classifier
+        self._rebuilt, self._values = None, {}
+        has_norm = any(type(layer) in _NORMS for layer in classifier._flatten_layers())
+        if is_plain and (self._precision != own or has_norm):
+            policy = None if self._precision == own else _POLICIES[precision]
+            self._rebuilt = _rebuild(classifier, policy, "float32", self._values)
+
+    @property
+    def precision(self):
+        """What the classifier computes in, e.g. "float32"; its certificates are for this precision alone."""
+        return self._precision
+
+    @property
+    def variables(self):
+        """The tf.Variables that the graph reads: those of the classifier."""
+        return [variable.value for variable in self._classifier.variables]
+
+    def __call__(self, images):
+        """Images float32 [batch, H, W, C] -> what the classifier returns, [batch, classes]."""
+        if self._rebuilt is None:
+            return self._classifier(images, training=False)
+        trainable, other = (
+            [self._values[id(variable)]() for variable in variables]
+            for variables in (self._rebuilt.trainable_variables, self._rebuilt.non_trainable_variables)
+        )
+        return self._rebuilt.stateless_call(trainable, other, images, training=False)[0]
+
+
+def own_precision(classifier):
+    """What a Keras model computes in, e.g. "float32": the narrowest type among its layers with weights."""
+    weighted = [layer for layer in classifier._flatten_layers() if layer.weights and not isinstance(layer, keras.Model)]
+    types = {layer.compute_dtype for layer in weighted} or {classifier.compute_dtype}
+    return min(sorted(types), key=lambda name: tf.as_dtype(name).size)
+
+
+def _is_plain(model):
+    """Whether the model is a graph of plain layers, which can be made again from its configuration and weights."""
+    if not type(model).__module__.startswith("keras.") or not model.built or not getattr(model, "inputs", None):
+        return False
+    return all(
+        _is_plain(layer) if isinstance(layer, keras.Model) else type(layer) in _PLAIN and not _is_altered(layer)
+        for layer in model.layers
+    )
+
+
+def _is_altered(layer):
+    """Whether quantisation or LoRA has changed what the layer computes from its weights."""
+    return layer.quantization_mode is not None or getattr(layer, "lora_rank", None) is not None
+
+
+def _rebuild(model, policy, last_policy, values):
+    """The model again, batch norms folded, its layers under a dtype policy (None: their own).
+
+    Args:
+        policy, last_policy: dtype policies of the layers, and of the one that makes the outputs.
+        values: is given, by the id of each variable of the new model, what computes its value from the old ones.
+    """
+    if isinstance(model, keras.Sequential):
+        model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    config = model.get_config()
+    folded = _foldable(model, config)
+    norms = {norm.name for norm in folded.values()}
+    last = {name for name, *_ in _histories(config["output_layers"])}
+
+    def again(layer):
+        if not isinstance(layer, keras.Layer) or layer.name in norms:
+            return layer  # an operation has neither weights nor a policy, and a norm that is folded is not called
+        own_policy = policy and (last_policy if layer.name in last else policy)
+        if isinstance(layer, keras.Model):
+            return _rebuild(layer, policy, own_policy, values)
+        layer_config = layer.get_config()
+        if own_policy:
+            layer_config["dtype"] = own_policy
+        if layer.name in folded:
+            layer_config["use_bias"] = True
+        return type(layer).from_config(layer_config)
+
+    def call(layer, inputs, *others, **options):
+        return inputs if layer in folded.values() else layer(inputs, *others, **options)
+
+    rebuilt = keras.models.clone_model(model, clone_function=again, call_function=call)
+    for layer in model.layers:
+        if isinstance(layer, keras.Model) or layer.name in norms or not layer.variables:
+            continue
+        new = rebuilt.get_layer(layer.name)
+        if layer.name in folded:
+            norm = folded[layer.name]
+            values[id(new.kernel)] = partial(_folded_kernel, layer, norm)
+            values[id(new.bias)] = partial(_folded_bias, layer, norm)
+        else:
+            for old_variable, new_variable in zip(layer.variables, new.variables, strict=True):
+                values[id(new_variable)] = partial(_read, old_variable, new_variable.dtype)
+    return rebuilt
+
+
+def _foldable(model, config):
+    """Name of a layer -> the batch norm that is its only consumer, and is to be folded into it.
+
+    Args:
+        config: what `model.get_config` returns: who is called on what.
+    """
+    calls = {layer["name"]: layer["inbound_nodes"] for layer in config["layers"]}
+    consumers = {}
+    for name, nodes in calls.items():
+        for producer, *_ in _histories(nodes):
+            consumers.setdefault(producer, []).append(name)
+    outputs = {name for name, *_ in _histories(config["output_layers"])}
+    folded = {}
+    for norm in model.layers:
+        if type(norm) not in _NORMS or len(calls[norm.name]) != 1 or norm.renorm:
+            continue
+        (call,) = calls[norm.name]
+        ((producer, *_),) = _histories(call)
+        layer = model.get_layer(producer)
+        if (
+            type(layer) in (layers.Conv2D, layers.Dense)
+            and getattr(layer, "data_format", "channels_last") == "channels_last"
+            and layer.activation is keras.activations.linear
+            and layer.compute_dtype == norm.compute_dtype
+            and norm.axis in (-1, len(layer.output.shape) - 1)
+            and len(calls[producer]) == 1
+            and consumers[producer] == [norm.name]
+            and producer not in outputs
+            # Called with training=True, it would not take its moving statistics.
+            and all(value is None for value in call["kwargs"].values())
+        ):
+            folded[producer] = norm
+    return folded
+
+
+def _histories(config):
+    """All (layer name, node, tensor) in a part of a functional model's configuration."""
+    if isinstance(config, dict):
+        if "keras_history" in config:
+            return [config["keras_history"]]
+        config = list(config.values())
+    if not isinstance(config, (list, tuple)):
+        return []
+    if len(config) == 3 and isinstance(config[0], str) and isinstance(config[1], int):
+        return [config]
+    return [history for part in config for history in _histories(part)]
+
+
+def _read(variable, dtype):
+    return tf.cast(variable.value, dtype)
+
+
+def _scale(norm):
+    """What the batch norm multiplies its inputs with, [channels]."""
+    scale = tf.math.rsqrt(norm.moving_variance.value + norm.epsilon)
+    return scale * norm.gamma.value if norm.scale else scale
+
+
+def _folded_kernel(layer, norm):
+    kernel = layer.kernel.value
+    return kernel * tf.cast(_scale(norm), kernel.dtype)
+
+
+def _folded_bias(layer, norm):
+    offset = -norm.moving_mean.value
+    if layer.use_bias:
+        offset += tf.cast(layer.bias.value, offset.dtype)
+    bias = offset * _scale(norm)
+    if norm.center:
+        bias += norm.beta.value
+    return tf.cast(bias, layer.variable_dtype)
