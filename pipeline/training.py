@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import time
 from pathlib import Path
 
 import keras
@@ -182,6 +183,20 @@ class LearningRateLog(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         logs["learning_rate"] = learning_rate(self.model)
+
+
+class EpochSeconds(keras.callbacks.Callback):
+    """Adds the seconds that the epoch took to what is reported; before the other callbacks, it leaves out their work.
+
+    An epoch that is killed starts again from its first step, and so does its time. The first epoch after a start also
+    pays for building the graph: of several epochs, take the median.
+    """
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._started = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs["seconds"] = time.monotonic() - self._started
 
 
 class TrainingProgress(keras.callbacks.Callback):

@@ -37,6 +37,7 @@ def train(execution):
             shuffle=False,  # `batches` has done it
             verbose=0,
             callbacks=[
+                training.EpochSeconds(),
                 models.hyperparameter_schedule(settings),
                 training.StopOnDivergence(backup),
                 training.TrainingProgress(settings["epochs"], steps, first_epoch),
