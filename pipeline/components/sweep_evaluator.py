@@ -75,8 +75,8 @@ def seconds_per_epoch(history_path):
 
 def _as_csv(comparison):
     numbers = (
-        "acr", "acr_standard_error", "abstained", "seconds_per_epoch", "epochs", "num_images", "sigma", "n0", "n", "alpha",
-        "seed",
+        "acr", "acr_standard_error", "abstained", "seconds_per_epoch", "epochs", "num_images", "sigma", "n0", "n",
+        "alpha", "seed",
     )  # fmt: skip
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

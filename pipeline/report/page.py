@@ -50,11 +50,15 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class MetricsTable:
-    """Rows that share one header of l2 radii, in [0, 1] pixel units; `behind` names columns behind the ACR."""
+    """Rows that share one header of l2 radii, in [0, 1] pixel units.
+
+    `behind` names columns behind the ACR; `below` are lines in small print under the table.
+    """
 
     radii: tuple[float, ...]
     rows: tuple[MetricRow, ...]
     behind: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ def _metrics(metrics: MetricsTable) -> str:
     header = "".join(f'<th scope="col">{radius:.2f}</th>' for radius in metrics.radii)
     behind = "".join(f'<th scope="col">{escape(name)}</th>' for name in metrics.behind)
     rows = "\n".join(_metric_row(row, metrics) for row in metrics.rows)
+    below = "".join(f'<p class="below">{escape(line)}</p>\n' for line in metrics.below)
     return f"""<div class="scroll" role="region" tabindex="0" aria-label="Table of certified accuracies">
 <table class="numbers">
 <caption>Share of images that are classified correctly and certified at each l2 radius (columns, in [0, 1]
@@ -151,7 +156,8 @@ pixel units), and the average certified radius (ACR).</caption>
 {rows}
 </tbody>
 </table>
-</div>"""
+</div>
+{below}"""
 
 
 def _metric_row(row: MetricRow, metrics: MetricsTable) -> str:
@@ -269,6 +275,7 @@ tbody th { font-weight: 600; }
   border: 1px solid var(--paper-line);
   border-radius: 1rem; font-size: .74rem; font-style: normal; font-weight: 600; color: var(--ink); }
 .caveat { display: block; font-size: .8rem; line-height: 1.4; font-style: normal; color: var(--soft); }
+.below { margin: .5rem 0 0; font-size: .85rem; line-height: 1.45; color: var(--soft); }
 .settings { margin-bottom: 1.75rem; }
 .settings caption { font-weight: 600; color: var(--ink); }
 .settings th:first-child { width: 13rem; }

@@ -48,7 +48,6 @@ def write(directory, comparison, curves, plan):
         ],
         notes=[
             *(f"{setting} = {member['value']} failed. {member['failure']}" for member in members if member["failure"]),
-            *conditions(comparison),
             *_NOTES,
             *certification_report.NOTES,
         ],
@@ -71,7 +70,7 @@ def columns_behind_acr(comparison):
     members = comparison["members"]
     columns = [
         (
-            f"vs {comparison['reference']}",
+            "difference",
             [
                 _with_error(member["difference"]["mean"], member["difference"]["standard_error"], "+")
                 if member["difference"]
@@ -97,14 +96,14 @@ def columns_behind_acr(comparison):
 def conditions(comparison):
     """What the figures hold for and what the columns are, a line each."""
     members = [member for member in comparison["members"] if member["failure"] is None]
-    reference = f"{comparison['setting']}={comparison['reference']}"
     common = ", ".join(
         f"{name}={_each(members, name, form)}"
         for name, form in (("n", ","), ("n0", ","), ("alpha", "g"), ("sigma", "g"))
     )
     lines = [f"{common}; images: {_each(members, 'image_set')}"]
     if any(member["difference"] for member in members):
-        lines.append(f"vs {comparison['reference']}: difference of the ACR to that of {reference}, on the same images")
+        reference = f"{comparison['setting']}={comparison['reference']}"
+        lines.append(f"difference: of the ACR to that of {reference}, on the same images, ± its standard error")
     if any(member["seconds_per_epoch"] is not None for member in members):
         lines.append("s/epoch: seconds of a training epoch, the median over the epochs, on the machine that trained")
     if len({(member["n"], member["alpha"]) for member in members}) > 1:
@@ -134,12 +133,12 @@ def _summary(comparison, finished):
     facts = [
         page.Fact(
             "Highest average certified radius (ACR)",
-            _with_error(best["acr"], best["acr_standard_error"]),
+            _with_error(best["acr"], best["acr_standard_error"], digits=3),
             (f"{setting} = {best['value']}", f"± one standard error; {_each(finished, 'image_set')}"),
         )
     ]
     if best["difference"]:
-        difference = _with_error(best["difference"]["mean"], best["difference"]["standard_error"], "+")
+        difference = _with_error(best["difference"]["mean"], best["difference"]["standard_error"], "+", digits=3)
         facts.append(
             page.Fact(f"Against {setting} = {comparison['reference']}", difference, ("ACR on the same images",))
         )
@@ -163,7 +162,8 @@ def _table(comparison):
         )
         for place, member in enumerate(comparison["members"])
     ]
-    return page.MetricsTable(tuple(comparison["radii"]), tuple(rows), tuple(header for header, _ in columns))
+    headers = tuple(header for header, _ in columns)
+    return page.MetricsTable(tuple(comparison["radii"]), tuple(rows), headers, tuple(conditions(comparison)))
 
 
 def _each(members, name, form=""):
@@ -171,5 +171,5 @@ def _each(members, name, form=""):
     return " | ".join(dict.fromkeys(f"{member[name]:{form}}" for member in members))
 
 
-def _with_error(mean, standard_error, sign=""):
-    return f"{mean:{sign}.4f} ± {standard_error:.4f}"
+def _with_error(mean, standard_error, sign="", digits=4):
+    return f"{mean:{sign}.{digits}f} ± {standard_error:.{digits}f}"
