@@ -33,13 +33,15 @@ class Record(keras.callbacks.Callback):
         done: steps done since training began.
         history: name -> reported value, for each finished epoch.
         times: when each epoch was finished, in seconds since 1970.
+        seconds: what each epoch took, without what was lost by a kill; the first after a start also builds the graph.
     """
 
     def __init__(self, steps):
         super().__init__()
         self.steps, self.done = steps, 0
-        self.history, self.times = [], []
+        self.history, self.times, self.seconds = [], [], []
         self._metrics = []
+        self._before, self._began = 0.0, None
 
     @property
     def epoch(self):
@@ -55,17 +57,28 @@ class Record(keras.callbacks.Callback):
         """All of it as a JSON value."""
         # A float32 survives the way through Python's floats and JSON bit for bit.
         metrics = [variable.numpy().tolist() for variable in _metric_variables(self.model)] if self.step else []
-        return {"done": self.done, "history": self.history, "times": self.times, "metrics": metrics}
+        return {
+            "done": self.done,
+            "history": self.history,
+            "times": self.times,
+            "seconds": self.seconds,
+            "seconds_of_this_epoch": self._elapsed() if self.step else 0.0,
+            "metrics": metrics,
+        }
 
     def restore(self, state, model):
         """Takes over what `state` returned for such a model. Raises KeyError, TypeError or ValueError for others."""
-        done, history, times, metrics = (state[name] for name in ("done", "history", "times", "metrics"))
+        done, history, times, seconds, before, metrics = (
+            state[name] for name in ("done", "history", "times", "seconds", "seconds_of_this_epoch", "metrics")
+        )
         expected = len(_metric_variables(model)) if done % self.steps else 0
-        if not (len(history) == len(times) == done // self.steps and len(metrics) == expected):
+        if not (len(history) == len(times) == len(seconds) == done // self.steps and len(metrics) == expected):
             raise ValueError
-        self.done, self.history, self.times, self._metrics = done, history, times, metrics
+        self.done, self.history, self.times, self.seconds = done, history, times, seconds
+        self._before, self._metrics = float(before), metrics
 
     def on_epoch_begin(self, epoch, logs=None):
+        self._began = time.monotonic()
         if self._metrics:
             # Keras has just reset them.
             for variable, value in zip(_metric_variables(self.model), self._metrics, strict=True):
@@ -79,6 +92,11 @@ class Record(keras.callbacks.Callback):
         values = {name: float(value) for name, value in logs.items()}
         self.history.append({**values, "learning_rate": learning_rate(self.model)})
         self.times.append(time.time())
+        self.seconds.append(self._elapsed())
+        self._before = 0.0
+
+    def _elapsed(self):
+        return self._before + time.monotonic() - self._began
 
 
 class Backup(keras.callbacks.Callback):

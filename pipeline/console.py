@@ -67,6 +67,15 @@ class Progress:
         print(line, end=end, flush=True)
 
 
+def print_plan(plan, note=None):
+    """Prints what will be done: group -> entries of [name, value in words, ...], a line a group."""
+    if note:
+        print(f"  Note: {note}")
+    for group, entries in plan.items():
+        print(f"  {group}: " + ", ".join(f"{name}={value}" for name, value, *_ in entries))
+    print(flush=True)
+
+
 def duration(seconds):
     """Seconds in words: 45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
     seconds = round(seconds)

@@ -1,4 +1,4 @@
-"""Training curves, written while it trains: `history.csv`, and events for TensorBoard."""
+"""Training curves, written while it trains: `history.csv`, events for TensorBoard, and the time of each epoch."""
 
 import contextlib
 import os
@@ -12,7 +12,8 @@ from pipeline.artifacts import write_text, writing
 
 
 class Curves(keras.callbacks.Callback):
-    """Writes a row an epoch to `history.csv` and to an event file in `tensorboard`; both are whole at any moment.
+    """Writes a row an epoch to `history.csv`, to `seconds.csv` and to an event file in `tensorboard`; all are whole at
+    any moment. (What it took is apart because it differs from run to run, and nothing else does.)
 
     What an earlier process reported is written again, from the record, before training goes on. The step of an event is
     its epoch.
@@ -76,8 +77,11 @@ class Curves(keras.callbacks.Callback):
         self._events.write(event.SerializeToString())
 
     def _write_csv(self):
-        names = list(self._record.history[0])
-        lines = [",".join(["epoch", *names])]
-        for epoch, row in enumerate(self._record.history, start=1):
-            lines.append(",".join([str(epoch), *(repr(row[name]) for name in names)]))
-        write_text(self._directory / "history.csv", os.linesep.join(lines) + os.linesep)
+        record = self._record
+        self._write_rows("history.csv", [*record.history[0]], [row.values() for row in record.history])
+        self._write_rows("seconds.csv", ["seconds"], [[seconds] for seconds in record.seconds])
+
+    def _write_rows(self, name, header, rows):
+        lines = [",".join(["epoch", *header])]
+        lines += [",".join([str(epoch), *map(repr, row)]) for epoch, row in enumerate(rows, start=1)]
+        write_text(self._directory / name, os.linesep.join(lines) + os.linesep)

@@ -24,16 +24,12 @@ def build(settings, image_shape, num_classes, steps):
         InputError: if there is no such network, or it does not take such images.
     """
     keras.utils.set_random_seed(settings["seed"])
-    name = settings["network"] or presets.network_for(image_shape)
     kind, own, _ = _METHODS[settings["method"]]
     shared = ("sigma", "num_samples", "microbatch", "seed")
     with _strategy_scope(settings["strategy"]):
-        try:
-            with _dtype_policy(settings["precision"]):
-                network = networks.build(name, tuple(image_shape), num_classes)
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        model = kind(network, **{option: settings[option] for option in (*shared, *own)})
+        with _dtype_policy(settings["precision"]):
+            base = network(settings, image_shape, num_classes)
+        model = kind(base, **{option: settings[option] for option in (*shared, *own)})
         model.compile(
             SGD(
                 learning_rate=training.schedule(settings, steps),
@@ -44,6 +40,19 @@ def build(settings, image_shape, num_classes, steps):
         )
         model.optimizer.build(model.trainable_variables)
     return model
+
+
+def network(settings, image_shape, num_classes):
+    """The network of these settings, images -> logits.
+
+    Raises:
+        InputError: if there is no such network, or it does not take such images.
+    """
+    name = settings["network"] or presets.network_for(image_shape)
+    try:
+        return networks.build(name, tuple(image_shape), num_classes)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def hyperparameter_schedule(settings):

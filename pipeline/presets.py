@@ -168,6 +168,25 @@ def by_name(name: str) -> Preset:
     return presets[name]
 
 
+def reported(settings: dict, preset: Preset) -> PaperRow | None:
+    """The published row of a model trained with exactly these settings, which started from `preset`; None if none is.
+
+    Beside the presets' own rows these are the ablations of Tables 10-13.
+    """
+    # The command line's drops are a list.
+    given = {**settings, "lr_drop_epochs": tuple(settings["lr_drop_epochs"] or ())}
+    changed = {name for name in _TRAINED_WITH if given[name] != getattr(preset, name)}
+    if not changed:
+        return preset.paper
+    if preset.name not in ("macer-cifar10-0.25", "macer-cifar10-0.50") or not changed <= _TABLE_9_FIXED.keys():
+        return None
+    for ablation in ABLATIONS.values():
+        row = ablation.rows.get((preset.sigma, settings[ablation.setting]))
+        if row is not None and all(settings[name] == value for name, value in ablation.fixed.items()):
+            return row
+    return None
+
+
 def table() -> tuple[list[str], list[list[str]]]:
     """All presets as a header and rows of text, for `console.table`: its text columns are padded to one width."""
     columns = [
@@ -180,6 +199,11 @@ def table() -> tuple[list[str], list[list[str]]]:
     ]
     header, *rows = map(list, zip(*columns, strict=True))
     return header, rows
+
+
+_TRAINED_WITH = {field.name for field in dataclasses.fields(Preset)} - {
+    "name", "dataset", "n0", "n", "alpha", "num_test_examples", "paper", "note"
+}  # fmt: skip
 
 
 def network_for(image_shape: tuple[int, int, int]) -> str:

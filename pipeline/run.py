@@ -9,16 +9,18 @@ import json
 import logging
 import os
 import sys
-import traceback
 from pathlib import Path
 
 from pipeline import console, orchestrator, presets
 from pipeline import settings as settings_lib
-from pipeline.errors import InputError
+from pipeline import sweep as sweep_lib
+from pipeline.errors import InputError, in_one_line
 
 
 def main(arguments=None):
-    """Runs the pipeline. Returns the exit status: 0, 1 if a component failed, 2 for bad input, 130 for Ctrl-C."""
+    """Runs the pipeline. Returns the exit status: 0, 1 if a component failed (or a member of a sweep), 2 for bad input,
+    130 for Ctrl-C.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     # For this process and the ones it starts: nothing of TensorFlow's C++ log.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -29,9 +31,12 @@ def main(arguments=None):
         return 0
     root = Path()
     try:
-        settings, preset = settings_lib.parse(arguments)
+        sweep = sweep_lib.parse(arguments)
+        settings, preset = (sweep.members[0].settings, None) if sweep else settings_lib.parse(arguments)
         root = Path(settings["pipeline_root"])
         with orchestrator.locked(root):
+            if sweep:
+                return sweep_lib.run(sweep, root)
             _run(settings, preset, root)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -40,24 +45,15 @@ def main(arguments=None):
         print("\nInterrupted. What was finished is kept; run the same command again to go on.", file=sys.stderr)
         return 130
     except Exception as error:
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        print(f"error: {type(error).__name__}: {first_line} ({_write_details(root)})", file=sys.stderr)
+        print(f"error: {in_one_line(error, root)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _write_details(root):
-    log = root / "error.log"
-    try:
-        log.write_text(traceback.format_exc())
-    except OSError as error:
-        return f"no details: cannot write {log}, {error.strerror}"
-    return f"details: {log}"
-
-
 def _run(settings, preset, root):
     plan = settings_lib.plan(settings)
-    _print_plan(plan, settings, preset)
+    print(f"{settings['method']} on {settings['dataset']}, preset {preset.name}, in {settings['pipeline_root']}")
+    console.print_plan(plan, preset.note)
     # Only now, so that --help and a typo do not wait for TensorFlow.
     console.import_tensorflow()
     from pipeline.components.certifier import CERTIFIER
@@ -79,15 +75,6 @@ def _run(settings, preset, root):
 def _paper_row(preset):
     """The paper's row for this data set and sigma, as JSON values, or None."""
     return None if preset.paper is None else json.loads(json.dumps(dataclasses.asdict(preset.paper)))
-
-
-def _print_plan(plan, settings, preset):
-    print(f"{settings['method']} on {settings['dataset']}, preset {preset.name}, in {settings['pipeline_root']}")
-    if preset.note:
-        print(f"  Note: {preset.note}")
-    for group, entries in plan.items():
-        print(f"  {group}: " + ", ".join(f"{name}={value}" for name, value, _ in entries))
-    print(flush=True)
 
 
 def _print_results(artifacts, paper):

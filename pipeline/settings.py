@@ -134,6 +134,7 @@ GROUPS = {
         Setting("push_dir", _FOLDER, "model server's folder", None, "<pipeline_root>/serving/<name>"),
     ),
     "Run": (
+        Setting("sweep", _TEXT, "compare values of a setting: lam=0,1,4", None, "off"),
         Setting("pipeline_root", _FOLDER, "where everything is kept", "runs"),
         Setting("num_workers", _whole(1), "certification threads", None, "one a core"),
     ),
@@ -141,7 +142,7 @@ GROUPS = {
 SETTINGS = tuple(setting for group in GROUPS.values() for setting in group)
 
 # Where things are and how many threads work changes no result.
-_NOT_IN_THE_PLAN = ("preset", "data_dir", "push_dir", "pipeline_root", "num_workers")
+_NOT_IN_THE_PLAN = ("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -228,7 +229,7 @@ def _given(arguments):
     if unknown:
         raise InputError(_unknown_argument(unknown[0]))
     kinds = {setting.name: setting.kind for setting in SETTINGS}
-    return {name: _value(name, kinds[name], text) for name, text in vars(texts).items() if text is not None}
+    return {name: value(name, kinds[name], text) for name, text in vars(texts).items() if text is not None}
 
 
 def _default(setting):
@@ -240,7 +241,8 @@ def _default(setting):
     return " | ".join(in_words(setting, value) for value in values) if len(values) <= 4 else "the preset's"
 
 
-def _value(name, kind, text):
+def value(name, kind, text):
+    """The value that a setting's text stands for. Raises InputError, in one line, if it is not accepted."""
     try:
         return kind.parse(text)
     except (ValueError, KeyError, OverflowError, RuntimeError):

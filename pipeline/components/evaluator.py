@@ -32,7 +32,7 @@ def evaluate(execution):
     logs.write(output / "certificates.tsv", certified, labels, ids)
 
     paper = settings["paper"]
-    result = evaluation.evaluate(certified, labels, paper["radii"] if paper else _radii(settings))
+    result = evaluation.evaluate(certified, labels, paper["radii"] if paper else radii(settings))
     difference = _paired_difference(execution.inputs["baseline"], certified, labels)
     chance = 1 / examples.num_classes
     # Twice chance would ask for perfection of two classes.
@@ -49,7 +49,7 @@ def evaluate(execution):
     write_text(output / "blessing.json", json.dumps(blessing, indent=1))
     metrics = {
         "num_images": result.num_images,
-        "image_set": _image_set(examples, ids),
+        "image_set": image_set(examples, ids),
         **{name: settings[name] for name in _COMPARABLE},
         "seed": settings["seed"],
         "acr": result.acr,
@@ -100,13 +100,14 @@ def latest_blessed(artifacts, settings, root):
     return _NO_BASELINE
 
 
-def _radii(settings):
+def radii(settings):
     """Multiples of 0.25 up to the largest radius that n samples can certify, at most ten."""
     largest = certificates_lib.max_radius(settings["sigma"], settings["n"], settings["alpha"])
     return tuple(step / 4 for step in range(min(10, int(4 * largest) + 1)))
 
 
-def _image_set(examples, ids):
+def image_set(examples, ids):
+    """The test images `ids` in words."""
     total = len(examples.labels["test"])
     description = examples.descriptions["test"]
     return (

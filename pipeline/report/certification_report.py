@@ -12,7 +12,7 @@ FILE_NAME = "report.html"
 
 _METHOD_NAMES = {"macer": "MACER", "cohen": "Gaussian training", "smoothadv": "SmoothAdv"}
 
-_NOTES = (
+NOTES = (
     "Each certificate holds with probability at least 1 - alpha over the noise, image by image: the smoothed "
     "classifier returns the same class everywhere within the certified l2 radius (Cohen et al. 2019). Of 1,000 "
     "certificates at alpha = 0.001, one false one is to be expected at most.",
@@ -113,7 +113,7 @@ def write(
                 "Grid of example images with noisy copies, predicted class and certified radius.",
             ),
         ],
-        notes=list(_NOTES),
+        notes=list(NOTES),
     )
     write_text(directory / FILE_NAME, html)
 

@@ -21,6 +21,10 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 BLUE, VERMILION = "#0072B2", "#D55E00"
 INK, GREY, FAINT = "#22262A", "#626B75", "#E3E6EA"
 
+# For curves side by side, where a colour only tells them apart: the same palette, and dashes for those who see none.
+SEVERAL = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+
 WIDTH = 7.2  # inches, of every figure: one text size throughout the page
 ABSTAIN = "ABSTAIN"
 MAX_EXAMPLES = 8
@@ -146,6 +150,64 @@ def radius_accuracy(radii: np.ndarray, paper: PaperCurve | None = None, *, label
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
+    return figure
+
+
+def radius_accuracy_curves(curves: Mapping[str, np.ndarray]) -> Figure:
+    """Certified accuracy as a function of the radius of several models: exact step curves, as in Figure 3 there.
+
+    Curves are told apart by colour and by dashes, and named in the order given.
+
+    Args:
+        curves: name -> float [num_images], the certified radius of each image, -1 where the prediction is wrong or
+            the classifier abstains.
+
+    Raises:
+        ValueError: there is no curve, or one is empty, not one-dimensional or not finite.
+    """
+    if not curves:
+        raise ValueError("curves must not be empty.")
+    curves = {name: np.asarray(radii, dtype=np.float64) for name, radii in curves.items()}
+    for name, radii in curves.items():
+        if radii.ndim != 1 or radii.size == 0 or not np.isfinite(radii).all():
+            raise ValueError(
+                f"{name!r}: radii must be finite, of shape [num_images > 0]. Received: shape {radii.shape}"
+            )
+    seen = max(0.0, *(radii.max() for radii in curves.values()))
+    end = 1.06 * seen if seen > 0 else 1.0
+
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    _quiet(axes)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    for place, (name, radii) in enumerate(curves.items()):
+        # mean(radii >= r) is constant on (steps[i - 1], steps[i]], which is what "steps-pre" draws.
+        steps = np.unique(np.concatenate([[0.0, end], np.maximum(radii, 0.0)]))
+        axes.plot(
+            steps,
+            1.0 - np.searchsorted(np.sort(radii), steps, side="left") / radii.size,
+            drawstyle="steps-pre",
+            color=SEVERAL[place % len(SEVERAL)],
+            linestyle=DASHES[place % len(DASHES)],
+            linewidth=1.8,
+            label=f"{name}, ACR {np.maximum(radii, 0.0).mean():.3f}",
+        )
+    axes.set_xlim(-0.01 * end, end)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("l2 radius r, in [0, 1] pixel units", color=INK)
+    axes.set_ylabel("certified accuracy at r", color=INK)
+    # Above the axes, where no curve can run through it.
+    legend = figure.legend(
+        loc="outside upper left",
+        ncols=2 if len(curves) > 3 else 1,
+        frameon=False,
+        fontsize=10,
+        labelcolor=INK,
+        handlelength=3.2,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+        text.set_text(_shorten(text.get_text(), 44))
     return figure
 
 
@@ -360,6 +422,6 @@ def _outcome(example: Example) -> tuple[str, str, str, str]:
     return "✗", f"wrong, {radius}", VERMILION, "dashed"
 
 
-def _shorten(name: str) -> str:
-    """A class name that leaves room for another one beside it."""
-    return name if len(name) <= 15 else name[:14] + "…"
+def _shorten(name: str, longest: int = 15) -> str:
+    """A name that leaves room for another one beside it."""
+    return name if len(name) <= longest else name[: longest - 1] + "…"

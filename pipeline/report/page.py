@@ -37,21 +37,28 @@ class MetricRow:
     """Certified accuracy of one model at the radii of its table, in [0, 1], None where there is no number.
 
     `paper_caveat` makes it a row of the paper: it is then marked as reported, it shows this text (how that
-    experiment differs from ours), and its accuracies show two decimals, all that the paper gives.
+    experiment differs from ours), and its accuracies show two decimals, all that the paper gives. `behind` are the
+    texts of the columns behind the ACR.
     """
 
     name: str
     certified_accuracy: tuple[float | None, ...]
     acr: str
     paper_caveat: str | None = None
+    behind: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class MetricsTable:
-    """Rows that share one header of l2 radii, in [0, 1] pixel units."""
+    """Rows that share one header of l2 radii, in [0, 1] pixel units.
+
+    `behind` names columns behind the ACR; `below` are lines in small print under the table.
+    """
 
     radii: tuple[float, ...]
     rows: tuple[MetricRow, ...]
+    behind: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,24 +144,29 @@ def _fact(fact: Fact) -> str:
 
 def _metrics(metrics: MetricsTable) -> str:
     header = "".join(f'<th scope="col">{radius:.2f}</th>' for radius in metrics.radii)
-    rows = "\n".join(_metric_row(row, metrics.radii) for row in metrics.rows)
+    behind = "".join(f'<th scope="col">{escape(name)}</th>' for name in metrics.behind)
+    rows = "\n".join(_metric_row(row, metrics) for row in metrics.rows)
+    below = "".join(f'<p class="below">{escape(line)}</p>\n' for line in metrics.below)
     return f"""<div class="scroll" role="region" tabindex="0" aria-label="Table of certified accuracies">
 <table class="numbers">
 <caption>Share of images that are classified correctly and certified at each l2 radius (columns, in [0, 1]
 pixel units), and the average certified radius (ACR).</caption>
-<thead><tr><th scope="col">Model</th>{header}<th scope="col">ACR</th></tr></thead>
+<thead><tr><th scope="col">Model</th>{header}<th scope="col">ACR</th>{behind}</tr></thead>
 <tbody>
 {rows}
 </tbody>
 </table>
-</div>"""
+</div>
+{below}"""
 
 
-def _metric_row(row: MetricRow, radii: tuple[float, ...]) -> str:
-    if len(row.certified_accuracy) != len(radii):
-        raise ValueError(
-            f"row {row.name!r} must have one accuracy per radius, {len(radii)}. Received: {len(row.certified_accuracy)}"
-        )
+def _metric_row(row: MetricRow, metrics: MetricsTable) -> str:
+    for what, given, wanted in (
+        ("accuracy per radius", row.certified_accuracy, metrics.radii),
+        ("text per column behind the ACR", row.behind, metrics.behind),
+    ):
+        if len(given) != len(wanted):
+            raise ValueError(f"row {row.name!r} must have one {what}, {len(wanted)}. Received: {len(given)}")
     digits, opening, mark = 3, "<tr>", ""
     if row.paper_caveat is not None:
         digits, opening = 2, '<tr class="paper">'
@@ -164,7 +176,8 @@ def _metric_row(row: MetricRow, radii: tuple[float, ...]) -> str:
         for value in row.certified_accuracy
     )
     name = f'<th scope="row">{escape(row.name)}{mark}</th>'
-    return f'{opening}{name}{cells}<td class="acr">{escape(row.acr)}</td></tr>'
+    behind = "".join(f"<td>{escape(text)}</td>" for text in row.behind)
+    return f'{opening}{name}{cells}<td class="acr">{escape(row.acr)}</td>{behind}</tr>'
 
 
 def _notes(notes: Sequence[str]) -> str:
@@ -262,6 +275,7 @@ tbody th { font-weight: 600; }
   border: 1px solid var(--paper-line);
   border-radius: 1rem; font-size: .74rem; font-style: normal; font-weight: 600; color: var(--ink); }
 .caveat { display: block; font-size: .8rem; line-height: 1.4; font-style: normal; color: var(--soft); }
+.below { margin: .5rem 0 0; font-size: .85rem; line-height: 1.45; color: var(--soft); }
 .settings { margin-bottom: 1.75rem; }
 .settings caption { font-weight: 600; color: var(--ink); }
 .settings th:first-child { width: 13rem; }

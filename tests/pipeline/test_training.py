@@ -608,7 +608,7 @@ def test_a_disk_full_at_the_very_end_is_told_too(train, undisturbed):
 def test_curves_on_a_full_disk_are_told_in_one_line(tmp_path):
     record = backups.Record(5)
     written = curves.Curves(tmp_path, record)
-    record.done, record.history, record.times = 5, [{"loss": 0.5}], [1.0]
+    record.done, record.history, record.times, record.seconds = 5, [{"loss": 0.5}], [1.0], [1.0]
     # The table takes 17 bytes, the file's first event 40 and the epoch's more.
     for size in (10, 40):
         with largest_file(size), pytest.raises(InputError, match=r"Cannot write the training curves in .*File too la"):

@@ -1,0 +1,95 @@
+"""SweepEvaluator: the certificates of a sweep's members -> one table, one figure and one page."""
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+
+from macer_tf import evaluation, logs
+from pipeline import certification
+from pipeline import examples as examples_lib
+from pipeline.artifacts import file_digest, write_text
+from pipeline.components import evaluator
+from pipeline.orchestrator import Component
+from pipeline.report import sweep_report
+
+
+def component(inputs):
+    """For a sweep whose finished members' artifacts are called examples_0, model_0, certificates_0, ..."""
+    return Component("SweepEvaluator", inputs, ("comparison",), ("sweep",), evaluate)
+
+
+def evaluate(execution):
+    """Compares the members, and writes sweep.json, sweep.csv, the page with its figure, and each member's log."""
+    sweep, output = execution.parameters["sweep"], execution.outputs["comparison"]
+    finished = [entry for entry in sweep["members"] if entry["failure"] is None]
+    radii = max((evaluator.radii(entry) for entry in finished), key=len)
+    members, curves, reference = [], {}, None
+    for place, entry in enumerate(sweep["members"]):
+        member = {**entry, "difference": None, "seconds_per_epoch": None}
+        members.append(member)
+        if entry["failure"] is not None:
+            continue
+        examples_path, model_path, certificates_path = (
+            execution.inputs[f"{name}_{place}"].path for name in ("examples", "model", "certificates")
+        )
+        examples = examples_lib.read(examples_path)
+        ids, _, certified = certification.read(
+            certificates_path, *(entry[name] for name in ("sigma", "n0", "n", "alpha"))
+        )
+        labels = examples.labels["test"][ids]
+        value = re.sub(r"[^\w.+-]", "_", entry["value"])
+        logs.write(output / f"{place + 1}-{sweep['name']}-{value}.tsv", certified, labels, ids)
+        result = evaluation.evaluate(certified, labels, radii)
+        credited = np.maximum(evaluation.correct_radii(certified, labels), 0)
+        images = (*(file_digest(examples_path / f"test_{what}.npy") for what in ("images", "labels")), ids.tolist())
+        if reference is None:
+            reference = (entry["value"], images, credited)
+        elif images == reference[1]:
+            mean, standard_error = evaluation.mean_and_standard_error(credited - reference[2])
+            member["difference"] = {"mean": mean, "standard_error": standard_error}
+        member |= {
+            "seconds_per_epoch": seconds_per_epoch(model_path / "seconds.csv"),
+            "num_images": result.num_images,
+            "image_set": evaluator.image_set(examples, ids),
+            "acr": result.acr,
+            "acr_standard_error": result.acr_standard_error,
+            "abstained": result.abstained,
+            "certified_accuracy": result.certified_accuracy,
+        }
+        curves[entry["value"]] = evaluation.correct_radii(certified, labels)
+    comparison = {"setting": sweep["name"], "reference": reference[0], "radii": radii, "members": members}
+    write_text(output / "sweep.json", json.dumps(comparison, indent=1))
+    write_text(output / "sweep.csv", _as_csv(comparison))
+    sweep_report.write(output, comparison, curves, sweep["plan"])
+
+
+def seconds_per_epoch(path):
+    """The median over the epochs of `seconds.csv`, the first of which also builds the graph; None without the file."""
+    try:
+        with open(path, newline="") as file:
+            return float(np.median([float(row["seconds"]) for row in csv.DictReader(file)]))
+    except FileNotFoundError:
+        return None
+
+
+def _as_csv(comparison):
+    numbers = (
+        "acr", "acr_standard_error", "abstained", "seconds_per_epoch", "epochs", "num_images", "sigma", "n0", "n",
+        "alpha", "seed",
+    )  # fmt: skip
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [comparison["setting"], *(f"certified_accuracy_{radius:g}" for radius in comparison["radii"]), "difference",
+         "difference_standard_error", *numbers, "failure"]
+    )  # fmt: skip
+    for member in comparison["members"]:
+        difference = member["difference"] or {"mean": None, "standard_error": None}
+        writer.writerow(
+            [member["value"], *sweep_report.accuracies(comparison, member), difference["mean"],
+             difference["standard_error"], *(member.get(name) for name in numbers), member["failure"]]
+        )  # fmt: skip
+    return text.getvalue()

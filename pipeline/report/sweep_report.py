@@ -1,0 +1,175 @@
+"""A sweep's comparison as one page, and the words that the page and the terminal share.
+
+A comparison is what sweep.json holds: the swept setting's name, the value that differences are to, radii, and for each
+value its figures, or why it failed.
+"""
+
+from pipeline.artifacts import write_text
+from pipeline.report import certification_report, figures, page
+
+FILE_NAME = "sweep.html"
+
+_NOTES = (
+    "Differences are paired: means over the same images, with the standard error over the drawing of images. They are "
+    "of one trained model each: another training seed moves them too.",
+    "A value that is chosen because it is best here is chosen on these images: certify it on other images before its "
+    "figures are quoted.",
+)
+
+
+def write(directory, comparison, curves, plan):
+    """Writes the page, and its figure as PNG, into `directory`.
+
+    Args:
+        comparison: see above.
+        curves: value -> float64 [images], certified radii, -1 where wrong or abstained.
+        plan: group -> list of [name, values in words, meaning].
+    """
+    setting, members = comparison["setting"], comparison["members"]
+    finished = [member for member in members if member["failure"] is None]
+    picture = figures.save_png(
+        figures.radius_accuracy_curves({f"{setting} = {value}": radii for value, radii in curves.items()})
+    )
+    (directory / "certified_accuracy.png").write_bytes(picture)
+    html = page.render(
+        title=_title(comparison),
+        summary=_summary(comparison, finished),
+        settings={group: [page.Setting(*entry) for entry in entries] for group, entries in plan.items()},
+        metrics=_table(comparison),
+        figures=[
+            page.PageFigure(
+                "radius_accuracy",
+                "Certified accuracy by radius",
+                "Share of the images whose certified class is their label, at each l2 radius or beyond. The area under "
+                "a curve is its ACR.",
+                picture,
+                f"Curves of certified accuracy by radius, one for each of the {len(finished)} values of {setting}.",
+            )
+        ],
+        notes=[
+            *(f"{setting} = {member['value']} failed. {member['failure']}" for member in members if member["failure"]),
+            *_NOTES,
+            *certification_report.NOTES,
+        ],
+    )
+    write_text(directory / FILE_NAME, html)
+
+
+def accuracies(comparison, member):
+    """A member's certified accuracy at each radius, None where it failed."""
+    return member.get("certified_accuracy", [None] * len(comparison["radii"]))
+
+
+def acr(member):
+    """A member's ACR with its standard error, or that it failed."""
+    return "failed" if member["failure"] else _with_error(member["acr"], member["acr_standard_error"])
+
+
+def columns_behind_acr(comparison):
+    """(header, a text for each member) of the columns that there is anything to say in."""
+    members = comparison["members"]
+    columns = [
+        (
+            "difference",
+            [
+                _with_error(member["difference"]["mean"], member["difference"]["standard_error"], "+")
+                if member["difference"]
+                else None
+                for member in members
+            ],
+        ),
+        (
+            "s/epoch",
+            [
+                None if member["seconds_per_epoch"] is None else f"{member['seconds_per_epoch']:.3g}"
+                for member in members
+            ],
+        ),
+        (
+            "paper's ACR *",
+            [f"{member['paper']['acr']:.3f}" if (member["paper"] or {}).get("acr") else None for member in members],
+        ),
+    ]
+    return [(header, [cell or "-" for cell in cells]) for header, cells in columns if any(cells)]
+
+
+def conditions(comparison):
+    """What the figures hold for and what the columns are, a line each."""
+    members = [member for member in comparison["members"] if member["failure"] is None]
+    common = ", ".join(
+        f"{name}={_each(members, name, form)}"
+        for name, form in (("n", ","), ("n0", ","), ("alpha", "g"), ("sigma", "g"))
+    )
+    lines = [f"{common}; images: {_each(members, 'image_set')}"]
+    if any(member["difference"] for member in members):
+        reference = f"{comparison['setting']}={comparison['reference']}"
+        lines.append(f"difference: of the ACR to that of {reference}, on the same images, ± its standard error")
+    if any(member["seconds_per_epoch"] is not None for member in members):
+        lines.append("s/epoch: seconds of a training epoch, the median over the epochs, on the machine that trained")
+    if len({(member["n"], member["alpha"]) for member in members}) > 1:
+        lines.append("ACR grows with n and alpha: differences between them are no differences between models")
+    sets = dict.fromkeys(member["paper"]["image_set"] for member in members if member["paper"])
+    if sets:
+        lines.append(f"* as reported, at n=100,000 and alpha=0.001; {'; '.join(sets)}")
+    return lines
+
+
+def _title(comparison):
+    setting, members = comparison["setting"], comparison["members"]
+    fixed = [
+        words
+        for name, words in (
+            ("dataset", f"{members[0]['dataset']}"),
+            ("sigma", f"sigma = {members[0]['sigma']:g}"),
+        )
+        if setting != name and len({member[name] for member in members}) == 1
+    ]
+    return f"Sweep of {setting}" + (f": {', '.join(fixed)}" if fixed else "")
+
+
+def _summary(comparison, finished):
+    setting = comparison["setting"]
+    best = max(finished, key=lambda member: member["acr"])
+    facts = [
+        page.Fact(
+            "Highest average certified radius (ACR)",
+            _with_error(best["acr"], best["acr_standard_error"], digits=3),
+            (f"{setting} = {best['value']}", f"± one standard error; {_each(finished, 'image_set')}"),
+        )
+    ]
+    if best["difference"]:
+        difference = _with_error(best["difference"]["mean"], best["difference"]["standard_error"], "+", digits=3)
+        facts.append(
+            page.Fact(f"Against {setting} = {comparison['reference']}", difference, ("ACR on the same images",))
+        )
+    n0 = _each(finished, "n0", ",")
+    return [
+        *facts,
+        page.Fact("Values finished", f"{len(finished)} of {len(comparison['members'])}"),
+        page.Fact("Samples per image, n", _each(finished, "n", ","), (f"after n0 = {n0} to choose a class",)),
+        page.Fact("Failure probability, alpha", _each(finished, "alpha", "g"), ("for each image",)),
+    ]
+
+
+def _table(comparison):
+    columns = columns_behind_acr(comparison)
+    rows = [
+        page.MetricRow(
+            f"{comparison['setting']} = {member['value']}",
+            tuple(accuracies(comparison, member)),
+            acr(member),
+            behind=tuple(cells[place] for _, cells in columns),
+        )
+        for place, member in enumerate(comparison["members"])
+    ]
+    headers = tuple(header for header, _ in columns)
+    return page.MetricsTable(tuple(comparison["radii"]), tuple(rows), headers, tuple(conditions(comparison)))
+
+
+def _each(members, name, form=""):
+    """What the members have there, in their order, each once."""
+    return " | ".join(dict.fromkeys(f"{member[name]:{form}}" for member in members))
+
+
+def _with_error(mean, standard_error, sign="", digits=4):
+    return f"{mean:{sign}.{digits}f} ± {standard_error:.{digits}f}"

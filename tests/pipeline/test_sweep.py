@@ -1,0 +1,521 @@
+"""A sweep is the plain command once for each value, and its one table is what their certificates say."""
+
+import csv
+import json
+import logging
+import math
+import re
+import statistics
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pipeline import backups
+from pipeline import run as run_lib
+from pipeline import settings as settings_lib
+from pipeline import sweep as sweep_lib
+from pipeline.components import sweep_evaluator
+from pipeline.report import figures, page, sweep_report
+
+TINY = (
+    "--dataset", "digits", "--epochs", "2", "--train_examples", "96", "--num_samples", "2", "--n0", "10", "--n", "50",
+    "--num_test_examples", "8", "--num_workers", "2", "--serving_n", "20",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
+
+
+@pytest.fixture
+def sweep(capsys, tmp_path):
+    """A function that runs the command in one root -> status, stdout, stderr, the sweeps' directories by age."""
+
+    def run(*arguments):
+        status = run_lib.main([*TINY, "--pipeline_root", str(tmp_path / "root"), *arguments])
+        printed = capsys.readouterr()
+        directories = sorted((tmp_path / "root").glob("SweepEvaluator-*/comparison"), key=lambda d: d.stat().st_mtime)
+        return SimpleNamespace(
+            status=status, out=printed.out, err=printed.err, root=tmp_path / "root", directories=directories
+        )
+
+    return run
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "values"),
+    [
+        (["--dataset", "digits"], "lam", ["0", "1", "16"]),
+        (["--dataset", "cifar10", "--seed", "3"], "sigma", ["0.25", "0.5", "1.0", "0.3"]),
+        (["--dataset", "mnist"], "method", ["cohen", "macer", "smoothadv"]),
+        (["--dataset", "digits"], "num_samples", ["1", "4", "16"]),
+        (["--dataset", "digits"], "gamma", ["2", "8"]),
+        (["--dataset", "digits"], "beta", ["1", "16"]),
+        (["--dataset", "digits", "--method", "smoothadv"], "epsilon", ["0.25", "1"]),
+        (["--dataset", "digits"], "alpha", ["0.001", "0.01"]),
+        (["--dataset", "digits"], "clip_norm", ["none", "1"]),
+        (["--dataset", "digits"], "seed", ["0", "1"]),
+        ([], "dataset", ["digits", "mnist"]),
+        ([], "preset", ["macer-cifar10-0.25", "macer-cifar10-0.25-150"]),
+    ],
+)
+def test_a_member_is_the_command_with_its_flag(arguments, name, values):
+    sweep = sweep_lib.parse([*arguments, "--sweep", f"{name}={','.join(values)}"])
+    assert sweep == sweep_lib.parse([f"--sweep={name}={','.join(values)}", *arguments])
+    assert (sweep.name, [member.value for member in sweep.members]) == (name, values)
+    for member, value in zip(sweep.members, values, strict=True):
+        assert (member.settings, member.preset) == settings_lib.parse([*arguments, f"--{name}", value])
+
+
+def test_each_method_keeps_its_own_preset_and_takes_the_flags_that_fit():
+    flags = ["--lam", "4", "--num_samples=2", "--epsilon", "0.1", "--epochs", "3"]
+    sweep = sweep_lib.parse(["--dataset", "digits", *flags, "--sweep", "method=cohen,macer,smoothadv"])
+    cohen, macer, smoothadv = (member.settings for member in sweep.members)
+    names = ("method", "lam", "num_samples", "epsilon", "attack", "warmup_epochs", "epochs")
+    assert [cohen[name] for name in names] == ["cohen", 0, 1, None, None, 0, 3]
+    assert [macer[name] for name in names] == ["macer", 4, 2, None, None, 0, 3]
+    assert [smoothadv[name] for name in names] == ["smoothadv", 0, 2, 0.1, "pgd", 10, 3]
+    told = [line.split(" is no setting of the method ") for line in sweep.notes]
+    assert [(flag, rest.split(",")[0]) for flag, rest in told] == [
+        ("--lam", "cohen"), ("--num_samples", "cohen"), ("--epsilon", "cohen"), ("--epsilon", "macer"),
+        ("--lam", "smoothadv"),
+    ]  # fmt: skip
+
+
+def test_a_value_may_have_commas():
+    sweep = sweep_lib.parse(["--dataset", "cifar10", "--sweep", "lr_drop_epochs=50,100; 200,400;none"])
+    assert [member.settings["lr_drop_epochs"] for member in sweep.members] == [[50, 100], [200, 400], None]
+
+
+def test_without_sweep_there_is_none():
+    assert sweep_lib.parse(["--dataset", "digits", "--lam", "3"]) is None
+
+
+BAD = [
+    (["--sweep"], "--sweep must be a setting and two or more of its values, such as lam=0,1,4. Received: "),
+    (["--sweep", "lam"], "--sweep must be a setting and two or more of its values"),
+    (["--sweep", "lam="], "--sweep must be a setting and two or more of its values"),
+    (["--sweep", "lam=0,,1"], "--sweep must be a setting and two or more of its values"),
+    (["--sweep", "lam=0,1,"], "--sweep must be a setting and two or more of its values"),
+    (["--sweep", "lam=3"], "for one value, give --lam 3."),
+    (["--sweep", "lambda=0,1"], "Unknown setting lambda. Did you mean lam"),
+    (["--sweep", "xyzzy=0,1"], "Unknown setting xyzzy. See --help. Received: --sweep xyzzy=0,1"),
+    (["--sweep", "lam=0,1,1.0"], "--sweep has the value 1.0 twice. Received: lam=0,1,1.0"),
+    (["--sweep", "lam=0,x"], "--lam must be a number from 0. Received: x"),
+    (["--sweep", "sigma=0.25,0"], "--sigma must be a number above 0. Received: 0"),
+    (["--sweep", "method=macer,trades"], "--method must be macer or cohen or smoothadv. Received: trades"),
+    (["--sweep", "gamma=8,100"], "--sweep gamma=100: gamma must be above 0 and at most 24"),
+    (["--sweep", "n=1000,5"], "--sweep n=5: --n is too small."),
+    (["--sweep", "preset=macer-digits-0.25,nothing"], "--sweep preset=nothing: Unknown preset nothing."),
+    (["--sweep", "lam=0,1", "--lam", "2"], "--lam is swept: leave --lam out. Received: --sweep lam=0,1"),
+    (["--lam=2", "--sweep", "lam=0,1"], "--lam is swept: leave --lam out."),
+    (["--sweep", "lam=0,1", "--sweep", "gamma=1,2"], "--sweep can be given once. Received: lam=0,1 and gamma=1,2"),
+    (["--sweep", "lam=0,1", "--sgima", "1"], "Unknown argument --sgima. Did you mean --sigma"),
+    (["--sweep", "lam=0,1", "--method", "cohen"], "--sweep lam=1: The method cohen is Gaussian training"),
+    (["--sweep", "epsilon=0.1,1"], "epsilon is no setting of the method macer: take --method smoothadv."),
+    (["--sweep", "beta=1,2", "--method", "smoothadv"], "beta is no setting of the method smoothadv: take --method mac"),
+    (["--sweep", "method=macer,cohen", "--preset", "macer-digits-0.25"], "--sweep method=cohen: The preset macer-dig"),
+    *(
+        (["--sweep", f"{name}=1,2"], f"A sweep compares certificates, which {name} does not change.")
+        for name in ("serving_n", "min_accuracy", "num_workers", "push_dir", "pipeline_root", "sweep")
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD, ids=lambda value: " ".join(value) if type(value) is list else ""
+)
+def test_a_bad_sweep_is_one_line_before_anything_is_made(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_lib.main(["--dataset", "digits", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sweep", "network=small_cnn,lenet"], "--sweep network=lenet: lenet takes images of at least 16x16 pixels."),
+        (["--sweep", "network=small_cnn,vgg"], "--sweep network=vgg: Unknown network. Received: vgg"),
+        (["--sweep", "test_split=test,train"], "digits are embedded"),
+    ],
+)
+def test_data_and_networks_of_all_members_are_checked_before_the_first_is_trained(sweep, arguments, message):
+    done = sweep(*arguments)
+    assert done.status == 2
+    (line,) = done.err.splitlines()
+    assert message in line
+    assert not list(done.root.glob("Trainer-*"))
+
+
+# The whole of it.
+
+
+def certificates(root, **parameters):
+    """Rows of the one Certifier execution under root whose model was trained with these parameters."""
+    found = []
+    for path in root.glob("Certifier-*/execution.json"):
+        model = json.loads(path.read_text())["inputs"]["model"]
+        for trainer in root.glob("Trainer-*/execution.json"):
+            record = json.loads(trainer.read_text())
+            if record["output_fingerprints"]["model"] == model and parameters.items() <= record["parameters"].items():
+                lines = (path.parent / "certificates" / "certificates.jsonl").read_text().splitlines()
+                found.append(([json.loads(line) for line in lines], trainer.parent / "model" / "seconds.csv"))
+    (only,) = found
+    return only
+
+
+def credited_radii(rows, labels):
+    return [row["radius"] if row["prediction"] == labels[row["id"]] else 0.0 for row in rows]
+
+
+def test_the_table_is_what_the_members_certificates_say(sweep, digits):
+    done = sweep("--sweep", "lam=0,8")
+    assert (done.status, done.err) == (0, "")
+    (directory,) = done.directories
+    comparison = json.loads((directory / "sweep.json").read_text())
+    labels = digits[1][1437:]
+    zero, eight = (certificates(done.root, lam=lam) for lam in (0.0, 8.0))
+    radii = {value: credited_radii(rows, labels) for value, (rows, _) in (("0", zero), ("8", eight))}
+    assert [member["value"] for member in comparison["members"]] == ["0", "8"]
+    for member, (rows, history) in zip(comparison["members"], (zero, eight), strict=True):
+        credited = radii[member["value"]]
+        assert member["num_images"] == len(rows) == 8
+        assert member["acr"] == pytest.approx(statistics.mean(credited))
+        assert member["acr_standard_error"] == pytest.approx(statistics.stdev(credited) / math.sqrt(8))
+        for radius, accuracy in zip(comparison["radii"], member["certified_accuracy"], strict=True):
+            right = [row for row in rows if row["prediction"] == labels[row["id"]] and row["radius"] >= radius]
+            assert accuracy == len(right) / 8
+        with open(history, newline="") as file:
+            seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+        assert member["seconds_per_epoch"] == pytest.approx(sum(seconds) / 2)  # the median of two
+        assert all(value > 0 for value in seconds)
+    assert comparison["reference"] == "0"
+    assert comparison["members"][0]["difference"] is None
+    differences = [after - before for before, after in zip(radii["0"], radii["8"], strict=True)]
+    assert comparison["members"][1]["difference"]["mean"] == pytest.approx(statistics.mean(differences))
+    expected = statistics.stdev(differences) / math.sqrt(8)
+    assert comparison["members"][1]["difference"]["standard_error"] == pytest.approx(expected)
+
+    # The same figures on the terminal, in the CSV and in the page.
+    with open(directory / "sweep.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["lam"] for line in lines] == ["0", "8"]
+    html = (directory / "sweep.html").read_text()
+    for line, member in zip(lines, comparison["members"], strict=True):
+        assert float(line["acr"]) == member["acr"]
+        assert float(line["seconds_per_epoch"]) == member["seconds_per_epoch"]
+        assert float(line["certified_accuracy_0"]) == member["certified_accuracy"][0]
+        acr = f"{member['acr']:.4f} ± {member['acr_standard_error']:.4f}"
+        assert re.search(rf"^{member['value']} +[\d.]+ .*{re.escape(acr)} ", done.out, re.MULTILINE)
+        assert f'<td class="acr">{acr}</td>' in html
+    assert float(lines[1]["difference"]) == comparison["members"][1]["difference"]["mean"]
+    assert lines[0]["difference"] == ""
+    assert html.count("data:image/png;base64,") == 1
+    assert not re.search(r"<script|url\(|src=\"(?!data:)|href=\"(?!#)", html)
+    assert f"Page: {directory / 'sweep.html'}\n" in done.out
+    assert str(directory / "sweep.csv") in done.out
+    assert {path.name for path in directory.glob("*.tsv")} == {"1-lam-0.tsv", "2-lam-8.tsv"}
+    assert not list(done.root.glob("Pusher-*")) + list(done.root.glob("Evaluator-*"))
+
+    # The same again is cached, and so is a member by itself: same model, same certificates.
+    before = {path: path.stat().st_mtime_ns for path in done.root.rglob("*")}
+    again = sweep("--sweep", "lam=0,8")
+    assert again.status == 0
+    assert "running" not in again.out
+    assert again.out.partition("\nCertified")[2] == done.out.partition("\nCertified")[2]
+    assert {path: path.stat().st_mtime_ns for path in done.root.rglob("*")} == before
+    longer = sweep("--sweep", "lam=8,0")
+    assert (longer.status, longer.out.count("running")) == (0, 1)
+    assert re.search(r"^SweepEvaluator +running", longer.out, re.MULTILINE)
+
+
+def test_a_member_equals_the_same_training_by_itself(sweep, tmp_path, capsys):
+    """Whatever ran before it in the process: the same weights, so the same votes."""
+    done = sweep("--sweep", "lam=0,8")
+    alone = run_lib.main([*TINY, "--lam", "8", "--pipeline_root", str(tmp_path / "alone")])
+    assert alone == 0
+    rows, history = certificates(tmp_path / "alone", lam=8.0)
+    swept_rows, swept_history = certificates(done.root, lam=8.0)
+    assert swept_rows == rows
+
+    def losses(path):
+        with open(path, newline="") as file:
+            return [row["loss"] for row in csv.DictReader(file)]
+
+    assert losses(swept_history) == losses(history)
+
+
+def test_a_member_that_diverges_is_told_and_the_others_go_on(sweep):
+    flags = ("--clip_norm", "none", "--lr_schedule", "step", "--method", "cohen", "--num_samples", "1")
+    done = sweep("--sweep", "learning_rate=1e6,0.02,0.05", *flags)
+    assert done.status == 1
+    (line,) = done.err.splitlines()
+    assert line.startswith("error: learning_rate=1e6 failed: Training diverged: ")
+    (directory,) = done.directories
+    comparison = json.loads((directory / "sweep.json").read_text())
+    failed, first, second = comparison["members"]
+    assert failed["failure"].startswith("Training diverged: ")
+    assert "acr" not in failed
+    assert comparison["reference"] == first["value"] == "0.02"
+    assert (first["failure"], first["difference"], second["failure"]) == (None, None, None)
+    assert second["difference"] is not None
+    assert re.search(r"^1e6 +- .* failed ", done.out, re.MULTILINE)
+    assert "difference: of the ACR to that of learning_rate=0.02, on the same images" in done.out
+    html = (directory / "sweep.html").read_text()
+    assert "learning_rate = 1e6 failed. Training diverged" in html
+    assert "2 of 3" in html
+    again = sweep("--sweep", "learning_rate=1e6,0.02,0.05", *flags)
+    assert (again.status, again.err) == (1, done.err)
+    assert again.out.count("done in") == 0  # only the training that fails is tried again
+
+
+def test_where_all_fail_there_is_nothing_to_compare(sweep, monkeypatch):
+    def fail(*arguments, **keywords):
+        raise RuntimeError("no memory\nand more")
+
+    monkeypatch.setattr("pipeline.models.build", fail)
+    done = sweep("--sweep", "lam=0,8")
+    assert done.status == 1
+    zero, eight, last = done.err.splitlines()
+    assert zero == f"error: lam=0 failed: RuntimeError: no memory (details: {done.root / 'error.log'})"
+    assert eight.startswith("error: lam=8 failed: RuntimeError: no memory")
+    assert last == "error: every value failed: there is nothing to compare."
+    assert not done.directories
+
+
+def test_interrupted_it_goes_on_where_it_was(sweep, monkeypatch):
+    build, built = sweep_lib.orchestrator.run, []
+
+    def interrupted(components, settings, *arguments):
+        if settings.get("lam") == 8.0 and len(components) == 3:
+            raise KeyboardInterrupt
+        return build(components, settings, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_lib.orchestrator, "run", interrupted)
+        done = sweep("--sweep", "lam=0,8")
+    assert done.status == 130
+    assert "run the same command again to go on" in done.err
+    built = {path: path.stat().st_mtime_ns for path in done.root.glob("Trainer-*")}
+    assert len(built) == 1
+    done = sweep("--sweep", "lam=0,8")
+    assert (done.status, done.err) == (0, "")
+    assert len(re.findall(r"^Trainer +cached", done.out, re.MULTILINE)) == 1
+    assert len(re.findall(r"^Trainer +running", done.out, re.MULTILINE)) == 1
+
+
+# The comparison by itself.
+
+
+class Compare:
+    """Runs the component on certificates made by hand."""
+
+    def __init__(self, execution, write_examples, tmp_path):
+        self._execution, self._write_examples, self._root = execution, write_examples, tmp_path
+        self.inputs, self.members = {}, []
+
+    def add(self, value, rows, examples, seconds=("1.5",), **changed):
+        """A member whose image i is certified as class rows[i][0] with radius rows[i][1]."""
+        place = len(self.members)
+        model, certified = (self._root / f"{name}-{place}" for name in ("model", "certificates"))
+        model.mkdir()
+        certified.mkdir()
+        if seconds:
+            lines = ["epoch,seconds", *(f"{i + 1},{text}" for i, text in enumerate(seconds))]
+            (model / "seconds.csv").write_text("\n".join(lines) + "\n")
+        lines = [
+            {"id": i, "selection": [1, 0], "estimation": [9, 1], "prediction": prediction,
+             "selected": max(prediction, 0), "radius": radius, "p_lower": 0.6}
+            for i, (prediction, radius) in enumerate(rows)
+        ]  # fmt: skip
+        (certified / "certificates.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+        self.inputs |= {f"examples_{place}": examples, f"model_{place}": model, f"certificates_{place}": certified}
+        entry = {"value": value, "failure": None, "paper": None, "dataset": "tiny", "sigma": 0.5, "n0": 1, "n": 1000}
+        self.members.append({**entry, "alpha": 0.001, "epochs": len(seconds), "seed": 0, **changed})
+
+    def fail(self, value):
+        self.members.append({**self.members[0], "value": value, "failure": "Training diverged."})
+
+    def result(self):
+        sweep = {"name": "lam", "plan": {"Training": [["lam", "0 | 1", "weight"]]}, "members": self.members}
+        execution = self._execution(self.inputs, ("comparison",), {"sweep": sweep})
+        sweep_evaluator.evaluate(execution)
+        return json.loads((execution.outputs["comparison"] / "sweep.json").read_text())
+
+
+@pytest.fixture
+def compare(execution, write_examples, tmp_path):
+    return Compare(execution, write_examples, tmp_path)
+
+
+@pytest.fixture
+def four(write_examples):
+    """Examples artifacts of four images of class 1: twice the same test images beside other training images, then
+    others.
+    """
+    images = np.arange(16, dtype=np.uint8).reshape(4, 2, 2, 1)
+    labels = np.ones(4, np.int64)
+    return [
+        write_examples(images, labels, name="one"),
+        write_examples(images, labels, train=(images[:2], labels[:2]), name="two"),
+        write_examples(images[::-1], labels, name="three"),
+    ]
+
+
+def test_by_hand(compare, four):
+    """Radii credited: 0.5, 0.25, 0 (wrong), 0 (abstained) against 1.0, 0.25, 0.75, 0."""
+    compare.add("0", [(1, 0.5), (1, 0.25), (0, 0.9), (-1, 0.0)], four[0], seconds=("9", "1", "2", "2.5"))
+    compare.fail("1")
+    compare.add("2", [(1, 1.0), (1, 0.25), (1, 0.75), (-1, 0.0)], four[1], seconds=())
+    compare.add("4", [(1, 1.0), (1, 0.25), (1, 0.75), (-1, 0.0)], four[2])
+    comparison = compare.result()
+    zero, one, two, four_ = comparison["members"]
+    assert zero["acr"] == pytest.approx(0.75 / 4)
+    assert two["acr"] == pytest.approx(2 / 4)
+    # At n=1,000 and sigma=0.5 no radius is above 0.5 * 2.46: columns up to 1.0.
+    assert comparison["radii"] == [0, 0.25, 0.5, 0.75, 1.0]
+    assert zero["certified_accuracy"] == [0.5, 0.5, 0.25, 0, 0]
+    assert two["certified_accuracy"] == [0.75, 0.75, 0.5, 0.5, 0.25]
+    # Differences 0.5, 0, 0.75, 0: mean 0.3125; squares of the deviations 0.03515625 + 0.09765625 + 0.19140625 +
+    # 0.09765625 = 0.421875; sqrt(0.421875 / 3 / 4) = 0.1875.
+    assert two["difference"]["mean"] == pytest.approx(0.3125)
+    assert two["difference"]["standard_error"] == pytest.approx(0.1875)
+    assert four_["difference"] is None  # other images
+    assert (zero["abstained"], two["abstained"]) == (0.25, 0.25)
+    assert [member["seconds_per_epoch"] for member in comparison["members"]] == [2.25, None, None, 1.5]
+    assert one["failure"] == "Training diverged."
+
+    assert sweep_report.columns_behind_acr(comparison) == [
+        ("difference", ["-", "-", "+0.3125 ± 0.1875", "-"]),
+        ("s/epoch", ["2.25", "-", "-", "1.5"]),
+    ]
+    assert [sweep_report.acr(member) for member in comparison["members"]][1:3] == ["failed", "0.5000 ± 0.2282"]
+
+
+def test_no_difference_where_fewer_images_were_certified(compare, four):
+    compare.add("0", [(1, 0.5), (1, 0.25), (1, 0.5)], four[0])
+    compare.add("1", [(1, 0.5), (1, 0.25)], four[0])
+    comparison = compare.result()
+    assert comparison["members"][1]["difference"] is None
+    assert [header for header, _ in sweep_report.columns_behind_acr(comparison)] == ["s/epoch"]
+
+
+def test_the_radii_are_those_of_the_member_that_can_certify_most(compare, four):
+    compare.add("0.25", [(1, 0.5), (1, 0.25)], four[0], sigma=0.25)
+    compare.add("1", [(1, 0.5), (1, 0.25)], four[0], sigma=1.0)
+    comparison = compare.result()
+    assert comparison["radii"] == [i / 4 for i in range(10)]
+    assert "sigma=0.25 | 1;" in sweep_report.conditions(comparison)[0]
+
+
+def test_other_n_is_no_other_model(compare, four):
+    compare.add("500", [(1, 0.5), (1, 0.25)], four[0], n=500)
+    compare.add("1000", [(1, 0.5), (1, 0.25)], four[0], n=1000)
+    lines = sweep_report.conditions(compare.result())
+    assert lines[0].startswith("n=500 | 1,000, ")
+    assert any("ACR grows with n" in line for line in lines)
+
+
+def test_the_papers_rows_stand_beside_it_as_reported(compare, four):
+    row = {"acr": 0.488, "image_set": "which images it does not say"}
+    compare.add("0", [(1, 0.5), (1, 0.25)], four[0], paper=row)
+    compare.add("3", [(1, 0.5), (1, 0.25)], four[0])
+    comparison = compare.result()
+    assert sweep_report.columns_behind_acr(comparison)[-1] == ("paper's ACR *", ["0.488", "-"])
+    assert sweep_report.conditions(comparison)[-1].startswith("* as reported, at n=100,000 and alpha=0.001; which im")
+
+
+# Seconds.
+
+
+def test_seconds_are_the_epochs_own(monkeypatch):
+    """Read off a clock at 10, 13.5, 20 and 21: epochs of 3.5 and 1 seconds; the pause between them belongs to none."""
+    clock = iter([10.0, 13.5, 20.0, 21.0])
+    monkeypatch.setattr(backups.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(backups, "learning_rate", lambda model: 0.1)
+    record = backups.Record(steps=1)
+    for epoch in range(2):
+        record.on_epoch_begin(epoch)
+        record.on_train_batch_end(0)
+        record.on_epoch_end(epoch, {"loss": 1.0})
+    assert record.seconds == [3.5, 1.0]
+    assert all("seconds" not in row for row in record.history)  # the history is the same in every run
+
+
+def test_an_epoch_that_is_killed_keeps_the_time_up_to_its_last_backup(monkeypatch):
+    """Begun at 0, backed up at 5, killed, begun again at 100 and done at 102: 7 seconds."""
+    clock = iter([0.0, 5.0, 100.0, 102.0])
+    monkeypatch.setattr(backups.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(backups, "learning_rate", lambda model: 0.1)
+    model = SimpleNamespace(metrics=[])
+    killed, resumed = backups.Record(steps=2), backups.Record(steps=2)
+    killed.set_model(model)
+    killed.on_epoch_begin(0)
+    killed.on_train_batch_end(0)
+    resumed.restore(json.loads(json.dumps(killed.state())), model)
+    resumed.on_epoch_begin(0)
+    resumed.on_train_batch_end(0)
+    resumed.on_epoch_end(0, {"loss": 1.0})
+    assert resumed.seconds == [7.0]
+
+
+# What is drawn.
+
+
+def test_the_curves_are_the_shares_of_images_at_each_radius_or_beyond():
+    radii = {"a": np.array([0.5, 0.25, -1.0, 0.0]), "b": np.array([0.1, 0.2, 0.3])}
+    (axes,) = figures.radius_accuracy_curves(radii).axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert list(lines) == ["a, ACR 0.188", "b, ACR 0.200"]
+    for line, values in zip(lines.values(), radii.values(), strict=True):
+        x, y = line.get_data()
+        assert line.get_drawstyle() == "steps-pre"
+        for radius in (0.0, 0.05, 0.1, 0.11, 0.25, 0.26, 0.5):
+            # steps-pre: the height up to and at a step is that step's own.
+            assert y[np.searchsorted(x, radius)] == pytest.approx(np.mean(values >= radius))
+
+
+def test_every_curve_looks_unlike_the_others():
+    names = [str(i) for i in range(28)]
+    figure = figures.radius_accuracy_curves({name: np.array([0.1 * float(name)]) for name in names})
+    (axes,) = figure.axes
+    assert len({(line.get_color(), line._unscaled_dash_pattern) for line in axes.get_lines()}) == 28
+    first = [line._unscaled_dash_pattern for line in axes.get_lines()[:4]]
+    assert len(set(first)) == 4  # without any colour, too
+
+
+@pytest.mark.parametrize("curves", [{}, {"a": np.array([])}, {"a": np.array([[0.1]])}, {"a": np.array([np.nan])}])
+def test_no_curve_from_nothing(curves):
+    with pytest.raises(ValueError, match=r"must (not be empty|be finite, of shape \[num_images > 0\])"):
+        figures.radius_accuracy_curves(curves)
+
+
+def test_a_row_has_a_text_for_each_column_behind_the_acr():
+    row = page.MetricRow("<a>", (0.5,), "0.1", behind=("+0.1", "<2>"))
+    html = page._metrics(page.MetricsTable((0.0,), (row,), ("difference", "s/epoch"), ("below & under",)))
+    assert "<td>+0.1</td><td>&lt;2&gt;</td>" in html
+    assert '<th scope="col">difference</th><th scope="col">s/epoch</th>' in html
+    assert "below &amp; under" in html
+    with pytest.raises(ValueError, match=r"one text per column behind the ACR, 1\. Received: 2"):
+        page._metrics(page.MetricsTable((0.0,), (row,), ("difference",)))
+
+
+def test_the_field_s_log_of_a_member_can_be_read(compare, four):
+    from macer_tf import logs
+
+    compare.add("0", [(1, 0.5), (1, 0.25), (0, 0.9), (-1, 0.0)], four[0])
+    compare.result()
+    (path,) = Path(compare._root).glob("execution/comparison/1-lam-0.tsv")
+    table = logs.read(path)
+    assert table["predict"].tolist() == [1, 1, 0, -1]
+    assert (table["radius"] * table["correct"]).tolist() == [0.5, 0.25, 0, 0]
