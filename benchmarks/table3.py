@@ -2,9 +2,8 @@
 
     python benchmarks/table3.py --network cifar_resnet110
 
-Each round times a step of every method, one after the other; an epoch is 50,000 images. Batches are large in images, so
-they are taken in slices of about COPIES_AT_ONCE noisy copies, which bounds memory. A round in which the process did not
-get its cores is dropped.
+Each round times a step of every method, one after the other; an epoch is 50,000 images. Batches are taken in slices of
+about COPIES_AT_ONCE noisy copies, which bounds memory. A round in which one did not get its cores is dropped.
 """
 
 import argparse
@@ -12,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from interleaved import Rounds, constant_batches, training_steps, use_cores
+from interleaved import Rounds, constant_batches, training_step
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -37,19 +36,13 @@ def main():
     parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
     arguments = parser.parse_args()
-    use_cores(arguments.threads)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    shape = (28, 28, 1) if arguments.network == "lenet" else (32, 32, 3)
-    batches = constant_batches(shape, arguments.batch)
-    contestants = {
-        name: training_steps(build(arguments, shape, num_samples, attack_steps), batches, 1)
-        for name, (num_samples, attack_steps, _) in METHODS.items()
-    }
-    report(arguments, Rounds(contestants, arguments.rounds, arguments.threads))
+    contestants = {name: (step, arguments, *copies_and_attack) for name, (*copies_and_attack, _) in METHODS.items()}
+    report(arguments, Rounds(contestants, arguments.rounds, 1, arguments.threads))
 
 
-def build(arguments, shape, num_samples, attack_steps):
-    """The method's compiled model."""
+def step(arguments, num_samples, attack_steps):
+    """A training step of a method."""
     import keras
 
     from macer_tf import networks
@@ -58,6 +51,7 @@ def build(arguments, shape, num_samples, attack_steps):
     from macer_tf.optimizers import SGD
 
     keras.config.set_dtype_policy(arguments.precision)
+    shape = (28, 28, 1) if arguments.network == "lenet" else (32, 32, 3)
     network = networks.build(arguments.network, shape, 10)
     slices = {"num_samples": num_samples, "microbatch": COPIES_AT_ONCE // num_samples, "seed": 0}
     if attack_steps:
@@ -65,7 +59,7 @@ def build(arguments, shape, num_samples, attack_steps):
     else:
         model = MACERModel(network, 0.25, lam=12.0 if num_samples > 1 else 0.0, **slices)
     model.compile(SGD(1e-4, momentum=0.9, l2=5e-4))
-    return model
+    return training_step(model, constant_batches(shape, arguments.batch))
 
 
 def report(arguments, rounds):

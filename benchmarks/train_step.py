@@ -2,10 +2,10 @@
 
     python benchmarks/train_step.py --network lenet --reference DIR      DIR: a clone of github.com/RuntianZ/macer
 
-Both sides take the same images, batch, k and number of threads. Each round times the authors' step, ours on the same
-batch, ours behind the pipeline's shuffling, random crops and flips, that input pipeline alone, and a matrix product,
-one after the other; a round in which the process did not get its cores is dropped. Needs torch beside the project's
-requirements.
+Both sides take the same batch, k and number of threads, each in a process of its own. Each round times the authors'
+step, ours on a constant batch, ours behind the pipeline's shuffling, random crops and flips, that input pipeline alone,
+and a matrix product, one after the other; a round in which one did not get its cores is dropped. Needs torch beside the
+project's requirements.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import os
 import sys
 from pathlib import Path
 
-from interleaved import MATRIX_FLOPS, Rounds, constant_batches, matrix_product, training_steps, use_cores
+from interleaved import MATRIX_FLOPS, Rounds, constant_batches, matrix_product, training_step
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,35 +41,31 @@ def main():
     arguments = parser.parse_args()
     arguments.batch = arguments.batch or NETWORKS[arguments.network][0]
     policies = [arguments.precision] if arguments.precision else POLICIES
-    use_cores(arguments.threads)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    shape = NETWORKS[arguments.network][1]
-    contestants = {"authors": authors_steps(arguments)}
+    contestants = {"authors": (authors_step, arguments), "input": (input_alone, arguments)}
     for policy in policies:
-        constant = constant_batches(shape, arguments.batch)
         contestants |= {
-            policy: training_steps(our_model(arguments.network, policy), constant, arguments.steps),
-            f"{policy} fed": training_steps(
-                our_model(arguments.network, policy), pipeline_batches(shape, arguments.batch), arguments.steps
-            ),
-            f"{policy} matrix": matrix_product(policy.removeprefix("mixed_")),
+            policy: (our_step, arguments, policy, constant_batches),
+            f"{policy} fed": (our_step, arguments, policy, pipeline_batches),
+            f"{policy} matrix": (matrix_product, policy.removeprefix("mixed_")),
         }
-    contestants["input"] = input_alone(shape, arguments.batch)
-    report(arguments, policies, Rounds(contestants, arguments.rounds, arguments.threads, settling=("input",)))
+    rounds = Rounds(contestants, arguments.rounds, arguments.steps, arguments.threads, idle=("input",))
+    report(arguments, policies, rounds)
 
 
 def report(arguments, policies, rounds):
     """Prints the median time of a step, its ratio to the reference, its share of the matrix peak, and the input's."""
-    batch, steps = arguments.batch, arguments.steps
+    batch = arguments.batch
     print(
-        f"{arguments.network}, batch {batch}, k={NUM_SAMPLES}, {arguments.threads} threads; {rounds} of {steps} steps\n"
-        f"  authors, float32{1000 * rounds.median('authors') / steps:15.1f} ms a step"
+        f"{arguments.network}, batch {batch}, k={NUM_SAMPLES}, {arguments.threads} threads; {rounds} of "
+        f"{arguments.steps} steps\n"
+        f"  authors, float32{1000 * rounds.median('authors'):15.1f} ms a step"
     )
-    work = step_flops(arguments.network) * batch * NUM_SAMPLES * steps
+    work = step_flops(arguments.network) * batch * NUM_SAMPLES
     for policy in policies:
         peak = MATRIX_FLOPS / rounds.median(f"{policy} matrix")
         print(
-            f"  ours, {policy:<15}{1000 * rounds.median(policy) / steps:10.1f} ms a step"
+            f"  ours, {policy:<15}{1000 * rounds.median(policy):10.1f} ms a step"
             f"{rounds.ratio('authors', policy):7.2f} times as fast;"
             f" {100 * work / rounds.median(policy) / peak:3.0f} % of {peak / 1e9:.0f} GFLOP/s, the matrix peak"
         )
@@ -78,13 +74,13 @@ def report(arguments, policies, rounds):
     )
     for policy in policies:
         print(
-            f"    {policy} consumes {steps * batch / rounds.median(policy):.0f}; a step on its batches takes "
+            f"    {policy} consumes {batch / rounds.median(policy):.0f}; a step on its batches takes "
             f"{rounds.ratio(f'{policy} fed', policy):.3f} times as long as on a constant batch"
         )
 
 
-def authors_steps(arguments):
-    """The authors' `macer_train` on one batch, `steps` times."""
+def authors_step(arguments):
+    """The authors' `macer_train` on a loader of one batch."""
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -99,14 +95,13 @@ def authors_steps(arguments):
 
     def run():
         with contextlib.redirect_stdout(io.StringIO()):
-            train(0.25, 12.0, NUM_SAMPLES, 16.0, 8.0, 10, network, [batch] * arguments.steps, optimizer, "cpu")
+            train(0.25, 12.0, NUM_SAMPLES, 16.0, 8.0, 10, network, [batch], optimizer, "cpu")
 
-    run()
     return run
 
 
-def our_model(network, policy):
-    """MACERModel with the authors' settings, in a precision."""
+def our_step(arguments, policy, source):
+    """A training step of MACERModel with the authors' settings, in a precision, on batches of a source."""
     import keras
 
     from macer_tf import networks
@@ -114,9 +109,10 @@ def our_model(network, policy):
     from macer_tf.optimizers import SGD
 
     keras.config.set_dtype_policy(policy)
-    model = MACERModel(networks.build(network, NETWORKS[network][1], 10), 0.25, num_samples=NUM_SAMPLES, seed=0)
+    shape = NETWORKS[arguments.network][1]
+    model = MACERModel(networks.build(arguments.network, shape, 10), 0.25, num_samples=NUM_SAMPLES, seed=0)
     model.compile(SGD(1e-4, momentum=0.9, l2=5e-4))
-    return model
+    return training_step(model, source(shape, arguments.batch))
 
 
 def pipeline_batches(shape, batch):
@@ -139,15 +135,14 @@ def pipeline_batches(shape, batch):
     )
 
 
-def input_alone(shape, batch):
+def input_alone(arguments):
     """INPUT_BATCHES batches of the pipeline, thrown away."""
-    iterator = iter(pipeline_batches(shape, batch))
+    iterator = iter(pipeline_batches(NETWORKS[arguments.network][1], arguments.batch))
 
     def run():
         for _ in range(INPUT_BATCHES):
             next(iterator)
 
-    run()
     return run
 
 
