@@ -2,9 +2,10 @@
 
     python benchmarks/train_step.py --network lenet --reference DIR      DIR: a clone of github.com/RuntianZ/macer
 
-Both sides take the same images, batch, k and number of threads. Each round times the authors' step, ours in float32,
-ours in bfloat16 and a matrix product, one after the other; a round in which the process did not get its cores is
-dropped. Needs torch beside the project's requirements.
+Both sides take the same batch, k and number of threads, each in a process of its own. Each round times the authors'
+step, ours on a constant batch, ours behind the pipeline's shuffling, random crops and flips, that input pipeline alone,
+and a matrix product, one after the other; a round in which one did not get its cores is dropped. Needs torch beside the
+project's requirements.
 """
 
 import argparse
@@ -12,19 +13,19 @@ import contextlib
 import importlib
 import io
 import os
-import statistics
 import sys
-import time
 from pathlib import Path
+
+from interleaved import MATRIX_FLOPS, Rounds, constant_batches, matrix_product, training_step
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# network: batch, image shape, multiply-adds of one forward pass
-NETWORKS = {"lenet": (64, (28, 28, 1), 2_293_000), "cifar_resnet110": (4, (32, 32, 3), 255_270_000)}
+# network: the usual batch, image shape
+NETWORKS = {"lenet": (64, (28, 28, 1)), "cifar_resnet110": (4, (32, 32, 3))}
+POLICIES = ("float32", "mixed_bfloat16")
 NUM_SAMPLES = 16
-MATRIX_SIDE = 2048
-# Of the cores asked for, in the matrix product that closes a round.
-LOWEST_SHARE = 0.9
+# Batches that the input pipeline is timed on.
+INPUT_BATCHES = 200
 
 
 def main():
@@ -32,54 +33,54 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, default="lenet")
     parser.add_argument("--reference", type=Path, required=True, help="clone of the authors' code")
+    parser.add_argument("--precision", choices=POLICIES, help="ours in this precision alone (default: both)")
+    parser.add_argument("--batch", type=int, help="images in a batch (default: 64 for lenet, 4 for cifar_resnet110)")
     parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
     parser.add_argument("--rounds", type=int, default=11, help="rounds (default: 11)")
     parser.add_argument("--steps", type=int, default=5, help="training steps in a round (default: 5)")
     arguments = parser.parse_args()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    arguments.batch = arguments.batch or NETWORKS[arguments.network][0]
+    policies = [arguments.precision] if arguments.precision else POLICIES
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    contestants = {
-        "authors, float32": authors_steps(arguments),
-        "ours, float32": our_steps(arguments, "float32"),
-        "ours, bfloat16": our_steps(arguments, "mixed_bfloat16"),
-        "matrix product": matrix_product(),
-    }
-    rounds = []
-    for _ in range(arguments.rounds):
-        seconds = {}
-        for name, run in contestants.items():
-            started, cpu = time.perf_counter(), time.process_time()
-            run()
-            seconds[name] = time.perf_counter() - started
-            share = (time.process_time() - cpu) / seconds[name] / arguments.threads
-        if share >= LOWEST_SHARE:
-            rounds.append(seconds)
-    report(arguments, rounds)
+    contestants = {"authors": (authors_step, arguments), "input": (input_alone, arguments)}
+    for policy in policies:
+        contestants |= {
+            policy: (our_step, arguments, policy, constant_batches),
+            f"{policy} fed": (our_step, arguments, policy, pipeline_batches),
+            f"{policy} matrix": (matrix_product, policy.removeprefix("mixed_")),
+        }
+    rounds = Rounds(contestants, arguments.rounds, arguments.steps, arguments.threads, idle=("input",))
+    report(arguments, policies, rounds)
 
 
-def report(arguments, rounds):
-    """Prints the median time of a step, the median ratio to the reference, and the share of the matrix peak."""
-    batch, _, multiply_adds = NETWORKS[arguments.network]
-    reference, *ours, matrix = rounds[0]
-    peak = statistics.median(2 * MATRIX_SIDE**3 / seconds[matrix] for seconds in rounds)
+def report(arguments, policies, rounds):
+    """Prints the median time of a step, its ratio to the reference, its share of the matrix peak, and the input's."""
+    batch = arguments.batch
     print(
-        f"{arguments.network}, batch {batch}, k={NUM_SAMPLES}, {arguments.threads} threads; medians of {len(rounds)} "
-        f"rounds ({arguments.rounds - len(rounds)} dropped) of {arguments.steps} steps; float32 matrix peak "
-        f"{peak / 1e9:.0f} GFLOP/s"
+        f"{arguments.network}, batch {batch}, k={NUM_SAMPLES}, {arguments.threads} threads; {rounds} of "
+        f"{arguments.steps} steps\n"
+        f"  authors, float32{1000 * rounds.median('authors'):15.1f} ms a step"
     )
-    # A backward pass does the work of two forward passes.
-    work = 3 * 2 * multiply_adds * batch * NUM_SAMPLES * arguments.steps
-    for name in (reference, *ours):
-        wall = statistics.median(seconds[name] for seconds in rounds)
-        ratio = statistics.median(seconds[reference] / seconds[name] for seconds in rounds)
+    work = step_flops(arguments.network) * batch * NUM_SAMPLES
+    for policy in policies:
+        peak = MATRIX_FLOPS / rounds.median(f"{policy} matrix")
         print(
-            f"  {name:<18}{1000 * wall / arguments.steps:9.1f} ms a step{ratio:7.2f} x"
-            f"{100 * work / wall / peak:6.0f} % of the matrix peak"
+            f"  ours, {policy:<15}{1000 * rounds.median(policy):10.1f} ms a step"
+            f"{rounds.ratio('authors', policy):7.2f} times as fast;"
+            f" {100 * work / rounds.median(policy) / peak:3.0f} % of {peak / 1e9:.0f} GFLOP/s, the matrix peak"
+        )
+    print(
+        f"  input pipeline alone (crops, flips): {INPUT_BATCHES * batch / rounds.median('input'):.0f} images a second"
+    )
+    for policy in policies:
+        print(
+            f"    {policy} consumes {batch / rounds.median(policy):.0f}; a step on its batches takes "
+            f"{rounds.ratio(f'{policy} fed', policy):.3f} times as long as on a constant batch"
         )
 
 
-def authors_steps(arguments):
-    """The authors' `macer_train` on one batch, `steps` times."""
+def authors_step(arguments):
+    """The authors' `macer_train` on a loader of one batch."""
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -88,58 +89,82 @@ def authors_steps(arguments):
     models = importlib.import_module("model")
     network = models.LeNet() if arguments.network == "lenet" else models.resnet110()
     network.train()
-    batch, (height, width, channels), _ = NETWORKS[arguments.network]
-    loader = [(torch.rand(batch, channels, height, width), torch.randint(0, 10, (batch,)))] * arguments.steps
+    height, width, channels = NETWORKS[arguments.network][1]
+    batch = torch.rand(arguments.batch, channels, height, width), torch.randint(0, 10, (arguments.batch,))
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
 
     def run():
         with contextlib.redirect_stdout(io.StringIO()):
-            train(0.25, 12.0, NUM_SAMPLES, 16.0, 8.0, 10, network, loader, optimizer, "cpu")
+            train(0.25, 12.0, NUM_SAMPLES, 16.0, 8.0, 10, network, [batch], optimizer, "cpu")
 
-    run()
     return run
 
 
-def our_steps(arguments, policy):
-    """`MACERModel.train_step` on one batch, `steps` times, as `fit` runs it."""
+def our_step(arguments, policy, source):
+    """A training step of MACERModel with the authors' settings, in a precision, on batches of a source."""
     import keras
-    import numpy as np
-    import tensorflow as tf
 
     from macer_tf import networks
     from macer_tf.model import MACERModel
     from macer_tf.optimizers import SGD
 
-    batch, shape, _ = NETWORKS[arguments.network]
     keras.config.set_dtype_policy(policy)
-    model = MACERModel(networks.build(arguments.network, shape, 10), sigma=0.25, num_samples=NUM_SAMPLES, seed=0)
+    shape = NETWORKS[arguments.network][1]
+    model = MACERModel(networks.build(arguments.network, shape, 10), 0.25, num_samples=NUM_SAMPLES, seed=0)
     model.compile(SGD(1e-4, momentum=0.9, l2=5e-4))
+    return training_step(model, source(shape, arguments.batch))
+
+
+def pipeline_batches(shape, batch):
+    """The pipeline's own training batches of 50,000 random images, with random crops and flips."""
+    import numpy as np
+
+    from pipeline.examples import Examples
+    from pipeline.training import batches
+
     rng = np.random.default_rng(0)
-    images, labels = rng.random((batch, *shape), np.float32), rng.integers(0, 10, batch)
-    batches = iter(tf.data.Dataset.from_tensors((images, labels)).repeat())
-    model.make_train_function()
+    examples = Examples(
+        images={"train": rng.integers(0, 256, (50_000, *shape), np.uint8)},
+        labels={"train": rng.integers(0, 10, 50_000)},
+        descriptions={},
+        pixel_max=255,
+        class_names=tuple("0123456789"),
+    )
+    return batches(
+        examples, np.arange(50_000), batch_size=batch, seed=0, first_epoch=0, epochs=100, crop_padding=4, flip=True
+    )
+
+
+def input_alone(arguments):
+    """INPUT_BATCHES batches of the pipeline, thrown away."""
+    iterator = iter(pipeline_batches(NETWORKS[arguments.network][1], arguments.batch))
 
     def run():
-        for _ in range(arguments.steps):
-            logs = model.train_function(batches)
-        float(logs["loss"])
+        for _ in range(INPUT_BATCHES):
+            next(iterator)
 
-    run()
     return run
 
 
-def matrix_product():
-    """One float32 matrix product, the machine's peak."""
-    import tensorflow as tf
+def step_flops(network):
+    """FLOPs of a training step on one noisy copy: of convolutions and dense layers, forward and backward.
 
-    matrix = tf.random.normal([MATRIX_SIDE, MATRIX_SIDE])
-    product = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)))
+    A layer's forward pass, its weights' gradient and its input's gradient take the same number of multiply-adds; the
+    first layer's input has no gradient.
+    """
+    import keras
 
-    def run():
-        product().numpy()
+    from macer_tf import networks
 
-    run()
-    return run
+    layers = networks.build(network, NETWORKS[network][1], 10).layers
+    multiply_adds = []
+    for layer in layers:
+        if isinstance(layer, keras.layers.Conv2D):
+            _, height, width, _ = layer.output.shape
+            multiply_adds.append(layer.kernel.numpy().size * height * width)
+        elif isinstance(layer, keras.layers.Dense):
+            multiply_adds.append(layer.kernel.numpy().size)
+    return 2 * (3 * sum(multiply_adds) - multiply_adds[0])
 
 
 if __name__ == "__main__":

@@ -45,8 +45,9 @@ def lenet(input_shape=(28, 28, 1), num_classes=10):
     """LeNet as the authors use it for MNIST: 431,080 parameters at 28x28x1."""
     _check_side("lenet", input_shape, 16)
     inputs = keras.Input(input_shape)
-    x = layers.MaxPooling2D(2)(layers.Conv2D(20, 5, activation="relu", name="conv1")(inputs))
-    x = layers.MaxPooling2D(2)(layers.Conv2D(50, 5, activation="relu", name="conv2")(x))
+    # The maximum of four ReLUs is the ReLU of their maximum, on a quarter of the values.
+    x = layers.ReLU()(layers.MaxPooling2D(2)(layers.Conv2D(20, 5, name="conv1")(inputs)))
+    x = layers.ReLU()(layers.MaxPooling2D(2)(layers.Conv2D(50, 5, name="conv2")(x)))
     x = layers.Dense(500, activation="relu", name="fc1")(layers.Flatten()(x))
     return keras.Model(inputs, _logits(x, num_classes, name="fc2"), name="lenet")
 

@@ -2,7 +2,6 @@
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 
 @keras.saving.register_keras_serializable(package="macer_tf")
@@ -51,10 +50,15 @@ class SGD(keras.optimizers.Optimizer):
         return [gradient / replica.num_replicas_in_sync for gradient in clipped]
 
     def update_step(self, gradient, variable, learning_rate):
-        velocity = self._velocities[self._get_variable_index(variable)]
-        gradient = ops.cast(gradient, variable.dtype) + self.l2 * variable
-        self.assign(velocity, self.momentum * velocity + gradient)
-        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * velocity)
+        velocity = self._velocities[self._get_variable_index(variable)].value
+        # One kernel for both lines of the recipe; a network of 110 layers has 333 variables.
+        tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle,
+            accum=velocity.handle,
+            lr=tf.cast(learning_rate, variable.dtype),
+            grad=tf.cast(gradient, variable.dtype) + self.l2 * variable,
+            momentum=tf.constant(self.momentum, variable.dtype),
+        )
 
     def get_config(self):
         config = super().get_config()

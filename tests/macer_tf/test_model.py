@@ -392,6 +392,41 @@ class TestKeras:
         # Had the gradients not been unscaled, the step would be 32,768 times as long.
         assert np.abs(got - expected).max() < 0.05 * np.abs(expected - linear().get_weights()[0]).max()
 
+    def test_mixed_float16_scales_the_loss(self):
+        # The last kernel is 1e-6, so the hidden layer's gradient is about 1e-8: in float16, without a scale, 0.
+        images, labels = data()
+        steps = []
+        for policy in ("float32", "mixed_float16"):
+            keras.utils.set_random_seed(0)
+            inputs = keras.Input(SHAPE)
+            hidden = layers.Dense(8, dtype=policy)(layers.Flatten()(inputs))
+            last = keras.initializers.RandomUniform(-1e-6, 1e-6, seed=1)
+            model = macer(
+                keras.Model(inputs, layers.Dense(3, kernel_initializer=last, dtype="float32")(hidden)), dtype=policy
+            )
+            model.compile(SGD(1e5))
+            before = model.classifier.get_weights()[0]
+            fit(model, images, labels)
+            steps.append(model.classifier.get_weights()[0] - before)
+        assert np.abs(steps[0]).min() > 0
+        np.testing.assert_allclose(steps[1], steps[0], rtol=0.02, atol=0.02 * np.abs(steps[0]).max())
+
+    @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+    def test_the_objective_of_half_precision_logits_is_computed_in_float32(self, policy):
+        images, labels = data()
+        model = macer(linear(dtype=policy), dtype=policy)
+        noise = model.draw_noise(tf.constant(images), 0)
+        logits = model.classifier(tf.reshape(images[:, None] + noise, [-1, *SHAPE]))
+        assert logits.dtype == policy.removeprefix("mixed_")
+        terms = model.loss_terms(tf.constant(images), tf.constant(labels), noise, training=False)
+        expected = macer_terms(
+            tf.reshape(tf.cast(logits, tf.float64), [12, 4, 3]), tf.constant(labels), 0.25, model.gamma, model.beta
+        )
+        # float16 resolves 5e-4, bfloat16 4e-3.
+        np.testing.assert_allclose(terms.losses["classification_loss"], expected.classification, rtol=1e-5)
+        np.testing.assert_allclose(terms.losses["robustness_loss"], 12 * expected.robustness, rtol=1e-5, atol=1e-5)
+        assert expected.in_hinge.numpy().any()
+
     def test_lam_changes_while_training_without_a_retrace(self):
         traces = []
 

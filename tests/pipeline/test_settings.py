@@ -195,10 +195,12 @@ OVERRIDES = {
 
 
 def test_every_setting_can_be_overridden():
-    assert set(OVERRIDES) == set(FLAGS) - {"dataset", "preset"}
+    assert set(OVERRIDES) == set(FLAGS) - {"dataset", "preset", "sweep"}
     arguments = [part for name, (text, _) in OVERRIDES.items() for part in (f"--{name}", text)]
     settings, preset = settings_lib.parse(["--dataset", "mnist", *arguments])
-    assert settings == {"dataset": "mnist", "preset": None} | {name: value for name, (_, value) in OVERRIDES.items()}
+    assert settings == {"dataset": "mnist", "preset": None, "sweep": None} | {
+        name: value for name, (_, value) in OVERRIDES.items()
+    }
     assert (preset.dataset, preset.sigma, preset.paper) == ("mnist", 0.3, None)
 
 
@@ -236,7 +238,7 @@ def test_a_preset_is_what_its_name_gives(preset):
 def test_the_plan_tells_every_setting_that_can_change_a_result():
     settings, _ = settings_lib.parse(["--dataset", "svhn", "--clip_norm", "none", "--flip", "no"])
     plan = {name: (value, meaning) for group in settings_lib.plan(settings).values() for name, value, meaning in group}
-    assert set(plan) == set(FLAGS) - {"preset", "data_dir", "push_dir", "pipeline_root", "num_workers"}
+    assert set(plan) == set(FLAGS) - {"preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers"}
     assert plan["lr_drop_epochs"][0] == "200,400"
     assert (plan["clip_norm"][0], plan["flip"][0], plan["num_test_examples"][0]) == ("none", "no", "500")
     assert all(value and meaning for value, meaning in plan.values())

@@ -244,15 +244,15 @@ def test_a_member_equals_the_same_training_by_itself(sweep, tmp_path, capsys):
     done = sweep("--sweep", "lam=0,8")
     alone = run_lib.main([*TINY, "--lam", "8", "--pipeline_root", str(tmp_path / "alone")])
     assert alone == 0
-    rows, history = certificates(tmp_path / "alone", lam=8.0)
-    swept_rows, swept_history = certificates(done.root, lam=8.0)
+    rows, seconds = certificates(tmp_path / "alone", lam=8.0)
+    swept_rows, swept_seconds = certificates(done.root, lam=8.0)
     assert swept_rows == rows
 
     def losses(path):
         with open(path, newline="") as file:
             return [row["loss"] for row in csv.DictReader(file)]
 
-    assert losses(swept_history) == losses(history)
+    assert losses(swept_seconds.with_name("history.csv")) == losses(seconds.with_name("history.csv"))
 
 
 def test_a_member_that_diverges_is_told_and_the_others_go_on(sweep):
