@@ -58,14 +58,16 @@ class SmoothedSignatures(tf.Module):
         # Of any rank, so that they may be left out, be scalars, or be one an image as server-side batching needs them.
         num_samples = tf.TensorSpec(None, tf.int64, name="num_samples")
         alpha = tf.TensorSpec(None, tf.float64, name="alpha")
+        # A default that is a tensor makes an input optional.
         default_n, default_alpha = tf.constant(self._n, tf.int64), tf.constant(self._alpha, tf.float64)
+        no_query = tf.constant([""])
 
         @tf.function(input_signature=[images, num_samples, alpha])
         def certify_custom(images, num_samples=default_n, alpha=default_alpha):
             return self.certify_custom(images, num_samples, alpha)
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="query")])
-        def metadata(query=tf.constant([""])):
+        def metadata(query=no_query):
             return {"model_card": tf.fill(tf.shape(query), self._model_card)}
 
         return {

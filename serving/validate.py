@@ -86,7 +86,7 @@ def run(saved_model, images):
 
 
 def check_certificates(answers, card):
-    """Raises ValueError unless predicted_class, radius and p_lower follow from votes with the card's sigma, n, alpha."""
+    """Raises ValueError unless predicted_class, radius and p_lower follow from the votes and the card."""
     columns = (answers[name] for name in ("predicted_class", "radius", "p_lower", "votes"))
     for predicted, radius, p_lower, votes in zip(*columns, strict=True):
         abstained = predicted == -1 and radius == 0 and p_lower <= 0.5

@@ -49,7 +49,7 @@ def test_the_test_stops_at_the_first_look_that_decides():
 )
 @pytest.mark.parametrize("alpha", [0.05, 0.2])
 def test_a_wrong_class_is_returned_with_probability_at_most_alpha(probabilities, alpha):
-    """Exact, by dynamic programming over all votes, with a look after every one of 120 samples. Class 0 is a top one."""
+    """Exact, by dynamic programming over all votes, a look after each of 120 samples. Class 0 is a top one."""
     limit, others = 120, len(probabilities) - 1
     # Votes of all classes but the first: its own are what is left of the samples drawn.
     votes = np.moveaxis(np.indices((limit + 1,) * others), 0, -1)

@@ -49,7 +49,20 @@ def build(directory):
     wheel = Path(tf.__file__).parent
     program = Path(directory) / "saved_model_runner"
     libraries = [f"-L{wheel}", f"-Wl,-rpath,{wheel}", "-l:libtensorflow_cc.so.2", "-l:libtensorflow_framework.so.2"]
-    command = [compiler, "-std=gnu11", "-O1", "-Wall", "-Werror", f"-I{wheel / 'include'}", _SOURCE, "-o", program]
+    # The default linker takes ten times as long over the wheel's libraries.
+    linker = ["-fuse-ld=gold"] if shutil.which("ld.gold") else []
+    command = [
+        compiler,
+        *linker,
+        "-std=gnu11",
+        "-O1",
+        "-Wall",
+        "-Werror",
+        f"-I{wheel / 'include'}",
+        _SOURCE,
+        "-o",
+        program,
+    ]
     subprocess.run([*command, *libraries], check=True, capture_output=True, text=True, timeout=_SECONDS)
     return program
 
