@@ -13,10 +13,8 @@ from macer_tf import certificates, noise
 from macer_tf.checks import check, check_seed
 from macer_tf.inference import InferenceGraph
 from macer_tf.noisy_training import NoisyTrainingModel
-from macer_tf.votes import Votes
+from macer_tf.votes import UNITS, SoftMoments, Votes
 
-# Soft votes are whole numbers of 2**-20, so that they add up to the same bits in any order.
-SOFT_VOTE = 2**20
 # Rows of a forward pass come in multiples of this: TensorFlow computes the odd values at the end of a tensor, after the
 # last whole vector of 16, by other code.
 _ROWS = 16
@@ -28,7 +26,7 @@ class Drawn(NamedTuple):
     Attributes:
         counts: int64 [images, classes], how often each class had the largest output.
         soft: beta -> (sums, squares), int64 [images, classes] each: over the samples, of u and of u squared, where
-            u = floor(softmax(beta * outputs) * SOFT_VOTE). They hold up to 8 million samples.
+            u = floor(softmax(beta * outputs) * UNITS). They hold up to 8 million samples.
     """
 
     counts: np.ndarray
@@ -181,7 +179,7 @@ class SmoothedClassifier:
         return self._passes[key](images, addresses, counted)
 
     def votes(self, images, n0, n, example_ids=None):
-        """`Votes` of n0 selection and n estimation samples for each image.
+        """`Votes` of n0 selection and n estimation samples for each image, with soft moments at `betas`.
 
         Args:
             images: float [images, height, width, channels] in [0, 1].
@@ -199,7 +197,11 @@ class SmoothedClassifier:
             self.draw(images, example_ids, stream, starts, [samples] * len(images))
             for stream, samples in ((noise.SELECTION, n0), (noise.ESTIMATION, n))
         )
-        return Votes(selection.counts, estimation.counts)
+        soft = {
+            float(beta): SoftMoments(*estimation.soft[beta], selection_sums=selection.soft[beta][0])
+            for beta in self._betas
+        }
+        return Votes(selection.counts, estimation.counts, soft)
 
     def certify(self, images, n0=100, n=100_000, alpha=0.001, example_ids=None):
         """CERTIFY (Cohen et al. 2019): a class and a certified l2 radius for each image, or ABSTAIN (-1).
@@ -324,7 +326,7 @@ def _votes(outputs, owners, pieces, betas=()):
     votes = [tf.one_hot(tf.argmax(outputs, axis=-1), outputs.shape[-1], dtype=tf.int64)]
     for beta in betas:
         soft = tf.nn.softmax(beta * tf.cast(outputs, tf.float32))
-        soft = tf.cast(tf.floor(soft * SOFT_VOTE), tf.int64)
+        soft = tf.cast(tf.floor(soft * UNITS), tf.int64)
         votes += [soft, soft * soft]
     is_bad = tf.cast(tf.reduce_any(~tf.math.is_finite(outputs), axis=-1), tf.int32)
     return (

@@ -1,39 +1,88 @@
 """A trained classifier -> a SavedModel that returns the smoothed prediction with its certified radius."""
 
-import json
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from serving.signatures import SmoothedSignature
+import macer_tf
+from macer_tf.smoothing import default_micro_batch
+from serving import card
+from serving.signatures import SmoothedSignatures
+
+WARMUP = Path("assets.extra") / "tf_serving_warmup_requests"
 
 
-def export(model, directory, *, n0, n, alpha):
-    """Writes a SavedModel with the signature `serving_default` = certify.
+def export(
+    model, directory, *, n0, n, alpha, class_names=None, pixel_max=255, max_num_samples=None, max_batch_size=128
+):
+    """Writes a SavedModel that a model server can load: no Python, no Keras, only plain variables.
 
-    It takes `images`, float32 [batch, H, W, C] in [0, 1], and returns, each [batch]: `predicted_class`, int64, -1 to
-    abstain; `radius`, float32, the certified l2 radius in [0, 1] pixel units, 0 where it abstains; `vote_share`,
-    float32, the selected class' share of the n estimation votes. A certificate is false with probability at most
-    alpha. What it was exported with is in assets.extra/model_card.json.
+    Its signatures are those of `SmoothedSignatures`: `serving_default` certifies, `certify_custom` does so with the
+    request's `num_samples` and `alpha`, `predict` returns the class alone and sooner, `metadata` the model card. A
+    certificate is false with probability at most alpha. Beside the graph, in assets.extra, are model_card.json (see
+    `serving.card`) and a warm-up request for every signature: a model server runs them as it loads a version, and
+    does not serve one that fails them.
 
     Args:
         model: a `MACERModel` or another `NoisyTrainingModel`.
         directory: where to write; made if it is not there.
         n0, n, alpha: see `SmoothedClassifier.certify`.
+        class_names: one a class; by default their numbers.
+        pixel_max: what a stored pixel is divided by, to lie in [0, 1]; only said in the card.
+        max_num_samples: largest n that `certify_custom` takes; by default 100,000, or n if that is more.
+        max_batch_size: most images in one request.
 
     Raises:
-        ValueError: if n and alpha could never certify an image.
+        ValueError: if n and alpha could never certify an image, or an option is out of range.
     """
-    signature = SmoothedSignature(model.classifier, model.sigma, n0, n, alpha)
-    tf.saved_model.save(signature, str(directory), signatures={"serving_default": signature.certify})
-    card = {
+    directory, classifier = Path(directory), model.classifier
+    num_classes = classifier.output_shape[-1]
+    names = [str(number) for number in range(num_classes)] if class_names is None else list(class_names)
+    if len(names) != num_classes:
+        raise ValueError(f"class_names must be one a class. Received: {len(names)} for {num_classes} classes")
+    image_shape = classifier.input_shape[1:]
+    about = {
+        "format": card.FORMAT,
         "sigma": model.sigma,
         "n0": n0,
         "n": n,
         "alpha": alpha,
-        "image_shape": list(model.classifier.input_shape[1:]),
-        "classes": model.classifier.output_shape[-1],
+        "max_num_samples": max(n, 100_000) if max_num_samples is None else max_num_samples,
+        "max_batch_size": max_batch_size,
+        "micro_batch": default_micro_batch(image_shape),
+        "image_shape": list(image_shape),
+        "scaling": f"divide by {pixel_max}",
+        "normalization": "none before the model, which adds its noise to pixels in [0, 1]",
+        "precision": "+".join(sorted({layer.compute_dtype for layer in classifier.layers})),
+        "class_names": names,
+        "fingerprint": card.fingerprint(classifier),
+        "library_version": macer_tf.__version__,
     }
-    extra = Path(directory) / "assets.extra"
-    extra.mkdir()
-    (extra / "model_card.json").write_text(json.dumps(card, indent=1))
+    text = card.to_json(about)
+    limits = {name: about[name] for name in ("max_num_samples", "max_batch_size")}
+    module = SmoothedSignatures(classifier, model.sigma, n0, n, alpha, **limits, model_card=text)
+    tf.saved_model.save(module, str(directory), signatures=module.signatures())
+    (directory / "assets.extra").mkdir()
+    (directory / "assets.extra" / card.NAME).write_text(text, encoding="utf-8")
+    with tf.io.TFRecordWriter(str(directory / WARMUP)) as writer:
+        for log in _warmup(image_shape, n, alpha):
+            writer.write(log.SerializeToString())
+
+
+def _warmup(image_shape, n, alpha):
+    """A `PredictionLog` for each signature. Every input is batch-major, as server-side batching needs it."""
+    images = {"images": np.full((1, *image_shape), 0.5, np.float32)}
+    requests = {
+        "serving_default": images,
+        "certify_custom": {**images, "num_samples": np.array([n], np.int64), "alpha": np.array([alpha], np.float64)},
+        "predict": images,
+        "metadata": {"query": np.array([""])},
+    }
+    for signature, inputs in requests.items():
+        request = predict_pb2.PredictRequest()
+        request.model_spec.signature_name = signature
+        for name, values in inputs.items():
+            request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
+        yield prediction_log_pb2.PredictionLog(predict_log=prediction_log_pb2.PredictLog(request=request))

@@ -1,117 +1,229 @@
-"""The smoothed classifier as a TensorFlow graph: fresh noise, votes, Clopper-Pearson in float64, a certificate."""
+"""The smoothed classifier as TensorFlow graphs: checks, fresh noise, votes, a certificate or a prediction."""
 
 import tensorflow as tf
 
-from macer_tf import noise
+from macer_tf import noise, sequential
 from macer_tf.certificates import ABSTAIN, check_can_certify
 from macer_tf.inference import InferenceGraph
 from macer_tf.smoothing import count_block, default_micro_batch
+from serving.bounds import anytime_p_value, certified_radius, clopper_pearson_lower
 
-_BISECTIONS = 60
-# Above the error of 60 bisections of float64 `betainc` against SciPy for n up to 1e6: the bound must not overstate.
-_SAFETY = 1e-11
+# `predict` gives up after so many times n: then it decides as narrow a margin as the binomial test of n samples.
+_PREDICT_LIMIT = 2
+# What `certify_custom` takes for alpha.
+ALPHA_RANGE = (1e-6, 0.1)
+_HALF_KEY = 2**32 - 1
 
 
-class SmoothedSignature(tf.Module):
-    """CERTIFY (Cohen et al. 2019) for a batch of images, in the graph.
+class SmoothedSignatures(tf.Module):
+    """CERTIFY and PREDICT (Cohen et al. 2019) for a batch of images, in the graph, and what they were exported with.
 
     Noise is new for every image and every call: its key comes from the operating system, so neither a restart nor a
-    client can repeat or choose it.
+    client can repeat or choose it. The key is returned as `seed`, and the library repeats the votes with it:
+    `SmoothedClassifier(model, seed=seed[0]).count(image, seed[1], noise.ESTIMATION, 0, n)`.
 
     Args:
         classifier: a built Keras model, images [batch, H, W, C] -> [batch, classes].
         sigma, n0, n, alpha: see `SmoothedClassifier.certify`; fixed at export.
+        max_num_samples: largest n that `certify_custom` takes.
+        max_batch_size: most images in one call.
+        model_card: text that `metadata` returns.
 
     Raises:
-        ValueError: if n and alpha could never certify an image, or the classifier has fewer than two classes.
+        ValueError: if n and alpha could never certify an image, n is above max_num_samples, or the classifier has
+            fewer than two classes.
     """
 
-    def __init__(self, classifier, sigma, n0, n, alpha):
+    def __init__(self, classifier, sigma, n0, n, alpha, max_num_samples, max_batch_size, model_card):
         super().__init__()
         check_can_certify(n, alpha)
-        self._sigma, self._n0, self._n, self._alpha = sigma, n0, n, alpha
-        self._classifier = InferenceGraph(classifier)
-        self.model_variables = self._classifier.variables
+        if n > max_num_samples:
+            raise ValueError(f"n must be at most max_num_samples. Received: n={n}, max_num_samples={max_num_samples}")
         self._image_shape = tuple(classifier.input_shape[1:])
         self._num_classes = classifier.output_shape[-1]
-        images = tf.TensorSpec([None, *self._image_shape], tf.float32, name="images")
-        self.certify = tf.function(self._certify, input_signature=[images])
+        if self._num_classes < 2:
+            # The largest of a single output is always class 0: everything would be certified.
+            raise ValueError(f"The classifier must have two classes or more. Received: {self._num_classes}")
+        sequential.check_can_decide(_PREDICT_LIMIT * n, self._num_classes, alpha)
+        self._sigma, self._n0, self._n, self._alpha = float(sigma), n0, n, float(alpha)
+        self._max_num_samples, self._max_batch_size = max_num_samples, max_batch_size
+        self._model_card = model_card
+        self._micro_batch = default_micro_batch(self._image_shape)
+        # A Keras model that is tracked here loads in Python and fails in C++; its plain variables do not.
+        self._classifier = InferenceGraph(classifier)
+        self.model_variables = self._classifier.variables
 
-    def _certify(self, images):
-        """Images float32 [batch, H, W, C] in [0, 1] -> predicted_class (or -1), radius, vote_share, all [batch]."""
-        # The messages are constants: an assertion that prints values would show one client another's pixels.
-        in_range = tf.reduce_all((images >= 0) & (images <= 1))
-        with tf.control_dependencies([tf.debugging.Assert(in_range, ["images must be finite and lie in [0, 1]"])]):
-            images = tf.identity(images)
-        keys = tf.raw_ops.NonDeterministicInts(shape=tf.stack([tf.shape(images)[0], 2]), dtype=tf.int64)
-        predicted, radius, share = tf.map_fn(
-            lambda element: self._certify_image(*element),
-            (images, keys),
-            fn_output_signature=(tf.int64, tf.float32, tf.float32),
+    def signatures(self):
+        """Name -> `tf.function`, as `tf.saved_model.save` takes them. Every output is batch-major."""
+        images = tf.TensorSpec([None, *self._image_shape], tf.float32, name="images")
+        # Of any rank, so that they may be left out, be scalars, or be one an image as server-side batching needs them.
+        num_samples = tf.TensorSpec(None, tf.int64, name="num_samples")
+        alpha = tf.TensorSpec(None, tf.float64, name="alpha")
+        # A default that is a tensor makes an input optional.
+        default_n, default_alpha = tf.constant(self._n, tf.int64), tf.constant(self._alpha, tf.float64)
+        no_query = tf.constant([""])
+
+        @tf.function(input_signature=[images, num_samples, alpha])
+        def certify_custom(images, num_samples=default_n, alpha=default_alpha):
+            return self.certify_custom(images, num_samples, alpha)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="query")])
+        def metadata(query=no_query):
+            return {"model_card": tf.fill(tf.shape(query), self._model_card)}
+
+        return {
+            "serving_default": tf.function(self.certify, input_signature=[images]),
+            "certify_custom": certify_custom,
+            "predict": tf.function(self.predict, input_signature=[images]),
+            "metadata": metadata,
+        }
+
+    def certify(self, images):
+        """CERTIFY with the n and alpha of the export.
+
+        Args:
+            images: float32 [batch, H, W, C] in [0, 1].
+
+        Returns:
+            predicted_class, int64 [batch], ABSTAIN (-1) or the class that is certified; radius, float32 [batch], its
+            l2 radius in units of a pixel in [0, 1], rounded down, 0 where it abstains; p_lower, float64 [batch], the
+            bound on the selected class' probability; votes, int64 [batch, classes], of the n estimation samples;
+            seed, int64 [batch, 2].
+
+        Raises:
+            tf.errors.InvalidArgumentError: for more images than max_batch_size, another shape, or pixels that are not
+                finite or outside [0, 1]; if the classifier returns NaN or infinity. No pixel is in the message.
+        """
+        images = self._checked(images)
+        batch = tf.shape(images)[:1]
+        n = tf.fill(batch, tf.constant(self._n, tf.int64))
+        return self._certify(images, n, tf.fill(batch, tf.constant(self._alpha, tf.float64)))
+
+    def certify_custom(self, images, num_samples, alpha):
+        """CERTIFY with the caller's n, int64, and alpha, float64, each a scalar or [batch]; otherwise as `certify`.
+
+        Raises:
+            tf.errors.InvalidArgumentError: also for n above max_num_samples, alpha outside ALPHA_RANGE, and an n too
+                small to certify anything at that alpha.
+        """
+        images = self._checked(images)
+        batch = tf.shape(images)[:1]
+        n = tf.broadcast_to(tf.reshape(num_samples, [-1]), batch)
+        alpha = tf.broadcast_to(tf.reshape(alpha, [-1]), batch)
+        low, high = ALPHA_RANGE
+        n_in_range = tf.reduce_all((n >= 1) & (n <= self._max_num_samples))
+        checks = [
+            tf.debugging.Assert(n_in_range, [f"num_samples must lie in [1, {self._max_num_samples}]"]),
+            tf.debugging.Assert(
+                tf.reduce_all((alpha >= low) & (alpha <= high)), [f"alpha must lie in [{low}, {high}]"]
+            ),
+        ]
+        with tf.control_dependencies(checks):
+            can_certify = tf.reduce_all(clopper_pearson_lower(tf.identity(n), n, alpha) > 0.5)
+        too_few = "num_samples is too small to certify an image at this alpha"
+        with tf.control_dependencies([tf.debugging.Assert(can_certify, [too_few])]):
+            return self._certify(tf.identity(images), n, alpha)
+
+    def predict(self, images):
+        """PREDICT with early exit (`macer_tf.sequential`): the class without a radius, mostly after few samples.
+
+        Args:
+            images: see `certify`.
+
+        Returns:
+            predicted_class, int64 [batch], wrong with probability at most alpha, or ABSTAIN (-1) after 2n samples;
+            p_value, float64 [batch], anytime-valid; samples, int64 [batch], drawn until then; seed, int64 [batch, 2].
+
+        Raises:
+            tf.errors.InvalidArgumentError: see `certify`.
+        """
+        images = self._checked(images)
+        seed = _fresh_seeds(images)
+        predicted, p_value, samples = tf.map_fn(
+            lambda element: self._predict_image(*element),
+            (images, seed),
+            fn_output_signature=(tf.int64, tf.float64, tf.int64),
             parallel_iterations=1,
         )
-        return {"predicted_class": predicted, "radius": radius, "vote_share": share}
+        return {"predicted_class": predicted, "p_value": p_value, "samples": samples, "seed": seed}
 
-    def _certify_image(self, image, key):
-        # `noise.gaussian` takes two 32-bit halves of one key.
-        seed, example_id = tf.unstack(tf.bitwise.bitwise_and(key, tf.constant(2**32 - 1, tf.int64)))
-        selected = tf.argmax(self._count(image, seed, example_id, noise.SELECTION, self._n0))
-        votes = self._count(image, seed, example_id, noise.ESTIMATION, self._n)[selected]
-        p_lower = clopper_pearson_lower(votes, self._n, self._alpha)
-        certified = p_lower > 0.5
-        radius = self._sigma * tf.math.ndtri(tf.where(certified, p_lower, 0.5))
-        return (
-            tf.where(certified, selected, tf.constant(ABSTAIN, tf.int64)),
-            round_down(tf.where(certified, radius, 0)),
-            tf.cast(votes / self._n, tf.float32),
+    def _checked(self, images):
+        """The images, once they have passed the checks that `certify` promises."""
+        # The messages are constants: an assertion that prints values would show one client another's pixels.
+        images = tf.ensure_shape(images, [None, *self._image_shape])
+        checks = [
+            tf.debugging.Assert(
+                tf.shape(images)[0] <= self._max_batch_size,
+                [f"one request takes at most {self._max_batch_size} images"],
+            ),
+            tf.debugging.Assert(
+                tf.reduce_all((images >= 0) & (images <= 1)), ["images must be finite and lie in [0, 1]"]
+            ),
+        ]
+        with tf.control_dependencies(checks):
+            return tf.identity(images)
+
+    def _certify(self, images, n, alpha):
+        seed = _fresh_seeds(images)
+        selected, votes = tf.map_fn(
+            lambda element: self._votes(*element),
+            (images, seed, n),
+            fn_output_signature=(tf.int64, tf.TensorSpec([self._num_classes], tf.int64)),
+            parallel_iterations=1,
         )
+        p_lower, radius = certified_radius(tf.gather(votes, selected, batch_dims=1), n, alpha, self._sigma)
+        return {
+            "predicted_class": tf.where(p_lower > 0.5, selected, ABSTAIN),
+            "radius": radius,
+            "p_lower": p_lower,
+            "votes": votes,
+            "seed": seed,
+        }
 
-    def _count(self, image, seed, example_id, stream, samples):
-        """int64 [classes], adding up to `samples`."""
+    def _votes(self, image, seed, n):
+        """The class that n0 samples select, and the votes of n others, int64 [classes]."""
+        n0 = tf.constant(self._n0, tf.int64)
+        return tf.argmax(self._count(image, seed, noise.SELECTION, n0)), self._count(image, seed, noise.ESTIMATION, n)
 
-        micro_batch = default_micro_batch(self._image_shape)
+    def _count(self, image, seed, stream, samples):
+        """int64 [classes], adding up to `samples`. One micro-batch at a time, so memory does not grow with it."""
 
         def add_block(start, counts):
-            size = tf.minimum(samples - start, micro_batch)
-            block, finite = count_block(self._classifier, image, self._sigma, seed, example_id, stream, start, size)
-            with tf.control_dependencies([tf.debugging.Assert(finite, ["the classifier returned NaN or infinity"])]):
-                return start + size, counts + block
+            size = tf.minimum(samples - start, self._micro_batch)
+            return start + size, counts + self._count_block(image, seed, stream, start, size)
 
         _, counts = tf.while_loop(
             lambda start, counts: start < samples,
             add_block,
-            (tf.constant(0), tf.zeros([self._num_classes], tf.int64)),
+            (tf.constant(0, tf.int64), tf.zeros([self._num_classes], tf.int64)),
             parallel_iterations=1,
         )
         return counts
 
+    def _predict_image(self, image, seed):
+        """predicted_class, p_value and the samples drawn, scalars."""
+        ends = tf.constant([0, *sequential.looks(_PREDICT_LIMIT * self._n, self._micro_batch)], tf.int64)
+        last = ends.shape[0] - 1
 
-def clopper_pearson_lower(successes, n, alpha):
-    """The exact one-sided lower bound on a binomial proportion, by bisection of the incomplete beta function.
+        def draw_and_look(look, counts, _):
+            block = self._count_block(image, seed, noise.ESTIMATION, ends[look], ends[look + 1] - ends[look])
+            return look + 1, counts + block, anytime_p_value(counts + block)
 
-    Args:
-        successes: int64 scalar tensor in [0, n].
-        n, alpha: Python numbers.
+        look, counts, p_value = tf.while_loop(
+            lambda look, counts, p_value: (look < last) & (p_value > self._alpha),
+            draw_and_look,
+            (0, tf.zeros([self._num_classes], tf.int64), tf.constant(1, tf.float64)),
+            parallel_iterations=1,
+        )
+        return tf.where(p_value <= self._alpha, tf.argmax(counts), ABSTAIN), p_value, ends[look]
 
-    Returns:
-        float64 scalar tensor, at most 1e-10 below SciPy's value and never above it; 0 where there is no success.
-    """
-    a = tf.cast(tf.maximum(successes, 1), tf.float64)
-    b = tf.cast(n - tf.maximum(successes, 1) + 1, tf.float64)
-
-    def halve(low, high):
-        middle = (low + high) / 2
-        below = tf.math.betainc(a, b, middle) < alpha
-        return tf.where(below, middle, low), tf.where(below, high, middle)
-
-    low, high = tf.zeros([], tf.float64), tf.ones([], tf.float64)
-    for _ in range(_BISECTIONS):
-        low, high = halve(low, high)
-    return tf.where(successes > 0, tf.maximum(low - _SAFETY, 0), 0)
+    def _count_block(self, image, seed, stream, start, size):
+        counts, finite = count_block(self._classifier, image, self._sigma, *tf.unstack(seed), stream, start, size)
+        with tf.control_dependencies([tf.debugging.Assert(finite, ["the classifier returned NaN or infinity"])]):
+            return tf.identity(counts)
 
 
-def round_down(radius):
-    """float64 -> float32 not above it: rounding must not enlarge a certified radius."""
-    rounded = tf.cast(radius, tf.float32)
-    smaller = tf.maximum(rounded * (1 - 2.0**-23), 0)
-    return tf.where(tf.cast(rounded, tf.float64) > radius, smaller, rounded)
+def _fresh_seeds(images):
+    """int64 [batch, 2] in [0, 2**32): what `noise.gaussian` takes as seed and example id, from the operating system."""
+    keys = tf.raw_ops.NonDeterministicInts(shape=tf.stack([tf.shape(images)[0], 2]), dtype=tf.int64)
+    return tf.bitwise.bitwise_and(keys, tf.constant(_HALF_KEY, tf.int64))

@@ -1,44 +1,154 @@
-"""Loads a SavedModel as a model server does and runs it: python -m serving.validate SAVED_MODEL IMAGES.npy
+"""Loads a SavedModel as a model server does and tries it: python -m serving.validate SAVED_MODEL IMAGES.npy
 
 No Keras and no code of the model: a graph and its variables, by the loader of `saved_model_cli`. Prints one JSON
-object: the outputs, name -> list.
+object: `answers`, the outputs of `serving_default` for the images, name -> list; `checks`, what was found in order.
 """
 
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
+from scipy import special
+
+from serving import card as card_lib
+
+_TAKE_IMAGES = ("serving_default", "certify_custom", "predict")
+_CHECKS = (
+    "the model card meets its schema, and `metadata` returns it",
+    "every signature answers with one row an image",
+    "radii follow from n votes: p_lower is not above SciPy's Clopper-Pearson, and nothing is certified at 1/2 or below",
+    "`predict` returns a class only at a p-value of alpha or below",
+    "every signature has a warm-up request, and answers it",
+    "every signature that takes images refuses NaN, infinity, pixels outside [0, 1] and too many images",
+)
+
+
+class Server:
+    """The signatures of a SavedModel, in the current graph and session.
+
+    Raises:
+        ValueError or a TensorFlow error: if it cannot be loaded.
+    """
+
+    def __init__(self, session, saved_model):
+        import tensorflow as tf
+
+        self._session = session
+        self.signatures = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(saved_model)).signature_def
+        self._make_ndarray = tf.make_ndarray
+
+    def __call__(self, signature, **inputs):
+        """The outputs, name -> array; an input that is left out takes the signature's default."""
+        definition = self.signatures[signature]
+        defaults = {name: self._make_ndarray(proto) for name, proto in definition.defaults.items()}
+        feed = {definition.inputs[name].name: value for name, value in {**defaults, **inputs}.items()}
+        return self._session.run({name: tensor.name for name, tensor in definition.outputs.items()}, feed)
 
 
 def run(saved_model, images):
-    """The outputs of `serving_default` on images, name -> array.
+    """Carries out all checks.
+
+    Args:
+        saved_model: directory.
+        images: float32 [images, H, W, C] in [0, 1], no more than a request takes.
+
+    Returns:
+        answers, name -> array, of `serving_default`; and the checks that were passed, in words.
 
     Raises:
-        ValueError: if the model answers where it must refuse (NaN or pixels outside [0, 1]), or an output has not
-            one value an image.
+        OSError, ValueError or a TensorFlow error: for the first check that fails, with what was found.
     """
     import tensorflow as tf
 
+    card, warmup = card_lib.read(saved_model), read_warmup(saved_model)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        meta_graph = tf.compat.v1.saved_model.loader.load(session, ["serve"], saved_model)
-        signature = meta_graph.signature_def["serving_default"]
-        fetches = {name: tensor.name for name, tensor in signature.outputs.items()}
-        feed = signature.inputs["images"].name
-        outputs = session.run(fetches, {feed: images})
-        for name, values in outputs.items():
-            if len(values) != len(images):
-                raise ValueError(f"Output {name} has {len(values)} values for {len(images)} images.")
-        for bad in (np.nan, 2.0):
-            try:
-                session.run(fetches, {feed: np.full_like(images[:1], bad)})
-            except tf.errors.InvalidArgumentError:
-                continue
-            raise ValueError(f"The model certified an image of pixels {bad}.")
-    return outputs
+        server = Server(session, saved_model)
+        missing = {*_TAKE_IMAGES, "metadata"} - set(server.signatures)
+        if missing:
+            raise ValueError(f"The model has no signature {', '.join(sorted(missing))}.")
+        for text in server("metadata")["model_card"]:
+            if card_lib.from_json(text.decode()) != card:
+                raise ValueError(f"`metadata` does not return what is in {card_lib.NAME}.")
+        answers = {name: server(name, images=images) for name in _TAKE_IMAGES}
+        for signature, outputs in answers.items():
+            for name, values in outputs.items():
+                if len(values) != len(images):
+                    raise ValueError(f"Output {name} of {signature} has {len(values)} rows for {len(images)} images.")
+        for signature in ("serving_default", "certify_custom"):
+            check_certificates(answers[signature], card)
+        check_predictions(answers["predict"], card)
+        _replay(warmup, server)
+        for signature in _TAKE_IMAGES:
+            _check_refusals(server, signature, images, card)
+    return answers["serving_default"], list(_CHECKS)
+
+
+def check_certificates(answers, card):
+    """Raises ValueError unless predicted_class, radius and p_lower follow from the votes and the card."""
+    columns = (answers[name] for name in ("predicted_class", "radius", "p_lower", "votes"))
+    for predicted, radius, p_lower, votes in zip(*columns, strict=True):
+        abstained = predicted == -1 and radius == 0 and p_lower <= 0.5
+        is_class = 0 <= predicted < len(card["class_names"])
+        successes = votes[predicted] if is_class else 0
+        bound = special.betaincinv(max(successes, 1), card["n"] - successes + 1, card["alpha"])
+        certified = is_class and 0.5 < p_lower <= bound and 0 <= radius <= card["sigma"] * special.ndtri(p_lower)
+        if votes.min() < 0 or votes.sum() != card["n"] or not (abstained or certified):
+            raise ValueError(
+                f"Impossible certificate: class {predicted}, radius {radius}, p_lower {p_lower}, votes {votes.tolist()}"
+            )
+
+
+def check_predictions(answers, card):
+    """Raises ValueError unless a class comes with a p-value of alpha or below, and ABSTAIN with one above."""
+    columns = (answers[name] for name in ("predicted_class", "p_value", "samples"))
+    for predicted, p_value, samples in zip(*columns, strict=True):
+        decided = 0 <= predicted < len(card["class_names"]) and 0 <= p_value <= card["alpha"]
+        if samples < 1 or not (decided or (predicted == -1 and card["alpha"] < p_value <= 1)):
+            raise ValueError(f"Impossible prediction: class {predicted}, p-value {p_value}, {samples} samples")
+
+
+def read_warmup(saved_model):
+    """(signature name, inputs name -> array) of each warm-up request of a SavedModel.
+
+    Raises:
+        OSError: if there are none.
+        ValueError or a TensorFlow error: if the file is damaged.
+    """
+    import tensorflow as tf
+    from tensorflow_serving.apis import prediction_log_pb2
+
+    path = Path(saved_model) / "assets.extra" / "tf_serving_warmup_requests"
+    requests = []
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        inputs = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
+        requests.append((request.model_spec.signature_name, inputs))
+    return requests
+
+
+def _replay(requests, server):
+    if {signature for signature, _ in requests} != {*_TAKE_IMAGES, "metadata"}:
+        raise ValueError(f"Warm-up requests are for {[signature for signature, _ in requests]}, not every signature.")
+    for signature, inputs in requests:
+        server(signature, **inputs)
+
+
+def _check_refusals(server, signature, images, card):
+    import tensorflow as tf
+
+    too_many = np.zeros((card["max_batch_size"] + 1, *images.shape[1:]), np.float32)
+    bad = {f"an image of pixels {value}": np.full_like(images[:1], value) for value in (np.nan, np.inf, -1.0, 2.0)}
+    for what, wrong in {**bad, f"{len(too_many)} images at once": too_many}.items():
+        try:
+            server(signature, images=wrong)
+        except tf.errors.InvalidArgumentError:
+            continue
+        raise ValueError(f"{signature} answered to {what}.")
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    outputs = run(sys.argv[1], np.load(sys.argv[2]))
-    print(json.dumps({name: values.tolist() for name, values in outputs.items()}))
+    answers, checks = run(sys.argv[1], np.load(sys.argv[2]))
+    print(json.dumps({"answers": {name: values.tolist() for name, values in answers.items()}, "checks": checks}))

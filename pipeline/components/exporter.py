@@ -1,5 +1,6 @@
 """Exporter: model -> a SavedModel that returns the smoothed prediction."""
 
+from pipeline import examples as examples_lib
 from pipeline import models
 from pipeline.orchestrator import Component
 from serving.export import export
@@ -8,18 +9,21 @@ from serving.export import export
 def export_model(execution):
     """Exports with n = serving_n, since a request cannot wait for the n of an evaluation."""
     settings = execution.parameters
+    examples = examples_lib.read(execution.inputs["examples"].path)
     export(
         models.load(execution.inputs["model"].path / "model.keras"),
         execution.outputs["saved_model"],
         n0=settings["n0"],
         n=settings["serving_n"],
         alpha=settings["alpha"],
+        class_names=examples.class_names,
+        pixel_max=examples.pixel_max,
     )
 
 
 EXPORTER = Component(
     name="Exporter",
-    inputs=("model",),
+    inputs=("model", "examples"),
     outputs=("saved_model",),
     parameters=("n0", "serving_n", "alpha"),
     execute=export_model,

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import layers
 from scipy import stats
 
-from macer_tf import networks, noise, smoothing
+from macer_tf import certificates, networks, noise, smoothing
 from macer_tf.certificates import ABSTAIN
 from macer_tf.inference import InferenceGraph
 from macer_tf.model import MACERModel
@@ -579,3 +579,18 @@ def test_several_threads_count_as_one_does():
         for thread in threads:
             thread.join()
         np.testing.assert_array_equal(np.stack(results), expected)
+
+
+def test_votes_carry_the_soft_moments_that_are_drawn(linear):
+    smoothed = SmoothedClassifier(linear[0], sigma=0.5, seed=1, betas=(1.0, 16.0))
+    images = random_images(2)
+    votes = smoothed.votes(images, n0=20, n=50)
+    drawn = smoothed.draw(images, [0, 1], noise.ESTIMATION, [0, 0], [50, 50])
+    selection = smoothed.draw(images, [0, 1], noise.SELECTION, [0, 0], [20, 20])
+    assert set(votes.soft) == {1.0, 16.0}
+    for beta, moments in votes.soft.items():
+        np.testing.assert_array_equal(moments.sums, drawn.soft[beta][0])
+        np.testing.assert_array_equal(moments.squares, drawn.soft[beta][1])
+        np.testing.assert_array_equal(moments.selection_sums, selection.soft[beta][0])
+    certified = certificates.certify(votes, 0.5, 0.001, "empirical-bernstein", beta=16.0)
+    assert (certified.p_lower <= votes.soft[16.0].mean(votes.n).max(axis=1)).all()

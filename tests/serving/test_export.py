@@ -2,86 +2,196 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from macer_tf import networks
-from macer_tf.model import MACERModel
-from serving import validate
-from serving.export import export
+import macer_tf
+from serving import card, validate
+from serving.export import WARMUP, export
+
+SIGNATURES = {
+    "serving_default": {
+        "predicted_class": "int64", "radius": "float32", "p_lower": "float64", "votes": "int64", "seed": "int64"
+    },
+    "certify_custom": {
+        "predicted_class": "int64", "radius": "float32", "p_lower": "float64", "votes": "int64", "seed": "int64"
+    },
+    "predict": {"predicted_class": "int64", "p_value": "float64", "samples": "int64", "seed": "int64"},
+    "metadata": {"model_card": "string"},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, digits):
-    """A SavedModel of a briefly trained network with batch norm, its directory and four images."""
-    images, labels = digits
-    keras.utils.set_random_seed(0)
-    model = MACERModel(networks.cifar_resnet(8, (8, 8, 1), 10), sigma=0.25, num_samples=2, lam=0.0, seed=0)
-    model.compile(keras.optimizers.Adam(0.01))
-    model.fit(images[:512], labels[:512], epochs=4, verbose=0)
+def exported(tmp_path_factory, digits_model, digits):
+    """A SavedModel and four images."""
     directory = tmp_path_factory.mktemp("export") / "saved_model"
-    export(model, directory, n0=100, n=300, alpha=0.001)
-    return directory, images[:4]
+    export(digits_model, directory, n0=100, n=300, alpha=0.001, pixel_max=16, max_batch_size=8)
+    return directory, digits[0][:4]
 
 
-def test_a_fresh_process_without_our_code_loads_it_and_gets_possible_answers(exported, tmp_path):
+@pytest.fixture
+def damaged(exported, tmp_path):
+    """A copy of the SavedModel, to be damaged."""
+    return Path(shutil.copytree(exported[0], tmp_path / "damaged"))
+
+
+def test_a_fresh_process_without_our_code_loads_it_and_it_passes_all_checks(exported, tmp_path):
     directory, images = exported
     np.save(tmp_path / "images.npy", images)
     program = (
-        "import sys, json, numpy as np; from serving import validate;"
-        "answers = validate.run(sys.argv[1], np.load(sys.argv[2]));"
-        "assert not [name for name in sys.modules if name.startswith('macer_tf')], 'needs our code';"
-        "print(json.dumps({name: values.tolist() for name, values in answers.items()}))"
+        "import sys, runpy; sys.argv[0] = 'validate'; runpy.run_module('serving.validate', run_name='__main__');"
+        "assert not [name for name in sys.modules if name.startswith('macer_tf')], 'needs our code'"
     )
     process = subprocess.run(
         [sys.executable, "-c", program, directory, tmp_path / "images.npy"], capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
-    answers = json.loads(process.stdout)
-    assert sorted(answers) == ["predicted_class", "radius", "vote_share"]
-    for prediction, radius, share in zip(
-        answers["predicted_class"], answers["radius"], answers["vote_share"], strict=True
-    ):
-        assert (prediction == -1 and radius == 0) or (0 <= prediction < 10 and radius >= 0 and share > 0.5)
-    assert max(answers["predicted_class"]) >= 0
+    found = json.loads(process.stdout)
+    assert sorted(found["answers"]) == sorted(SIGNATURES["serving_default"])
+    assert max(found["answers"]["predicted_class"]) >= 0
+    assert len(found["checks"]) == 6
 
 
-def test_the_signature_is_batch_major_and_named_as_promised(exported):
+def test_the_signatures_are_batch_major_and_named_as_promised(exported):
     directory, images = exported
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        signature = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(directory)).signature_def
-    served = signature["serving_default"]
-    assert list(served.inputs) == ["images"]
-    assert [dimension.size for dimension in served.inputs["images"].tensor_shape.dim] == [-1, *images.shape[1:]]
-    dtypes = {name: tf.as_dtype(tensor.dtype).name for name, tensor in served.outputs.items()}
-    assert dtypes == {"predicted_class": "int64", "radius": "float32", "vote_share": "float32"}
+        served = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(directory)).signature_def
+    for name, outputs in SIGNATURES.items():
+        dtypes = {output: tf.as_dtype(tensor.dtype).name for output, tensor in served[name].outputs.items()}
+        assert dtypes == outputs
+        assert all(tensor.tensor_shape.dim[0].size == -1 for tensor in served[name].outputs.values())
+        if name != "metadata":
+            shape = [dimension.size for dimension in served[name].inputs["images"].tensor_shape.dim]
+            assert shape == [-1, *images.shape[1:]]
+    defaults = {name: tf.make_ndarray(proto).tolist() for name, proto in served["certify_custom"].defaults.items()}
+    assert defaults == {"num_samples": 300, "alpha": 0.001}
+    assert [sorted(served[name].inputs) for name in SIGNATURES] == [
+        ["images"], ["alpha", "images", "num_samples"], ["images"], ["query"]
+    ]  # fmt: skip
 
 
-def test_the_card_says_what_it_was_exported_with(exported):
-    directory, _ = exported
-    card = json.loads((directory / "assets.extra" / "model_card.json").read_text())
-    assert card == {"sigma": 0.25, "n0": 100, "n": 300, "alpha": 0.001, "image_shape": [8, 8, 1], "classes": 10}
+def test_only_plain_variables_are_tracked(exported, digits_model):
+    # The C++ loader finds only what the checkpoint names, and a Keras model below it would name layers.
+    names = {name for name, _ in tf.train.list_variables(str(exported[0] / "variables" / "variables"))}
+    variables = {
+        f"model_variables/{i}/.ATTRIBUTES/VARIABLE_VALUE" for i in range(len(digits_model.classifier.variables))
+    }
+    assert names - {"_CHECKPOINTABLE_OBJECT_GRAPH"} == variables
 
 
-def test_validation_fails_a_model_without_its_variables(exported, tmp_path):
+def test_the_card_says_what_it_was_exported_with(exported, digits_model):
+    assert card.read(exported[0]) == {
+        "format": 1,
+        "sigma": 0.25,
+        "n0": 100,
+        "n": 300,
+        "alpha": 0.001,
+        "max_num_samples": 100_000,
+        "max_batch_size": 8,
+        "micro_batch": 500,
+        "image_shape": [8, 8, 1],
+        "scaling": "divide by 16",
+        "normalization": "none before the model, which adds its noise to pixels in [0, 1]",
+        "precision": "float32",
+        "class_names": [str(digit) for digit in range(10)],
+        "fingerprint": card.fingerprint(digits_model.classifier),
+        "library_version": macer_tf.__version__,
+    }
+
+
+def test_every_signature_has_a_warm_up_request_whose_inputs_are_batch_major(exported):
+    requests = validate.read_warmup(exported[0])
+    assert {name: sorted(inputs) for name, inputs in requests} == {
+        "serving_default": ["images"], "certify_custom": ["alpha", "images", "num_samples"], "predict": ["images"],
+        "metadata": ["query"],
+    }  # fmt: skip
+    assert {len(values) for _, inputs in requests for values in inputs.values()} == {1}
+
+
+def test_the_command_line_tool_of_tensorflow_runs_it(exported, tmp_path):
     directory, images = exported
-    damaged = tmp_path / "damaged"
-    shutil.copytree(directory, damaged)
+    np.savez(tmp_path / "inputs.npz", images=images)
+    command = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "run", "--dir", directory]
+    command += ["--tag_set", "serve", "--signature_def", "serving_default", "--outdir", tmp_path]
+    process = subprocess.run(
+        [*command, "--inputs", f"images={tmp_path / 'inputs.npz'}[images]"], capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert np.load(tmp_path / "votes.npy").sum(axis=1).tolist() == [300] * 4
+    radii, predicted = (np.load(tmp_path / f"{name}.npy") for name in ("radius", "predicted_class"))
+    assert ((radii > 0) <= (predicted >= 0)).all()
+
+
+def test_validation_fails_a_model_without_its_variables(damaged, exported):
     (damaged / "variables" / "variables.index").unlink()
     with pytest.raises(ValueError, match="not a valid checkpoint"):
-        validate.run(str(damaged), images)
+        validate.run(damaged, exported[1])
 
 
-def test_validation_fails_a_model_that_answers_to_nan(tmp_path):
-    class Careless(tf.Module):
-        @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32, name="images")])
-        def certify(self, images):
-            return {"predicted_class": tf.zeros_like(images[:, 0], tf.int64)}
+def test_validation_fails_a_model_without_warm_up(damaged, exported):
+    (damaged / WARMUP).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"Warm-up requests are for \[\], not every signature"):
+        validate.run(damaged, exported[1])
 
-    careless = Careless()
-    tf.saved_model.save(careless, str(tmp_path), signatures={"serving_default": careless.certify})
-    with pytest.raises(ValueError, match="certified an image of pixels nan"):
-        validate.run(str(tmp_path), np.zeros((1, 2), np.float32))
+
+def test_validation_fails_a_model_whose_card_is_of_another(damaged, exported):
+    about = {**card.read(damaged), "alpha": 0.01}
+    (damaged / "assets.extra" / card.NAME).write_text(card.to_json(about))
+    with pytest.raises(ValueError, match="`metadata` does not return what is in model_card"):
+        validate.run(damaged, exported[1])
+
+
+def save_careless(directory, extra, outputs):
+    """A SavedModel with our signatures, card and warm-up requests that answers the same to everything, NaN included."""
+    text = (extra / card.NAME).read_text()
+    images = tf.TensorSpec([None, 8, 8, 1], tf.float32, name="images")
+    custom = [tf.TensorSpec([None], tf.int64, name="num_samples"), tf.TensorSpec([None], tf.float64, name="alpha")]
+
+    def answer(images):
+        return {name: tf.repeat(np.array(row)[None], tf.shape(images)[0], axis=0) for name, row in outputs.items()}
+
+    certify = tf.function(answer, input_signature=[images])
+    defaults = tf.constant([300], tf.int64), tf.constant([0.001], tf.float64)
+
+    @tf.function(input_signature=[images, *custom])
+    def certify_custom(images, num_samples=defaults[0], alpha=defaults[1]):
+        return answer(images)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="query")])
+    def metadata(query=tf.constant([""])):  # noqa: B008 (a default that is a tensor makes an input optional)
+        return {"model_card": tf.constant([text])}
+
+    signatures = {
+        "serving_default": certify, "certify_custom": certify_custom, "predict": certify, "metadata": metadata
+    }  # fmt: skip
+    tf.saved_model.save(tf.Module(), str(directory), signatures=signatures)
+    shutil.copytree(extra, directory / "assets.extra")
+
+
+# 300 of 300 votes: Clopper-Pearson's bound is 0.001^(1/300) = 0.97724, and 0.25 * Phi^-1(0.9772) = 0.49977.
+HONEST = {
+    "predicted_class": np.int64(3), "radius": np.float32(0.4997), "p_lower": 0.9772,
+    "votes": np.array([0, 0, 0, 300, 0, 0, 0, 0, 0, 0]), "p_value": 0.0005, "samples": np.int64(32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "^serving_default answered to an image of pixels nan"),
+        ({"radius": np.float32(0.4998)}, "Impossible certificate"),
+        ({"p_lower": 0.9773}, "Impossible certificate"),
+        ({"predicted_class": np.int64(2)}, "Impossible certificate"),
+        ({"predicted_class": np.int64(10)}, "Impossible certificate"),
+        ({"predicted_class": np.int64(-1)}, "Impossible certificate"),
+        ({"votes": np.array([0, 0, 0, 301, 0, 0, 0, 0, 0, 0])}, "Impossible certificate"),
+        ({"p_value": 0.002}, "Impossible prediction"),
+    ],
+)
+def test_validation_fails_a_model_whose_answers_cannot_be(exported, tmp_path, change, message):
+    save_careless(tmp_path / "careless", exported[0] / "assets.extra", {**HONEST, **change})
+    with pytest.raises(ValueError, match=message):
+        validate.run(tmp_path / "careless", exported[1])

@@ -1,53 +1,46 @@
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from scipy import stats
 
+from macer_tf import noise, sequential
 from macer_tf.certificates import ABSTAIN
-from serving.signatures import SmoothedSignature, clopper_pearson_lower, round_down
+from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
+from serving.signatures import SmoothedSignatures
 
 SIGMA = 0.5
+TAKE_IMAGES = ("serving_default", "certify_custom", "predict")
 
 
-def linear_classifier(bias=0.0):
-    """Two classes on 2x2x1 images, logits (s, 0) with s = sum of the pixels + bias; so p_0 = Phi(s / (2 sigma))."""
-    inputs = keras.Input((2, 2, 1))
-    outputs = keras.layers.Dense(2)(keras.layers.Flatten()(inputs))
-    model = keras.Model(inputs, outputs)
-    model.set_weights([np.array([[1.0, 0.0]] * 4, np.float32), np.array([bias, 0.0], np.float32)])
-    return model
+def signatures(classifier, n0=50, n=100, alpha=0.01, max_num_samples=5000, max_batch_size=100):
+    """Name -> function: keyword arguments -> name -> array. What is left out takes its default."""
+    module = SmoothedSignatures(classifier, SIGMA, n0, n, alpha, max_num_samples, max_batch_size, "the card")
+
+    def answer(signature):
+        return lambda **inputs: {name: values.numpy() for name, values in signature(**inputs).items()}
+
+    return {name: answer(signature) for name, signature in module.signatures().items()}
+
+
+@pytest.fixture(scope="module")
+def served(linear_classifier):
+    """The signatures of one classifier, at alpha = 0.01 and n = 100."""
+    return signatures(linear_classifier(), n0=10)
 
 
 def constant_images(*values):
     return np.array(values, np.float32)[:, None, None, None] * np.ones((1, 2, 2, 1), np.float32)
 
 
-@pytest.mark.parametrize("n", [1, 10, 100, 1000, 12_345, 1_000_000])
-@pytest.mark.parametrize("alpha", [0.001, 0.05])
-def test_clopper_pearson_is_never_above_scipys_and_hardly_below(n, alpha):
-    bound = tf.function(lambda successes: clopper_pearson_lower(successes, n, alpha))
-    chosen = sorted({0, 1, n // 3, n // 2, int(0.9 * n), n - 1, n})
-    got = np.array([bound(tf.constant(successes, tf.int64)).numpy() for successes in chosen])
-    expected = np.array([stats.beta.ppf(alpha, s, n - s + 1) if s else 0.0 for s in chosen])
-    assert (got <= expected).all()
-    np.testing.assert_allclose(got, expected, atol=1e-10)
-
-
-def test_radii_are_rounded_down():
-    radii = np.random.default_rng(0).uniform(0, 4, 10_000)
-    rounded = round_down(tf.constant(radii)).numpy()
-    assert rounded.dtype == np.float32
-    assert (rounded.astype(np.float64) <= radii).all()
-    np.testing.assert_allclose(rounded, radii, rtol=3e-7)
-    assert round_down(tf.constant(0.0, tf.float64)).numpy() == 0
-
-
-def test_answers_agree_with_the_exact_probability_of_a_linear_classifier():
+def test_answers_agree_with_the_exact_probability_of_a_linear_classifier(linear_classifier):
     # The class probability is known: p_0 = Phi((sum + bias) / (sigma * |w|)) with |w| = 2.
-    signature = SmoothedSignature(linear_classifier(bias=-1.0), SIGMA, n0=50, n=4000, alpha=0.001)
     values = (0.0, 0.15, 0.25, 0.5, 0.9)
-    answers = {name: tensor.numpy() for name, tensor in signature.certify(constant_images(*values)).items()}
+    served = signatures(linear_classifier(bias=-1.0), n=4000, alpha=0.001)
+    answers = served["serving_default"](images=constant_images(*values))
     p_0 = stats.norm.cdf((4 * np.array(values) - 1) / (2 * SIGMA))
     likeliest = np.where(p_0 > 0.5, 0, 1)
     true_radius = np.abs(4 * np.array(values) - 1) / 2
@@ -55,65 +48,157 @@ def test_answers_agree_with_the_exact_probability_of_a_linear_classifier():
     assert answers["predicted_class"][2] == ABSTAIN  # p_0 = 1/2
     assert answers["radius"][2] == 0
     assert (answers["radius"] <= true_radius + 1e-6).all()
-    top = np.maximum(p_0, 1 - p_0)[[0, 1, 3, 4]]
-    error = answers["vote_share"][[0, 1, 3, 4]] - top
-    assert (np.abs(error) <= 5 * np.sqrt(top * (1 - top) / 4000) + 1e-6).all()
+    assert (answers["votes"].sum(axis=1) == 4000).all()
+    error = answers["votes"][:, 0] / 4000 - p_0
+    assert (np.abs(error) <= 5 * np.sqrt(p_0 * (1 - p_0) / 4000) + 1e-6).all()
+    predicted = served["predict"](images=constant_images(*values))
+    assert predicted["predicted_class"][[0, 1, 3, 4]].tolist() == likeliest[[0, 1, 3, 4]].tolist()
+    assert predicted["samples"][4] == 32
+    assert ((predicted["p_value"] <= 0.001) == (predicted["predicted_class"] != ABSTAIN)).all()
 
 
-def test_the_radius_follows_from_the_votes():
+def test_the_radius_follows_from_the_votes(linear_classifier):
     n = 1500
-    signature = SmoothedSignature(linear_classifier(-0.6), SIGMA, n0=50, n=n, alpha=0.01)
-    answers = signature.certify(constant_images(*np.linspace(0, 1, 12)))
-    columns = (answers[name].numpy() for name in ("predicted_class", "radius", "vote_share"))
-    for prediction, radius, share in zip(*columns, strict=True):
-        votes = round(float(share) * n)
-        p_lower = stats.beta.ppf(0.01, votes, n - votes + 1)
-        expected = SIGMA * stats.norm.ppf(p_lower) if p_lower > 0.5 else 0.0
-        assert radius == pytest.approx(expected, abs=1e-6)
-        assert radius <= expected
-        assert (prediction == ABSTAIN) == (p_lower <= 0.5)
+    answers = signatures(linear_classifier(-0.6), n=n)["serving_default"](
+        images=constant_images(*np.linspace(0, 1, 12))
+    )
+    columns = (answers[name] for name in ("predicted_class", "radius", "p_lower", "votes"))
+    for prediction, radius, p_lower, votes in zip(*columns, strict=True):
+        expected = stats.beta.ppf(0.01, votes.max(), n - votes.max() + 1)
+        assert p_lower == pytest.approx(expected, abs=1e-10)
+        expected_radius = SIGMA * stats.norm.ppf(expected) if expected > 0.5 else 0.0
+        assert radius == pytest.approx(expected_radius, abs=1e-6)
+        assert radius <= expected_radius
+        assert prediction == (votes.argmax() if expected > 0.5 else ABSTAIN)
 
 
-def test_noise_is_fresh_for_every_image_and_every_call():
-    signature = SmoothedSignature(linear_classifier(-0.9), SIGMA, n0=10, n=500, alpha=0.01)
-    images = constant_images(*[0.3] * 20)
-    first, second = (signature.certify(images)["vote_share"].numpy() for _ in range(2))
-    assert len(set(first.tolist())) > 5
-    assert (first != second).any()
+def test_the_library_repeats_votes_and_predictions_from_the_seed(linear_classifier):
+    classifier = linear_classifier(-0.9)
+    served = signatures(classifier, n=700)
+    images = constant_images(0.3, 0.2, 0.05, 0.7, 0.225)
+    certified, predicted = (served[name](images=images) for name in ("serving_default", "predict"))
+    for image, seed, votes in zip(images, certified["seed"], certified["votes"], strict=True):
+        library = SmoothedClassifier(classifier, SIGMA, seed=seed[0])
+        assert library.count(image, int(seed[1]), noise.ESTIMATION, 0, 700).tolist() == votes.tolist()
+    ends = [0, *sequential.looks(1400, default_micro_batch((2, 2, 1)))]
+    samples = []
+    for i, (image, seed) in enumerate(zip(images, predicted["seed"], strict=True)):
+        library = SmoothedClassifier(classifier, SIGMA, seed=seed[0])
+        blocks = [
+            library.count(image, int(seed[1]), noise.ESTIMATION, start, end - start)
+            for start, end in itertools.pairwise(ends)
+        ]
+        expected = sequential.anytime_predict(np.cumsum(blocks, axis=0)[None], alpha=0.01)
+        assert predicted["predicted_class"][i] == expected.predictions[0]
+        assert predicted["samples"][i] == expected.samples[0]
+        assert predicted["p_value"][i] == pytest.approx(expected.p_values[0], rel=1e-8)
+        samples.append(int(expected.samples[0]))
+    assert min(samples) == 32
+    assert max(samples) > 32
 
 
+def test_a_hundred_concurrent_requests_get_a_hundred_seeds(linear_classifier):
+    served = signatures(linear_classifier(-0.9))
+    image = constant_images(0.3)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: served["serving_default"](images=image), range(100)))
+    seeds = {tuple(answer["seed"][0].tolist()) for answer in answers}
+    assert len(seeds) == 100
+    assert len({half for seed in seeds for half in seed}) == 200
+    assert all(0 <= half < 2**32 for seed in seeds for half in seed)
+    assert len({tuple(answer["votes"][0].tolist()) for answer in answers}) > 5
+
+
+def test_images_of_one_request_have_seeds_of_their_own(linear_classifier):
+    answers = signatures(linear_classifier(-0.9), n=500)["serving_default"](images=constant_images(*[0.3] * 20))
+    assert len({tuple(seed) for seed in answers["seed"].tolist()}) == 20
+    assert len(set(answers["votes"][:, 0].tolist())) > 5
+
+
+def test_custom_samples_and_alpha_are_the_requests_own(linear_classifier):
+    custom = signatures(linear_classifier(), n=300, alpha=0.001)["certify_custom"]
+    images = constant_images(1.0, 1.0, 1.0)
+    # All votes are for class 0, so p_lower = alpha^(1 / n).
+    expected = {
+        (): [0.001 ** (1 / 300)] * 3,
+        (50, 0.01): [0.01 ** (1 / 50)] * 3,
+        ((20, 100, 5000), (0.1, 0.01, 1e-6)): [0.1 ** (1 / 20), 0.01 ** (1 / 100), 1e-6 ** (1 / 5000)],
+    }
+    for given, p_lower in expected.items():
+        inputs = {"num_samples": np.int64(given[0]), "alpha": np.float64(given[1])} if given else {}
+        answers = custom(images=images, **inputs)
+        np.testing.assert_allclose(answers["p_lower"], p_lower, atol=1e-10)
+        assert answers["votes"].sum(axis=1).tolist() == np.broadcast_to(given[0] if given else 300, 3).tolist()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"num_samples": 5001}, r"num_samples must lie in \[1, 5000\]"),
+        ({"num_samples": 0}, r"num_samples must lie in \[1, 5000\]"),
+        ({"num_samples": -(2**63)}, r"num_samples must lie in \[1, 5000\]"),
+        ({"num_samples": [100, 5001]}, r"num_samples must lie in \[1, 5000\]"),
+        ({"num_samples": 9, "alpha": 0.001}, "too small to certify"),
+        ({"alpha": 0.11}, "alpha must lie in"),
+        ({"alpha": 1e-7}, "alpha must lie in"),
+        ({"alpha": 0.0}, "alpha must lie in"),
+        ({"alpha": np.nan}, "alpha must lie in"),
+        ({"alpha": [0.01, 0.01, 0.01]}, "shapes"),
+    ],
+)
+def test_bad_custom_requests_are_refused(served, inputs, message):
+    types = {"num_samples": np.int64, "alpha": np.float64}
+    given = {name: np.array(value, types[name]) for name, value in inputs.items()}
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        served["certify_custom"](images=constant_images(0.2, 0.9), **given)
+
+
+@pytest.mark.parametrize("name", TAKE_IMAGES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -0.01, 1.01])
-def test_bad_pixels_are_refused_without_showing_them(bad):
-    signature = SmoothedSignature(linear_classifier(), SIGMA, n0=10, n=100, alpha=0.01)
+def test_bad_pixels_are_refused_without_showing_them(served, name, bad):
     images = constant_images(0.123456, 0.5)
     images[1, 0, 0, 0] = bad
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"images must be finite and lie in \[0, 1\]") as error:
-        signature.certify(images)
+        served[name](images=images)
     assert "123456" not in str(error.value)
 
 
-def test_a_classifier_that_returns_nan_certifies_nothing():
+@pytest.mark.parametrize("name", TAKE_IMAGES)
+def test_more_images_than_the_limit_are_refused(served, name):
+    assert len(served[name](images=constant_images(*[0.5] * 100))["seed"]) == 100
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at most 100 images"):
+        served[name](images=constant_images(*[0.5] * 101))
+
+
+@pytest.mark.parametrize("name", TAKE_IMAGES)
+def test_a_classifier_that_returns_nan_certifies_nothing(linear_classifier, name):
     classifier = linear_classifier()
     classifier.set_weights([np.full((4, 2), np.nan, np.float32), np.zeros(2, np.float32)])
-    signature = SmoothedSignature(classifier, SIGMA, n0=10, n=100, alpha=0.01)
     with pytest.raises(tf.errors.InvalidArgumentError, match="NaN or infinity"):
-        signature.certify(constant_images(0.5))
+        signatures(classifier, n0=10)[name](images=constant_images(0.5))
 
 
-def test_an_empty_batch_has_empty_answers():
-    signature = SmoothedSignature(linear_classifier(), SIGMA, n0=10, n=100, alpha=0.01)
-    answers = signature.certify(np.zeros((0, 2, 2, 1), np.float32))
-    assert [answers[name].shape for name in ("predicted_class", "radius", "vote_share")] == [(0,)] * 3
+@pytest.mark.parametrize("name", TAKE_IMAGES)
+def test_an_empty_batch_has_empty_answers(served, name):
+    answers = served[name](images=np.zeros((0, 2, 2, 1), np.float32))
+    assert [len(values) for values in answers.values()] == [0] * len(answers)
 
 
-def test_n_that_can_never_certify_is_refused():
+def test_metadata_is_batch_major(served):
+    metadata = served["metadata"]
+    assert metadata()["model_card"].tolist() == [b"the card"]
+    assert metadata(query=np.array(["", "a", "b"]))["model_card"].tolist() == [b"the card"] * 3
+
+
+def test_settings_that_could_never_answer_are_refused(linear_classifier):
     with pytest.raises(ValueError, match="n must be at least 10"):
-        SmoothedSignature(linear_classifier(), SIGMA, n0=10, n=9, alpha=0.001)
+        signatures(linear_classifier(), n=9, alpha=0.001)
+    with pytest.raises(ValueError, match=r"n must be at most max_num_samples.*n=100, max_num_samples=99"):
+        signatures(linear_classifier(), n=100, max_num_samples=99)
 
 
 def test_a_classifier_of_one_class_is_refused():
-    # Its largest output is always class 0: it would certify everything.
     inputs = keras.Input((2, 2, 1))
     single = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(inputs)))
     with pytest.raises(ValueError, match="two classes or more"):
-        SmoothedSignature(single, SIGMA, n0=10, n=100, alpha=0.01).certify(constant_images(0.5))
+        signatures(single)

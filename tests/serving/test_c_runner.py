@@ -1,0 +1,195 @@
+"""The SavedModel in a C program with an empty environment: no Python, no Keras, no code of ours."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import special
+
+from macer_tf import certificates, noise, sequential
+from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
+from macer_tf.votes import Votes
+from serving import card
+from serving.export import export
+from tests.serving.c_runner import INVALID_ARGUMENT, Tensor, build, run, tensor
+
+N0, N, ALPHA, MAX_BATCH_SIZE = 20, 200, 0.001, 8
+TAKE_IMAGES = ("serving_default", "certify_custom", "predict")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("program"))
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory, digits_model):
+    directory = tmp_path_factory.mktemp("c") / "saved_model"
+    export(digits_model, directory, n0=N0, n=N, alpha=ALPHA, max_num_samples=20_000, max_batch_size=MAX_BATCH_SIZE)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def restarts(program, saved_model, digits, tmp_path_factory):
+    """Six real images, and the answers of two processes to the same requests: one of each signature."""
+    images = digits[0][-6:]
+    requests = [(name, {"images": images}) for name in TAKE_IMAGES] + [("metadata", {})]
+    return images, [run(program, saved_model, requests, tmp_path_factory.mktemp("restart")) for _ in range(2)]
+
+
+def test_certificates_are_the_librarys_on_the_returned_seeds(restarts, digits_model):
+    images, answers = restarts
+    for answer in (answers[0][0], answers[0][1], answers[1][0]):
+        assert answer.code == 0
+        assert not answer.message
+        selection, estimation = [], []
+        for image, seed in zip(images, answer.outputs["seed"], strict=True):
+            library = SmoothedClassifier(digits_model, seed=seed[0])
+            selection.append(library.count(image, int(seed[1]), noise.SELECTION, 0, N0))
+            estimation.append(library.count(image, int(seed[1]), noise.ESTIMATION, 0, N))
+        assert answer.outputs["votes"].tolist() == np.stack(estimation).tolist()
+        expected = certificates.certify(Votes(np.stack(selection), np.stack(estimation)), digits_model.sigma, ALPHA)
+        assert answer.outputs["predicted_class"].tolist() == expected.predictions.tolist()
+        assert (expected.predictions >= 0).any()
+        assert (answer.outputs["p_lower"] <= expected.p_lower).all()
+        assert (answer.outputs["radius"] <= expected.radii).all()
+        np.testing.assert_allclose(answer.outputs["p_lower"], expected.p_lower, atol=1e-10)
+        np.testing.assert_allclose(answer.outputs["radius"], expected.radii, atol=1e-6)
+
+
+def test_predictions_are_the_librarys_on_the_returned_seeds(restarts, digits_model):
+    images, answers = restarts
+    ends = sequential.looks(2 * N, default_micro_batch(images.shape[1:]))
+    outputs = answers[0][2].outputs
+    for i, (image, seed) in enumerate(zip(images, outputs["seed"], strict=True)):
+        library = SmoothedClassifier(digits_model, seed=seed[0])
+        counts = [library.count(image, int(seed[1]), noise.ESTIMATION, 0, end) for end in ends]
+        expected = sequential.anytime_predict(np.stack(counts)[None], ALPHA)
+        assert outputs["predicted_class"][i] == expected.predictions[0]
+        assert outputs["samples"][i] == expected.samples[0]
+        assert outputs["p_value"][i] == pytest.approx(expected.p_values[0], rel=1e-8)
+
+
+def test_two_restarts_never_give_the_same_noise(restarts):
+    _, (first, second) = restarts
+    seeds = {
+        tuple(seed) for answers in (first, second) for answer in answers[:3] for seed in answer.outputs["seed"].tolist()
+    }
+    assert len(seeds) == 2 * 3 * 6
+    assert (first[0].outputs["votes"] != second[0].outputs["votes"]).any()
+
+
+def test_metadata_is_the_card(restarts, saved_model):
+    (text,) = restarts[1][0][3].outputs["model_card"]
+    assert card.from_json(text.decode()) == card.read(saved_model)
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(program, saved_model, digits, tmp_path):
+    # One more copy of all the noisy images of the last request would be 20,000 * 64 * 4 bytes = 5 MB; activations of
+    # the network, 16 channels and more, a hundred.
+    image = digits[0][:1]
+    answers = run(
+        program,
+        saved_model,
+        [("certify_custom", {"images": image, "num_samples": np.int64(n)}) for n in (1000, 1000, 20_000)],
+        tmp_path,
+    )
+    assert [int(answer.outputs["votes"].sum()) for answer in answers] == [1000, 1000, 20_000]
+    assert answers[2].peak - answers[1].peak < 50 * 1024
+
+
+def malformed(rng, images):
+    """One malformed request: its signature and inputs, drawn at random."""
+    name = TAKE_IMAGES[rng.integers(3)]
+    good = images[: rng.integers(1, 5)]
+    kind = rng.integers(11)
+    if kind == 0:  # another dtype
+        dtypes = (np.float64, np.float16, np.int32, np.uint8, np.int64, np.bool_, np.complex64)
+        return name, {"images": good.astype(dtypes[rng.integers(len(dtypes))])}
+    if kind == 1:  # another rank or shape, the values in order
+        shapes = ((-1,), (-1, 8, 8), (-1, 64), (-1, 4, 16, 1), (-1, 8, 1, 8), (-1, 8, 8, 1, 1), (1, -1, 8, 8, 1))
+        return name, {"images": good.reshape(shapes[rng.integers(len(shapes))])}
+    if kind == 2:  # larger images
+        side = int(rng.choice([1, 7, 9, 16, 64, 300]))
+        return name, {"images": np.zeros((1, side, side, int(rng.integers(1, 4)) if side == 8 else 3), np.float32)}
+    if kind == 3:  # NaN, infinity or a pixel outside [0, 1], anywhere
+        bad = good.copy()
+        bad[tuple(rng.integers(bad.shape))] = rng.choice([np.nan, np.inf, -np.inf, -1e-6, 1.000001, 255, -3e38, 1e30])
+        return name, {"images": bad}
+    if kind == 4:  # random bits as floats; one pixel is surely wrong
+        bits = rng.integers(0, 2**32, good.shape, dtype=np.uint32)
+        bits.flat[0] = 0x7FC00000 | rng.integers(2**22)
+        return name, {"images": bits.view(np.float32)}
+    if kind == 5:  # over the limit
+        return name, {"images": np.zeros((MAX_BATCH_SIZE + int(rng.integers(1, 2000)), 8, 8, 1), np.float32)}
+    if kind == 6:  # dimensions that the bytes do not fill: negative, huge, overflowing
+        dims = [(int(rng.choice([-1, -(2**63), 2**31, 2**40, 2**62, 2**63 - 1])), 8, 8, 1), (2**33, 2**31, 1, 1)]
+        return name, {"images": Tensor(1, dims[rng.integers(2)], good.tobytes())}
+    if kind == 7:  # bytes cut off or too many, unknown types, strings
+        whole = tensor(good)
+        broken = (
+            Tensor(1, whole.dims, whole.data[: rng.integers(len(whole.data))]),
+            Tensor(1, whole.dims, whole.data + b"\0"),
+            Tensor(int(rng.choice([0, -1, 7, 20, 21, 99, 101, 2**31 - 1])), whole.dims, whole.data),
+            tensor(np.array(["image"] * 64).reshape(1, 8, 8, 1)),
+        )
+        return name, {"images": broken[rng.integers(4)]}
+    if kind == 8:  # inputs missing, unknown, or of no signature
+        wrong = (
+            (name, {}), (name, {"image": good}), (name, {"images": good, "seed": np.int64([1, 2])}),
+            ("no_such", {"images": good}), ("", {}), ("metadata", {"images": good}),
+            ("metadata", {"query": np.int64([1])}),
+        )  # fmt: skip
+        return wrong[rng.integers(len(wrong))]
+    if kind == 9:  # samples and alpha that certify nothing, or are out of range
+        wrong = (
+            {"num_samples": np.int64(rng.choice([0, -1, 9, 20_001, 2**63 - 1, -(2**63)]))},
+            {"alpha": np.float64(rng.choice([0, -0.1, 0.5, 1, math.nan, math.inf, 1e-300]))},
+            {"num_samples": np.int64([100] * (len(good) + 1))},
+            {"num_samples": np.int32(100)}, {"alpha": np.float32(0.01)}, {"num_samples": np.float64(100)},
+            {"alpha": np.full((MAX_BATCH_SIZE + 1, 3), 0.01)},
+        )  # fmt: skip
+        return "certify_custom", {"images": good, **wrong[rng.integers(len(wrong))]}
+    # empty where it is not the batch that is empty
+    shape = [1, 8, 8, 1]
+    shape[rng.integers(1, 4)] = 0
+    return name, {"images": np.zeros(shape, np.float32)}
+
+
+def test_ten_thousand_malformed_requests_get_no_certificate(program, saved_model, digits, tmp_path):
+    rng = np.random.default_rng(0)
+    images = digits[0][:8]
+    requests = [malformed(rng, images) for _ in range(10_000)]
+    good = ("serving_default", {"images": images[:1]})
+    answers = run(program, saved_model, [good, *requests, good], tmp_path)
+    for request, answer in zip(requests, answers[1:-1], strict=True):
+        assert answer.code == INVALID_ARGUMENT, (request, answer)
+        assert not answer.outputs
+    messages = {answer.message.partition("\n")[0] for answer in answers[1:-1]}
+    # Messages are constants, or have shapes in them: none shows a pixel.
+    assert not [message for message in messages if "nan" in message.lower() or "e+30" in message]
+    # It still answers, and holds no more memory than before but for the largest request (2008 images of 256 bytes).
+    assert [answers[0].code, answers[-1].code] == [0, 0]
+    assert answers[-1].peak - answers[0].peak < 64 * 1024
+
+
+def test_an_empty_batch_has_empty_answers(program, saved_model, tmp_path):
+    empty = np.zeros((0, 8, 8, 1), np.float32)
+    for answer in run(program, saved_model, [(name, {"images": empty}) for name in TAKE_IMAGES], tmp_path):
+        assert answer.code == 0
+        assert {len(values) for values in answer.outputs.values()} == {0}
+
+
+def test_optional_inputs_are_scalars_or_one_an_image(program, saved_model, digits, tmp_path):
+    images = digits[0][:3]
+    given = ({}, {"num_samples": np.int64(50)}, {"num_samples": np.int64([30, 60, 90]), "alpha": np.float64(0.01)})
+    answers = run(program, saved_model, [("certify_custom", {"images": images, **more}) for more in given], tmp_path)
+    assert [answer.outputs["votes"].sum(axis=1).tolist() for answer in answers] == [[N] * 3, [50] * 3, [30, 60, 90]]
+    outputs = answers[2].outputs
+    for i, n in enumerate((30, 60, 90)):
+        if outputs["predicted_class"][i] >= 0:
+            successes = outputs["votes"][i, outputs["predicted_class"][i]]
+            bound = special.betaincinv(successes, n - successes + 1, 0.01)
+            assert outputs["p_lower"][i] == pytest.approx(bound, abs=1e-10)
