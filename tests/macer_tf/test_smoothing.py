@@ -156,16 +156,21 @@ def test_the_classifier_sees_the_image_plus_sigma_times_the_addressed_noise():
 
 
 def test_passes_are_filled_across_images():
-    # By hand: 512 rows, or 128 at the end.
-    assert list(smoothing.passes([100], 512)) == [(128, [(0, 0, 100)])]
-    assert list(smoothing.passes([1100], 500)) == [(512, [(0, 0, 512)]), (512, [(0, 512, 512)]), (128, [(0, 1024, 76)])]
+    # By hand: 512 rows, or 64 where at most 256 are left.
+    assert list(smoothing.passes([60], 512)) == [(64, [(0, 0, 60)])]
+    assert list(smoothing.passes([1100], 500)) == [
+        (512, [(0, 0, 512)]),
+        (512, [(0, 512, 512)]),
+        (64, [(0, 1024, 64)]),
+        (64, [(0, 1088, 12)]),
+    ]
     assert list(smoothing.passes([200, 1, 400], 512)) == [
         (512, [(0, 0, 200), (1, 0, 1), (2, 0, 311)]),
-        (128, [(2, 311, 89)]),
+        (64, [(2, 311, 64)]),
+        (64, [(2, 375, 25)]),
     ]
-    # More than three of the small are a large one.
-    assert [rows for rows, _ in smoothing.passes([385], 512)] == [512]
-    assert [rows for rows, _ in smoothing.passes([384], 512)] == [128] * 3
+    assert [rows for rows, _ in smoothing.passes([257], 512)] == [512]
+    assert [rows for rows, _ in smoothing.passes([256], 512)] == [64] * 4
 
 
 @pytest.mark.parametrize("micro_batch", [1, 16, 60, 512])
