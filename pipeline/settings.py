@@ -1,83 +1,27 @@
-"""The settings of a run: their names, types, meanings and units, and how a command line becomes them."""
+"""The settings of a run: their names, types, meanings and units, and what of them a command line leaves to presets."""
 
-import argparse
-import dataclasses
-import difflib
-import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from macer_tf import certificates, checks
-from pipeline import presets
+from pipeline import command_line, presets
+from pipeline.command_line import ABOVE_0 as _ABOVE_0
+from pipeline.command_line import FOLDER as _FOLDER
+from pipeline.command_line import FROM_0 as _FROM_0
+from pipeline.command_line import FROM_0_BELOW_1 as _FROM_0_BELOW_1
+from pipeline.command_line import INSIDE_0_1 as _INSIDE_0_1
+from pipeline.command_line import SEED as _SEED
+from pipeline.command_line import TEXT as _TEXT
+from pipeline.command_line import Kind, Setting, in_words
+from pipeline.command_line import choice as _choice
+from pipeline.command_line import none_or as _or
+from pipeline.command_line import whole as _whole
 from pipeline.datasets import SHORT_NAMES
 from pipeline.errors import InputError
 
 PRESET = object()
 _DATASETS = f"{', '.join(SHORT_NAMES)}, or any TFDS image-classification builder"
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """What a setting accepts, in words; text -> value, which raises ValueError, KeyError, OverflowError or RuntimeError
-    for anything else; and the word for None, if that is a value.
-    """
-
-    accepts: str
-    parse: Callable
-    none: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One setting: a flag of the command line, a line of the plan and of the report.
-
-    Attributes:
-        name: without dashes.
-        kind: what it accepts.
-        meaning: what it is, with its unit.
-        default: its value, or PRESET if the preset of (dataset, sigma) has it.
-        default_in_words: where the value does not say it.
-    """
-
-    name: str
-    kind: Kind
-    meaning: str
-    default: object
-    default_in_words: str | None = None
-
-
-def _whole(first):
-    return _number(f"a whole number from {first}", int, lambda value: value >= first)
-
-
-def _number(accepts, parse_number, is_accepted):
-    def parse(text):
-        value = parse_number(text)
-        if not (math.isfinite(value) and is_accepted(value)):
-            raise ValueError
-        return value
-
-    return Kind(accepts, parse)
-
-
-def _or(word, kind):
-    """`kind`, or a word that stands for None."""
-    return Kind(f"{kind.accepts}, or {word}", lambda text: None if text == word else kind.parse(text), word)
-
-
-def _choice(**values):
-    return Kind(" or ".join(values), values.__getitem__)
-
-
-_TEXT = Kind("text", str)
-_FOLDER = Kind("a folder", lambda text: str(Path(text).expanduser()))
-_ABOVE_0 = _number("a number above 0", float, lambda value: value > 0)
-_FROM_0 = _number("a number from 0", float, lambda value: value >= 0)
-_INSIDE_0_1 = _number("a number above 0 and below 1", float, lambda value: 0 < value < 1)
-_FROM_0_BELOW_1 = _number("a number from 0 and below 1", float, lambda value: 0 <= value < 1)
 _EPOCHS = Kind("epochs such as 200,400", lambda text: [_whole(1).parse(epoch) for epoch in text.split(",")])
-_SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_seed(int(text)))
 
 GROUPS = {
     "Data": (
@@ -139,11 +83,6 @@ SETTINGS = tuple(setting for group in GROUPS.values() for setting in group)
 _NOT_IN_THE_PLAN = ("preset", "data_dir", "push_dir", "pipeline_root", "num_workers")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise InputError(message)
-
-
 def parse(arguments):
     """A command line -> (name -> value of every setting, the `Preset` they start from).
 
@@ -194,36 +133,17 @@ def plan(settings):
     }
 
 
-def in_words(setting, value):
-    """A setting's value as the plan, the help and the report print it."""
-    if value is None:
-        return setting.default_in_words or setting.kind.none
-    if isinstance(value, list | tuple):
-        return ",".join(map(str, value)) or setting.kind.none
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-
-
 def _given(arguments):
-    parser = _Parser(
+    return command_line.given(
+        arguments,
+        GROUPS,
         prog="python -m pipeline.run",
         usage="%(prog)s --dataset NAME [options]",
         description="Trains a classifier with MACER, certifies, evaluates, validates and pushes it. What was done "
         "before is not done again. In brackets: the default; several values are those of the presets, which "
         "--list_presets shows.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=24, width=100),
-        allow_abbrev=False,
-        add_help=False,
+        default=_default,
     )
-    for title, entries in GROUPS.items():
-        group = parser.add_argument_group(title)
-        for setting in entries:
-            group.add_argument(f"--{setting.name}", metavar="", help=f"{setting.meaning} [{_default(setting)}]")
-    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
-    texts, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        raise InputError(_unknown_argument(unknown[0]))
-    kinds = {setting.name: setting.kind for setting in SETTINGS}
-    return {name: _value(name, kinds[name], text) for name, text in vars(texts).items() if text is not None}
 
 
 def _default(setting):
@@ -233,19 +153,6 @@ def _default(setting):
         return in_words(setting, setting.default)
     values = dict.fromkeys(getattr(preset, setting.name) for preset in presets.PRESETS)
     return " | ".join(in_words(setting, value) for value in values) if len(values) <= 4 else "the preset's"
-
-
-def _value(name, kind, text):
-    try:
-        return kind.parse(text)
-    except (ValueError, KeyError, OverflowError, RuntimeError):
-        raise InputError(f"--{name} must be {kind.accepts}. Received: {text}") from None
-
-
-def _unknown_argument(argument):
-    nearest = difflib.get_close_matches(argument.split("=")[0], [f"--{setting.name}" for setting in SETTINGS], n=2)
-    hint = f"Did you mean {' or '.join(nearest)}?" if nearest else "See --help."
-    return f"Unknown argument {argument}. {hint}"
 
 
 def _check(settings):

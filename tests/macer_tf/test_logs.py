@@ -143,7 +143,7 @@ def test_a_kill_inside_the_time_loses_no_image(log):
     ],
 )
 def test_what_is_not_accepted_is_told_in_one_line(log, content, message):
-    with pytest.raises(ValueError, match="log.tsv") as caught:
+    with pytest.raises(ValueError, match=r"log\.tsv") as caught:
         logs.read(log(content))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
