@@ -1,12 +1,44 @@
 """The field's tab-separated certification log: idx, label, predict, radius, correct, time."""
 
 import csv
+import gzip
+import math
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from macer_tf.certificates import ABSTAIN
 
 HEADER = ("idx", "label", "predict", "radius", "correct", "time")
+
+_ACCEPTED = f"Accepted: tab-separated lines of {', '.join(HEADER)}, with that header or without"
+_GZIP_MAGIC = b"\x1f\x8b"
+# What Python's timedelta prints: 0:00:13.126220, or 1 day, 2:03:04 for the patient.
+_CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+
+
+@dataclass(frozen=True, eq=False)
+class Log:
+    """A certification log, of anyone's. `evaluation` takes it for the certificates that it lists.
+
+    Attributes:
+        ids: int64 [images], each image's place in its split; no two are the same.
+        labels: int64 [images].
+        predictions: int64 [images], a class or ABSTAIN (-1).
+        radii: float64 [images], as they stand in the log; they count only where the prediction is the label.
+        seconds: float64 [images], what certifying the image took; NaN where the log does not tell.
+        cut_off: number of the last line if it was cut off, as by a kill, and is left out; None if it is whole.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    radii: np.ndarray
+    seconds: np.ndarray
+    cut_off: int | None = None
 
 
 def write(path, certificates, labels, ids):
@@ -16,7 +48,7 @@ def write(path, certificates, labels, ids):
 
     Args:
         path: where to write.
-        certificates: `Certificates`.
+        certificates: `Certificates`, or a `Log`.
         labels: integers [images].
         ids: integers [images], each image's place in its split.
     """
@@ -31,17 +63,132 @@ def write(path, certificates, labels, ids):
                     int(label),
                     int(prediction),
                     repr(float(radius)),
-                    int(prediction == label and prediction != ABSTAIN),
+                    int(_is_correct(label, prediction)),
                     "nan",
                 ]
             )
 
 
 def read(path):
-    """Reads what `write` wrote: column name -> [images], int64 but for radius, float64; without the time."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    return {
-        name: np.array([row[name] for row in rows]).astype(np.float64 if name == "radius" else np.int64)
-        for name in HEADER[:-1]
-    }
+    """Reads a log as it occurs in the wild: ours, Cohen's, MACER's, SmoothAdv's and their descendants'.
+
+    The header may be missing, have its columns in another order, or have more of them; the time may be seconds or
+    h:mm:ss or missing; the radius may have any digits; lines may end by CRLF; blank lines are passed over; the file may
+    be gzipped. Of a last line that was cut off, `Log.cut_off` tells.
+
+    Returns:
+        `Log`.
+
+    Raises:
+        ValueError: in one line with the file and the line's number, if this is not such a log, holds no image or the
+            same image twice, a value is not a number, `correct` is not whether the prediction is the label, or the
+            radius of a correct prediction is not finite or is below 0.
+        OSError: if the file cannot be read.
+    """
+    lines = [(number, line.split("\t")) for number, line in enumerate(_lines(path), 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty: it holds no image's certificate.")
+    columns, width, has_header = _columns(path, lines[0][1])
+    if has_header:
+        del lines[0]
+    cut_off = None
+    if lines and _is_cut_off(lines[-1][1], columns, width):
+        cut_off = lines.pop()[0]
+    if not lines:
+        raise ValueError(f"{path} holds no image's certificate, only a header or a line that was cut off.")
+    rows, lines_of = [], {}
+    for number, fields in lines:
+        row = _row(f"{path}:{number}", fields, columns, width)
+        if row[0] in lines_of:
+            raise ValueError(f"{path}:{number}: image {row[0]} was on line {lines_of[row[0]]} already.")
+        lines_of[row[0]] = number
+        rows.append(row)
+    ids, labels, predictions, radii, seconds = zip(*rows, strict=True)
+    return Log(
+        ids=np.array(ids, np.int64),
+        labels=np.array(labels, np.int64),
+        predictions=np.array(predictions, np.int64),
+        radii=np.array(radii, np.float64),
+        seconds=np.array(seconds, np.float64),
+        cut_off=cut_off,
+    )
+
+
+def _lines(path):
+    content = Path(path).read_bytes()
+    try:
+        if content.startswith(_GZIP_MAGIC):
+            content = gzip.decompress(content)
+        text = content.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is a damaged gzip file ({error}); copy it again.") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a certification log: it is not text. {_ACCEPTED}.") from None
+    return text.replace("\r\n", "\n").split("\n")
+
+
+def _columns(path, first):
+    """Column name -> its place, how many columns a line has, and whether the first line is a header."""
+    names = [field.strip() for field in first]
+    if not set(names).isdisjoint(HEADER):
+        missing = [name for name in HEADER[:-1] if name not in names]
+        if missing:
+            raise ValueError(f"{path} is not a certification log: no column {', '.join(missing)}. {_ACCEPTED}.")
+        return {name: names.index(name) for name in HEADER if name in names}, len(names), True
+    if len(first) not in (len(HEADER) - 1, len(HEADER)) or not names[0].isdecimal():
+        raise ValueError(f"{path} is not a certification log: its first line is {_shown(first)}. {_ACCEPTED}.")
+    return {name: place for place, name in enumerate(HEADER[: len(first)])}, len(first), False
+
+
+def _is_cut_off(fields, columns, width):
+    """Whether the last line ends too early: a field is missing, or its last one, the time, is no time."""
+    if len(fields) < width:
+        return True
+    if columns.get("time") != width - 1:
+        return False
+    try:
+        _seconds(fields[-1])
+    except ValueError:
+        return True
+    return False
+
+
+def _row(where, fields, columns, width):
+    """id, label, prediction, radius and seconds of one line."""
+    if len(fields) != width:
+        raise ValueError(f"{where}: a line has {width} tab-separated fields. Received: {_shown(fields)}")
+    try:
+        index, label, prediction, correct = (
+            np.int64(int(fields[columns[name]])) for name in ("idx", "label", "predict", "correct")
+        )
+        radius = float(fields[columns["radius"]])
+        seconds = _seconds(fields[columns["time"]]) if "time" in columns else math.nan
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{where}: {error}. Received: {_shown(fields)}") from None
+    is_correct = _is_correct(label, prediction)
+    if correct != is_correct:
+        raise ValueError(
+            f"{where}: correct must be {int(is_correct)} for label {label} and prediction {prediction}. "
+            f"Received: {correct}"
+        )
+    if is_correct and not 0 <= radius < math.inf:
+        raise ValueError(f"{where}: the radius of a correct prediction must be finite, from 0. Received: {radius}")
+    return index, label, prediction, radius, seconds
+
+
+def _is_correct(label, prediction):
+    # Data without labels is often labelled -1, which is what abstaining is called.
+    return prediction == label and prediction != ABSTAIN
+
+
+def _seconds(text):
+    clock = _CLOCK.fullmatch(text.strip())
+    if clock is None:
+        return float(text)
+    days, hours, minutes, seconds = clock.groups(default="0")
+    return ((int(days) * 24 + int(hours)) * 60 + int(minutes)) * 60 + float(seconds)
+
+
+def _shown(fields):
+    line = "\t".join(fields)
+    return repr(line if len(line) <= 80 else line[:79] + "…")

@@ -43,11 +43,16 @@ def file_digest(path):
 
 
 def write_text(path, text):
+    """Writes a file whole or not at all, as UTF-8: beside it, flushed to the disk, renamed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path, content):
     """Writes a file whole or not at all: beside it, flushed to the disk, renamed."""
     path = Path(path)
     beside = path.with_name(path.name + ".writing")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(beside, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)

@@ -9,7 +9,7 @@ import difflib
 import json
 import sys
 
-from pipeline import console, orchestrator, presets
+from pipeline import command_line, console, orchestrator, presets
 from pipeline import settings as settings_lib
 from pipeline.errors import InputError, in_one_line
 from pipeline.orchestrator import Resolver
@@ -149,18 +149,18 @@ def _name_and_values(text):
     name, equals, listed = text.partition("=")
     # A value may have commas itself: lr_drop_epochs=50,100;60,120.
     values = [value.strip() for value in listed.split(";" if ";" in listed else ",")]
-    kinds = {setting.name: setting.kind for setting in settings_lib.SETTINGS if setting.name not in _CHANGE_NOTHING}
+    known = {setting.name: setting for setting in settings_lib.SETTINGS if setting.name not in _CHANGE_NOTHING}
     if not equals or not all(values):
         raise InputError(f"--sweep must be {_FORM}. Received: {text}")
     if name in _CHANGE_NOTHING:
         raise InputError(f"A sweep compares certificates, which {name} does not change. Received: --sweep {text}")
-    if name not in kinds:
-        nearest = difflib.get_close_matches(name, kinds, n=2)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=2)
         hint = f"Did you mean {' or '.join(nearest)}?" if nearest else "See --help."
         raise InputError(f"Unknown setting {name}. {hint} Received: --sweep {text}")
     seen = []
     for value in values:
-        parsed = settings_lib.value(name, kinds[name], value)
+        parsed = command_line.value(known[name], value)
         if parsed in seen:
             raise InputError(f"--sweep has the value {value} twice. Received: {text}")
         seen.append(parsed)

@@ -19,6 +19,15 @@ def shared_tfds():
     return folder
 
 
+@pytest.fixture
+def published_logs():
+    """The folder of published certification logs beside the repository; the test is skipped where there is none."""
+    folder = SHARED / "published_logs"
+    if not folder.is_dir():
+        pytest.skip("NEEDS PUBLISHED LOGS: no ../shared/published_logs beside the repository")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def digits():
     """Images float32 [1797, 8, 8, 1] in [0, 1] and labels int64 of scikit-learn's handwritten digits."""

@@ -120,8 +120,8 @@ def _paired_difference(baseline, certified, labels):
     if baseline.path is None:
         return None
     before = logs.read(baseline.path / "certificates.tsv")
-    now = np.maximum(evaluation.correct_radii(certified, labels), 0)
-    mean, standard_error = evaluation.mean_and_standard_error(now - before["radius"] * before["correct"])
+    now, then = (np.maximum(evaluation.correct_radii(source, labels), 0) for source in (certified, before))
+    mean, standard_error = evaluation.mean_and_standard_error(now - then)
     return {"mean": mean, "standard_error": standard_error, "baseline": str(baseline.path)}
 
 

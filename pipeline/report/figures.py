@@ -12,8 +12,10 @@ from statistics import NormalDist
 from typing import Protocol
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 # Okabe and Ito's colours, which stay apart under the common colour-vision deficiencies, each with one meaning
@@ -28,6 +30,13 @@ DASHES = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 WIDTH = 7.2  # inches, of every figure: one text size throughout the page
 ABSTAIN = "ABSTAIN"
 MAX_EXAMPLES = 8
+MAX_CURVES = 20
+_MAX_BANDS = 4
+_BAND = "1 binomial standard error at each radius"
+# Okabe and Ito's, but for yellow, which is too light for a line; in the order in which neighbours differ most.
+# Seven and four have no common factor: the pairs repeat after 28 curves only.
+_CURVE_COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", INK, "#56B4E9", "#E69F00")
+_CURVE_DASHES = ((), (5, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5))
 CURVES = (
     "loss",
     "classification_loss",
@@ -82,43 +91,12 @@ def radius_accuracy(radii: np.ndarray, paper: PaperCurve | None = None, *, label
     Raises:
         ValueError: `radii` is empty, not one-dimensional or not finite.
     """
-    radii = np.asarray(radii, dtype=np.float64)
-    if radii.ndim != 1 or radii.size == 0 or not np.isfinite(radii).all():
-        raise ValueError(f"radii must be finite, of shape [num_images > 0]. Received: shape {radii.shape}, {radii}")
-    credited = np.maximum(radii, 0.0)
-    seen = credited.max()
+    radii = _checked_radii(radii)
+    seen = max(radii.max(), 0.0)
     if paper is not None:
         seen = max([seen, *(r for r, a in zip(paper.radii, paper.certified_accuracy, strict=True) if a > 0)])
-    end = 1.06 * seen if seen > 0 else 1.0
-
-    # mean(radii >= r) is constant on (steps[i - 1], steps[i]], which is what "steps-pre" draws.
-    steps = np.unique(np.concatenate([[0.0, end], credited]))
-    accuracy = 1.0 - np.searchsorted(np.sort(radii), steps, side="left") / radii.size
-    error = np.sqrt(accuracy * (1.0 - accuracy) / radii.size)
-
-    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    _quiet(axes)
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    plural = "" if radii.size == 1 else "s"
-    axes.fill_between(
-        steps,
-        np.maximum(accuracy - error, 0.0),
-        np.minimum(accuracy + error, 1.0),
-        step="pre",
-        color=BLUE,
-        alpha=0.18,
-        linewidth=0,
-        label="± 1 binomial standard error at each radius",
-    )
-    axes.plot(
-        steps,
-        accuracy,
-        drawstyle="steps-pre",
-        color=BLUE,
-        linewidth=2.0,
-        label=f"Measured here: {label}, ACR {credited.mean():.3f} ({radii.size} image{plural})",
-    )
+    figure, axes, end = _radius_axes(seen)
+    _step_curve(axes, radii, end, f"Measured here: {_named(label, radii)}", BLUE, band=f"± {_BAND}")
     if paper is not None:
         axes.plot(
             paper.radii,
@@ -131,26 +109,94 @@ def radius_accuracy(radii: np.ndarray, paper: PaperCurve | None = None, *, label
             markeredgewidth=1.6,
             label=f"Reported in the paper, not measured here: {paper.name}, ACR {paper.acr:.3f}",
         )
+    handles, labels = axes.get_legend_handles_labels()
+    order = [1, 0, *range(2, len(handles))]
+    _legend_above(figure, [handles[i] for i in order], [labels[i] for i in order])
+    return figure
+
+
+def radius_accuracies(curves: Mapping[str, np.ndarray]) -> Figure:
+    """Certified accuracy as a function of the radius, of several models: name -> radii as in `radius_accuracy`.
+
+    Curves differ in colour and in dashes. Each has its band of one standard error as long as there are few.
+
+    Raises:
+        ValueError: there are no curves or more than `MAX_CURVES`, or radii as in `radius_accuracy`.
+    """
+    if not 1 <= len(curves) <= MAX_CURVES:
+        raise ValueError(f"A figure has 1 to {MAX_CURVES} curves. Received: {len(curves)}")
+    curves = {name: _checked_radii(radii) for name, radii in curves.items()}
+    figure, axes, end = _radius_axes(max(max(radii.max(), 0.0) for radii in curves.values()))
+    has_bands = len(curves) <= _MAX_BANDS
+    for place, (name, radii) in enumerate(curves.items()):
+        color = _CURVE_COLOURS[place % len(_CURVE_COLOURS)]
+        dashes = _CURVE_DASHES[place % len(_CURVE_DASHES)]
+        _step_curve(axes, radii, end, _named(name, radii), color, dashes, band="_" if has_bands else None)
+    handles, labels = axes.get_legend_handles_labels()
+    if has_bands:
+        handles.append(Patch(color=GREY, alpha=0.25, linewidth=0))
+        labels.append(f"bands: ± {_BAND}")
+    _legend_above(figure, handles, labels)
+    return figure
+
+
+def _checked_radii(radii: np.ndarray) -> np.ndarray:
+    radii = np.asarray(radii, dtype=np.float64)
+    if radii.ndim != 1 or radii.size == 0 or not np.isfinite(radii).all():
+        raise ValueError(f"radii must be finite, of shape [num_images > 0]. Received: shape {radii.shape}, {radii}")
+    return radii
+
+
+def _named(name: str, radii: np.ndarray) -> str:
+    plural = "" if radii.size == 1 else "s"
+    return f"{name}, ACR {np.maximum(radii, 0.0).mean():.3f} ({radii.size:,} image{plural})"
+
+
+def _radius_axes(seen: float) -> tuple[Figure, Axes, float]:
+    """A figure with axes for certified accuracy at radii up to a little more than `seen`, and where they end."""
+    end = 1.06 * seen if seen > 0 else 1.0
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    _quiet(axes)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
     if seen == 0:
         axes.text(0.5, 0.5, "No image has a radius above 0", transform=axes.transAxes, ha="center", color=GREY)
     axes.set_xlim(-0.02 * end, end)  # room for a marker at 0
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("l2 radius r, in [0, 1] pixel units", color=INK)
     axes.set_ylabel("certified accuracy at r", color=INK)
-    # Above the axes, where no curve can run through it.
-    handles, labels = axes.get_legend_handles_labels()
-    order = [1, 0, *range(2, len(handles))]
+    return figure, axes, end
+
+
+def _step_curve(
+    axes: Axes, radii: np.ndarray, end: float, label: str, color: str, dashes: tuple = (), *, band: str | None
+) -> None:
+    """Draws mean(radii >= r) up to `end`, with a band of one standard error called `band` unless that is None."""
+    # It is constant on (steps[i - 1], steps[i]], which is what "steps-pre" draws.
+    steps = np.unique(np.concatenate([[0.0, end], np.maximum(radii, 0.0)]))
+    accuracy = 1.0 - np.searchsorted(np.sort(radii), steps, side="left") / radii.size
+    if band is not None:
+        error = np.sqrt(accuracy * (1.0 - accuracy) / radii.size)
+        low, high = np.maximum(accuracy - error, 0.0), np.minimum(accuracy + error, 1.0)
+        axes.fill_between(steps, low, high, step="pre", color=color, alpha=0.18, linewidth=0, label=band)
+    axes.plot(
+        steps, accuracy, drawstyle="steps-pre", color=color, linewidth=2.0, linestyle=(0, dashes), label=label
+    )  # fmt: skip
+
+
+def _legend_above(figure: Figure, handles: list, labels: list[str]) -> None:
+    """A legend above the axes, where no curve can run through it."""
     legend = figure.legend(
-        [handles[i] for i in order],
-        [textwrap.fill(labels[i], 72) for i in order],
+        handles,
+        [textwrap.fill(label, 72) for label in labels],
         loc="outside upper left",
         frameon=False,
         fontsize=10,
         labelcolor=INK,
+        handlelength=2.8,
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-    return figure
 
 
 def radius_accuracy_curves(curves: Mapping[str, np.ndarray]) -> Figure:
@@ -388,6 +434,14 @@ def example_gallery(examples: Sequence[Example]) -> Figure:
                     fontsize=9,
                 )
     return figure
+
+
+def save_svg(figure: Figure) -> bytes:
+    """The figure as an SVG file, the same bytes for the same data."""
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "macer_tf"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
 
 
 def save_png(figure: Figure) -> bytes:

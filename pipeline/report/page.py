@@ -36,6 +36,7 @@ class Setting:
 class MetricRow:
     """Certified accuracy of one model at the radii of its table, in [0, 1], None where there is no number.
 
+    `details` and `acr_details` are small print below the name and the ACR.
     `paper_caveat` makes it a row of the paper: it is then marked as reported, it shows this text (how that
     experiment differs from ours), and its accuracies show two decimals, all that the paper gives. `behind` are the
     texts of the columns behind the ACR.
@@ -46,19 +47,21 @@ class MetricRow:
     acr: str
     paper_caveat: str | None = None
     behind: tuple[str, ...] = ()
+    details: str = ""
+    acr_details: str = ""
 
 
 @dataclass(frozen=True)
 class MetricsTable:
     """Rows that share one header of l2 radii, in [0, 1] pixel units.
 
-    `behind` names columns behind the ACR; `below` are lines in small print under the table.
+    `behind` names columns behind the ACR; `remarks` are what to know before comparing the rows, a paragraph each.
     """
 
     radii: tuple[float, ...]
     rows: tuple[MetricRow, ...]
     behind: tuple[str, ...] = ()
-    below: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ def render(
 
     Args:
         title: heading of the page.
-        summary: shown large at the top, the first one largest.
-        settings: group name -> the settings of that group.
+        summary: shown large at the top, the first one largest; may be empty.
+        settings: group name -> the settings of that group; may be empty.
         metrics: the table of certified accuracies.
         figures: shown in this order, each in its own section.
         notes: what the numbers guarantee and what they do not, one paragraph each.
@@ -101,8 +104,12 @@ def render(
         ("certified-accuracy", "Certified accuracy", _metrics(metrics)),
         ("guarantee", "What is guaranteed, and what is not", _notes(notes)),
         *((f"figure-{figure.id}", figure.heading, _figure(figure)) for figure in figures),
-        ("settings", "Settings of this run", "\n".join(_settings(*group) for group in settings.items())),
     ]
+    if settings:
+        sections.append(
+            ("settings", "Settings of this run", "\n".join(_settings(*group) for group in settings.items()))
+        )
+    facts = f'<dl class="summary">\n{"".join(map(_fact, summary))}</dl>\n' if summary else ""
     contents = "\n".join(f'<li><a href="#{i}">{escape(heading)}</a></li>' for i, heading, _ in sections)
     body = "\n".join(
         f'<section id="{i}" aria-labelledby="{i}-heading">\n'
@@ -123,9 +130,7 @@ def render(
 <body>
 <header>
 <h1>{escape(title)}</h1>
-<dl class="summary">
-{"".join(_fact(fact) for fact in summary)}</dl>
-<nav aria-label="Sections of this report"><ul>
+{facts}<nav aria-label="Sections of this report"><ul>
 {contents}
 </ul></nav>
 </header>
@@ -143,21 +148,24 @@ def _fact(fact: Fact) -> str:
 
 
 def _metrics(metrics: MetricsTable) -> str:
-    header = "".join(f'<th scope="col">{radius:.2f}</th>' for radius in metrics.radii)
+    header = "".join(f'<th scope="col">{_radius(radius)}</th>' for radius in metrics.radii)
     behind = "".join(f'<th scope="col">{escape(name)}</th>' for name in metrics.behind)
     rows = "\n".join(_metric_row(row, metrics) for row in metrics.rows)
-    below = "".join(f'<p class="below">{escape(line)}</p>\n' for line in metrics.below)
+    remarks = "".join(f'\n<p class="remark">{escape(remark)}</p>' for remark in metrics.remarks)
     return f"""<div class="scroll" role="region" tabindex="0" aria-label="Table of certified accuracies">
 <table class="numbers">
-<caption>Share of images that are classified correctly and certified at each l2 radius (columns, in [0, 1]
-pixel units), and the average certified radius (ACR).</caption>
+<caption><span>Share of images that are classified correctly and certified at each l2 radius (columns, in [0, 1]
+pixel units), and the average certified radius (ACR).</span></caption>
 <thead><tr><th scope="col">Model</th>{header}<th scope="col">ACR</th>{behind}</tr></thead>
 <tbody>
 {rows}
 </tbody>
 </table>
-</div>
-{below}"""
+</div>{remarks}"""
+
+
+def _radius(radius: float) -> str:
+    return f"{radius:.2f}" if round(radius, 2) == radius else f"{radius:g}"
 
 
 def _metric_row(row: MetricRow, metrics: MetricsTable) -> str:
@@ -171,13 +179,16 @@ def _metric_row(row: MetricRow, metrics: MetricsTable) -> str:
     if row.paper_caveat is not None:
         digits, opening = 2, '<tr class="paper">'
         mark = f'<span class="badge">reported in the paper</span><span class="caveat">{escape(row.paper_caveat)}</span>'
+    details, acr_details = (
+        f'<span class="caveat">{escape(text)}</span>' if text else "" for text in (row.details, row.acr_details)
+    )
     cells = "".join(
         '<td><span aria-label="no number">—</span></td>' if value is None else f"<td>{value:.{digits}f}</td>"
         for value in row.certified_accuracy
     )
-    name = f'<th scope="row">{escape(row.name)}{mark}</th>'
+    name = f'<th scope="row">{escape(row.name)}{details}{mark}</th>'
     behind = "".join(f"<td>{escape(text)}</td>" for text in row.behind)
-    return f'{opening}{name}{cells}<td class="acr">{escape(row.acr)}</td>{behind}</tr>'
+    return f'{opening}{name}{cells}<td class="acr">{escape(row.acr)}{acr_details}</td>{behind}</tr>'
 
 
 def _notes(notes: Sequence[str]) -> str:
@@ -261,6 +272,7 @@ nav ul { display: flex; flex-wrap: wrap; gap: .35rem 1.4rem; margin: 1.1rem 0 0;
 .scroll { overflow-x: auto; }
 table { width: 100%; border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); font-size: .9rem; padding-bottom: .6rem; }
+caption span { display: inline-block; max-width: min(56rem, calc(100vw - 2rem)); }
 th, td { padding: .5rem .45rem; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: baseline; }
 thead th { font-size: .85rem; color: var(--soft); font-weight: 600; border-bottom-width: 2px; }
@@ -274,8 +286,9 @@ tbody th { font-weight: 600; }
 .badge { display: block; width: fit-content; white-space: nowrap; margin: .25rem 0 .2rem; padding: 0 .5rem;
   border: 1px solid var(--paper-line);
   border-radius: 1rem; font-size: .74rem; font-style: normal; font-weight: 600; color: var(--ink); }
-.caveat { display: block; font-size: .8rem; line-height: 1.4; font-style: normal; color: var(--soft); }
-.below { margin: .5rem 0 0; font-size: .85rem; line-height: 1.45; color: var(--soft); }
+.caveat { display: block; font-size: .8rem; line-height: 1.4; font-style: normal;
+  font-weight: 400; color: var(--soft); }
+.remark { max-width: 46rem; margin: .7rem 0 0; font-size: .92rem; color: var(--soft); }
 .settings { margin-bottom: 1.75rem; }
 .settings caption { font-weight: 600; color: var(--ink); }
 .settings th:first-child { width: 13rem; }

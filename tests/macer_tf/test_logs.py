@@ -1,12 +1,29 @@
+import gzip
+
 import numpy as np
 import pytest
 
-from macer_tf import logs
+from macer_tf import evaluation, logs
 from macer_tf.certificates import ABSTAIN, Certificates
 
 RADII = np.array([0.1 + 0.2, 0.0, 1 / 3, np.nextafter(0.25, 1)])
 PREDICTIONS = np.array([5, ABSTAIN, 2, ABSTAIN])
 CERTIFICATES = Certificates(PREDICTIONS, RADII, RADII, PREDICTIONS, 0.25, 0.001, 100, 1000)
+
+HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+COHEN = HEADER + "0\t3\t3\t0.378\t1\t15.4\n20\t7\t-1\t0.0\t0\t15.6\n40\t2\t0\t0.941\t0\t16.9\n"
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A function: text or bytes -> the path of a file that holds them."""
+
+    def write(content):
+        path = tmp_path / "log.tsv"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
 
 
 def test_what_the_file_holds(tmp_path):
@@ -22,17 +39,129 @@ def test_what_the_file_holds(tmp_path):
 
 def test_it_is_read_back_to_the_last_bit(tmp_path):
     logs.write(tmp_path / "log.tsv", CERTIFICATES, [5, 1, 3, 4], [0, 20, 40, 60])
-    columns = logs.read(tmp_path / "log.tsv")
-    assert list(columns) == ["idx", "label", "predict", "radius", "correct"]
-    np.testing.assert_array_equal(columns["radius"], RADII)
-    np.testing.assert_array_equal(columns["predict"], PREDICTIONS)
-    assert columns["idx"].tolist() == [0, 20, 40, 60]
-    assert columns["label"].tolist() == [5, 1, 3, 4]
-    assert columns["correct"].tolist() == [1, 0, 0, 0]
-    assert columns["radius"].dtype == np.float64
-    assert columns["predict"].dtype == np.int64
+    read = logs.read(tmp_path / "log.tsv")
+    np.testing.assert_array_equal(read.radii, RADII)
+    np.testing.assert_array_equal(read.predictions, PREDICTIONS)
+    assert read.ids.tolist() == [0, 20, 40, 60]
+    assert read.labels.tolist() == [5, 1, 3, 4]
+    assert np.isnan(read.seconds).all()
+    assert (read.radii.dtype, read.predictions.dtype) == (np.float64, np.int64)
+    logs.write(tmp_path / "again.tsv", read, read.labels, read.ids)
+    assert (tmp_path / "again.tsv").read_bytes() == (tmp_path / "log.tsv").read_bytes()
 
 
 def test_an_image_is_not_dropped_silently(tmp_path):
     with pytest.raises(ValueError, match="zip"):
         logs.write(tmp_path / "log.tsv", CERTIFICATES, [5, 1, 3], [0, 20, 40, 60])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        COHEN,
+        COHEN.removeprefix(HEADER),
+        COHEN.replace("\n", "\r\n"),
+        COHEN + "\n \n\n",
+        COHEN.removesuffix("\n"),
+        "\ufeff" + COHEN,
+        gzip.compress(COHEN.encode()),
+        # Columns in another order and one more, as logs of sample-wise noise levels have it.
+        "predict\tidx\tlabel\tradius\tcorrect\tsigma\ttime\n"
+        "3\t0\t3\t0.378\t1\t0.25\t15.4\n-1\t20\t7\t0.0\t0\t0.25\t15.6\n0\t40\t2\t0.941\t0\t0.5\t16.9\n",
+    ],
+    ids=["as Cohen's", "no header", "CRLF", "blank lines", "no last newline", "BOM", "gzip", "other columns"],
+)
+def test_the_kinds_of_log_in_the_wild_say_the_same(log, content):
+    read = logs.read(log(content))
+    assert read.ids.tolist() == [0, 20, 40]
+    assert read.labels.tolist() == [3, 7, 2]
+    assert read.predictions.tolist() == [3, ABSTAIN, 0]
+    assert read.radii.tolist() == [0.378, 0.0, 0.941]
+    assert read.seconds.tolist() == [15.4, 15.6, 16.9]
+    assert read.cut_off is None
+
+
+def test_time_on_a_clock(log):
+    read = logs.read(log("0\t3\t3\t0.5\t1\t0:00:13.126220\n1\t8\t8\t0.9\t1\t2:03:04\n2\t8\t8\t1\t1\t1 day, 0:00:01\n"))
+    # 2 h 3 min 4 s = 7200 + 180 + 4; a day is 86,400 s.
+    np.testing.assert_allclose(read.seconds, [13.12622, 7384, 86401], rtol=1e-15)
+
+
+@pytest.mark.parametrize("header", ["idx\tlabel\tpredict\tradius\tcorrect\n", ""])
+def test_time_may_be_missing(log, header):
+    read = logs.read(log(header + "0\t3\t3\t0.5\t1\n1\t8\t2\t0.9\t0\n"))
+    assert read.predictions.tolist() == [3, 2]
+    assert np.isnan(read.seconds).all()
+
+
+def test_only_the_radius_of_a_correct_prediction_counts(log):
+    """Wrong with radius 2, abstained with radius 3, and a label of -1 abstained on: ACR = 0.6 / 4."""
+    read = logs.read(log("0\t1\t1\t0.6\t1\t1\n1\t1\t0\t2.0\t0\t1\n2\t1\t-1\t3.0\t0\t1\n3\t-1\t-1\tnan\t0\t1\n"))
+    result = evaluation.evaluate(read, read.labels, (0, 0.6, 0.7))
+    assert result.acr == pytest.approx(0.15, abs=1e-15)
+    assert result.certified_accuracy == (0.25, 0.25, 0.0)
+    assert result.abstained == 0.5
+
+
+@pytest.mark.parametrize(
+    "end", ["60", "60\t1\t1", "60\t1\t1\t0.7", "60\t1\t1\t0.7\t1", "60\t1\t1\t0.7\t1\t", "60\t1\t1\t0.7\t1\t0:00:"]
+)
+@pytest.mark.parametrize("newline", ["", "\n"])
+def test_a_last_line_that_was_cut_off_is_left_out_and_told(log, end, newline):
+    read = logs.read(log(COHEN + end + newline))
+    assert read.ids.tolist() == [0, 20, 40]
+    assert read.cut_off == 5
+
+
+def test_a_kill_inside_the_time_loses_no_image(log):
+    assert logs.read(log(COHEN + "60\t1\t1\t0.7\t1\t15.")).ids.tolist() == [0, 20, 40, 60]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "log.tsv is empty: it holds no image's certificate."),
+        ("\n\n", "log.tsv is empty: it holds no image's certificate."),
+        (HEADER, "log.tsv holds no image's certificate, only a header or a line that was cut off."),
+        (HEADER + "0\t1", "log.tsv holds no image's certificate, only a header or a line that was cut off."),
+        (
+            '{"id": 0}\n',
+            "is not a certification log: its first line is '{\"id\": 0}'. Accepted: tab-separated lines of",
+        ),
+        (b"\x89PNG\r\n\x1a\n\xff", "is not a certification log: it is not text."),
+        (gzip.compress(COHEN.encode())[:-9], "is a damaged gzip file"),
+        ("idx\tlabel\tpredict\tcorrect\ttime\n0\t1\t1\t1\t2\n", "is not a certification log: no column radius."),
+        (COHEN + "60\t1\t0\t0.7\t1\t2\n", "log.tsv:5: correct must be 0 for label 1 and prediction 0. Received: 1"),
+        (COHEN + "60\t1\t1\t0.7\t0\t2\n", "log.tsv:5: correct must be 1 for label 1 and prediction 1. Received: 0"),
+        (COHEN + "60\t-1\t-1\t0.7\t1\t2\n", "log.tsv:5: correct must be 0 for label -1 and prediction -1. Received: 1"),
+        (COHEN + "20\t1\t1\t0.7\t1\t2\n", "log.tsv:5: image 20 was on line 3 already."),
+        (COHEN.replace("-1\t0.0\t0", "-1\t0"), "log.tsv:3: a line has 6 tab-separated fields. Received: '20\\t7"),
+        (COHEN.replace("0.378", "far"), "log.tsv:2: could not convert string to float: 'far'. Received: '0\\t3\\t3"),
+        (COHEN.replace("0.378", "nan"), "log.tsv:2: the radius of a correct prediction must be finite, from 0."),
+        (COHEN.replace("0.378", "-0.1"), "log.tsv:2: the radius of a correct prediction must be finite, from 0."),
+        (COHEN.replace("20\t7", "2" * 30 + "\t7"), "log.tsv:3: Python int too large"),
+    ],
+)
+def test_what_is_not_accepted_is_told_in_one_line(log, content, message):
+    with pytest.raises(ValueError, match=r"log\.tsv") as caught:
+        logs.read(log(content))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_the_operating_systems_to_tell(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        logs.read(tmp_path / "log.tsv")
+
+
+@pytest.mark.parametrize(
+    ("name", "everywhere", "images_500_to_999"),
+    [("0.25", 0.531, 0.555), ("0.5", 0.691, 0.725), ("1.0", 0.744, 0.793)],
+)
+def test_published_logs_give_the_published_figures(published_logs, name, everywhere, images_500_to_999):
+    """MACER on CIFAR-10: the ACR of all 10,000 test images, and of those that the paper's Table 1 took."""
+    read = logs.read(published_logs / f"macer-cifar10-resnet110-sigma{name}.tsv")
+    radii = np.maximum(evaluation.correct_radii(read, read.labels), 0)
+    assert len(radii) == 10_000
+    assert radii.mean() == pytest.approx(everywhere, abs=5e-4)
+    assert radii[(read.ids >= 500) & (read.ids <= 999)].mean() == pytest.approx(images_500_to_999, abs=5e-4)

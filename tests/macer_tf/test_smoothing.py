@@ -587,7 +587,7 @@ def test_several_threads_count_as_one_does():
 
 
 def test_votes_carry_the_soft_moments_that_are_drawn(linear):
-    smoothed = SmoothedClassifier(linear[0], sigma=0.5, seed=1, betas=(1.0, 16.0))
+    smoothed = SmoothedClassifier(linear_classifier(*linear), sigma=0.5, seed=1, betas=(1.0, 16.0))
     images = random_images(2)
     votes = smoothed.votes(images, n0=20, n=50)
     drawn = smoothed.draw(images, [0, 1], noise.ESTIMATION, [0, 0], [50, 50])

@@ -1,0 +1,201 @@
+"""Several models' certificates side by side: one table, one figure, and what keeps them from being compared."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from macer_tf import evaluation
+from macer_tf.logs import Log
+from pipeline.report import figures, page
+
+_MAX_RADII = 10
+UNKNOWN = "?"
+VERSUS_FIRST = (
+    "vs first: paired difference of the ACR to the first row ± its standard error, on the images that both have (how "
+    "many, unless all)."
+)
+
+_NOTES = (
+    "Certified accuracy at radius r is the share of the images whose certified class is their label, with a radius of "
+    "r or beyond. The ACR is the mean of those radii, wrong and abstained images counting 0; ± is one standard error "
+    "over the drawing of the images.",
+    f"{VERSUS_FIRST} That standard error is the one to judge by: an ACR's own is mostly how different the images are, "
+    "which is the same for both.",
+    "Each certificate was made to hold with probability 1 - alpha, image by image, if n samples were drawn at sigma as "
+    "its log's makers say; this page adds up what the logs say and certifies nothing.",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One model's certificates, to be compared.
+
+    Attributes:
+        name: of the curve and the row.
+        log: the images with their labels, predictions and radii.
+        sigma, n, alpha: what it was certified at; None where that is not known.
+    """
+
+    name: str
+    log: Log
+    sigma: float | None = None
+    n: int | None = None
+    alpha: float | None = None
+
+    @property
+    def correct_radii(self):
+        """float64 [images], -1 where the prediction is wrong or abstained."""
+        return evaluation.correct_radii(self.log, self.log.labels)
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Of one entry's ACR to another's, on the `num_images` images that both have."""
+
+    mean: float
+    standard_error: float
+    num_images: int
+
+
+def paired_difference(entry, first):
+    """The `PairedDifference` of `entry` to `first`; None if they share fewer than two images or disagree on labels."""
+    here, there, num_other_labels = _shared(entry, first)
+    if len(here) < 2 or num_other_labels:
+        return None
+    gains = np.maximum(entry.correct_radii[here], 0) - np.maximum(first.correct_radii[there], 0)
+    return PairedDifference(*evaluation.mean_and_standard_error(gains), len(here))
+
+
+def default_radii(entries):
+    """Multiples of 0.25, or of its doubles, up to the largest radius of a correct prediction; at most ten."""
+    largest = max(entry.correct_radii.max() for entry in entries)
+    step = 0.25
+    while int(largest / step) + 1 > _MAX_RADII:
+        step *= 2
+    return tuple(step * i for i in range(max(int(largest / step), 0) + 1))
+
+
+def table(entries, radii):
+    """Header and rows of text: certified accuracy at `radii`, ACR, its difference to the first entry, and settings."""
+    header = ["radius", *(f"{radius:g}" for radius in radii), "ACR", "vs first", *_SETTINGS, "images"]
+    rows = []
+    for entry in entries:
+        result = _evaluate(entry, radii)
+        accuracies = (f"{accuracy:.3f}" for accuracy in result.certified_accuracy)
+        settings = (_in_words(value) for value in _setting(entry))
+        images = _images(entry.log.ids)
+        rows.append([entry.name, *accuracies, _acr(result), _difference(entry, entries[0]), *settings, images])
+    return header, rows
+
+
+def remarks(entries):
+    """What to know before these entries are compared, one line each."""
+    settings = list(zip(*map(_setting, entries), strict=True))
+    differ = [name for name, values in zip(_SETTINGS, settings, strict=True) if len(set(values) - {None}) > 1]
+    if any(set(entry.log.ids.tolist()) != set(entries[0].log.ids.tolist()) for entry in entries):
+        differ.append("images")
+    lines = []
+    if differ:
+        lines.append(
+            f"Warning: these differ in {_and(differ)}. Radii grow with n and alpha and depend on sigma and the images: "
+            "only where all four are the same are these figures of one kind."
+        )
+    unknown = [name for name, values in zip(_SETTINGS, settings, strict=True) if None in values]
+    if unknown:
+        lines.append(f"{UNKNOWN}: a log does not tell its {_and(unknown)}; see to it that they are the same.")
+    for entry in entries:
+        if entry.log.cut_off:
+            lines.append(f"Warning: {entry.name} is not whole: line {entry.log.cut_off} was cut off and is left out.")
+        shared, _, num_other_labels = _shared(entry, entries[0])
+        if num_other_labels:
+            lines.append(
+                f"Warning: {entry.name} has other labels than {entries[0].name} for {num_other_labels:,} of the "
+                f"{len(shared):,} images that both have: they are of other data sets or in another order."
+            )
+    return lines
+
+
+def figure(entries):
+    """The curves of certified accuracy against radius."""
+    return figures.radius_accuracies({entry.name: entry.correct_radii for entry in entries})
+
+
+def html(title, entries, radii):
+    """The comparison as one page that needs no other file."""
+    names = ", ".join(entry.name for entry in entries)
+    rows = []
+    for entry in entries:
+        result = _evaluate(entry, radii)
+        settings = [f"{name} = {_in_words(value)}" for name, value in zip(_SETTINGS, _setting(entry), strict=True)]
+        difference = _difference(entry, entries[0])
+        rows.append(
+            page.MetricRow(
+                entry.name,
+                result.certified_accuracy,
+                _acr(result),
+                details=f"{', '.join(settings)}; images: {_images(entry.log.ids)}",
+                acr_details=f"{difference} vs first" if difference else "",
+            )
+        )
+    return page.render(
+        title=title,
+        summary=(),
+        settings={},
+        metrics=page.MetricsTable(radii, tuple(rows), remarks=tuple(remarks(entries))),
+        figures=[
+            page.PageFigure(
+                "radius_accuracy",
+                "Certified accuracy by radius",
+                "Share of the images whose certified class is their label, at each l2 radius or beyond. The area under "
+                "a curve is its ACR.",
+                figures.save_png(figure(entries)),
+                f"Curves of certified accuracy of {names}.",
+            )
+        ],
+        notes=list(_NOTES),
+    )
+
+
+_SETTINGS = ("sigma", "n", "alpha")
+
+
+def _setting(entry):
+    return tuple(getattr(entry, name) for name in _SETTINGS)
+
+
+def _in_words(value):
+    if value is None:
+        return UNKNOWN
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _evaluate(entry, radii):
+    return evaluation.evaluate(entry.log, entry.log.labels, radii)
+
+
+def _acr(result):
+    return f"{result.acr:.4f} ± {result.acr_standard_error:.4f}"
+
+
+def _difference(entry, first):
+    difference = None if entry is first else paired_difference(entry, first)
+    if difference is None:
+        return ""
+    words = f"{difference.mean:+.4f} ± {difference.standard_error:.4f}"
+    if difference.num_images < max(len(entry.log.ids), len(first.log.ids)):
+        words += f" ({difference.num_images:,})"
+    return words
+
+
+def _images(ids):
+    return f"{len(ids):,} ({ids.min()}-{ids.max()})"
+
+
+def _shared(entry, first):
+    """Places in `entry` and in `first` of the images that both have, and how many of those have another label."""
+    _, here, there = np.intersect1d(entry.log.ids, first.log.ids, return_indices=True)
+    return here, there, int((entry.log.labels[here] != first.log.labels[there]).sum())
+
+
+def _and(names):
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
