@@ -15,6 +15,8 @@ from scipy import special
 from serving import card as card_lib
 
 _TAKE_IMAGES = ("serving_default", "certify_custom", "predict")
+# What `tf.saved_model.save` adds for loaders.
+_INITIALIZER = "__saved_model_init_op"
 _CHECKS = (
     "the model card meets its schema, and `metadata` returns it",
     "every signature answers with one row an image",
@@ -68,6 +70,8 @@ def run(saved_model, images):
         missing = {*_TAKE_IMAGES, "metadata"} - set(server.signatures)
         if missing:
             raise ValueError(f"The model has no signature {', '.join(sorted(missing))}.")
+        if {signature for signature, _ in warmup} != set(server.signatures) - {_INITIALIZER}:
+            raise ValueError(f"Warm-up requests are for {[signature for signature, _ in warmup]}, not every signature.")
         for text in server("metadata")["model_card"]:
             if card_lib.from_json(text.decode()) != card:
                 raise ValueError(f"`metadata` does not return what is in {card_lib.NAME}.")
@@ -79,7 +83,8 @@ def run(saved_model, images):
         for signature in ("serving_default", "certify_custom"):
             check_certificates(answers[signature], card)
         check_predictions(answers["predict"], card)
-        _replay(warmup, server)
+        for signature, inputs in warmup:
+            server(signature, **inputs)
         for signature in _TAKE_IMAGES:
             _check_refusals(server, signature, images, card)
     return answers["serving_default"], list(_CHECKS)
@@ -126,13 +131,6 @@ def read_warmup(saved_model):
         inputs = {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()}
         requests.append((request.model_spec.signature_name, inputs))
     return requests
-
-
-def _replay(requests, server):
-    if {signature for signature, _ in requests} != {*_TAKE_IMAGES, "metadata"}:
-        raise ValueError(f"Warm-up requests are for {[signature for signature, _ in requests]}, not every signature.")
-    for signature, inputs in requests:
-        server(signature, **inputs)
 
 
 def _check_refusals(server, signature, images, card):

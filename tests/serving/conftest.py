@@ -6,6 +6,7 @@ import pytest
 
 from macer_tf import networks
 from macer_tf.model import MACERModel
+from serving.export import export
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +35,12 @@ def digits_model(digits):
     model.compile(keras.optimizers.Adam(0.01))
     model.fit(images[:512], labels[:512], epochs=4, verbose=0)
     return model
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, digits_model):
+    """Its SavedModel, at n0 = 100, n = 300 and alpha = 0.001, for 8 images and 20,000 samples at most."""
+    directory = tmp_path_factory.mktemp("export") / "saved_model"
+    limits = {"max_num_samples": 20_000, "max_batch_size": 8}
+    export(digits_model, directory, n0=100, n=300, alpha=0.001, pixel_max=16, **limits)
+    return directory
