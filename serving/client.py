@@ -1,0 +1,328 @@
+"""Clients of a served smoothed classifier, by gRPC and by REST: NumPy images in, checked answers out.
+
+Both speak to TensorFlow Serving. A call is repeated only where the server was unavailable, so that no answer was seen:
+drawing again after an answer, until one pleases, would void the certificates' failure probability.
+"""
+
+import http.client
+import json
+import math
+import random
+import ssl
+import time
+import urllib.parse
+
+import numpy as np
+
+from serving import answers
+from serving.answers import AnswerError, ServingError
+
+_CERTIFY, _CERTIFY_CUSTOM, _PREDICT = "serving_default", "certify_custom", "predict"
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 2.0
+_DEADLINE_HINT = "raise timeout or send fewer images"
+_MAX_WORDS = 300
+
+
+class GrpcClient:
+    """Asks a model server by gRPC. Thread-safe; close it, or use it in a `with`.
+
+    Args:
+        address: "host:port" of the server; port 8500 by TensorFlow Serving's default.
+        model_name: name that the server has for the model.
+        timeout: seconds for a call, all of its repetitions together.
+        version: version to ask, by number; the server's latest by default.
+        label: version to ask, by label; instead of a number.
+
+    Raises:
+        ValueError: for a time-out, version or label that is none.
+    """
+
+    def __init__(self, address, model_name, *, timeout=60.0, version=None, label=None):
+        _check_selection(timeout, version, label)
+        # Here, since these import TensorFlow, which the REST client does without.
+        import grpc
+        from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+        self._grpc, self._request_type = grpc, predict_pb2.PredictRequest
+        self._address, self._timeout = address, timeout
+        self._name, self._version, self._label = model_name, version, label
+        self._channel = grpc.insecure_channel(
+            address,
+            options=[
+                # The votes of many images pass the 4 MB that gRPC accepts by default.
+                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_send_message_length", -1),
+                # Or a channel that has failed would wait longer before it connects again than a call may take.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+            ],
+        )
+        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+
+    def certify(self, images):
+        """Images float32 [batch, H, W, C] in [0, 1] -> `Certified`, with the n and alpha of the export.
+
+        Raises:
+            ValueError: for images that no model takes; nothing was sent.
+            ServingError: if the server cannot be reached or refuses.
+            AnswerError: if its answer is broken.
+        """
+        images = answers.check_images(images)
+        return answers.certified(self._ask(_CERTIFY, images, answers.CERTIFY_OUTPUTS), len(images))
+
+    def certify_custom(self, images, num_samples=None, alpha=None):
+        """As `certify`, with another number of estimation samples or another failure probability.
+
+        Choose both before you look at an answer: asking again with more samples until it certifies voids alpha.
+
+        Args:
+            images: see `certify`.
+            num_samples: noisy copies for each image; the export's by default.
+            alpha: failure probability for each image; the export's by default.
+
+        Raises:
+            ValueError: also for a num_samples or an alpha that is none.
+            ServingError, AnswerError: see `certify`.
+        """
+        images = answers.check_images(images)
+        if num_samples is not None and not (_whole(num_samples) and 1 <= num_samples < 2**63):
+            raise ValueError(f"num_samples must be a whole number from 1. Received: {num_samples!r}")
+        if alpha is not None and not (isinstance(alpha, float | np.floating) and 0 < alpha < 1):
+            raise ValueError(f"alpha must be a number between 0 and 1. Received: {alpha!r}")
+        scalars = {
+            name: dtype(value)
+            for name, dtype, value in (("num_samples", np.int64, num_samples), ("alpha", np.float64, alpha))
+            if value is not None
+        }
+        return answers.certified(self._ask(_CERTIFY_CUSTOM, images, answers.CERTIFY_OUTPUTS, scalars), len(images))
+
+    def predict(self, images):
+        """Images float32 [batch, H, W, C] in [0, 1] -> `Predicted`: the class without a radius, from fewer samples.
+
+        Raises:
+            ValueError, ServingError, AnswerError: see `certify`.
+        """
+        images = answers.check_images(images)
+        return answers.predicted(self._ask(_PREDICT, images, answers.PREDICT_OUTPUTS), len(images))
+
+    def close(self):
+        """Closes the connection."""
+        self._channel.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    def _ask(self, signature, images, expected, scalars=None):
+        request = self._request_type()
+        request.model_spec.name = self._name
+        request.model_spec.signature_name = signature
+        if self._version is not None:
+            request.model_spec.version.value = self._version
+        if self._label is not None:
+            request.model_spec.version_label = self._label
+        for name, value in {"images": images, **(scalars or {})}.items():
+            _fill(request.inputs[name], value)
+        response = _repeat_while_unavailable(lambda seconds: self._call(request, seconds), self._timeout)
+        return {name: _array(name, response.outputs[name]) for name in expected if name in response.outputs}
+
+    def _call(self, request, seconds):
+        code = self._grpc.StatusCode
+        try:
+            return self._stub.Predict(request, timeout=seconds)
+        except self._grpc.RpcError as error:
+            said = _first_line(error.details())
+            status = error.code()
+        if status == code.UNAVAILABLE:
+            raise _UnavailableError(f"{self._address} is unavailable; does a model server listen there? {said}")
+        if status == code.DEADLINE_EXCEEDED:
+            raise ServingError(f"{self._address} did not answer within {self._timeout:g} s; {_DEADLINE_HINT}.")
+        hint = "; check the model's name, version and label" if status == code.NOT_FOUND else ""
+        raise ServingError(f"{self._address} refused ({status.name}{hint}): {said}")
+
+
+class RestClient:
+    """Asks a model server by REST, with the standard library only. Thread-safe.
+
+    There is no `certify_custom` here: TensorFlow Serving's REST has no optional inputs; use `GrpcClient`.
+
+    Args:
+        url: "http://host:port" of the server, or https; port 8501 by TensorFlow Serving's default.
+        model_name, timeout, version, label: see `GrpcClient`.
+
+    Raises:
+        ValueError: also for a URL that is none.
+    """
+
+    def __init__(self, url, model_name, *, timeout=60.0, version=None, label=None):
+        _check_selection(timeout, version, label)
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"url must be like http://localhost:8501. Received: {url!r}")
+        self._connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._url, self._host, self._port, self._timeout = url, parts.hostname, parts.port, timeout
+        model = urllib.parse.quote(model_name, safe="")
+        selected = "" if version is None else f"/versions/{version}"
+        selected += "" if label is None else f"/labels/{urllib.parse.quote(label, safe='')}"
+        self._path = f"{parts.path.rstrip('/')}/v1/models/{model}{selected}:predict"
+
+    def certify(self, images):
+        """See `GrpcClient.certify`."""
+        images = answers.check_images(images)
+        return answers.certified(self._ask(_CERTIFY, images, answers.CERTIFY_OUTPUTS), len(images))
+
+    def certify_custom(self, images, num_samples=None, alpha=None):
+        """Refuses.
+
+        Raises:
+            ServingError: always, and says what to use.
+        """
+        raise ServingError(
+            "certify_custom has optional scalar inputs, which TensorFlow Serving's REST cannot take; use GrpcClient."
+        )
+
+    def predict(self, images):
+        """See `GrpcClient.predict`."""
+        images = answers.check_images(images)
+        return answers.predicted(self._ask(_PREDICT, images, answers.PREDICT_OUTPUTS), len(images))
+
+    def _ask(self, signature, images, expected):
+        # Every float32 is a float64 exactly, and JSON carries the digits that bring a float64 back.
+        request = json.dumps({"signature_name": signature, "inputs": {"images": images.tolist()}}).encode()
+        body = _repeat_while_unavailable(lambda seconds: self._call(request, seconds), self._timeout)
+        try:
+            outputs = json.loads(body)["outputs"]
+            # One output alone comes without its name; every signature here has several.
+            return {name: _json_array(outputs[name], dtype) for name, dtype in expected.items() if name in outputs}
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise AnswerError(f"{self._url} answered no outputs that can be read: {_first_line(error)}") from None
+
+    def _call(self, request, seconds):
+        deadline = time.monotonic() + seconds
+        connection = self._connection(self._host, self._port, timeout=seconds)
+        try:
+            connection.request("POST", self._path, request, {"Content-Type": "application/json"})
+            # Kept, since the connection lets go of it once it has read the head of the last answer.
+            sock = connection.sock
+            response = connection.getresponse()
+            body = bytearray()
+            while part := response.read1(2**20):
+                body += part
+                if not response.isclosed():
+                    sock.settimeout(max(deadline - time.monotonic(), 1e-3))
+            if response.length:
+                raise http.client.IncompleteRead(bytes(body), response.length)
+        except TimeoutError:
+            raise ServingError(f"{self._url} did not answer within {self._timeout:g} s; {_DEADLINE_HINT}.") from None
+        except ssl.SSLError as error:
+            raise ServingError(f"{self._url} has no TLS to trust: {_first_line(error)}") from None
+        except OSError as error:
+            said = _first_line(error)
+            raise _UnavailableError(f"{self._url} is unavailable; does a model server listen there? {said}") from None
+        except http.client.HTTPException as error:
+            raise AnswerError(f"{self._url} did not answer in whole HTTP: {type(error).__name__}") from None
+        finally:
+            connection.close()
+        if response.status == http.HTTPStatus.OK:
+            return body
+        said = _error_message(body)
+        if response.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
+            raise _UnavailableError(f"{self._url} is unavailable; does a model server listen there? {said}")
+        hint = "; check the model's name, version and label" if response.status == http.HTTPStatus.NOT_FOUND else ""
+        raise ServingError(f"{self._url} refused (HTTP {response.status}{hint}): {said}")
+
+
+class _UnavailableError(ServingError):
+    """No answer was seen, so the call may be repeated."""
+
+
+def _repeat_while_unavailable(call, timeout):
+    """The result of `call(seconds left)`, repeated with growing waits until it is available or time is up."""
+    deadline, wait = time.monotonic() + timeout, _FIRST_WAIT_SECONDS
+    while True:
+        try:
+            return call(max(deadline - time.monotonic(), 1e-3))
+        except _UnavailableError:
+            # Not all clients of a server that comes back at once.
+            pause = wait * random.uniform(0.5, 1)
+            if time.monotonic() + pause >= deadline:
+                raise
+        time.sleep(pause)
+        wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+
+
+def _check_selection(timeout, version, label):
+    if not (math.isfinite(timeout) and timeout > 0):
+        raise ValueError(f"timeout must be a number of seconds above 0. Received: {timeout}")
+    if version is not None and label is not None:
+        raise ValueError(f"Give a version or a label, not both. Received: version={version!r}, label={label!r}")
+    if version is not None and not (_whole(version) and 0 <= version < 2**63):
+        raise ValueError(f"version must be a whole number from 0. Received: {version!r}")
+
+
+def _whole(value):
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _fill(proto, value):
+    """A NumPy array or scalar -> TensorProto."""
+    from tensorflow.core.framework import types_pb2
+
+    kinds = {np.float32: types_pb2.DT_FLOAT, np.float64: types_pb2.DT_DOUBLE, np.int64: types_pb2.DT_INT64}
+    proto.dtype = kinds[value.dtype.type]
+    for size in value.shape:
+        proto.tensor_shape.dim.add(size=size)
+    proto.tensor_content = value.tobytes()
+
+
+def _array(name, proto):
+    """TensorProto -> NumPy array, if its values are as many as its shape says: none is made up."""
+    from tensorflow.core.framework import types_pb2
+
+    kinds = {
+        types_pb2.DT_FLOAT: (np.float32, proto.float_val),
+        types_pb2.DT_DOUBLE: (np.float64, proto.double_val),
+        types_pb2.DT_INT64: (np.int64, proto.int64_val),
+    }
+    shape = [dimension.size for dimension in proto.tensor_shape.dim]
+    dtype, values = kinds.get(proto.dtype, (None, ()))
+    if dtype is None:
+        raise AnswerError(f"The server answered {name} as a tensor of type {proto.dtype}, which no output has.")
+    try:
+        array = np.frombuffer(proto.tensor_content, dtype) if proto.tensor_content else np.array(values, dtype)
+    except ValueError:
+        raise AnswerError(f"The server answered {name} with a part of a value.") from None
+    if min(shape, default=0) < 0 or array.size != math.prod(shape):
+        raise AnswerError(f"The server answered {name} with {array.size} values for the shape {shape}.")
+    return array.reshape(shape)
+
+
+def _json_array(value, dtype):
+    """Nested lists -> array. Raises ValueError unless every leaf is a number of the kind, on the same level.
+
+    A float32 that the server has printed comes back as that float32, not above it: it prints as many digits as tell it
+    from its neighbours.
+    """
+    leaves = np.array(value, dtype=object)
+    accepted = {int} if np.issubdtype(dtype, np.integer) else {int, float}
+    if not {type(leaf) for leaf in leaves.flat} <= accepted:
+        raise ValueError(f"expected an array of {np.dtype(dtype)}")
+    with np.errstate(over="ignore"):
+        return leaves.astype(dtype)
+
+
+def _error_message(body):
+    """The message in TensorFlow Serving's JSON for errors, or the first line of what it is instead."""
+    try:
+        return _first_line(json.loads(body)["error"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return _first_line(body.decode(errors="replace"))
+
+
+def _first_line(said):
+    """The first line of a message, without control characters, cut at a length that can still be read."""
+    lines = str(said or "").strip().splitlines() or ["it did not say why."]
+    return "".join(letter for letter in lines[0][:_MAX_WORDS] if letter.isprintable())

@@ -1,0 +1,699 @@
+"""The gRPC and the REST client over real sockets, against a model server of ours and, where there is one, the real."""
+
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from statistics import NormalDist
+
+import grpc
+import numpy as np
+import pytest
+
+from serving import answers
+from serving.answers import AnswerError, ServingError
+from serving.client import GrpcClient, RestClient
+from tests.serving import threshold_model
+from tests.serving.model_server import ModelServer, RefusedError, decimal, wait_until
+
+TRANSPORTS = ("grpc", "rest")
+# Means 0, 0.25, 0.5, 0.75 and 1 of images of 2x2x1 pixels.
+IMAGES = np.linspace(0, 1, 5, dtype=np.float32)[:, None, None, None] * np.ones((1, 2, 2, 1), np.float32)
+
+
+@pytest.fixture(scope="module")
+def threshold_saved_model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("served") / "saved_model"
+    threshold_model.save(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def shared_server(threshold_saved_model):
+    with ModelServer(threshold_saved_model) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server):
+    """The module's server, without the faults and the requests of the last test."""
+    shared_server.before, shared_server.change = lambda number: None, lambda outputs: outputs
+    shared_server.raw = lambda body: body
+    shared_server.count, shared_server.requests = 0, []
+    return shared_server
+
+
+def client_of(transport, server, model="classifier", **options):
+    if transport == "grpc":
+        return GrpcClient(server.grpc_address, model, **options)
+    return RestClient(server.rest_url, model, **options)
+
+
+@pytest.fixture(params=TRANSPORTS)
+def client(request, server):
+    return client_of(request.param, server)
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text
+    assert 20 < len(text) < 700
+    return text
+
+
+def test_certificates_by_hand(client):
+    """n = 1000, alpha = 0.001: Hoeffding's margin is sqrt(ln 1000 / 2000) = sqrt(0.0034539) = 0.058770.
+
+    Means 0 and 1 give p_lower = 0.941230, means 0.25 and 0.75 give 0.691230, and 0.5 gives 0.441230: abstain.
+    """
+    answer = client.certify(IMAGES)
+    assert answer.classes.tolist() == [0, 0, -1, 1, 1]
+    np.testing.assert_allclose(answer.p_lower, [0.941230, 0.691230, 0.441230, 0.691230, 0.941230], atol=1e-6)
+    radii = [0.25 * NormalDist().inv_cdf(p) for p in (0.941230, 0.691230)]
+    np.testing.assert_allclose(answer.radii, [radii[0], radii[1], 0, radii[1], radii[0]], atol=1e-5)
+    assert answer.votes.tolist() == [[1000, 0], [750, 250], [500, 500], [250, 750], [0, 1000]]
+    assert (answer.seeds.shape, len(set(answer.seeds.ravel().tolist()))) == ((5, 2), 10)
+    dtypes = [array.dtype.name for array in vars(answer).values()]
+    assert dtypes == ["int64", "float32", "float64", "int64", "int64"]
+
+
+def test_predictions_by_hand(client):
+    answer = client.predict(IMAGES)
+    assert answer.classes.tolist() == [0, 0, -1, 1, 1]
+    assert answer.p_values.tolist() == [1e-5, 1e-5, 0.5, 1e-5, 1e-5]
+    assert answer.samples.tolist() == [100] * 5
+    assert answer.seeds.shape == (5, 2)
+
+
+def test_certify_custom_by_hand(server):
+    """n = 100, alpha = 0.01: the margin is sqrt(ln 100 / 200) = sqrt(0.0230259) = 0.151743."""
+    with client_of("grpc", server) as client:
+        answer = client.certify_custom(IMAGES, num_samples=100, alpha=0.01)
+        np.testing.assert_allclose(answer.p_lower[[0, 1]], [0.848257, 0.598257], atol=1e-6)
+        assert answer.votes.sum(axis=1).tolist() == [100] * 5
+        # Left out, each is the export's: margins sqrt(ln 1000 / 200) = 0.185846 and sqrt(ln 100 / 2000) = 0.047985.
+        assert client.certify_custom(IMAGES, num_samples=100).p_lower[0] == pytest.approx(0.814154, abs=1e-6)
+        assert client.certify_custom(IMAGES, alpha=0.01).p_lower[0] == pytest.approx(0.952015, abs=1e-6)
+        assert client.certify_custom(IMAGES).p_lower[0] == pytest.approx(0.941230, abs=1e-6)
+
+
+def test_certify_custom_over_rest_says_what_to_use(server):
+    with pytest.raises(ServingError, match="use GrpcClient") as error:
+        client_of("rest", server).certify_custom(IMAGES, num_samples=100)
+    one_line(error)
+    assert server.count == 0
+
+
+@pytest.mark.parametrize("options", [{"num_samples": 0}, {"num_samples": 1.5}, {"num_samples": True},
+                                     {"num_samples": 2**63}, {"alpha": 0.0}, {"alpha": 1.0}, {"alpha": math.nan},
+                                     {"alpha": "0.1"}])  # fmt: skip
+def test_bad_scalars_are_not_sent(server, options):
+    with client_of("grpc", server) as client, pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+        client.certify_custom(IMAGES, **options)
+    assert server.count == 0
+
+
+def test_the_server_sees_the_images_to_the_last_bit(client, server):
+    images = np.random.default_rng(0).random((3, 2, 2, 1), dtype=np.float32)
+    images.ravel()[:4] = [np.float32(1e-45), np.nextafter(np.float32(1), np.float32(0)), 0, 1]
+    client.certify(images)
+    ((_, inputs),) = server.requests
+    assert inputs["images"].dtype == np.float32
+    np.testing.assert_array_equal(inputs["images"].view(np.int32), images.view(np.int32))
+
+
+def test_both_transports_bring_the_same_bits(server):
+    """A radius must not grow on the way: the printed 0.7 is above the float32 that it stands for."""
+    random = np.random.default_rng(0)
+    count = 4000
+    radii = np.concatenate([
+        random.random(count // 2, dtype=np.float32),
+        (random.integers(1, 4000, count // 2) / 1000).astype(np.float32),
+    ])  # fmt: skip
+    assert (radii.astype(np.float64) < [float(decimal(radius)) for radius in radii]).mean() > 0.2
+    p_lower = 0.5 + random.random(count) / 2
+    sent = {
+        "predicted_class": np.zeros(count, np.int64), "radius": radii, "p_lower": p_lower,
+        "votes": np.tile(np.array([[2**40, 0]]), (count, 1)), "seed": random.integers(-(2**63), 2**63, (count, 2)),
+    }  # fmt: skip
+    server.change = lambda outputs: sent
+    images = np.zeros((count, 2, 2, 1), np.float32)
+    for transport in TRANSPORTS:
+        answer = client_of(transport, server).certify(images)
+        np.testing.assert_array_equal(answer.radii.view(np.int32), radii.view(np.int32))
+        np.testing.assert_array_equal(answer.p_lower.view(np.int64), p_lower.view(np.int64))
+        np.testing.assert_array_equal(answer.seeds, sent["seed"])
+        np.testing.assert_array_equal(answer.votes, sent["votes"])
+
+
+BAD_IMAGES = {
+    "float64": IMAGES.astype(np.float64),
+    "bytes": (IMAGES * 255).astype(np.uint8),
+    "one image": IMAGES[0],
+    "no channels": IMAGES[..., 0],
+    "none": IMAGES[:0],
+    "no pixels": IMAGES[:, :0],
+    "NaN": np.where(IMAGES == 0.5, np.float32(np.nan), IMAGES),
+    "infinite": np.where(IMAGES == 0.5, np.float32(np.inf), IMAGES),
+    "0 to 255": IMAGES * 255,
+    "negative": -IMAGES,
+    "words": np.array([["a"]]),
+    "other byte order": IMAGES.astype(">f4"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_bad_images_are_not_sent(client, server, name):
+    for ask in (client.certify, client.predict):
+        with pytest.raises(ValueError, match=r"images must .* Received: ") as error:
+            ask(BAD_IMAGES[name])
+        one_line(error)
+    assert server.count == 0
+
+
+def test_a_refusal_says_what_the_server_said(client):
+    with pytest.raises(ServingError, match=r"refused .*(INVALID_ARGUMENT|HTTP 400)") as error:
+        client.certify(np.zeros((1, 3, 3, 1), np.float32))
+    assert "shape" in one_line(error)
+
+
+def test_a_refusal_of_many_lines_is_told_in_one(client, server):
+    def refuse(number):
+        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "assertion\x1b[31m failed: [x]\n\t [[{{node Assert}}]]")
+
+    server.before = refuse
+    with pytest.raises(ServingError, match=r"assertion\[31m failed: \[x\]$") as error:
+        client.certify(IMAGES)
+    one_line(error)
+    assert server.count == 1, "a refusal is final"
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("options", [{"model": "other"}, {"version": 9}, {"label": "canary"}])
+def test_what_is_not_served_is_named(server, transport, options):
+    with pytest.raises(ServingError, match="check the model's name, version and label") as error:
+        client_of(transport, server, **options).certify(IMAGES)
+    one_line(error)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_version_can_be_chosen(server, transport):
+    assert client_of(transport, server, version=1).certify(IMAGES).classes.tolist() == [0, 0, -1, 1, 1]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"timeout": 0}, "timeout must be"), ({"timeout": math.nan}, "timeout must be"),
+     ({"version": -1}, "version must be"), ({"version": "1"}, "version must be"),
+     ({"version": 1, "label": "a"}, "a version or a label")],
+)  # fmt: skip
+def test_bad_options_are_refused(server, transport, options, message):
+    with pytest.raises(ValueError, match=message):
+        client_of(transport, server, **options)
+
+
+@pytest.mark.parametrize("url", ["localhost:8501", "ftp://localhost", "http://", "http://a:99999", "http://a?b=c"])
+def test_bad_urls_are_refused(url):
+    with pytest.raises(ValueError, match=r"url must be like|Port"):
+        RestClient(url, "classifier")
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_the_deadline_holds(server, transport):
+    over = threading.Event()
+    server.before = lambda number: over.wait(30)
+    client = client_of(transport, server, timeout=0.2)
+    with pytest.raises(ServingError, match=r"did not answer within 0\.2 s; raise timeout") as error:
+        client.certify(IMAGES)
+    over.set()
+    one_line(error)
+    assert server.count == 1
+
+
+def test_an_answer_that_drips_does_not_outlast_the_deadline():
+    """Each byte comes in time; the whole does not."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        over = threading.Event()
+
+        def drip():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                while not over.wait(0.05):
+                    connection.sendall(b" ")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        client = RestClient(f"http://127.0.0.1:{listener.getsockname()[1]}", "classifier", timeout=0.5)
+        started = time.monotonic()
+        with pytest.raises(ServingError, match="did not answer within"):
+            client.certify(IMAGES)
+        assert time.monotonic() - started < 20
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_unavailable_is_tried_again_until_it_answers(server, transport):
+    def recovers(number):
+        if number < 4:
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "still loading")
+
+    server.before = recovers
+    assert client_of(transport, server, timeout=30).certify(IMAGES).classes.tolist() == [0, 0, -1, 1, 1]
+    assert server.count == 4
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("code", ["INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND"])
+def test_nothing_else_is_tried_again(server, transport, code):
+    def refuse(number):
+        raise RefusedError(grpc.StatusCode[code], "no")
+
+    server.before = refuse
+    with pytest.raises(ServingError, match="refused"):
+        client_of(transport, server).certify(IMAGES)
+    assert server.count == 1
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_where_no_server_listens_it_says_so_in_time(transport):
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    client = (
+        GrpcClient(address, "m", timeout=0.5)
+        if transport == "grpc"
+        else RestClient(f"http://{address}", "m", timeout=0.5)
+    )
+    with pytest.raises(ServingError, match=f"{port} is unavailable; does a model server listen there") as error:
+        client.certify(IMAGES)
+    one_line(error)
+
+
+def test_a_server_that_comes_up_late_is_reached(threshold_saved_model):
+    """The first attempts find no one; REST, where the port is known before."""
+    with ModelServer(threshold_saved_model) as first:
+        port = first._rest.server_port
+    answered = []
+    client = RestClient(f"http://127.0.0.1:{port}", "classifier", timeout=30)
+    thread = threading.Thread(target=lambda: answered.append(client.certify(IMAGES)))
+    thread.start()
+    time.sleep(0.3)
+    assert not answered
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        # Cut off before a word of the answer: nothing was seen, so it is tried again.
+        listener.accept()[0].close()
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            body = json.dumps({"outputs": plain(valid_certified(5))}).encode()
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + body)
+    thread.join()
+    assert answered[0].classes.tolist() == [0, 1, -1, 0, 1]
+
+
+def test_what_is_no_tls_is_not_tried_again(server):
+    with pytest.raises(ServingError, match="has no TLS to trust"):
+        RestClient(server.rest_url.replace("http", "https"), "classifier", timeout=30).certify(IMAGES)
+
+
+def test_many_threads_share_a_client(server):
+    """Each thread gets the answers to its own images."""
+    for transport in TRANSPORTS:
+        client, wrong = client_of(transport, server), []
+
+        def ask(value, client=client, wrong=wrong):
+            images = np.full((1, 2, 2, 1), value / 8, np.float32)
+            for _ in range(5):
+                if client.certify(images).votes[0, 1] != round(1000 * value / 8):
+                    wrong.append(value)
+
+        threads = [threading.Thread(target=ask, args=(value,)) for value in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+
+
+def valid_certified(count):
+    """Outputs of certify that hold together: classes 0, 1, ABSTAIN, 0, 1, ..."""
+    classes = np.array([(0, 1, -1)[i % 3] for i in range(count)], np.int64)
+    votes = np.array([((90, 10), (20, 80), (50, 50))[i % 3] for i in range(count)], np.int64)
+    return {
+        "predicted_class": classes,
+        "radius": np.where(classes >= 0, np.float32(0.125), np.float32(0)),
+        "p_lower": np.where(classes >= 0, 0.75, 0.25),
+        "votes": votes,
+        "seed": np.arange(2 * count, dtype=np.int64).reshape(count, 2),
+    }
+
+
+def valid_predicted(count):
+    return {
+        "predicted_class": np.zeros(count, np.int64),
+        "p_value": np.full(count, 0.01),
+        "samples": np.full(count, 100),
+        "seed": np.zeros((count, 2), np.int64),
+    }
+
+
+def plain(outputs):
+    return {name: array.tolist() for name, array in outputs.items()}
+
+
+def with_value(name, row, value):
+    """Outputs -> the same with one value changed."""
+
+    def change(outputs):
+        changed = outputs[name].copy()
+        changed[row] = value
+        return {**outputs, name: changed}
+
+    return change
+
+
+def without(name):
+    return lambda outputs: {key: array for key, array in outputs.items() if key != name}
+
+
+def with_array(name, change):
+    return lambda outputs: {**outputs, name: change(outputs[name])}
+
+
+# In `valid_certified`, row 0 is class 0 with votes 90 : 10, row 2 abstains.
+BROKEN_CERTIFICATES = {
+    "no class": with_value("predicted_class", 0, 2),
+    "below ABSTAIN": with_value("predicted_class", 0, -2),
+    "NaN radius": with_value("radius", 0, np.nan),
+    "infinite radius": with_value("radius", 0, np.inf),
+    "negative radius": with_value("radius", 0, -0.1),
+    "radius where it abstains": with_value("radius", 2, 0.1),
+    "tiny radius where it abstains": with_value("radius", 2, np.float32(1e-45)),
+    "NaN p_lower": with_value("p_lower", 0, np.nan),
+    "p_lower above 1": with_value("p_lower", 0, 1.01),
+    "negative p_lower": with_value("p_lower", 2, -0.01),
+    "class at p_lower 1/2": with_value("p_lower", 0, 0.5),
+    "p_lower above the votes' share": with_value("p_lower", 0, 0.9000001),
+    "class without votes": with_value("predicted_class", 0, 1),
+    "ABSTAIN made a class": with_value("predicted_class", 2, 0),
+    "negative votes": with_value("votes", 0, [110, -10]),
+    "no votes": with_value("votes", 0, [0, 0]),
+    "one class": with_array("votes", lambda votes: votes[:, :1]),
+    "votes of another rank": with_array("votes", lambda votes: votes[..., None]),
+    "votes of rank 1": with_array("votes", lambda votes: votes[:, 0]),
+    "scalar class": with_array("predicted_class", lambda classes: np.int64(0)),
+    "class of rank 2": with_array("predicted_class", lambda classes: classes[:, None]),
+    "seed of one number": with_array("seed", lambda seed: seed[:, :1]),
+    "class as a float": with_array("predicted_class", lambda classes: classes.astype(np.float64)),
+    "votes as floats": with_array("votes", lambda votes: votes.astype(np.float32)),
+    "class as words": with_array("predicted_class", lambda classes: classes.astype(str).astype(object)),
+    **{f"without {name}": without(name) for name in answers.CERTIFY_OUTPUTS},
+    **{f"a row too few of {name}": with_array(name, lambda array: array[:-1]) for name in answers.CERTIFY_OUTPUTS},
+    **{
+        f"a row too many of {name}": with_array(name, lambda array: np.concatenate([array, array[:1]]))
+        for name in answers.CERTIFY_OUTPUTS
+    },
+    "nothing": lambda outputs: {},
+    "all rows too few": lambda outputs: {name: array[:-1] for name, array in outputs.items()},
+}
+BROKEN_PREDICTIONS = {
+    "below ABSTAIN": with_value("predicted_class", 0, -2),
+    "NaN p_value": with_value("p_value", 0, np.nan),
+    "p_value above 1": with_value("p_value", 0, 1.5),
+    "no samples": with_value("samples", 0, 0),
+    **{f"without {name}": without(name) for name in answers.PREDICT_OUTPUTS},
+    **{f"a row too few of {name}": with_array(name, lambda array: array[:-1]) for name in answers.PREDICT_OUTPUTS},
+}
+
+
+def test_what_the_broken_answers_are_made_from_is_whole(client, server):
+    server.change = lambda outputs: valid_certified(5)
+    assert client.certify(IMAGES).classes.tolist() == [0, 1, -1, 0, 1]
+    server.change = lambda outputs: valid_predicted(5)
+    assert client.predict(IMAGES).classes.tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("name", BROKEN_CERTIFICATES)
+def test_a_broken_certificate_is_none(client, server, name):
+    server.change = lambda outputs: BROKEN_CERTIFICATES[name](valid_certified(5))
+    with pytest.raises(AnswerError) as error:
+        client.certify(IMAGES)
+    one_line(error)
+    assert server.count == 1
+
+
+@pytest.mark.parametrize("name", BROKEN_PREDICTIONS)
+def test_a_broken_prediction_is_none(client, server, name):
+    server.change = lambda outputs: BROKEN_PREDICTIONS[name](valid_predicted(5))
+    with pytest.raises(AnswerError) as error:
+        client.predict(IMAGES)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"no JSON", b"[]", b"3", b"null", b"{}", b'{"outputs": 3}', b'{"outputs": []}', b'{"outputs": {}}',
+     b'{"predictions": []}', b"[" * 100_000, b'{"outputs": ' * 5000, b"\xff\xfe", b'{"outputs": {"radius": [0'],
+)  # fmt: skip
+def test_a_body_that_is_no_answer(server, body):
+    server.raw = lambda _: body
+    with pytest.raises(AnswerError) as error:
+        client_of("rest", server).certify(IMAGES)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [[True, 1, -1, 0, 1], ["0", 1, -1, 0, 1], [None, 1, -1, 0, 1], [[0], 1, -1, 0, 1], [0.0, 1, -1, 0, 1],
+     [10**30, 1, -1, 0, 1], {"0": 0}, "01101", 0, [], [[0, 1], [0]], [{}] * 5],
+)  # fmt: skip
+def test_json_that_only_looks_like_classes(server, classes):
+    server.raw = lambda _: json.dumps({"outputs": {**plain(valid_certified(5)), "predicted_class": classes}}).encode()
+    with pytest.raises(AnswerError) as error:
+        client_of("rest", server).certify(IMAGES)
+    one_line(error)
+
+
+def tensor(dtype, shape, **values):
+    from tensorflow.core.framework import tensor_pb2
+
+    proto = tensor_pb2.TensorProto(dtype=dtype, **values)
+    for size in shape:
+        proto.tensor_shape.dim.add(size=size)
+    return proto
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        lambda: tensor(9, [5], int64_val=[0]),  # TensorFlow would repeat the one value five times.
+        lambda: tensor(9, [5]),
+        lambda: tensor(9, [-1], int64_val=[0] * 5),
+        lambda: tensor(9, [10**18], int64_val=[0]),
+        lambda: tensor(9, [5], tensor_content=bytes(41)),
+        lambda: tensor(9, [5], tensor_content=bytes(48)),
+        lambda: tensor(7, [5], string_val=[b"0"] * 5),
+        lambda: tensor(4711, [5]),
+    ],
+)
+def test_a_tensor_that_is_none(server, proto):
+    from tensorflow_serving.apis import predict_pb2
+
+    def damage(body):
+        response = predict_pb2.PredictResponse.FromString(body)
+        response.outputs["predicted_class"].CopyFrom(proto())
+        return response.SerializeToString()
+
+    server.change, server.raw = lambda outputs: valid_certified(5), damage
+    with client_of("grpc", server) as client, pytest.raises(AnswerError) as error:
+        client.certify(IMAGES)
+    one_line(error)
+
+
+def test_bytes_that_are_no_message(server, caplog):
+    server.raw = lambda body: b"\xff" * 20
+    with client_of("grpc", server) as client, pytest.raises(ServingError) as error:
+        client.certify(IMAGES)
+    one_line(error)
+
+
+def holds_together(answer, count):
+    """Whether each row is one that CERTIFY can say, looked at number by number."""
+    rows = zip(*(array.tolist() for array in vars(answer).values()), strict=True)
+    checked = 0
+    for predicted, radius, p_lower, votes, seed in rows:
+        assert all(vote >= 0 for vote in votes)
+        assert 0 <= p_lower <= 1
+        assert len(seed) == 2
+        if predicted == -1:
+            assert radius == 0
+        else:
+            assert 0 <= predicted < len(votes)
+            assert 0 <= radius < math.inf
+            assert 0.5 < p_lower <= votes[predicted] / sum(votes)
+        checked += 1
+    assert checked == count
+    return True
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_damaged_bytes_never_crash_the_client(server, transport):
+    """300 whole answers with bytes changed, cut or doubled at random: an error of ours, or an answer that holds."""
+    random = np.random.default_rng(1)
+    outcomes = {"refused": 0, "whole": 0}
+
+    def damage(body):
+        body = bytearray(body)
+        for _ in range(random.integers(1, 3)):
+            at = int(random.integers(len(body)))
+            match random.integers(5):
+                case 0:
+                    body[at] = random.integers(256)
+                case 1:
+                    del body[at : at + int(random.integers(1, 20))]
+                case 2:
+                    body[at:at] = body[at : at + int(random.integers(1, 20))]
+                case 3:
+                    body[at] ^= 1 << random.integers(8)
+                case 4:
+                    # What is JSON mostly stays it, so that other numbers arrive.
+                    digits = [i for i, byte in enumerate(body) if byte in b"123456789"]
+                    body[digits[random.integers(len(digits))]] = random.integers(ord("1"), ord("9") + 1)
+        return bytes(body)
+
+    server.change, server.raw = lambda outputs: valid_certified(3), damage
+    client = client_of(transport, server, timeout=30)
+    for _ in range(300):
+        said = ""
+        try:
+            outcomes["whole"] += holds_together(client.certify(IMAGES[:3]), 3)
+        except ServingError as error:
+            outcomes["refused"] += 1
+            said = str(error)
+        assert "\n" not in said
+    assert min(outcomes.values()) > 10, outcomes
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_random_requests_get_an_error_or_an_answer_for_each_image(server, transport):
+    """500 arrays of random type, shape and range; only [batch, 2, 2, 1] float32 in [0, 1] may be answered."""
+    random = np.random.default_rng(2)
+    client = client_of(transport, server)
+    answered = 0
+    for _ in range(500):
+        shape = tuple(random.integers(0, 4, random.integers(0, 6)))
+        if random.random() < 0.4:
+            shape = (int(random.integers(1, 4)), 2, 2, 1)
+        images = random.random(shape) * random.choice([1, 1, 1, 255, -1])
+        images = np.asarray(images).astype(
+            random.choice(["f4", "f4", "f4", "f8", "f2", "i8", "u1", "?", "c8", "S3", "O"])
+        )
+        if images.size and images.dtype.kind == "f" and random.random() < 0.1:
+            images.flat[random.integers(images.size)] = random.choice([np.nan, np.inf, -np.inf])
+        good = (
+            images.dtype == np.float32 and images.shape[1:] == (2, 2, 1) and len(images) > 0
+            and bool(((images >= 0) & (images <= 1)).all())
+        )  # fmt: skip
+        said = ""
+        try:
+            answered += holds_together(client.certify(images), len(images))
+        except (ValueError, ServingError) as error:
+            said = str(error)
+        assert good == (not said), said
+        assert "\n" not in said
+    assert answered > 20
+
+
+def test_the_rest_client_needs_no_tensorflow(server):
+    program = (
+        "import sys, numpy as np; from serving.client import RestClient;"
+        f"print(RestClient({server.rest_url!r}, 'classifier').certify(np.ones((1, 2, 2, 1), np.float32)).classes);"
+        "sys.exit('tensorflow' in sys.modules or 'grpc' in sys.modules)"
+    )
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (0, "[1]\n"), process.stderr
+
+
+def exported(tmp_path_factory):
+    """What `serving.export` writes, where it writes the three signatures."""
+    from macer_tf import networks
+    from macer_tf.model import MACERModel
+    from serving.export import export
+
+    directory = tmp_path_factory.mktemp("exported") / "saved_model"
+    export(MACERModel(networks.small_cnn(), sigma=0.25, seed=0), directory, n0=10, n=50, alpha=0.01)
+    return directory
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_what_serving_export_writes_is_understood(tmp_path_factory, digits, transport):
+    with ModelServer(exported(tmp_path_factory)) as server:
+        if not {"certify_custom", "predict"} <= set(server._signatures):
+            pytest.skip(
+                "NEEDS serving.export with certify_custom and predict: it writes " + str(list(server._signatures))
+            )
+        client = client_of(transport, server)
+        assert holds_together(client.certify(digits[0][:3]), 3)
+        assert client.predict(digits[0][:3]).samples.min() > 0
+        if transport == "grpc":
+            assert client.certify_custom(digits[0][:2], num_samples=20).votes.sum(axis=1).tolist() == [20, 20]
+
+
+@pytest.fixture(scope="module")
+def real_server(threshold_saved_model, tmp_path_factory):
+    binary = os.environ.get("MACER_MODEL_SERVER") or shutil.which("tensorflow_model_server")
+    if not binary:
+        pytest.skip("NEEDS A MODEL SERVER: no tensorflow_model_server on the PATH, and MACER_MODEL_SERVER names none")
+    base = tmp_path_factory.mktemp("base")
+    shutil.copytree(threshold_saved_model, base / "1")
+    ports = free_port(), free_port()
+    log = open(base.parent / "model_server.log", "w")  # noqa: SIM115
+    process = subprocess.Popen(
+        [binary, f"--port={ports[0]}", f"--rest_api_port={ports[1]}", "--model_name=classifier",
+         f"--model_base_path={base}"], stdout=log, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+
+        def available():
+            assert process.poll() is None, (base.parent / "model_server.log").read_text()[-2000:]
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{ports[1]}/v1/models/classifier", timeout=1) as status:
+                    return b'"AVAILABLE"' in status.read()
+            except OSError:
+                return False
+
+        wait_until(available, seconds=120)
+        yield ports
+    finally:
+        process.terminate()
+        process.wait()
+        log.close()
+
+
+def test_a_real_model_server_gives_the_same_answers(real_server):
+    grpc_client = GrpcClient(f"127.0.0.1:{real_server[0]}", "classifier")
+    rest_client = RestClient(f"http://127.0.0.1:{real_server[1]}", "classifier")
+    for client in (grpc_client, rest_client):
+        test_certificates_by_hand(client)
+        test_predictions_by_hand(client)
+        test_a_refusal_says_what_the_server_said(client)
+    assert grpc_client.certify_custom(IMAGES, num_samples=100).votes.sum(axis=1).tolist() == [100] * 5
+    with pytest.raises(ServingError, match="check the model's name"):
+        RestClient(f"http://127.0.0.1:{real_server[1]}", "other").certify(IMAGES)
+    assert rest_client.certify(IMAGES).radii.tobytes() == grpc_client.certify(IMAGES).radii.tobytes()
