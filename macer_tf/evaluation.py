@@ -48,7 +48,8 @@ def correct_radii(certificates, labels):
 def evaluate(certificates, labels, radii):
     """The `Evaluation` of certificates against labels [images] at `radii`."""
     correct = correct_radii(certificates, labels)
-    estimated = np.broadcast_to(certificates.n, correct.shape) > 0
+    # A log does not say how many samples an image had: all count as estimated.
+    estimated = np.broadcast_to(getattr(certificates, "n", 1), correct.shape) > 0
     acr, acr_standard_error = mean_and_standard_error(np.maximum(correct, 0))
     return Evaluation(
         num_images=len(correct),

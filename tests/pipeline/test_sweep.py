@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from macer_tf import evaluation
 from pipeline import backups
 from pipeline import run as run_lib
 from pipeline import settings as settings_lib
@@ -516,6 +517,6 @@ def test_the_field_s_log_of_a_member_can_be_read(compare, four):
     compare.add("0", [(1, 0.5), (1, 0.25), (0, 0.9), (-1, 0.0)], four[0])
     compare.result()
     (path,) = Path(compare._root).glob("execution/comparison/1-lam-0.tsv")
-    table = logs.read(path)
-    assert table["predict"].tolist() == [1, 1, 0, -1]
-    assert (table["radius"] * table["correct"]).tolist() == [0.5, 0.25, 0, 0]
+    log = logs.read(path)
+    assert log.predictions.tolist() == [1, 1, 0, -1]
+    assert np.maximum(evaluation.correct_radii(log, log.labels), 0).tolist() == [0.5, 0.25, 0, 0]
