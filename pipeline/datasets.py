@@ -131,6 +131,26 @@ def load(
     return Dataset(dataset, train, test, 255, label.num_classes, tuple(label.names))
 
 
+def load_split(
+    dataset: str, data_dir: str | os.PathLike | None = None, split: str | None = None, image_size: int | None = None
+) -> tuple[Split, int, tuple[str, ...]]:
+    """Loads one split, by default the one to test on. Returns it, pixel_max and class_names.
+
+    Args and Raises: as `load`.
+    """
+    if dataset == "digits":
+        digits = load(dataset, test_split=split, image_size=image_size)
+        return digits.test, digits.pixel_max, digits.class_names
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size must be a positive number of pixels. Received: {image_size}")
+    builder_name = SHORT_NAMES.get(dataset, dataset)
+    split = split or _DEFAULT_TEST_SPLITS.get(builder_name, "test")
+    builder = _builder(dataset, builder_name, data_dir)
+    label = _classification_label(dataset, builder)
+    _check_split(dataset, builder, "--split", split)
+    return _read_split(dataset, builder, "test", split, label.num_classes, image_size, None), 255, tuple(label.names)
+
+
 def _digits() -> Dataset:
     from sklearn.datasets import load_digits
 
@@ -310,32 +330,37 @@ def _classification_label(dataset: str, builder: Any) -> Any:
 
 
 def _check_splits(dataset: str, builder: Any, train_split: str, test_split: str) -> None:
-    """Both splits exist, hold examples, have all their files and share no example."""
-    files = {}
-    for role, split in (("train", train_split), ("test", test_split)):
-        try:
-            files[role] = builder.info.splits[split].file_instructions
-        except (KeyError, ValueError):
-            raise InputError(
-                f"{dataset} has no split {split!r} for --{role}_split. Accepted: "
-                f"{', '.join(builder.info.splits) or 'none'}, or a slice such as "
-                f"{next(iter(builder.info.splits), 'train')}[:80%]"
-            ) from None
-        if not builder.info.splits[split].num_examples:
-            raise InputError(f"{dataset}: split {split!r} is empty; choose another with --{role}_split")
-        lost = [file.filename for file in files[role] if not Path(file.filename).is_file()]
-        if lost:
-            raise InputError(
-                f"{dataset}: {builder.data_dir} was not finished: {lost[0]} is missing ({len(lost)} of "
-                f"{len(files[role])} files of split {split!r}). {_RENEW}"
-            )
-    for a in files["train"]:
-        for b in files["test"]:
+    """Both splits can be read and share no example."""
+    train_files = _check_split(dataset, builder, "--train_split", train_split)
+    test_files = _check_split(dataset, builder, "--test_split", test_split)
+    for a in train_files:
+        for b in test_files:
             if a.filename == b.filename and a.skip < b.skip + b.take and b.skip < a.skip + a.take:
                 raise InputError(
                     f"{dataset}: --train_split {train_split!r} and --test_split {test_split!r} share images; "
                     "test images must not be trained on: choose splits or slices that do not overlap"
                 )
+
+
+def _check_split(dataset: str, builder: Any, flag: str, split: str) -> list[Any]:
+    """A split, chosen with `flag`, exists, holds examples and has all its files. Returns its file instructions."""
+    try:
+        files = builder.info.splits[split].file_instructions
+    except (KeyError, ValueError):
+        raise InputError(
+            f"{dataset} has no split {split!r} for {flag}. Accepted: "
+            f"{', '.join(builder.info.splits) or 'none'}, or a slice such as "
+            f"{next(iter(builder.info.splits), 'train')}[:80%]"
+        ) from None
+    if not builder.info.splits[split].num_examples:
+        raise InputError(f"{dataset}: split {split!r} is empty; choose another with {flag}")
+    lost = [file.filename for file in files if not Path(file.filename).is_file()]
+    if lost:
+        raise InputError(
+            f"{dataset}: {builder.data_dir} was not finished: {lost[0]} is missing ({len(lost)} of "
+            f"{len(files)} files of split {split!r}). {_RENEW}"
+        )
+    return files
 
 
 def _read_split(
