@@ -65,7 +65,7 @@ def test_the_radius_follows_from_the_votes(linear_classifier):
     columns = (answers[name] for name in ("predicted_class", "radius", "p_lower", "votes"))
     for prediction, radius, p_lower, votes in zip(*columns, strict=True):
         # The bound is that of the class that selection chose, which near 1/2 may be either.
-        bounds = stats.beta.ppf(0.01, votes, n - votes + 1)
+        bounds = np.where(votes > 0, stats.beta.ppf(0.01, np.maximum(votes, 1), n - votes + 1), 0)
         selected = np.abs(bounds - p_lower).argmin()
         assert bounds[selected] - 1e-10 <= p_lower <= bounds[selected]
         assert prediction == (selected if p_lower > 0.5 else ABSTAIN)
