@@ -28,7 +28,7 @@ _CHECKS = (
 
 
 class Server:
-    """The signatures of a SavedModel, in the current graph and session.
+    """The signatures of a SavedModel, loaded into the session's graph.
 
     Raises:
         ValueError or a TensorFlow error: if it cannot be loaded.
@@ -65,7 +65,7 @@ def run(saved_model, images):
     import tensorflow as tf
 
     card, warmup = card_lib.read(saved_model), read_warmup(saved_model)
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
         server = Server(session, saved_model)
         missing = {*_TAKE_IMAGES, "metadata"} - set(server.signatures)
         if missing:

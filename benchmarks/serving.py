@@ -1,0 +1,150 @@
+"""The served model's speed and what early exit saves: one run on the same cores.
+
+    python benchmarks/serving.py --model model.keras --images test_images.npy
+
+`model.keras` is what pipeline.run leaves in Trainer-*/model, the images lie in ExampleGen-*/examples. Exports the
+model and loads the SavedModel as a server does, without our code in between. Every comparison is a ratio of calls made
+in turn.
+"""
+
+import argparse
+import contextlib
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+N0, ALPHA, FIXED_N = 100, 0.001, 1000
+THROUGHPUT_N = (1000, 10_000)
+MICRO_BATCHES = (100, 250, 500, 1000)
+BATCHES = (1, 8, 32)
+
+
+def main():
+    """Runs all four measurements and prints them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="a MACERModel, saved")
+    parser.add_argument("--images", type=Path, required=True, help="test images as bytes, [images, H, W, C], .npy")
+    parser.add_argument("--pixel_max", type=int, default=255, help="divides the images (default: 255)")
+    parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of certification (default: 7)")
+    parser.add_argument("--requests", type=int, default=100, help="requests for a percentile (default: 100)")
+    parser.add_argument("--num_examples", type=int, default=500, help="images for early exit (default: 500)")
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+    import numpy as np
+    import tensorflow as tf
+
+    from pipeline import models
+    from pipeline.examples import evenly_spaced
+    from serving.export import export
+    from serving.validate import Server
+
+    model = models.load(arguments.model)
+    stored = np.load(arguments.images)
+    images = stored[evenly_spaced(len(stored), arguments.num_examples)].astype(np.float32) / arguments.pixel_max
+    with tempfile.TemporaryDirectory() as folder:
+        export(model, Path(folder) / "saved_model", n0=N0, n=FIXED_N, alpha=ALPHA)
+        with contextlib.closing(tf.compat.v1.Session(graph=tf.Graph())) as session:
+            server = Server(session, Path(folder) / "saved_model")
+            print(f"{arguments.model.name}, {images.shape[1:]}, {arguments.threads} threads, alpha={ALPHA}")
+            early_exit(server, model, images)
+            latency(server, images, arguments.requests)
+            throughput(server, model, images, arguments.rounds)
+    micro_batches(model, images, arguments.rounds)
+
+
+def early_exit(server, model, images):
+    """Samples that `predict` drew, against the fixed n of the binomial test on the same images."""
+    import numpy as np
+
+    from macer_tf.certificates import ABSTAIN
+    from macer_tf.smoothing import SmoothedClassifier
+
+    batches = [server("predict", images=images[start : start + 32]) for start in range(0, len(images), 32)]
+    early, samples = (np.concatenate([batch[name] for batch in batches]) for name in ("predicted_class", "samples"))
+    fixed = SmoothedClassifier(model).predict(images, n=FIXED_N, alpha=ALPHA)
+    both = (early != ABSTAIN) & (fixed != ABSTAIN)
+    print(
+        f"early exit, {len(images)} images: {samples.mean():.1f} samples an image (median {np.median(samples):.0f}, "
+        f"99th percentile {np.percentile(samples, 99):.0f}), {FIXED_N / samples.mean():.1f} times fewer than "
+        f"n={FIXED_N}; abstained {np.mean(early == ABSTAIN):.3f}, fixed n {np.mean(fixed == ABSTAIN):.3f}; "
+        f"other classes {np.sum(early[both] != fixed[both])} of {both.sum()}"
+    )
+
+
+def latency(server, images, requests):
+    """Percentiles of `predict`, over different images."""
+    import numpy as np
+
+    for batch in BATCHES:
+        seconds = []
+        for request in range(requests):
+            chosen = images[np.arange(request * batch, (request + 1) * batch) % len(images)]
+            started = time.perf_counter()
+            server("predict", images=chosen)
+            seconds.append(time.perf_counter() - started)
+        p50, p99 = 1000 * np.percentile(seconds, [50, 99])
+        print(f"predict, {batch:>2} images: p50 {p50:.1f} ms, p99 {p99:.1f} ms, of {requests} requests")
+
+
+def throughput(server, model, images, rounds):
+    """Certification by the SavedModel against the library's in this process, in turn."""
+    import numpy as np
+
+    from macer_tf.smoothing import SmoothedClassifier
+
+    library = SmoothedClassifier(model, seed=0)
+    for n in THROUGHPUT_N:
+        # About as long a round, whatever n.
+        chosen = images[: max(1, 20_000 // n)]
+        contestants = {
+            "library": lambda chosen=chosen, n=n: library.certify(chosen, N0, n, ALPHA),
+            "served": lambda chosen=chosen, n=n: server("certify_custom", images=chosen, num_samples=np.int64(n)),
+        }
+        seconds = interleaved(contestants, rounds)
+        ratio = statistics.median(a / b for a, b in zip(seconds["library"], seconds["served"], strict=True))
+        wall = statistics.median(seconds["served"]) / len(chosen)
+        print(
+            f"certify, n={n:,}: {ratio:.2f} times the library's throughput, {1000 * wall:.0f} ms an image "
+            f"({(n + N0) / wall:,.0f} samples/s); medians of {rounds} rounds"
+        )
+
+
+def micro_batches(model, images, rounds):
+    """Certification by micro-batch, against the default."""
+    from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
+
+    default = default_micro_batch(images.shape[1:])
+    sizes = sorted({*MICRO_BATCHES, default})
+    contestants = {}
+    for size in sizes:
+        classifier = SmoothedClassifier(model, seed=0, micro_batch=size)
+        contestants[size] = lambda classifier=classifier: classifier.certify(images[:2], N0, 10_000, ALPHA)
+    seconds = interleaved(contestants, rounds)
+    ratios = {
+        size: statistics.median(a / b for a, b in zip(seconds[default], seconds[size], strict=True)) for size in sizes
+    }
+    print(f"micro-batch, throughput relative to {default}: " + ", ".join(f"{s}: {r:.2f}" for s, r in ratios.items()))
+
+
+def interleaved(contestants, rounds):
+    """Name -> seconds of each round, after one call that is not timed."""
+    seconds = {name: [] for name in contestants}
+    for measured in range(rounds + 1):
+        for name, call in contestants.items():
+            started = time.perf_counter()
+            call()
+            if measured:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
