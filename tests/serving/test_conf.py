@@ -1,4 +1,4 @@
-"""The model server's configuration, read as it reads them, and the health check run as Docker runs it."""
+"""The model server's configuration: each file parsed by its message, and the health check run."""
 
 import subprocess
 from pathlib import Path
@@ -12,108 +12,133 @@ from tests.serving import threshold_model
 from tests.serving.model_server import ModelServer
 
 CONF = Path(__file__).resolve().parents[2] / "serving" / "conf"
-FIELD = descriptor_pb2.FieldDescriptorProto
-
-
-def message_type(name, messages):
-    """A message class from what its .proto declares: message -> [(field, scalar type or message)].
-
-    For those which tensorflow-serving-api leaves out.
-    """
-    file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", package="tensorflow.serving", syntax="proto3")
-    file.dependency.append(wrappers_pb2.DESCRIPTOR.name)
-    for message, fields in messages.items():
-        declared = file.message_type.add(name=message)
-        for number, (field, kind) in enumerate(fields, start=1):
-            scalar = isinstance(kind, int)
-            added = declared.field.add(name=field, number=number, label=FIELD.LABEL_OPTIONAL)
-            added.type = kind if scalar else FIELD.TYPE_MESSAGE
-            if not scalar:
-                added.type_name = kind
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.serving.{name}"))
-
-
-def compose():
-    return yaml.safe_load((CONF / "docker-compose.yml").read_text())["services"]["model_server"]
-
-
-def models():
-    config = model_server_config_pb2.ModelServerConfig()
-    return text_format.Parse((CONF / "models.config").read_text(), config).model_config_list.config
-
-
-def test_one_model_is_served_in_its_highest_version():
-    (model,) = models()
-    assert (model.name, model.base_path, model.model_platform) == ("classifier", "/models/classifier", "tensorflow")
-    assert model.model_version_policy.latest.num_versions == 1
-
-
-def test_batching_is_off_and_never_larger_than_a_model_takes():
-    """The fields of tensorflow_serving/servables/tensorflow/session_bundle_config.proto."""
-    wrapped = ".google.protobuf.Int64Value"
-    parameters = message_type(
-        "BatchingParameters",
-        {"BatchingParameters": [
-            ("max_batch_size", wrapped), ("batch_timeout_micros", wrapped), ("max_enqueued_batches", wrapped),
-            ("num_batch_threads", wrapped),
-        ]},
-    )  # fmt: skip
-    batching = text_format.Parse((CONF / "batching.config").read_text(), parameters())
-    assert batching.max_batch_size.value == 128
-    assert batching.HasField("batch_timeout_micros")
-    assert batching.batch_timeout_micros.value == 0
-    # The server refuses to start with the one and not the other.
-    assert not [flag for flag in compose()["command"] if "batching" in flag]
-
-
-def test_metrics_are_on():
-    """The fields of tensorflow_serving/config/monitoring_config.proto."""
-    monitoring = message_type(
-        "MonitoringConfig",
-        {"PrometheusConfig": [("enable", FIELD.TYPE_BOOL), ("path", FIELD.TYPE_STRING)],
-         "MonitoringConfig": [("prometheus_config", ".tensorflow.serving.PrometheusConfig")]},
-    )  # fmt: skip
-    config = text_format.Parse((CONF / "monitoring.config").read_text(), monitoring())
-    assert config.prometheus_config.enable
-    assert config.prometheus_config.path.startswith("/monitoring/")
-
-
-def test_what_the_container_is_told_is_there():
-    service = compose()
-    repository, tag = service["image"].split(":")
-    assert repository == "tensorflow/serving"
-    assert all(part.isdecimal() for part in tag.split(".")), "pinned"
-    mounts = [volume.rsplit(":", 2) for volume in service["volumes"]]
-    assert {mode for *_, mode in mounts} == {"ro"}
-    assert models()[0].base_path in {target for _, target, _ in mounts}
-    for flag in service["command"]:
-        name, value = flag.removeprefix("--").split("=")
-        if name.endswith("_file"):
-            assert (CONF / Path(value).relative_to("/conf")).is_file()
-    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+_FIELD = descriptor_pb2.FieldDescriptorProto
+_INT64, _BOOL = ".google.protobuf.Int64Value", _FIELD.TYPE_BOOL
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("served") / "saved_model"
-    threshold_model.save(directory)
-    with ModelServer(directory) as running:
-        yield running
+def messages():
+    """BatchingParameters and MonitoringConfig, which tensorflow-serving-api leaves out.
+
+    Fields as in session_bundle_config.proto and monitoring_config.proto of TensorFlow Serving.
+    """
+    fields = {
+        "BatchingParameters": [
+            ("max_batch_size", 1, _INT64), ("batch_timeout_micros", 2, _INT64), ("max_enqueued_batches", 3, _INT64),
+            ("num_batch_threads", 4, _INT64), ("thread_pool_name", 5, ".google.protobuf.StringValue"),
+            ("pad_variable_length_inputs", 7, _BOOL),
+            ("enable_large_batch_splitting", 8, ".google.protobuf.BoolValue"),
+            ("max_execution_batch_size", 9, _INT64),
+        ],
+        "PrometheusConfig": [("enable", 1, _BOOL), ("path", 2, _FIELD.TYPE_STRING)],
+        "MonitoringConfig": [("prometheus_config", 1, ".conf_test.PrometheusConfig")],
+    }  # fmt: skip
+    file = descriptor_pb2.FileDescriptorProto(name="conf_test.proto", package="conf_test", syntax="proto3")
+    file.dependency.append(wrappers_pb2.DESCRIPTOR.name)
+    for message, members in fields.items():
+        added = file.message_type.add(name=message)
+        for name, number, kind in members:
+            field = added.field.add(name=name, number=number, label=_FIELD.LABEL_OPTIONAL)
+            if isinstance(kind, str):
+                field.type, field.type_name = _FIELD.TYPE_MESSAGE, kind
+            else:
+                field.type = kind
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
+    pool.AddSerializedFile(file.SerializeToString())
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"conf_test.{name}"))
+        for name in ("BatchingParameters", "MonitoringConfig")
+    }
 
 
-@pytest.mark.parametrize(("versions", "healthy"), [((1, 2), True), ((), False)])
-def test_healthy_is_who_has_a_version(server, versions, healthy):
-    server.versions = versions
-    port = server.rest_url.rsplit(":", 1)[1]
-    kind, *command = [word.replace("8501", port) for word in compose()["healthcheck"]["test"]]
-    assert kind == "CMD"
-    assert (subprocess.run(command, timeout=30).returncode == 0) == healthy
+@pytest.fixture(scope="module")
+def compose():
+    return yaml.safe_load((CONF / "docker-compose.yml").read_text())
 
 
-def test_unhealthy_is_where_nobody_listens():
-    command = [word.replace("8501", "1") for word in compose()["healthcheck"]["test"][1:]]
-    process = subprocess.run(command, timeout=30, capture_output=True)
-    assert process.returncode == 1
+@pytest.fixture(scope="module")
+def service(compose):
+    (service,) = compose["services"].values()
+    return service
+
+
+@pytest.fixture(scope="module")
+def models():
+    parsed = text_format.Parse((CONF / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
+    return parsed.model_config_list.config
+
+
+def test_one_model_by_its_highest_version(models):
+    (model,) = models
+    assert (model.name, model.base_path, model.model_platform) == ("classifier", "/models/classifier", "tensorflow")
+    assert model.model_version_policy.WhichOneof("policy_choice") == "latest"
+    assert model.model_version_policy.latest.num_versions == 1
+
+
+def test_batching_parameters_are_what_the_server_accepts(messages):
+    parsed = text_format.Parse((CONF / "batching.config").read_text(), messages["BatchingParameters"]())
+    values = [getattr(parsed, name).value for name in ("max_batch_size", "max_enqueued_batches", "num_batch_threads")]
+    assert all(value >= 1 for value in values)
+    assert parsed.batch_timeout_micros.value >= 0
+
+
+def test_monitoring_is_on_and_compose_mounts_it(messages, service):
+    parsed = text_format.Parse((CONF / "monitoring.config").read_text(), messages["MonitoringConfig"]())
+    assert parsed.prometheus_config.enable
+    assert parsed.prometheus_config.path.startswith("/")
+    assert "--monitoring_config_file=/config/monitoring.config" in service["command"]
+
+
+def test_a_misspelt_field_would_not_pass(messages):
+    with pytest.raises(text_format.ParseError):
+        text_format.Parse("max_batch_sise { value: 8 }", messages["BatchingParameters"]())
+
+
+def test_batching_is_off(service):
+    assert not [argument for argument in service["command"] if "batching" in argument]
+
+
+def test_the_server_may_write_nothing_and_is_not_root(service):
+    assert service["read_only"] is True
+    assert service["user"].split(":")[0] not in ("0", "root")
+    assert service["cap_drop"] == ["ALL"]
+    assert all(volume["read_only"] for volume in service["volumes"])
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
+def test_every_file_named_is_mounted_and_there(service, models):
+    targets = {volume["target"]: volume["source"] for volume in service["volumes"]}
+    named = [argument.split("=")[1] for argument in service["command"] if "_config_file=" in argument]
+    assert len(named) == 2
+    for name in named:
+        assert (CONF / targets[name]).is_file()
+    assert models[0].base_path in targets
+
+
+def test_the_image_is_of_the_tensorflow_that_exports(service):
+    pinned = (CONF.parents[1] / "requirements.txt").read_text().splitlines()
+    (version,) = [line.split("==")[1] for line in pinned if line.startswith("tensorflow==")]
+    name, tag = service["image"].split(":")
+    assert name == "tensorflow/serving"
+    assert tag.split(".")[:2] == version.split(".")[:2]
+
+
+def test_the_health_check_tells_a_server_that_serves_from_one_that_does_not(service, tmp_path):
+    program, option, command = service["healthcheck"]["test"][1:]
+    assert (service["healthcheck"]["test"][0], program, option) == ("CMD", "bash", "-c")
+
+    def healthy(port):
+        here = command.replace("127.0.0.1/8501", f"127.0.0.1/{port}")
+        assert here != command
+        return subprocess.run([program, option, here], capture_output=True, timeout=30).returncode == 0
+
+    threshold_model.write(tmp_path / "model")
+    with ModelServer(tmp_path / "model") as server:
+        port = int(server.rest_url.rsplit(":", 1)[1])
+        assert healthy(port)
+        server.state = "LOADING"
+        assert not healthy(port)
+        server.model = "other"
+        assert not healthy(port)
+    assert not healthy(port)
