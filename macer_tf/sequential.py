@@ -28,7 +28,8 @@ from scipy import special
 from macer_tf.certificates import ABSTAIN
 from macer_tf.confidence import check_alpha
 
-# Samples before the first look; later, half of what was drawn is added. Found by benchmarks/serving.py.
+# Samples before the first look; later, half of what was drawn is added. On MNIST a first look at 16 saves 2 % of the
+# samples and is one pass more; one at 48 costs 20 % more samples.
 _FIRST_LOOK = 32
 # Taken off every log E: above the rounding error of its terms for up to 1e6 samples, so that none is overstated.
 ROUNDING = 1e-6

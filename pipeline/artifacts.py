@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import InputError
-from serving.publish import flush
+from serving.versions import flush
 
 
 @dataclass(frozen=True)

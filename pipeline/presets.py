@@ -494,7 +494,7 @@ _DEFAULTS = (
     *_presets("macer", "digits", lam=12.0, **_DIGITS),
     *_presets("cohen", "digits", **_DIGITS, **_COHEN),
     *_presets("smoothadv", "digits", **_DIGITS, **_SMOOTHADV_DIGITS),
-    # clip_norm is ours: as printed, the recipe collapses within 500 steps, in the authors' code too.
+    # clip_norm is ours: as printed, the recipe collapses in its first epochs, in the authors' code too.
     *_presets("macer", "mnist", lam=16.0, clip_norm=1.0, **_MNIST),
     *_presets("cohen", "mnist", **_MNIST, **_COHEN),
     *_presets("smoothadv", "mnist", note=_NOT_IN_THE_PAPER, **_MNIST, **_SMOOTHADV_MNIST),
@@ -515,7 +515,7 @@ _VARIANTS = (
             find("mnist", sigma),
             name=f"macer-mnist-{sigma:.2f}-paper",
             clip_norm=None,
-            note="The recipe as printed, unclipped. At sigma 0.25 it collapses in the first epoch, in the authors' "
+            note="The recipe as printed, unclipped. At sigma 0.25 it collapses in its first epochs, in the authors' "
             "code too (cross-entropy rises, the robustness loss falls to 0). "
             f"macer-mnist-{sigma:.2f} is the same with the gradient clipped.",
         )

@@ -64,7 +64,7 @@ def test_an_image_is_not_dropped_silently(tmp_path):
         COHEN + "\n \n\n",
         COHEN.removesuffix("\n"),
         "\ufeff" + COHEN,
-        gzip.compress(COHEN.encode()),
+        gzip.compress(COHEN.encode(), mtime=0),
         # Columns in another order and one more, as logs of sample-wise noise levels have it.
         "predict\tidx\tlabel\tradius\tcorrect\tsigma\ttime\n"
         "3\t0\t3\t0.378\t1\t0.25\t15.4\n-1\t20\t7\t0.0\t0\t0.25\t15.6\n0\t40\t2\t0.941\t0\t0.5\t16.9\n",
@@ -130,7 +130,7 @@ def test_a_kill_inside_the_time_loses_no_image(log):
             "is not a certification log: its first line is '{\"id\": 0}'. Accepted: tab-separated lines of",
         ),
         (b"\x89PNG\r\n\x1a\n\xff", "is not a certification log: it is not text."),
-        (gzip.compress(COHEN.encode())[:-9], "is a damaged gzip file"),
+        (gzip.compress(COHEN.encode(), mtime=0)[:-9], "is a damaged gzip file"),
         ("idx\tlabel\tpredict\tcorrect\ttime\n0\t1\t1\t1\t2\n", "is not a certification log: no column radius."),
         (COHEN + "60\t1\t0\t0.7\t1\t2\n", "log.tsv:5: correct must be 0 for label 1 and prediction 0. Received: 1"),
         (COHEN + "60\t1\t1\t0.7\t0\t2\n", "log.tsv:5: correct must be 1 for label 1 and prediction 1. Received: 0"),

@@ -276,6 +276,9 @@ def test_a_good_saved_model_passes(execution, saved_model, digit_examples):
     assert not result["reason"]
     assert result["image_ids"] == [0, 3, 6, 9]
     assert all(len(values) == 4 for values in result["answers"].values())
+    # It lists what it checked: the card, all signatures, their answers, warm-up requests, refusals.
+    listed = " ".join(result["checks"])
+    assert all(word in listed for word in ("card", "every signature", "votes", "p-value", "warm-up", "NaN"))
 
 
 @pytest.mark.slow
@@ -289,7 +292,7 @@ def test_a_damaged_saved_model_does_not_pass_and_says_why(execution, saved_model
         data.write_bytes(data.read_bytes()[:1000])
     result = infra(execution, saved_model, digit_examples)
     assert not result["passed"]
-    assert result["answers"] is None
+    assert (result["answers"], result["checks"]) == (None, [])
     assert 10 < len(result["reason"]) < 400
     assert "\n" not in result["reason"]
     assert "Error" in result["reason"]

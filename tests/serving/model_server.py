@@ -38,6 +38,7 @@ class ModelServer:
 
     Attributes:
         grpc_address, rest_url: where it listens.
+        state: what the status of the model says.
         requests: (signature, name -> array) of all requests that were run.
         before: called before each request with its number; may sleep or raise `RefusedError`.
         change: outputs name -> array -> the outputs that are sent instead.
@@ -46,6 +47,7 @@ class ModelServer:
 
     def __init__(self, saved_model, model="classifier", versions=(1,)):
         self.model, self.versions, self.requests, self.count = model, versions, [], 0
+        self.state = "AVAILABLE"
         self.before, self.change, self.raw = lambda number: None, lambda outputs: outputs, lambda body: body
         self._lock, graph = threading.Lock(), tf.Graph()
         with graph.as_default():
@@ -141,7 +143,7 @@ def _handler(server):
         def do_GET(self):
             if self.path != f"/v1/models/{server.model}":
                 return self._send(404, json.dumps({"error": "Malformed request: GET " + self.path}))
-            states = [{"version": str(version), "state": "AVAILABLE"} for version in server.versions]
+            states = [{"version": str(version), "state": server.state} for version in server.versions]
             return self._send(200, json.dumps({"model_version_status": states}, indent=1))
 
         def do_POST(self):

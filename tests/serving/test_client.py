@@ -30,7 +30,7 @@ IMAGES = np.linspace(0, 1, 5, dtype=np.float32)[:, None, None, None] * np.ones((
 @pytest.fixture(scope="module")
 def threshold_saved_model(tmp_path_factory):
     directory = tmp_path_factory.mktemp("served") / "saved_model"
-    threshold_model.save(directory)
+    threshold_model.write(directory)
     return directory
 
 
@@ -554,7 +554,7 @@ def holds_together(answer, count):
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_damaged_bytes_never_crash_the_client(server, transport):
-    """300 whole answers with bytes changed, cut or doubled at random: an error of ours, or an answer that holds."""
+    """600 whole answers with bytes changed, cut or doubled at random: an error of ours, or an answer that holds."""
     random = np.random.default_rng(1)
     outcomes = {"refused": 0, "whole": 0}
 
@@ -571,15 +571,14 @@ def test_damaged_bytes_never_crash_the_client(server, transport):
                     body[at:at] = body[at : at + int(random.integers(1, 20))]
                 case 3:
                     body[at] ^= 1 << random.integers(8)
-                case 4:
-                    # What is JSON mostly stays it, so that other numbers arrive.
-                    digits = [i for i, byte in enumerate(body) if byte in b"123456789"]
-                    body[digits[random.integers(len(digits))]] = random.integers(ord("1"), ord("9") + 1)
+                case 4:  # What a JSON number may survive.
+                    digits = [place for place, byte in enumerate(body) if chr(byte).isdecimal()] or [at]
+                    body[random.choice(digits)] = ord("0") + random.integers(10)
         return bytes(body)
 
     server.change, server.raw = lambda outputs: valid_certified(3), damage
     client = client_of(transport, server, timeout=30)
-    for _ in range(300):
+    for _ in range(600):
         said = ""
         try:
             outcomes["whole"] += holds_together(client.certify(IMAGES[:3]), 3)
@@ -587,16 +586,16 @@ def test_damaged_bytes_never_crash_the_client(server, transport):
             outcomes["refused"] += 1
             said = str(error)
         assert "\n" not in said
-    assert min(outcomes.values()) > 10, outcomes
+    assert min(outcomes.values()) > 30, outcomes
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_random_requests_get_an_error_or_an_answer_for_each_image(server, transport):
-    """500 arrays of random type, shape and range; only [batch, 2, 2, 1] float32 in [0, 1] may be answered."""
+    """2,000 arrays of random type, shape and range; only [batch, 2, 2, 1] float32 in [0, 1] may be answered."""
     random = np.random.default_rng(2)
     client = client_of(transport, server)
     answered = 0
-    for _ in range(500):
+    for _ in range(2000):
         shape = tuple(random.integers(0, 4, random.integers(0, 6)))
         if random.random() < 0.4:
             shape = (int(random.integers(1, 4)), 2, 2, 1)
@@ -617,7 +616,7 @@ def test_random_requests_get_an_error_or_an_answer_for_each_image(server, transp
             said = str(error)
         assert good == (not said), said
         assert "\n" not in said
-    assert answered > 20
+    assert answered > 50
 
 
 def test_the_rest_client_needs_no_tensorflow(server):

@@ -1,57 +1,462 @@
+"""Publishing, rolling back and listing versions; what a kill or another publisher can do meanwhile."""
+
+import json
 import os
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from serving.publish import publish
+from serving import publish as publish_lib
+from serving.publish import content_fingerprint, listing, main, publish, read_publication, rollback
+from serving.versions import versions
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def saved_model(tmp_path):
-    directory = tmp_path / "model"
+def write_model(directory, content="graph"):
     (directory / "variables").mkdir(parents=True)
-    (directory / "saved_model.pb").write_bytes(b"graph")
-    (directory / "variables" / "variables.index").write_bytes(b"index")
+    (directory / "saved_model.pb").write_text(content)
+    (directory / "variables" / "variables.index").write_text("index")
     (directory / "saved_model.pb").chmod(0o600)
     return directory
 
 
-def servable(base):
-    """What a model server would load: the version directories."""
-    return sorted(entry.name for entry in base.iterdir() if entry.name.isdecimal())
+@pytest.fixture
+def saved_model(tmp_path):
+    return write_model(tmp_path / "model")
 
 
-def test_versions_count_up_and_are_never_overwritten(saved_model, tmp_path):
-    base = tmp_path / "base"
-    assert publish(saved_model, base) == base / "1"
+@pytest.fixture
+def base(tmp_path):
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def push(tmp_path, base):
+    """A function: content -> the version that a pipeline pushes, blessed and loaded before."""
+
+    def run(content):
+        directory = tmp_path / content
+        return publish(
+            directory if directory.exists() else write_model(directory, content), base, blessed=True, check=None
+        )
+
+    return run
+
+
+def numbers(base):
+    return [int(path.name) for path in versions(base)]
+
+
+def content(version):
+    return (version / "saved_model.pb").read_text()
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_versions_count_up_and_are_never_overwritten(saved_model, base):
+    assert publish(saved_model, base, blessed=True, check=None) == base / "1"
     (base / "7").mkdir()
     (base / "notes").mkdir()
-    assert publish(saved_model, base) == base / "8"
-    assert servable(base) == ["1", "7", "8"]
-    assert (base / "8" / "variables" / "variables.index").read_bytes() == b"index"
+    assert publish(saved_model, base, blessed=True, check=None) == base / "8"
+    assert numbers(base) == [1, 7, 8]
+    assert (base / "8" / "variables" / "variables.index").read_text() == "index"
+    assert list((base / "7").iterdir()) == []
 
 
-def test_everybody_may_read_what_is_published(saved_model, tmp_path):
-    version = publish(saved_model, tmp_path / "base")
-    assert (version / "saved_model.pb").stat().st_mode & 0o777 == 0o644
-    assert version.stat().st_mode & 0o777 == 0o755
+def test_numbers_are_ordered_as_numbers(push, base):
+    (base / "9").mkdir(parents=True)
+    (base / "10").mkdir()
+    assert push("a") == base / "11"
+    assert numbers(base) == [9, 10, 11]
 
 
-@pytest.mark.parametrize("step", ["copytree", "rename"])
-def test_a_kill_before_the_rename_leaves_nothing_a_server_would_load(saved_model, tmp_path, monkeypatch, step):
-    base = tmp_path / "base"
-    publish(saved_model, base)
-    module, real = (shutil, shutil.copytree) if step == "copytree" else (os, os.rename)
+def test_everybody_may_read_what_is_published(saved_model, base):
+    before = os.umask(0o077)
+    try:
+        version = publish(saved_model, base, blessed=True, check=None)
+    finally:
+        os.umask(before)
+    for path in (base, version, *version.rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
 
-    def killed(source, target, *args, **kwargs):
-        if step == "copytree":
-            real(source, target, *args, **kwargs)
+
+def test_the_model_itself_is_not_touched(saved_model, base):
+    before = content_fingerprint(saved_model)
+    publish(saved_model, base, blessed=True, check=None)
+    assert content_fingerprint(saved_model) == before
+    assert sorted(path.name for path in saved_model.iterdir()) == ["saved_model.pb", "variables"]
+    assert (saved_model / "saved_model.pb").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_not_blessed_is_refused(saved_model, base):
+    with pytest.raises(ValueError, match=r"is not blessed; run the pipeline, .* or give --force") as error:
+        publish(saved_model, base, check=None)
+    one_line(error)
+    assert list(base.iterdir()) == []
+
+
+def test_what_is_forced_says_so(saved_model, base):
+    forced = publish(saved_model, base, force=True, check=None)
+    record = json.loads((forced / "assets.extra" / "publication.json").read_text())
+    assert (record["blessed"], record["forced"]) == (False, True)
+    # Nothing that was forced counts as blessed elsewhere.
+    with pytest.raises(ValueError, match="is not blessed;"):
+        publish(forced, base.with_name("production"), check=None)
+    # What is blessed needs no force, and is not called forced.
+    blessed = publish(saved_model, base, blessed=True, force=True, check=None)
+    assert (read_publication(blessed).blessed, read_publication(blessed).forced) == (True, False)
+
+
+def test_a_blessing_goes_along_from_base_to_base(saved_model, base):
+    staged = publish(saved_model, base, blessed=True, check=None)
+    promoted = publish(staged, base.with_name("production"), check=None)
+    assert read_publication(promoted).blessed
+    assert content_fingerprint(promoted) == content_fingerprint(saved_model)
+
+
+@pytest.mark.parametrize("change", ["edited", "added", "removed", "renamed"])
+def test_a_changed_model_loses_its_blessing(saved_model, base, change):
+    version = publish(saved_model, base, blessed=True, check=None)
+    index = version / "variables" / "variables.index"
+    match change:
+        case "edited":
+            index.write_text("Index")
+        case "added":
+            (version / "more").write_text("")
+        case "removed":
+            index.unlink()
+        case "renamed":
+            index.rename(index.with_name("other"))
+    with pytest.raises(ValueError, match=r"is not blessed \(it was changed after it was published\)"):
+        publish(version, base.with_name("production"), check=None)
+    assert [line.blessing for line in listing(base)] == ["changed"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "3", "{}", "no", '{"blessed": true}', "[" * 100_000,
+     '{"published": "2026", "blessed": 1, "forced": false, "fingerprint": "a"}',
+     '{"published": "2026", "blessed": true, "forced": false, "fingerprint": "a", "rolled_back_to": true}',
+     '{"published": "\\u001b[2J", "blessed": true, "forced": false, "fingerprint": "a"}',
+     '{"published": "2026", "blessed": true, "forced": false, "fingerprint": "a", "more": 1}',
+     '{"published": "' + "2" * 2**20 + '", "blessed": true, "forced": false, "fingerprint": "a"}'],
+)  # fmt: skip
+def test_a_publication_that_is_none_blesses_nothing(saved_model, base, text):
+    (saved_model / "assets.extra").mkdir()
+    (saved_model / "assets.extra" / "publication.json").write_text(text)
+    assert read_publication(saved_model) is None
+    with pytest.raises(ValueError, match="is not blessed;"):
+        publish(saved_model, base, check=None)
+
+
+def test_what_fails_the_check_is_not_published_and_leaves_nothing(push, saved_model, base):
+    push("a")
+    seen = []
+
+    def check(copy):
+        seen.append((copy.parent, content(copy), read_publication(copy).blessed, numbers(base)))
+        raise RuntimeError("cannot be loaded")
+
+    with pytest.raises(RuntimeError, match="cannot be loaded"):
+        publish(saved_model, base, blessed=True, check=check)
+    # What was checked is what would have been served, before it was.
+    assert seen == [(base, "graph", True, [1])]
+    assert [path.name for path in base.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("where", ["file", "directory", "outside", "dangling", "fifo"])
+def test_links_inside_a_saved_model_are_refused(saved_model, base, tmp_path, where):
+    odd = saved_model / "variables" / "odd"
+    (tmp_path / "secret").write_text("secret")
+    match where:
+        case "file":
+            odd.symlink_to("variables.index")
+        case "directory":
+            odd.symlink_to("..", target_is_directory=True)
+        case "outside":
+            odd.symlink_to(tmp_path / "secret")
+        case "dangling":
+            odd.symlink_to("nowhere")
+        case "fifo":
+            os.mkfifo(odd)
+    with pytest.raises(ValueError, match=r"variables/odd is a symbolic link or not a plain file") as error:
+        publish(saved_model, base, blessed=True, check=None)
+    one_line(error)
+    assert list(base.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["007", "+5", "-1", " 3", "4\n", "00"])
+def test_names_that_a_server_would_read_as_numbers_are_refused(saved_model, base, name):
+    (base / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"A model server takes .* for version -?[0-9]+; rename it") as error:
+        publish(saved_model, base, blessed=True, check=None)
+    one_line(error)
+    assert [path.name for path in base.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "file"])
+def test_a_version_that_is_no_directory_is_refused(push, saved_model, base, tmp_path, kind):
+    push("a")
+    if kind == "file":
+        (base / "5").write_text("")
+    else:
+        (base / "5").symlink_to(tmp_path if kind == "link" else "nowhere")
+    for act in (
+        lambda: publish(saved_model, base, blessed=True, check=None),
+        lambda: rollback(base),
+        lambda: versions(base),
+    ):
+        with pytest.raises(ValueError, match="5 has the name of a version and is a symbolic link or a file"):
+            act()
+    assert sorted(path.name for path in base.iterdir()) == ["1", "5"]
+
+
+def test_names_beyond_int64_are_no_versions(push, base):
+    """TensorFlow Serving ignores them: one more than that would never be served."""
+    (base / str(2**63)).mkdir(parents=True)
+    (base / "٣").mkdir()
+    assert push("a") == base / "1"
+    (base / str(2**63 - 1)).mkdir()
+    with pytest.raises(ValueError, match="is the highest version there can be"):
+        push("b")
+
+
+def test_a_base_inside_the_model_is_refused(saved_model):
+    for base in (saved_model, saved_model / "base", saved_model / "variables" / ".." / "base"):
+        with pytest.raises(ValueError, match="lies inside the SavedModel"):
+            publish(saved_model, base, blessed=True, check=None)
+    assert not (saved_model / "base").exists()
+
+
+def test_a_link_to_the_base_is_followed_once(saved_model, base, tmp_path):
+    base.mkdir()
+    (tmp_path / "link").symlink_to(base)
+    assert publish(saved_model, tmp_path / "link", blessed=True, check=None) == tmp_path / "link" / "1"
+    assert numbers(base) == [1]
+
+
+def test_what_is_no_saved_model_is_refused(tmp_path, base):
+    (tmp_path / "file").write_text("")
+    for wrong in (tmp_path / "absent", tmp_path / "file", tmp_path):
+        with pytest.raises(ValueError, match=r"is no SavedModel: it has no saved_model\.pb"):
+            publish(wrong, base, blessed=True, check=None)
+    assert not base.exists()
+
+
+@pytest.mark.parametrize("verb", ["publish", "rollback"])
+def test_a_kill_at_any_step_leaves_whole_versions_and_the_next_publisher_cleans_up(tmp_path, verb):
+    script = Path(__file__).with_name("kill_at_every_step.py")
+    process = subprocess.run(
+        [sys.executable, script, tmp_path, verb], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    assert result["kills"] > 100
+    # A few steps come behind the rename, most before it.
+    assert 0 < result["finished"] < 20
+
+
+PUBLISHER = """
+import sys
+from pathlib import Path
+from serving.publish import publish
+model, base, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
+def check(copy):
+    print("checking", copy.name, flush=True)
+    sys.stdin.readline()
+for _ in range(times):
+    print(publish(model, base, blessed=True, check=check if sys.argv[4] == "wait" else None).name, flush=True)
+"""
+
+
+def publisher(model, base, times=1, wait=False):
+    return subprocess.Popen(
+        [sys.executable, "-c", PUBLISHER, model, base, str(times), "wait" if wait else "go"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_publishers_at_once_all_succeed_and_what_is_seen_is_whole(tmp_path, base):
+    models = {name: write_model(tmp_path / name, name) for name in ("a", "b", "c", "d")}
+    processes = {name: publisher(model, base, times=10) for name, model in models.items()}
+    while any(process.poll() is None for process in processes.values()):
+        for version in versions(base):
+            assert content(version) in models
+            assert read_publication(version).fingerprint == content_fingerprint(version)
+    published = {name: process.communicate()[0].split() for name, process in processes.items()}
+    assert sorted(int(number) for mine in published.values() for number in mine) == list(range(1, 41))
+    for name, mine in published.items():
+        assert [content(base / number) for number in mine] == [name] * 10
+    assert {path.name for path in base.iterdir()} == {str(number) for number in range(1, 41)}
+
+
+def test_a_living_publisher_is_left_alone_and_a_killed_one_cleaned_up(saved_model, push, base):
+    living, killed = (publisher(saved_model, base, wait=True) for _ in range(2))
+    beside = {process: process.stdout.readline().split()[1] for process in (living, killed)}
+    killed.kill()
+    killed.communicate()
+    assert {path.name for path in base.iterdir()} == set(beside.values())
+    assert push("a") == base / "1"
+    assert {path.name for path in base.iterdir()} == {"1", beside[living]}
+    assert living.communicate("go on\n")[0] == "2\n"
+    assert living.returncode == 0
+    assert {path.name for path in base.iterdir()} == {"1", "2"}
+    assert content(base / "2") == "graph"
+
+
+def test_a_rollback_is_a_new_version_of_the_old_model(push, base):
+    for name in ("a", "b", "c"):
+        push(name)
+    assert rollback(base, check=None) == base / "4"
+    assert [content(version) for version in versions(base)] == ["a", "b", "c", "b"]
+    assert read_publication(base / "4").rolled_back_to == 2
+    assert read_publication(base / "4").blessed
+    # Again: further back, not forth to the bad one.
+    rollback(base, check=None)
+    assert [content(version) for version in versions(base)] == ["a", "b", "c", "b", "a"]
+    with pytest.raises(ValueError, match="no older model than version 1; name a version by --to"):
+        rollback(base, check=None)
+    # And any of them can be had back.
+    assert rollback(base, 3, check=None) == base / "6"
+    assert content(base / "6") == "c"
+    assert read_publication(base / "6").rolled_back_to == 3
+
+
+def test_a_rollback_passes_over_the_same_model(push, base):
+    for name in ("a", "b", "b"):
+        push(name)
+    (base / "2" / "saved_model.pb").touch()
+    assert content(rollback(base, check=None)) == "a"
+
+
+def test_a_rollback_keeps_what_was_forced_forced(push, saved_model, base):
+    publish(saved_model, base, force=True, check=None)
+    push("b")
+    publication = read_publication(rollback(base, check=None))
+    assert (publication.blessed, publication.forced, publication.rolled_back_to) == (False, True, 1)
+
+
+def test_a_rollback_to_nothing_is_told_in_one_line(push, base):
+    for to, message in ((None, "no version in"), (1, "no version in")):
+        with pytest.raises(ValueError, match=message):
+            rollback(base, to, check=None)
+    push("a")
+    push("b")
+    for to, message in ((3, "There are: 1, 2"), (2, "is version 2 already"), (-1, "There are: 1, 2")):
+        with pytest.raises(ValueError, match=message) as error:
+            rollback(base, to, check=None)
+        one_line(error)
+    (base / "1" / "saved_model.pb").write_text("evil")
+    with pytest.raises(ValueError, match="was changed after it was published"):
+        rollback(base, 1, check=None)
+    assert numbers(base) == [1, 2]
+
+
+def test_a_version_from_before_records_can_be_rolled_back_to(push, base):
+    write_model(base / "1", "old")
+    push("new")
+    version = rollback(base, check=None)
+    assert content(version) == "old"
+    assert not read_publication(version).blessed
+    assert [line.blessing for line in listing(base)] == ["unblessed", "blessed", "unblessed"]
+
+
+def test_the_listing(push, saved_model, base, capsys):
+    push("a")
+    (saved_model / "assets.extra").mkdir()
+    card = {"fingerprint": "0123456789abcdef" * 4}
+    (saved_model / "assets.extra" / "model_card.json").write_text(json.dumps(card))
+    publish(saved_model, base, force=True, check=None)
+    rollback(base, check=None)
+    assert main(["list", str(base)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    date = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
+    own = content_fingerprint(base / "1")[:12]
+    assert re.fullmatch(rf" +1  {date} +blessed +{own}", lines[1])
+    assert re.fullmatch(rf" +2  {date} +forced +0123456789ab", lines[2])
+    assert re.fullmatch(rf" +3  {date}  served  blessed +{own}  rolled back to 1", lines[3])
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("fingerprint", ["\x1b[2J" + "a" * 60, "A" * 64, 5, None, "a" * 65])
+def test_a_foreign_cards_fingerprint_is_not_printed(saved_model, base, fingerprint):
+    (saved_model / "assets.extra").mkdir()
+    (saved_model / "assets.extra" / "model_card.json").write_text(json.dumps({"fingerprint": fingerprint}))
+    version = publish(saved_model, base, force=True, check=None)
+    assert [line.fingerprint for line in listing(base)] == [content_fingerprint(version)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, "the following arguments are required: verb; see python -m serving.publish --help"),
+        (["serve"], 2, "invalid choice: 'serve'"),
+        (["publish", "MODEL"], 2, "the following arguments are required: base"),
+        (["publish", "MODEL", "BASE"], 2, "is not blessed; run the pipeline"),
+        (["publish", "absent", "BASE"], 2, "is no SavedModel"),
+        (["publish", "MODEL", "BASE", "--force"], 2, "no assets.extra/model_card.json with an image_shape"),
+        (["rollback", "BASE"], 2, "There is no version"),
+        (["rollback", "BASE", "--to", "../1"], 2, "argument --to: must be the number of a version. Received: '../1'"),
+        (["rollback", "BASE", "--to", "/etc"], 2, "must be the number of a version"),
+        (["rollback", "BASE", "--to", "²"], 2, "must be the number of a version"),
+        (["list", "MODEL/saved_model.pb"], 1, "Not a directory"),
+        (["publish", "MODEL", "/dev/null/base", "--force"], 1, "/dev/null/base: Not a directory"),
+    ],
+)
+def test_errors_are_one_line_and_a_status(saved_model, base, capsys, arguments, status, message):
+    base.mkdir()
+    arguments = [text.replace("MODEL", str(saved_model)).replace("BASE", str(base)) for text in arguments]
+    assert main(arguments) == status
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert list(base.iterdir()) == []
+
+
+def test_ctrl_c_publishes_nothing_and_leaves_nothing(push, saved_model, base, monkeypatch, capsys):
+    push("a")
+
+    def interrupted(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, step, killed)
-    with pytest.raises(KeyboardInterrupt):
-        publish(saved_model, base)
-    assert servable(base) == ["1"]
-    monkeypatch.undo()
-    assert publish(saved_model, base) == base / "2"
-    assert servable(base) == ["1", "2"]
+    # Publishing gets as far as the fingerprint of the copy.
+    monkeypatch.setattr(publish_lib, "content_fingerprint", interrupted)
+    assert main(["publish", str(saved_model), str(base), "--force"]) == 130
+    assert "Interrupted" in capsys.readouterr().err
+    assert [path.name for path in base.iterdir()] == ["1"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    from macer_tf import networks
+    from macer_tf.model import MACERModel
+    from serving.export import export
+
+    directory = tmp_path_factory.mktemp("exported") / "saved_model"
+    export(MACERModel(networks.small_cnn(), sigma=0.25, seed=0), directory, n0=10, n=50, alpha=0.01)
+    return directory
+
+
+@pytest.mark.slow
+def test_the_command_line_loads_what_it_publishes_in_a_fresh_process(exported, base, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Wherever it is called from.
+    assert main(["publish", str(exported), "base", "--force"]) == 0
+    assert capsys.readouterr().out == "Published base/1, forced: it is not blessed.\n"
+    damaged = tmp_path / "damaged"
+    shutil.copytree(exported, damaged)
+    (damaged / "variables" / "variables.index").unlink()
+    assert main(["publish", str(damaged), "base", "--force"]) == 1
+    printed = capsys.readouterr().err
+    assert re.fullmatch(r"error: Not published, since it failed in a fresh process: .*Error.*\n", printed)
+    assert [path.name for path in base.iterdir()] == ["1"]

@@ -1,14 +1,13 @@
 """A small SavedModel with the three signatures of a served classifier, whose answers can be computed by hand."""
 
 import json
-from pathlib import Path
 
 import tensorflow as tf
 
 SIGMA, N, ALPHA = 0.25, 1000, 0.001
 
 
-def save(directory):
+def write(directory):
     """Writes a SavedModel on 2x2x1 images: of n votes, class 1 gets round(n * mean pixel) and class 0 the others.
 
     p_lower is Hoeffding's bound, share - sqrt(ln(1 / alpha) / (2 n)), and radius = 0.25 Phi^-1(p_lower).
@@ -67,7 +66,6 @@ def save(directory):
         "serving_default": served.certify, "certify_custom": served.certify_custom, "predict": served.predict,
     }  # fmt: skip
     tf.saved_model.save(served, str(directory), signatures=signatures)
-    directory = Path(directory)
     (directory / "assets.extra").mkdir()
     card = {"sigma": SIGMA, "n0": 100, "n": N, "alpha": ALPHA, "image_shape": [2, 2, 1], "classes": 2}
     (directory / "assets.extra" / "model_card.json").write_text(json.dumps(card))

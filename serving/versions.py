@@ -1,0 +1,166 @@
+"""The numbered versions in a model server's base directory: which there are, and a new one put there by one rename."""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+# A model server reads only names that are numbers.
+_UNFINISHED = ".publishing-"
+_MAX_VERSION = 2**63 - 1
+
+
+def versions(base):
+    """The version directories under `base`, which need not exist: a list of `Path`, by rising number.
+
+    Raises:
+        ValueError: for an entry that a model server would take for a version and that is not a directory named by
+            its number: it would serve what a symbolic link points to, or one of `7` and `007`.
+        OSError: if `base` cannot be read.
+    """
+    base, found = Path(base), []
+    if not base.exists():
+        return found
+    with os.scandir(base) as entries:
+        for entry in entries:
+            # What absl::SimpleAtoi, by which TensorFlow Serving reads names, takes for an int64.
+            if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", entry.name, re.ASCII) or abs(int(entry.name)) > _MAX_VERSION:
+                continue
+            if entry.name != str(int(entry.name)) or int(entry.name) < 0:
+                raise ValueError(f"A model server takes {entry.path!r} for version {int(entry.name)}; rename it.")
+            if not entry.is_dir(follow_symlinks=False):
+                raise ValueError(
+                    f"{entry.path} has the name of a version and is a symbolic link or a file; move it out of the base."
+                )
+            found.append(Path(entry.path))
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def add(saved_model, base, finish):
+    """Copies a directory to `<base>/<highest version + 1>`.
+
+    It is copied beside, under a name that a model server ignores, readable by everybody, flushed to the disk, finished
+    and then renamed: a server never sees a part of it. Publishers that run at once get different numbers; what
+    publishers left behind that are dead is removed, and nothing of those that live.
+
+    Args:
+        saved_model: directory of plain files and directories.
+        base: the model's base directory; made if it is not there.
+        finish: called with the `Path` of the copy before it is renamed; if it raises, nothing is published.
+
+    Returns:
+        `Path` of the new version.
+
+    Raises:
+        ValueError: if `saved_model` is no directory, holds a link or another thing that is no plain file, or contains
+            `base`; or as `versions`.
+        OSError: if something cannot be read or written.
+    """
+    given, saved_model, base = Path(base), Path(saved_model).resolve(), Path(base).resolve()
+    if not saved_model.is_dir():
+        raise ValueError(f"{saved_model} is no directory; give the directory of a SavedModel.")
+    if base.is_relative_to(saved_model):
+        raise ValueError(f"The base {base} lies inside the SavedModel {saved_model}; give another base.")
+    if not base.exists():
+        base.mkdir(parents=True, exist_ok=True)
+        base.chmod(0o755)
+        flush(base.parent)
+    versions(base)
+    with _unfinished(base) as copy:
+        _copy(saved_model, copy)
+        finish(copy)
+        with _locked(base):
+            published = versions(base)
+            number = int(published[-1].name) + 1 if published else 1
+            if number > _MAX_VERSION:
+                raise ValueError(f"{published[-1]} is the highest version there can be; give another base.")
+            os.rename(copy, base / str(number))
+        flush(base)
+    return given / str(number)
+
+
+def flush(path):
+    """Flushes a file or a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _unfinished(base):
+    """A new directory under `base`, removed at the end unless it was renamed; locked, which says that we live."""
+    # Between making it and locking it, nobody else may take it for a dead publisher's.
+    with _locked(base):
+        _remove_abandoned(base)
+        directory = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=base))
+        claim = _lock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(claim)
+
+
+def _remove_abandoned(base):
+    for directory in base.glob(f"{_UNFINISHED}*"):
+        try:
+            claim = _lock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # It is alive, or not ours to judge.
+            continue
+        try:
+            shutil.rmtree(directory, ignore_errors=True)
+        finally:
+            os.close(claim)
+
+
+@contextlib.contextmanager
+def _locked(directory):
+    """One process at a time; the lock ends with its process, however that ends."""
+    descriptor = _lock(directory, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(directory, operation):
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, operation)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _copy(source, target):
+    """Copies what is in a directory into another, files as 0644 and directories as 0755, flushed to the disk."""
+    with os.scandir(source) as entries:
+        for entry in entries:
+            copy = target / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                copy.mkdir()
+                _copy(entry.path, copy)
+            elif entry.is_file(follow_symlinks=False):
+                _copy_file(entry.path, copy)
+            else:
+                raise ValueError(
+                    f"{entry.path} is a symbolic link or not a plain file; give a SavedModel without such things."
+                )
+    target.chmod(0o755)
+    flush(target)
+
+
+def _copy_file(source, target):
+    # Not through a link that took the file's place in between.
+    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
+    with open(descriptor, "rb") as reader, open(target, "xb") as writer:
+        shutil.copyfileobj(reader, writer)
+        os.fchmod(writer.fileno(), 0o644)
+        writer.flush()
+        os.fsync(writer.fileno())
