@@ -44,7 +44,7 @@ def main():
         sigma = float(re.search(r"sigma([\d.]+)\.tsv", path.name)[1])
         log = logs.read(path)
         rng = np.random.default_rng(arguments.seed)
-        p, correct = probabilities(log, sigma, rng), log["correct"]
+        p, correct = probabilities(log, sigma, rng), log.correct
         print(f"{path.stem}: {len(p):,} images")
         fixed = run(FixedBudget(N), N0, p, correct, sigma, rng, with_labels=False)
         for budget, n0, radii in budgets:
@@ -58,10 +58,10 @@ def probabilities(log, sigma, rng):
     """float64 [images]: the share of votes that each radius came from."""
     bounds = clopper_pearson_lower(np.arange(N + 1), N, ALPHA)
     # Logs round their radii: the count whose bound is nearest.
-    bound = special.ndtr(log["radius"] / sigma)
+    bound = special.ndtr(log.radii / sigma)
     above = np.clip(np.searchsorted(bounds, bound), 1, N)
     successes = np.where(bounds[above] - bound < bound - bounds[above - 1], above, above - 1)
-    return np.where(log["predict"] == ABSTAIN, rng.uniform(0.2, 0.5, len(successes)), successes / N)
+    return np.where(log.predictions == ABSTAIN, rng.uniform(0.2, 0.5, len(successes)), successes / N)
 
 
 def run(budget, n0, p, correct, sigma, rng, with_labels):

@@ -40,6 +40,11 @@ class Log:
     seconds: np.ndarray
     cut_off: int | None = None
 
+    @property
+    def correct(self):
+        """bool [images]: whether the prediction is the label and no abstention."""
+        return _is_correct(self.labels, self.predictions)
+
 
 def write(path, certificates, labels, ids):
     """Writes one line an image, radii with all their digits.
@@ -178,7 +183,7 @@ def _row(where, fields, columns, width):
 
 def _is_correct(label, prediction):
     # Data without labels is often labelled -1, which is what abstaining is called.
-    return prediction == label and prediction != ABSTAIN
+    return (prediction == label) & (prediction != ABSTAIN)
 
 
 def _seconds(text):

@@ -1,8 +1,9 @@
-"""Certification on Beam: examples -> chunks of samples -> Votes -> CombinePerKey(sum) -> certificates."""
+"""Certification on Beam: images -> chunks of samples -> Votes -> CombinePerKey(sum) -> certificates."""
 
 import contextlib
 import json
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import apache_beam as beam
@@ -15,8 +16,7 @@ from macer_tf import certificates, noise
 from macer_tf.certificates import Certificates
 from macer_tf.smoothing import SmoothedClassifier
 from macer_tf.votes import Votes
-from pipeline import examples as examples_lib
-from pipeline import models
+from pipeline import classifiers
 from pipeline.console import Progress
 from pipeline.ledger import Chunk, LedgerReader, LedgerWriter
 
@@ -39,39 +39,52 @@ def chunks(ids, n0, n):
     ]
 
 
-class _Loaded:
-    """What the workers of one process share."""
+@dataclass(frozen=True)
+class Sampler:
+    """What a worker needs to draw votes: plain values, so that it can be sent to any process.
 
-    def __init__(self, model_path, examples_path, sigma, seed):
-        self.smoothed = SmoothedClassifier(models.load(model_path), sigma, seed)
-        self.examples = examples_lib.read(Path(examples_path))
+    Attributes:
+        model_path: a model that `classifiers.load` loads.
+        source: where the images are: `source.open().image(id)` is one, as in `images`.
+        sigma, seed: see `SmoothedClassifier`.
+    """
+
+    model_path: str
+    source: object
+    sigma: float
+    seed: int
+
+    def load(self):
+        """The `SmoothedClassifier` and the opened images."""
+        return SmoothedClassifier(classifiers.load(self.model_path), self.sigma, self.seed), self.source.open()
 
 
 class DrawVotes(beam.DoFn):
-    """Chunk -> (example id, Votes of that chunk), written to the ledger before it goes on.
+    """Chunk -> (image id, Votes of that chunk), on the ledger before they go on; or (image id, why there are none).
 
     Args:
-        model_path: a saved `MACERModel`.
-        examples_path: an examples artifact; example ids are places in its test split.
-        sigma, seed: see `SmoothedClassifier`.
+        sampler: `Sampler`.
         ledger_path: directory of the ledger.
     """
 
-    def __init__(self, model_path, examples_path, sigma, seed, ledger_path):
-        self._model_path, self._examples_path = str(model_path), str(examples_path)
-        self._sigma, self._seed, self._ledger_path = sigma, seed, str(ledger_path)
+    def __init__(self, sampler, ledger_path):
+        self._sampler, self._ledger_path = sampler, str(ledger_path)
         self._shared = Shared()
         self._ledger = None
 
     def setup(self):
         # Under the lock of Shared: np.load parses its header by `ast`, which Python 3.11 cannot do in two threads.
-        self._loaded = self._shared.acquire(self._load)
+        self._loaded = self._shared.acquire(lambda: _Loaded(*self._sampler.load()))
         self._ledger = LedgerWriter(self._ledger_path)
 
     def process(self, chunk):
         chunk = Chunk(*chunk)
-        image = self._loaded.examples.scaled("test", chunk.example_id)
-        counts = self._loaded.smoothed.count(image, chunk.example_id, chunk.stream, chunk.start, chunk.count)
+        try:
+            image = self._loaded.images.image(chunk.example_id)
+            counts = self._loaded.smoothed.count(image, chunk.example_id, chunk.stream, chunk.start, chunk.count)
+        except ValueError as error:  # a damaged image, or outputs that are not finite: the other images go on
+            yield chunk.example_id, str(error)
+            return
         self._ledger.record(chunk, counts)
         yield chunk.example_id, as_votes(chunk, counts)
 
@@ -79,17 +92,25 @@ class DrawVotes(beam.DoFn):
         if self._ledger is not None:
             self._ledger.close()
 
-    def _load(self):
-        return _Loaded(self._model_path, self._examples_path, self._sigma, self._seed)
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What the workers of one process share."""
+
+    smoothed: SmoothedClassifier
+    images: object
 
 
 class SumVotes(beam.CombineFn):
-    """Votes of disjoint chunks of one example -> their sum."""
+    """Votes of disjoint chunks of one image -> their sum; if one of them has a text, why there are none, that text."""
 
     def create_accumulator(self):
         return None
 
     def add_input(self, accumulator, votes):
+        for one in (accumulator, votes):
+            if isinstance(one, str):
+                return one
         return votes if accumulator is None else accumulator + votes
 
     def merge_accumulators(self, accumulators):
@@ -104,7 +125,7 @@ class SumVotes(beam.CombineFn):
 
 
 class Certify(beam.DoFn):
-    """(example id, Votes) -> a JSON line of the votes and the certificate.
+    """(image id, Votes) -> a JSON line of the votes and the certificate, or of why there is none.
 
     Raises:
         RuntimeError: if the votes do not add up to n0 and n: a chunk was lost or counted twice.
@@ -115,6 +136,9 @@ class Certify(beam.DoFn):
 
     def process(self, element):
         example_id, votes = element
+        if isinstance(votes, str):
+            yield json.dumps({"id": example_id, "failed": votes})
+            return
         if (votes.n0[0], votes.n[0]) != (self._n0, self._n):
             raise RuntimeError(
                 f"Example {example_id} has {votes.n0[0]} and {votes.n[0]} votes instead of {self._n0} and {self._n}."
@@ -140,21 +164,26 @@ def as_votes(chunk, counts):
     return Votes(selection[None], estimation[None])
 
 
-def run(model_path, examples_path, ids, *, sigma, seed, n0, n, alpha, ledger_path, num_workers, output_path):
-    """Certifies test examples on Beam's local runner, drawing only the chunks that are not on the ledger.
+def run(sampler, ids, num_classes, *, n0, n, alpha, ledger_path, num_workers, output_path):
+    """Certifies images on Beam's local runner, drawing only the chunks that are not on the ledger.
 
     Args:
-        model_path, examples_path, sigma, seed, ledger_path: see `DrawVotes`.
-        ids: integers [images], places in the test split.
+        sampler: `Sampler`.
+        ids: integers [images], of the sampler's source.
+        num_classes: of the model.
         n0, n, alpha: see `SmoothedClassifier.certify`.
+        ledger_path: directory of the ledger.
         num_workers: threads that certify side by side.
         output_path: directory to write `certificates.jsonl` to, one line an image, by rising id.
+
+    Returns:
+        id -> why it has no certificate, of the images that could not be read or that the model has no finite output
+        for. The others have theirs.
 
     Raises:
         RuntimeError: if a worker fails; its own error is in the message.
     """
     wanted = chunks(ids, n0, n)
-    num_classes = examples_lib.read(Path(examples_path)).num_classes
     ledger = LedgerReader(ledger_path, wanted, num_classes)
     total, done = len(ids) * (n0 + n), ledger.poll()
     if done:
@@ -175,21 +204,24 @@ def run(model_path, examples_path, ids, *, sigma, seed, n0, n, alpha, ledger_pat
             | "Chunks to draw" >> beam.Create(missing)
             # Otherwise one example's chunks all land on one worker.
             | beam.Reshuffle()
-            | beam.ParDo(DrawVotes(model_path, examples_path, sigma, seed, ledger_path))
+            | beam.ParDo(DrawVotes(sampler, ledger_path))
         )
         on_ledger = pipeline | "Votes on the ledger" >> beam.Create(recorded.items())
         _ = (
             (drawn, on_ledger)
             | beam.Flatten()
             | beam.CombinePerKey(SumVotes())
-            | beam.ParDo(Certify(sigma, n0, n, alpha))
+            | beam.ParDo(Certify(sampler.sigma, n0, n, alpha))
             | beam.io.WriteToText(str(beam_output), num_shards=1, shard_name_template="")
         )
-    lines = sorted(beam_output.read_text().splitlines(), key=lambda line: json.loads(line)["id"])
-    if [json.loads(line)["id"] for line in lines] != sorted(int(example_id) for example_id in ids):
+    rows = sorted(map(json.loads, beam_output.read_text().splitlines()), key=lambda row: row["id"])
+    if [row["id"] for row in rows] != sorted(int(example_id) for example_id in ids):
         raise RuntimeError("Beam lost or repeated an example.")
     beam_output.unlink()
-    (Path(output_path) / "certificates.jsonl").write_text("\n".join(lines) + "\n")
+    failures = {row["id"]: row["failed"] for row in rows if "failed" in row}
+    lines = [json.dumps(row) + "\n" for row in rows if "failed" not in row]
+    (Path(output_path) / "certificates.jsonl").write_text("".join(lines))
+    return failures
 
 
 def read(path, sigma, n0, n, alpha):
@@ -198,6 +230,10 @@ def read(path, sigma, n0, n, alpha):
 
     def column(name, dtype):
         return np.array([row[name] for row in rows], dtype)
+
+    def counts(name):
+        # Where every image failed, no row tells how many classes there are.
+        return column(name, np.int64) if rows else np.zeros((0, 0), np.int64)
 
     certified = Certificates(
         predictions=column("prediction", np.int64),
@@ -211,7 +247,7 @@ def read(path, sigma, n0, n, alpha):
     )
     return (
         column("id", np.int64),
-        Votes(column("selection", np.int64), column("estimation", np.int64)),
+        Votes(counts("selection"), counts("estimation")),
         certified,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -38,6 +39,21 @@ class Examples:
     def scaled(self, split, ids):
         """float32 [len(ids), H, W, C] in [0, 1]."""
         return self.images[split][ids].astype(np.float32) / np.float32(self.pixel_max)
+
+    def image(self, image_id):
+        """float32 [H, W, C] in [0, 1], of the test split."""
+        return self.scaled("test", image_id)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The test images of the examples artifact in a directory, to be opened by any worker."""
+
+    path: str
+
+    def open(self):
+        """`Examples`."""
+        return read(Path(self.path))
 
 
 def write(dataset, directory):

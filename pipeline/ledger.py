@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.artifacts import fingerprint, write_text
+
 
 class Chunk(NamedTuple):
     """Samples `start` to `start + count - 1` of one example's noise stream."""
@@ -19,6 +21,14 @@ class Chunk(NamedTuple):
     stream: int
     start: int
     count: int
+
+
+def new_or_resumed(votes, identity):
+    """The directory under `votes` of the ledger for this identity, a JSON value; made if it is not there."""
+    directory = Path(votes) / fingerprint(identity)[:16]
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(directory / "ledger.json", json.dumps(identity, indent=1))
+    return directory
 
 
 class LedgerWriter:

@@ -140,8 +140,8 @@ def finished(root, name):
 
 
 @contextlib.contextmanager
-def locked(root):
-    """Holds the root for one run at a time; the lock goes with the process, however it ends.
+def locked(root, flag="--pipeline_root"):
+    """Holds the root, which `flag` gives, for one run at a time; the lock goes with the process, however it ends.
 
     Raises:
         InputError: if the root cannot be written, or another run holds it.
@@ -150,16 +150,12 @@ def locked(root):
         root.mkdir(parents=True, exist_ok=True)
         file = open(root / ".lock", "a")  # noqa: SIM115 (held open as long as the lock)
     except OSError as error:
-        raise InputError(
-            f"Cannot write to the pipeline root {root} ({error.strerror}); give another one by --pipeline_root."
-        ) from None
+        raise InputError(f"Cannot write to the folder {root} ({error.strerror}); give another one by {flag}.") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(
-                f"Another run is at work in {root}; wait for it, or give another --pipeline_root."
-            ) from None
+            raise InputError(f"Another run is at work in {root}; wait for it, or give another {flag}.") from None
         yield
 
 

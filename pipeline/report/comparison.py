@@ -117,7 +117,7 @@ def remarks(entries):
 
 def figure(entries):
     """The curves of certified accuracy against radius."""
-    return figures.radius_accuracies({entry.name: entry.correct_radii for entry in entries})
+    return figures.radius_accuracy_curves({entry.name: entry.correct_radii for entry in entries})
 
 
 def html(title, entries, radii):

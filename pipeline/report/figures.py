@@ -23,20 +23,18 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 BLUE, VERMILION = "#0072B2", "#D55E00"
 INK, GREY, FAINT = "#22262A", "#626B75", "#E3E6EA"
 
-# For curves side by side, where a colour only tells them apart: the same palette, and dashes for those who see none.
-SEVERAL = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("solid", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
+# For curves side by side, where a colour only tells them apart: the same palette but for yellow, too light for a line,
+# and dashes for those who see no colour. Seven and four have no common factor: looks repeat after 28 curves only.
+_SEVERAL = (BLUE, VERMILION, "#009E73", "#CC79A7", INK, "#56B4E9", "#E69F00")
+_DASHES = ((), (5, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5))
+MAX_CURVES = len(_SEVERAL) * len(_DASHES)
 
 WIDTH = 7.2  # inches, of every figure: one text size throughout the page
 ABSTAIN = "ABSTAIN"
 MAX_EXAMPLES = 8
-MAX_CURVES = 20
+_HEIGHT = 4.6  # inches, of a figure of certified accuracy
 _MAX_BANDS = 4
 _BAND = "1 binomial standard error at each radius"
-# Okabe and Ito's, but for yellow, which is too light for a line; in the order in which neighbours differ most.
-# Seven and four have no common factor: the pairs repeat after 28 curves only.
-_CURVE_COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", INK, "#56B4E9", "#E69F00")
-_CURVE_DASHES = ((), (5, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5))
 CURVES = (
     "loss",
     "classification_loss",
@@ -115,22 +113,26 @@ def radius_accuracy(radii: np.ndarray, paper: PaperCurve | None = None, *, label
     return figure
 
 
-def radius_accuracies(curves: Mapping[str, np.ndarray]) -> Figure:
-    """Certified accuracy as a function of the radius, of several models: name -> radii as in `radius_accuracy`.
+def radius_accuracy_curves(curves: Mapping[str, np.ndarray]) -> Figure:
+    """Certified accuracy as a function of the radius of several models: exact step curves, as in Figure 3 there.
 
-    Curves differ in colour and in dashes. Each has its band of one standard error as long as there are few.
+    Curves are told apart by colour and by dashes, up to `MAX_CURVES`, and named in the order given. Each has its band
+    of one standard error as long as there are few.
+
+    Args:
+        curves: name -> radii as in `radius_accuracy`.
 
     Raises:
-        ValueError: there are no curves or more than `MAX_CURVES`, or radii as in `radius_accuracy`.
+        ValueError: there is no curve, or radii as in `radius_accuracy`.
     """
-    if not 1 <= len(curves) <= MAX_CURVES:
-        raise ValueError(f"A figure has 1 to {MAX_CURVES} curves. Received: {len(curves)}")
+    if not curves:
+        raise ValueError("curves must not be empty.")
     curves = {name: _checked_radii(radii) for name, radii in curves.items()}
     figure, axes, end = _radius_axes(max(max(radii.max(), 0.0) for radii in curves.values()))
     has_bands = len(curves) <= _MAX_BANDS
     for place, (name, radii) in enumerate(curves.items()):
-        color = _CURVE_COLOURS[place % len(_CURVE_COLOURS)]
-        dashes = _CURVE_DASHES[place % len(_CURVE_DASHES)]
+        color, dashes = _SEVERAL[place % len(_SEVERAL)], _DASHES[place % len(_DASHES)]
+        # A label with an underscore in front stays out of the legend.
         _step_curve(axes, radii, end, _named(name, radii), color, dashes, band="_" if has_bands else None)
     handles, labels = axes.get_legend_handles_labels()
     if has_bands:
@@ -155,7 +157,7 @@ def _named(name: str, radii: np.ndarray) -> str:
 def _radius_axes(seen: float) -> tuple[Figure, Axes, float]:
     """A figure with axes for certified accuracy at radii up to a little more than `seen`, and where they end."""
     end = 1.06 * seen if seen > 0 else 1.0
-    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(WIDTH, _HEIGHT), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     _quiet(axes)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
@@ -186,10 +188,15 @@ def _step_curve(
 
 def _legend_above(figure: Figure, handles: list, labels: list[str]) -> None:
     """A legend above the axes, where no curve can run through it."""
+    columns = 2 if len(labels) > 6 and max(map(len, labels)) <= 42 else 1
+    labels = [textwrap.fill(label, 72) for label in labels]
+    num_lines = math.ceil(sum(label.count("\n") + 1 for label in labels) / columns)
+    figure.set_figheight(_HEIGHT + 0.2 * max(num_lines - 4, 0))  # or a long one would squeeze the axes
     legend = figure.legend(
         handles,
-        [textwrap.fill(label, 72) for label in labels],
+        labels,
         loc="outside upper left",
+        ncols=columns,
         frameon=False,
         fontsize=10,
         labelcolor=INK,
@@ -197,64 +204,6 @@ def _legend_above(figure: Figure, handles: list, labels: list[str]) -> None:
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-
-
-def radius_accuracy_curves(curves: Mapping[str, np.ndarray]) -> Figure:
-    """Certified accuracy as a function of the radius of several models: exact step curves, as in Figure 3 there.
-
-    Curves are told apart by colour and by dashes, and named in the order given.
-
-    Args:
-        curves: name -> float [num_images], the certified radius of each image, -1 where the prediction is wrong or
-            the classifier abstains.
-
-    Raises:
-        ValueError: there is no curve, or one is empty, not one-dimensional or not finite.
-    """
-    if not curves:
-        raise ValueError("curves must not be empty.")
-    curves = {name: np.asarray(radii, dtype=np.float64) for name, radii in curves.items()}
-    for name, radii in curves.items():
-        if radii.ndim != 1 or radii.size == 0 or not np.isfinite(radii).all():
-            raise ValueError(
-                f"{name!r}: radii must be finite, of shape [num_images > 0]. Received: shape {radii.shape}"
-            )
-    seen = max(0.0, *(radii.max() for radii in curves.values()))
-    end = 1.06 * seen if seen > 0 else 1.0
-
-    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    _quiet(axes)
-    axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    for place, (name, radii) in enumerate(curves.items()):
-        # mean(radii >= r) is constant on (steps[i - 1], steps[i]], which is what "steps-pre" draws.
-        steps = np.unique(np.concatenate([[0.0, end], np.maximum(radii, 0.0)]))
-        axes.plot(
-            steps,
-            1.0 - np.searchsorted(np.sort(radii), steps, side="left") / radii.size,
-            drawstyle="steps-pre",
-            color=SEVERAL[place % len(SEVERAL)],
-            linestyle=DASHES[place % len(DASHES)],
-            linewidth=1.8,
-            label=f"{name}, ACR {np.maximum(radii, 0.0).mean():.3f}",
-        )
-    axes.set_xlim(-0.01 * end, end)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel("l2 radius r, in [0, 1] pixel units", color=INK)
-    axes.set_ylabel("certified accuracy at r", color=INK)
-    # Above the axes, where no curve can run through it.
-    legend = figure.legend(
-        loc="outside upper left",
-        ncols=2 if len(curves) > 3 else 1,
-        frameon=False,
-        fontsize=10,
-        labelcolor=INK,
-        handlelength=3.2,
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-        text.set_text(_shorten(text.get_text(), 44))
-    return figure
 
 
 def p_a_distribution(p_lower: np.ndarray, correct: np.ndarray, *, ceiling: float) -> Figure:
@@ -476,6 +425,6 @@ def _outcome(example: Example) -> tuple[str, str, str, str]:
     return "✗", f"wrong, {radius}", VERMILION, "dashed"
 
 
-def _shorten(name: str, longest: int = 15) -> str:
-    """A name that leaves room for another one beside it."""
-    return name if len(name) <= longest else name[: longest - 1] + "…"
+def _shorten(name: str) -> str:
+    """A class name that leaves room for another one beside it."""
+    return name if len(name) <= 15 else name[:14] + "…"

@@ -101,6 +101,7 @@ def test_only_the_radius_of_a_correct_prediction_counts(log):
     assert result.acr == pytest.approx(0.15, abs=1e-15)
     assert result.certified_accuracy == (0.25, 0.25, 0.0)
     assert result.abstained == 0.5
+    assert read.correct.tolist() == [True, False, False, False]
 
 
 @pytest.mark.parametrize(

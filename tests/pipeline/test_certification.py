@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 import time
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import keras
@@ -16,6 +17,7 @@ from macer_tf.smoothing import SmoothedClassifier
 from macer_tf.votes import Votes
 from pipeline import certification
 from pipeline import examples as examples_lib
+from pipeline import images as images_lib
 from pipeline.ledger import Chunk, LedgerWriter
 
 SIGMA, SEED, N0, N, ALPHA = 0.5, 3, 30, 700, 0.01
@@ -39,10 +41,14 @@ def certify(tmp_path):
         output.mkdir()
         (tmp_path / ledger).mkdir(exist_ok=True)
         settings = {"sigma": SIGMA, "seed": SEED, "n0": N0, "n": N, "alpha": ALPHA, **changed}
-        certification.run(
-            model, examples, np.asarray(ids), **settings, ledger_path=tmp_path / ledger, num_workers=num_workers,
+        source = examples_lib.Source(str(examples))
+        sampler = certification.Sampler(str(model), source, settings.pop("sigma"), settings.pop("seed"))
+        num_classes = examples_lib.read(examples).num_classes
+        failures = certification.run(
+            sampler, np.asarray(ids), num_classes, **settings, ledger_path=tmp_path / ledger, num_workers=num_workers,
             output_path=output,
         )  # fmt: skip
+        assert failures == {}
         assert [path.name for path in output.iterdir()] == ["certificates.jsonl"]
         return output
 
@@ -191,19 +197,68 @@ def test_a_lost_chunk_is_an_error_not_a_certificate(certify, small_model, digit_
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-def test_a_workers_error_is_one_line(certify, write_model, digit_examples, num_workers):
+def test_an_image_that_fails_stops_no_other(small_model, digit_examples, tmp_path, num_workers):
+    """Image 2 is damaged; the others get what they get otherwise."""
+
+    def run(source, name):
+        directories = [tmp_path / f"{name}-ledger", tmp_path / f"{name}-output"]
+        for directory in directories:
+            directory.mkdir()
+        failures = certification.run(
+            certification.Sampler(str(small_model), source, SIGMA, SEED), np.arange(8), 10, n0=N0, n=N, alpha=ALPHA,
+            ledger_path=directories[0], num_workers=num_workers, output_path=directories[1],
+        )  # fmt: skip
+        return failures, [json.loads(line) for line in text(directories[1]).splitlines()]
+
+    whole = examples_lib.Source(str(digit_examples))
+    failures, rows = run(Damaged(whole), "damaged")
+    assert failures == {2: "it is damaged"}
+    none, all_rows = run(whole, "whole")
+    assert none == {}
+    assert rows == [row for row in all_rows if row["id"] != 2]
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A source whose image 2 cannot be read."""
+
+    source: object
+
+    def open(self):
+        return self
+
+    def image(self, image_id):
+        if image_id == 2:
+            raise images_lib.ImageError("it is damaged")
+        return self.source.open().image(image_id)
+
+
+def test_no_image_is_certified_by_outputs_that_are_not_finite(write_model, digit_examples, tmp_path):
     from macer_tf import networks
 
     classifier = networks.small_cnn()
     classifier.set_weights([np.full_like(weights, np.nan) for weights in classifier.get_weights()])
-    with pytest.raises(RuntimeError, match=r"A certification worker failed: ValueError: .*NaN or infinite") as error:
-        certify(write_model(classifier), digit_examples, range(3), num_workers)
-    assert "\n" not in str(error.value)
+    sampler = certification.Sampler(
+        str(write_model(classifier)), examples_lib.Source(str(digit_examples)), SIGMA, SEED
+    )  # fmt: skip
+    (tmp_path / "output").mkdir()
+    (tmp_path / "votes").mkdir()
+    failures = certification.run(
+        sampler, np.arange(3), 10, n0=N0, n=N, alpha=ALPHA, ledger_path=tmp_path / "votes", num_workers=2,
+        output_path=tmp_path / "output",
+    )  # fmt: skip
+    assert sorted(failures) == [0, 1, 2]
+    assert all(f"NaN or infinite outputs for image {i}" in reason for i, reason in failures.items())
+    assert text(tmp_path / "output") == ""
+    assert ledger_lines(tmp_path / "votes") == []
 
 
 def test_a_missing_model_is_one_line(certify, digit_examples, tmp_path):
-    with pytest.raises(RuntimeError, match=r"A certification worker failed: .*not found.*model.keras"):
+    with pytest.raises(
+        RuntimeError, match=r"A certification worker failed: .*There is no model .*model.keras"
+    ) as error:
         certify(tmp_path / "model.keras", digit_examples, range(3))
+    assert "\n" not in str(error.value)
 
 
 def test_lines_are_in_the_order_of_ids_with_all_their_digits(certify, small_model, digit_examples):

@@ -293,7 +293,7 @@ def test_an_unwritable_root(tmp_path):
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
         with (
-            pytest.raises(InputError, match=r"Cannot write to the pipeline root .*--pipeline_root"),
+            pytest.raises(InputError, match=r"Cannot write to the folder .*--pipeline_root"),
             orchestrator.locked(root),
         ):
             pass

@@ -125,7 +125,7 @@ def test_what_only_the_data_can_tell_is_one_line_too(line, arguments, message, t
 def test_an_unwritable_root_is_one_line(line, tmp_path, below):
     (tmp_path / "file").write_text("")
     received = line("--dataset", "digits", "--pipeline_root", f"{tmp_path / 'file'}{below}")
-    assert "Cannot write to the pipeline root" in received
+    assert "Cannot write to the folder" in received
     assert "--pipeline_root" in received.split(";")[-1]
 
 

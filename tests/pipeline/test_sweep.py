@@ -477,7 +477,7 @@ def test_the_curves_are_the_shares_of_images_at_each_radius_or_beyond():
     radii = {"a": np.array([0.5, 0.25, -1.0, 0.0]), "b": np.array([0.1, 0.2, 0.3])}
     (axes,) = figures.radius_accuracy_curves(radii).axes
     lines = {line.get_label(): line for line in axes.get_lines()}
-    assert list(lines) == ["a, ACR 0.188", "b, ACR 0.200"]
+    assert list(lines) == ["a, ACR 0.188 (4 images)", "b, ACR 0.200 (3 images)"]
     for line, values in zip(lines.values(), radii.values(), strict=True):
         x, y = line.get_data()
         assert line.get_drawstyle() == "steps-pre"
