@@ -6,7 +6,6 @@ On Beam, as the whole job does. The same command again draws no sample again; af
 import csv
 import io
 import json
-import logging
 import os
 import shutil
 import sys
@@ -19,8 +18,8 @@ from macer_tf import evaluation, logs
 from pipeline import command_line, console, orchestrator
 from pipeline.artifacts import Artifact, file_digest, write_text
 from pipeline.command_line import ABOVE_0, FOLDER, INSIDE_0_1, PATH, SEED, TEXT, Setting, none_or, whole
-from pipeline.errors import InputError, in_one_line
-from serving.publish import flush
+from pipeline.errors import InputError, exit_status
+from serving.versions import flush
 
 _GROUPS = {
     "Model and images": (
@@ -51,25 +50,18 @@ _ARCHIVE = ".npz"
 
 def main(arguments=None):
     """Certifies. Returns the exit status: 0, 1 if an image or the job failed, 2 for bad input, 130 for Ctrl-C."""
-    # For this process and the ones it starts: nothing of TensorFlow's C++ log.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Beam warns of cloud clients that are not installed, and prints a page about each error that it raises as well.
-    logging.getLogger().setLevel(logging.CRITICAL)
-    output = Path()
-    try:
+    console.quiet()
+
+    def parse():
         settings = _settings(sys.argv[1:] if arguments is None else arguments)
+        return settings, Path(settings["output"])
+
+    def work(settings):
         output = Path(settings["output"])
         with orchestrator.locked(output, "--output"):
             return _certify(settings, output)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted. What was drawn is kept; run the same command again to go on.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        print(f"error: {in_one_line(error, output)}", file=sys.stderr)
-        return 1
+
+    return exit_status(parse, work, "What was drawn")
 
 
 def _settings(arguments):
@@ -178,10 +170,10 @@ def _labels(opened, ids, num_classes):
 
 
 def _precision(path, classifier):
-    from macer_tf.inference import InferenceGraph
+    from macer_tf.inference import own_precision
     from pipeline import classifiers
 
-    return "as saved" if classifiers.is_saved_model(path) else InferenceGraph(classifier).precision
+    return "as saved" if classifiers.is_saved_model(path) else own_precision(classifier)
 
 
 def _fingerprint(path):

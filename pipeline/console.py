@@ -1,11 +1,20 @@
 """What a run prints: live progress with the time left, and plain tables."""
 
+import logging
 import os
 import shutil
 import sys
 import time
 
 _SECONDS_BETWEEN_LINES = 15
+
+
+def quiet():
+    """Silences, for this process and the ones it starts, what is not ours to say."""
+    # TensorFlow's C++ log.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Beam warns of cloud clients that are not installed, and prints a page about each error that it raises as well.
+    logging.getLogger().setLevel(logging.CRITICAL)
 
 
 def import_tensorflow():

@@ -1,6 +1,8 @@
 """The one exception the pipeline raises for what a user can put right, and how any other is told: in one line."""
 
+import sys
 import traceback
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -13,6 +15,32 @@ def in_one_line(error, root):
         return str(error)
     first_line = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first_line} ({_write_details(root)})"
+
+
+def exit_status(parse, work, kept):
+    """Carries out a command, and tells what stops it in one line.
+
+    Args:
+        parse: () -> what to do, and the directory that an unforeseen error's details go to.
+        work: what to do -> the exit status.
+        kept: what Ctrl-C leaves, in words.
+
+    Returns:
+        The exit status: that of `work`, 1 if it failed, 2 for bad input, 130 for Ctrl-C.
+    """
+    root = Path()
+    try:
+        parsed, root = parse()
+        return work(parsed)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. {kept} is kept; run the same command again to go on.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        print(f"error: {in_one_line(error, root)}", file=sys.stderr)
+        return 1
 
 
 def _write_details(root):

@@ -6,15 +6,13 @@ command again finds everything cached; after a kill it goes on from where it was
 
 import dataclasses
 import json
-import logging
-import os
 import sys
 from pathlib import Path
 
 from pipeline import console, orchestrator, presets
 from pipeline import settings as settings_lib
 from pipeline import sweep as sweep_lib
-from pipeline.errors import InputError, in_one_line
+from pipeline.errors import exit_status
 
 
 def main(arguments=None):
@@ -22,32 +20,26 @@ def main(arguments=None):
     130 for Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    # For this process and the ones it starts: nothing of TensorFlow's C++ log.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Beam warns of cloud clients that are not installed, and prints a page about each error that it raises as well.
-    logging.getLogger().setLevel(logging.CRITICAL)
+    console.quiet()
     if "--list_presets" in arguments:
         print(console.table(*presets.table()))
         return 0
-    root = Path()
-    try:
+
+    def parse():
         sweep = sweep_lib.parse(arguments)
         settings, preset = (sweep.members[0].settings, None) if sweep else settings_lib.parse(arguments)
         root = Path(settings["pipeline_root"])
+        return (sweep, settings, preset, root), root
+
+    def work(parsed):
+        sweep, settings, preset, root = parsed
         with orchestrator.locked(root):
             if sweep:
                 return sweep_lib.run(sweep, root)
             _run(settings, preset, root)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted. What was finished is kept; run the same command again to go on.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        print(f"error: {in_one_line(error, root)}", file=sys.stderr)
-        return 1
-    return 0
+        return 0
+
+    return exit_status(parse, work, "What was finished")
 
 
 def _run(settings, preset, root):

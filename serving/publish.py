@@ -8,7 +8,6 @@ import argparse
 import hashlib
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -21,7 +20,6 @@ _EXTRA = "assets.extra"
 _CARD, _PUBLICATION = f"{_EXTRA}/model_card.json", f"{_EXTRA}/publication.json"
 _MAX_CARD_BYTES = 2**20
 _MAX_PIXELS = 2**26
-_TIMEOUT_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -52,22 +50,14 @@ def load_test(saved_model):
     """
     import numpy as np
 
+    from serving.validate import in_fresh_process
+
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch) / "images.npy"
         np.save(images, np.full((1, *_image_shape(saved_model)), 0.5, np.float32))
-        command = [sys.executable, "-m", "serving.validate", str(Path(saved_model).resolve()), str(images)]
-        root = Path(__file__).resolve().parents[1]
-        try:
-            process = subprocess.run(
-                command, cwd=root, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise RuntimeError(f"The SavedModel did not answer within {_TIMEOUT_SECONDS} s; try again.") from None
-    if process.returncode:
-        # TensorFlow's messages go on for lines behind the first.
-        errors = re.findall(r"^[\w.]*(?:Error|Exception): .*", process.stderr, re.MULTILINE)
-        reason = errors[-1] if errors else f"the process died with exit status {process.returncode}"
-        raise RuntimeError(f"Not published, since it failed in a fresh process: {reason}")
+        _, problem = in_fresh_process(saved_model, images)
+    if problem:
+        raise RuntimeError(f"Not published, since it failed in a fresh process: {problem}")
 
 
 def publish(saved_model, base, *, blessed=False, force=False, check=load_test):

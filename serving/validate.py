@@ -6,6 +6,8 @@ object: `answers`, the outputs of `serving_default` for the images, name -> list
 
 import json
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from scipy import special
 
 from serving import card as card_lib
 
+_TIMEOUT_SECONDS = 600
 _TAKE_IMAGES = ("serving_default", "certify_custom", "predict")
 # What `tf.saved_model.save` adds for loaders.
 _INITIALIZER = "__saved_model_init_op"
@@ -25,6 +28,30 @@ _CHECKS = (
     "every signature has a warm-up request, and answers it",
     "every signature that takes images refuses NaN, infinity, pixels outside [0, 1] and too many images",
 )
+
+
+def in_fresh_process(saved_model, images):
+    """What this module prints of a SavedModel and an .npy file of images, run in a process of its own.
+
+    Returns:
+        The JSON object; and why the model does not pass, in one line, empty if it does. Then there is no object.
+
+    Raises:
+        RuntimeError: if it does not answer in time, which says more of this machine than of the model.
+    """
+    command = [sys.executable, "-m", "serving.validate", Path(saved_model).resolve(), Path(images).resolve()]
+    root = Path(__file__).resolve().parents[1]
+    try:
+        process = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"the SavedModel did not answer within {_TIMEOUT_SECONDS} s; try again") from None
+    if process.returncode == 0:
+        return json.loads(process.stdout), ""
+    # TensorFlow's messages go on for lines behind the first.
+    errors = re.findall(r"^[\w.]*(?:Error|Exception): .*", process.stderr, re.MULTILINE)
+    return None, errors[-1] if errors else f"the process died with exit status {process.returncode}"
 
 
 class Server:

@@ -9,6 +9,7 @@ import pytest
 from pipeline import settings as settings_lib
 from pipeline.components import evaluator, example_gen, infra_validator, pusher
 from pipeline.errors import InputError
+from serving import validate
 
 IMAGES, LABELS = np.zeros((4, 8, 8, 1), np.uint8), np.arange(4)
 
@@ -299,7 +300,7 @@ def test_a_damaged_saved_model_does_not_pass_and_says_why(execution, saved_model
 
 
 def test_a_model_that_does_not_answer_in_time_is_not_judged(execution, tmp_path, digit_examples, monkeypatch):
-    monkeypatch.setattr(infra_validator, "_TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr(validate, "_TIMEOUT_SECONDS", 0.01)
     with pytest.raises(RuntimeError, match=r"did not answer within 0\.01 s"):
         infra(execution, tmp_path / "no_model", digit_examples)
 
