@@ -42,6 +42,11 @@ def file_digest(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def short_digest(content):
+    """63 bits of the SHA-256 of bytes, as a whole number."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:8]) >> 1
+
+
 def write_text(path, text):
     """Writes a file whole or not at all, as UTF-8: beside it, flushed to the disk, renamed."""
     write_bytes(path, text.encode())

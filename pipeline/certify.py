@@ -15,10 +15,10 @@ import numpy as np
 
 from macer_tf import certificates as certificates_lib
 from macer_tf import evaluation, logs
-from pipeline import command_line, console, orchestrator
-from pipeline.artifacts import Artifact, file_digest, write_text
-from pipeline.command_line import ABOVE_0, FOLDER, INSIDE_0_1, PATH, SEED, TEXT, Setting, none_or, whole
-from pipeline.errors import InputError, exit_status
+from pipeline import command_line, console, orchestrator, sampling
+from pipeline.artifacts import Artifact, file_digest, fingerprint, write_bytes, write_text
+from pipeline.command_line import ABOVE_0, FOLDER, FROM_0, INSIDE_0_1, PATH, SEED, TEXT, Setting, none_or, whole
+from pipeline.errors import InputError, exit_status, leave
 from serving.versions import flush
 
 _GROUPS = {
@@ -35,10 +35,13 @@ _GROUPS = {
     ),
     "Certification": (
         Setting("sigma", ABOVE_0, "noise level, in [0, 1] pixel units", None, "that of a model trained here"),
-        Setting("n0", whole(1), "samples that choose the class", 100),
-        Setting("n", whole(1), "samples that bound its probability", 100_000),
-        Setting("alpha", INSIDE_0_1, "probability that a certificate is false", 0.001),
+        sampling.N0,
+        sampling.N,
+        sampling.ALPHA,
         Setting("seed", SEED, "of the noise", 0),
+        *sampling.SETTINGS,
+        Setting("radius", FROM_0, "adaptive: only decide whether certified at this l2 radius", None, "off"),
+        Setting("precision", INSIDE_0_1, "adaptive: radii within this share of what n would give", None, "off"),
     ),
     "Run": (
         Setting("output", FOLDER, "where certificates and votes are kept", "certified"),
@@ -81,63 +84,63 @@ def _settings(arguments):
     of_data_sets = [name for name in ("split", "data_dir", "image_size") if settings["images"] and name in given]
     if of_data_sets:
         raise InputError(f"--{of_data_sets[0]} is for --dataset, not for --images.")
-    try:
-        certificates_lib.check_can_certify(settings["n"], settings["alpha"])
-    except ValueError as error:
-        raise InputError(f"--n is too small. {error}") from None
+    asked = [name for name in ("radius", "precision") if settings[name] is not None]
+    if settings["budget"] == "adaptive" and len(asked) != 1:
+        raise InputError("--budget adaptive needs --radius or --precision, one of them: when is an image decided?")
+    if settings["budget"] == "fixed" and asked:
+        raise InputError(f"--{asked[0]} is for --budget adaptive.")
+    _plan(settings)
     return settings
+
+
+def _plan(settings):
+    return sampling.SamplingPlan.of(settings, settings["radius"], settings["precision"])
 
 
 def _certify(settings, output):
     # Only now, so that --help and a typo do not wait for TensorFlow.
     console.import_tensorflow()
     from pipeline import certification, classifiers, images
-    from pipeline.ledger import new_or_resumed
+    from pipeline.vote_store import VoteStore
 
+    plan = _plan(settings)
     model = classifiers.load(settings["model"])
     classifier = classifiers.base(model)
     settings["sigma"] = settings["sigma"] or getattr(model, "sigma", None)
     if settings["sigma"] is None:
         raise InputError("--sigma is missing: the noise level that the model was trained at, in [0, 1] pixel units.")
-    sampler = certification.Sampler(
-        settings["model"], _source(images, settings, classifier.input_shape[1:]), settings["sigma"], settings["seed"]
-    )
+    plan.check_sigma(settings["sigma"])
+    source = _source(images, settings, classifier.input_shape[1:])
+    sampler = certification.Sampler(settings["model"], source, settings["sigma"], settings["seed"], plan.betas)
     opened = sampler.source.open()
     ids = images.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
     labels = _labels(opened, ids, num_classes)
-    precision = _precision(settings["model"], classifier)
-    _print_plan(settings, classifier, precision, opened, ids)
+    precision = classifiers.precision(settings["model"], classifier)
+    _print_plan(settings, plan, classifier, precision, opened, ids)
 
     identity = {
         "model": _fingerprint(settings["model"]),
-        "images": opened.fingerprint(ids),
-        **{name: settings[name] for name in ("sigma", "seed", "n0", "n")},
-        "samples_per_chunk": certification.SAMPLES_PER_CHUNK,
+        **{name: settings[name] for name in ("sigma", "seed", "n0")},
+        "precision": precision,
     }
+    folder = fingerprint({**identity, "betas": plan.betas})[:16]
+    store = VoteStore(output / "votes" / folder, identity, plan.first_look, num_classes, plan.betas)
+    outcome = certification.run(
+        sampler, ids, num_classes, plan, store, labels=labels, num_workers=settings["num_workers"] or os.cpu_count()
+    )
     unfinished = output / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    failures = certification.run(
-        sampler,
-        ids,
-        num_classes,
-        **{name: settings[name] for name in ("n0", "n", "alpha")},
-        ledger_path=new_or_resumed(output / "votes", identity),
-        num_workers=settings["num_workers"] or os.cpu_count(),
-        output_path=unfinished,
-    )
-    certified_ids, _, certified = certification.read(
-        unfinished, settings["sigma"], settings["n0"], settings["n"], settings["alpha"]
-    )
-    of_certified = labels[np.searchsorted(ids, certified_ids)]
-    _write(unfinished, settings, precision, num_classes, certified_ids, of_certified, certified, failures)
+    certification.write(unfinished, outcome, plan, settings["sigma"], precision)
+    of_certified = labels[np.searchsorted(ids, outcome.ids)]
+    metrics = _write(unfinished, settings, plan, num_classes, of_certified, outcome)
     for file in sorted(unfinished.iterdir()):
         flush(file)
         os.replace(file, output / file.name)
     unfinished.rmdir()
-    _print_result(output, certified_ids, certified, failures)
-    return 1 if failures else 0
+    _print_result(output, metrics, outcome.failures)
+    return 1 if outcome.failures else 0
 
 
 def _source(images, settings, shape):
@@ -169,72 +172,103 @@ def _labels(opened, ids, num_classes):
     return labels
 
 
-def _precision(path, classifier):
-    from macer_tf.inference import own_precision
-    from pipeline import classifiers
-
-    return "as saved" if classifiers.is_saved_model(path) else own_precision(classifier)
-
-
 def _fingerprint(path):
     return Artifact.of(path).fingerprint if Path(path).is_dir() else file_digest(path)
 
 
-def _print_plan(settings, classifier, precision, opened, ids):
+def _print_plan(settings, plan, classifier, precision, opened, ids):
     shape = "x".join(map(str, classifier.input_shape[1:]))
     images = settings["dataset"] or settings["images"]
     print(f"{settings['model']}: images {shape} to {classifier.output_shape[-1]} classes, precision: {precision}")
     print(f"  Images: {len(ids):,} of {len(opened.ids):,} of {images} (ids {ids[0]} to {ids[-1]})"
           f"{'' if opened.has_labels else ', without labels'}, given to the model in [0, 1]")  # fmt: skip
-    names = ("sigma", "n0", "n", "alpha", "seed")
-    print("  Certification: " + ", ".join(f"{name}={settings[name]}" for name in names))
-    largest = certificates_lib.max_radius(settings["sigma"], settings["n"], settings["alpha"])
+    names = ("sigma", "n0", "n", "alpha", "seed", *sampling.SHARED, "radius", "precision")
+    entries = [[setting.name, command_line.in_words(setting, settings[setting.name])]
+               for setting in _GROUPS["Certification"] if setting.name in names]  # fmt: skip
+    console.print_plan({"Certification": entries})
+    largest = plan.largest_radius(settings["sigma"])
     print(f"  The largest radius that n samples can certify is {largest:.3f}.", flush=True)
 
 
-def _write(directory, settings, precision, num_classes, ids, labels, certified, failures):
+def _write(directory, settings, plan, num_classes, labels, outcome):
+    """Writes logs, failures, metrics and the figure beside the certificates. Returns the metrics."""
+    from pipeline import certification
     from pipeline.components.evaluator import radii
+    from pipeline.report import figures
 
-    logs.write(directory / "certificates.tsv", certified, labels, ids)
+    about, ids, votes, kinds = certification.read(directory)
     rows = io.StringIO()
     writer = csv.writer(rows, delimiter="\t", lineterminator="\n")
     writer.writerow(("idx", "reason"))
-    writer.writerows(sorted(failures.items()))
+    writer.writerows(sorted(outcome.failures.items()))
     write_text(directory / "failed.tsv", rows.getvalue())
-    metrics = {
-        "num_images": len(ids),
-        "num_failed": len(failures),
-        **{name: settings[name] for name in ("sigma", "n0", "n", "alpha", "seed")},
-        "precision": precision,
-        "num_classes": num_classes,
-        "abstained": float(np.mean(certified.predictions == certificates_lib.ABSTAIN)) if len(ids) else None,
-    }
     # The source tells all labels or none.
-    if (labels >= 0).any():
-        result = evaluation.evaluate(certified, labels, radii(settings))
-        metrics |= {
-            name: getattr(result, name) for name in ("acr", "acr_standard_error", "radii", "certified_accuracy")
-        }
+    has_labels = (labels >= 0).any()
+    evaluated = {}
+    for place, (name, certified) in enumerate(kinds.items()):
+        logs.write(directory / certification.file_name(place, name, "tsv"), certified, labels, ids)
+        if len(ids):
+            # At other radii than the one that is decided, the share certified is not the model's.
+            shown = radii(settings) if plan.radius is None else (plan.radius,)
+            evaluated[name] = _evaluated(certified, labels if has_labels else None, shown)
+    metrics = {
+        **about,
+        "num_images": len(ids),
+        "num_failed": len(outcome.failures),
+        "seed": settings["seed"],
+        "num_classes": num_classes,
+        "samples_per_image": float(np.mean(votes.n0 + votes.n)) if len(ids) else None,
+        **next(iter(evaluated.values()), {}),
+        "certificates": evaluated,
+    }
     write_text(directory / "metrics.json", json.dumps(metrics, indent=1))
+    if has_labels:
+        curves = {name: evaluation.correct_radii(certified, labels) for name, certified in kinds.items()}
+        write_bytes(directory / "radius_accuracy.png", figures.save_png(figures.radius_accuracy_curves(curves)))
+    return metrics
 
 
-def _print_result(output, ids, certified, failures):
-    metrics = json.loads((output / "metrics.json").read_text())
+def _evaluated(certified, labels, shown):
+    """What is said of one kind of certificates, as JSON values."""
+    unknown = np.full(len(certified.radii), -1)
+    result = evaluation.evaluate(certified, unknown if labels is None else labels, shown)
+    radii = certified.radii[certified.predictions != certificates_lib.ABSTAIN]
+    of_all = {
+        "bound": certified.bound,
+        "num_certified": len(radii),
+        "median_radius": float(np.median(radii)) if len(radii) else None,
+        "abstained": result.abstained,
+        "unestimated": result.unestimated,
+    }
+    if labels is None:
+        return of_all
+    return of_all | {
+        name: getattr(result, name) for name in ("acr", "acr_standard_error", "radii", "certified_accuracy")
+    }
+
+
+def _print_result(output, metrics, failures):
     if "acr" in metrics:
         print("\nCertified accuracy at l2 radius, and average certified radius (ACR ± standard error)")
-        acr = f"{metrics['acr']:.4f} ± {metrics['acr_standard_error']:.4f}"
-        accuracies = [f"{accuracy:.3f}" for accuracy in metrics["certified_accuracy"]]
-        header = ["radius", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"]
-        print(console.table(header, [["this model", *accuracies, acr]]))
+        header = ["certificates", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"]
+        rows = [
+            [name, *(f"{accuracy:.3f}" for accuracy in of_kind["certified_accuracy"]),
+             f"{of_kind['acr']:.4f} ± {of_kind['acr_standard_error']:.4f}"]
+            for name, of_kind in metrics["certificates"].items()
+        ]  # fmt: skip
+        if metrics["radius"] is not None:
+            print(f"Sampled to decide radius {metrics['radius']:g}: the ACR is of radii that could be larger.")
+        print(console.table(header, rows))
         chance = 1 / metrics["num_classes"]
-        if metrics["certified_accuracy"][0] < min(2 * chance, (1 + chance) / 2):
+        if metrics["radius"] is None and metrics["certified_accuracy"][0] < min(2 * chance, (1 + chance) / 2):
             print("Hardly above chance: does the model expect images in [0, 1], and was it trained at this noise?")
-    elif len(ids):
-        radii = certified.radii[certified.predictions != certificates_lib.ABSTAIN]
-        print(f"\nCertified: {len(radii):,} of {len(ids):,} images"
-              f"{f', median radius {np.median(radii):.4f}' if len(radii) else ''}")  # fmt: skip
-    if len(ids):
-        print(f"{len(ids):,} images, {100 * metrics['abstained']:.1f} % abstained")
+    elif metrics["num_images"]:
+        median = metrics["median_radius"]
+        print(f"\nCertified: {metrics['num_certified']:,} of {metrics['num_images']:,} images"
+              f"{'' if median is None else f', median radius {median:.4f}'}")  # fmt: skip
+    if metrics["num_images"]:
+        print(f"{metrics['num_images']:,} images, {console.abstained_in_words(metrics)}; "
+              f"{metrics['samples_per_image']:,.0f} samples an image; bound: {metrics['bound']}")  # fmt: skip
     if failures:
         image_id, reason = min(failures.items())
         print(f"{len(failures):,} images failed and have no certificate, image {image_id} first: {reason}")
@@ -242,4 +276,4 @@ def _print_result(output, ids, certified, failures):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

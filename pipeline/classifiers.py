@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from macer_tf.inference import own_precision
 from macer_tf.noisy_training import NoisyTrainingModel
 from pipeline import models
 from pipeline.errors import InputError
@@ -49,9 +50,9 @@ def base(model):
     return model.classifier if isinstance(model, NoisyTrainingModel) else model
 
 
-def is_saved_model(path):
-    """Whether the path is a folder with a SavedModel."""
-    return Path(path).is_dir()
+def precision(path, classifier):
+    """What the classifier that was loaded from `path` computes in, e.g. "float32"; a SavedModel does not tell."""
+    return "as saved" if Path(path).is_dir() else own_precision(classifier)
 
 
 def _check(path, classifier):

@@ -46,16 +46,18 @@ class Progress:
         self._started = self._printed = time.monotonic()
         self._live = sys.stdout.isatty()
 
-    def update(self, done, details=""):
-        """Shows that `done` of the total is done; `details` is appended."""
+    def update(self, done, details="", total=None):
+        """Shows that `done` of the total, or of a new one, is done; `details` is appended."""
+        self._total = total or self._total
         now = time.monotonic()
         if now - self._printed < (0.2 if self._live else _SECONDS_BETWEEN_LINES):
             return
         self._printed = now
         self._print(done, details, end="" if self._live else "\n")
 
-    def finish(self, done, details=""):
+    def finish(self, done, details="", total=None):
         """Prints the last state for good."""
+        self._total = total or self._total
         self._print(done, details, end="\n")
 
     def say(self, line):
@@ -83,6 +85,14 @@ def print_plan(plan, note=None):
     for group, entries in plan.items():
         print(f"  {group}: " + ", ".join(f"{name}={value}" for name, value, *_ in entries))
     print(flush=True)
+
+
+def abstained_in_words(metrics):
+    """The shares of an evaluation's images that have no certificate."""
+    words = f"{100 * metrics['abstained']:.1f} % abstained"
+    if metrics["unestimated"]:
+        words += f", {100 * metrics['unestimated']:.1f} % spared as their selected class is wrong"
+    return words
 
 
 def duration(seconds):

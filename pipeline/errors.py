@@ -1,5 +1,6 @@
 """The one exception the pipeline raises for what a user can put right, and how any other is told: in one line."""
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -41,6 +42,16 @@ def exit_status(parse, work, kept):
     except Exception as error:
         print(f"error: {in_one_line(error, root)}", file=sys.stderr)
         return 1
+
+
+def leave(status):
+    """Ends this process, whatever its threads are doing.
+
+    Workers that Ctrl-C or an error left in the middle of a forward pass would crash in what Python does at its end.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _write_details(root):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.artifacts import write_text
+from pipeline.artifacts import short_digest, write_text
 
 _SPLITS = ("train", "test")
 
@@ -43,6 +43,10 @@ class Examples:
     def image(self, image_id):
         """float32 [H, W, C] in [0, 1], of the test split."""
         return self.scaled("test", image_id)
+
+    def digest(self, image_id):
+        """What tells this image of the test split from others: a whole number from 0, below 2**63."""
+        return short_digest(f"{self.pixel_max} {self.image_shape} ".encode() + self.images["test"][image_id].tobytes())
 
 
 @dataclass(frozen=True)

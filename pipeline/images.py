@@ -4,7 +4,6 @@ A source is a few plain values, which any worker can be sent and opens by itself
 source. Images are never resized, cropped or padded unless a source says so: a radius is one of the pixels certified.
 """
 
-import hashlib
 import io
 import os
 import struct
@@ -17,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline import artifacts, datasets
+from pipeline import datasets
+from pipeline.artifacts import short_digest
 from pipeline.errors import InputError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -48,7 +48,7 @@ class Images:
     has_labels: bool
     _read: Callable
     _label: Callable
-    _digest: Callable
+    _content: Callable
 
     def image(self, image_id):
         """float32 [H, W, C] in [0, 1], of the source's shape.
@@ -62,9 +62,13 @@ class Images:
         """The image's class, from 0; None if the source does not tell."""
         return self._label(self._checked(image_id))
 
-    def fingerprint(self, ids):
-        """Hexadecimal SHA-256 of the contents, ids and labels of these images, wherever they lie."""
-        return artifacts.fingerprint([[int(i), self.label(i), self._digest(self._checked(i))] for i in ids])
+    def digest(self, image_id):
+        """What tells this image from others, wherever it lies: a whole number from 0, below 2**63.
+
+        Raises:
+            ImageError: if it cannot be read.
+        """
+        return short_digest(self._content(self._checked(image_id)))
 
     def _checked(self, image_id):
         # A negative index would be another image's.
@@ -137,7 +141,7 @@ class Folder:
             has_labels=not loose,
             _read=lambda i: _read_file(files[i], shape),
             _label=lambda i: None if labels is None else labels[i],
-            _digest=lambda i: _digest_file(files[i]),
+            _content=lambda i: _content_of(files[i]),
         )
 
 
@@ -217,9 +221,9 @@ def _of_arrays(name, images, labels, shape, pixel_max, class_names):
             return images[i].astype(np.float32) / np.float32(pixel_max)
         return _checked_pixels(images[i])
 
-    def digest(i):
+    def content(i):
         image = np.ascontiguousarray(images[i])
-        return hashlib.sha256(f"{image.dtype.str} {image.shape} {pixel_max} ".encode() + image.tobytes()).hexdigest()
+        return image.tobytes() + f" {image.dtype.str} {image.shape} {pixel_max}".encode()
 
     return Images(
         ids=np.arange(len(images)),
@@ -227,7 +231,7 @@ def _of_arrays(name, images, labels, shape, pixel_max, class_names):
         has_labels=labels is not None,
         _read=read,
         _label=lambda i: None if labels is None else int(labels[i]),
-        _digest=digest,
+        _content=content,
     )
 
 
@@ -285,12 +289,11 @@ def _read_file(path, shape):
     return pixels.reshape(shape).astype(np.float32) / np.float32(255)
 
 
-def _digest_file(path):
+def _content_of(path):
     try:
-        return artifacts.file_digest(path)
-    except OSError:
-        # It cannot be certified either.
-        return None
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def _by(shape):

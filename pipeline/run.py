@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline import console, orchestrator, presets
 from pipeline import settings as settings_lib
 from pipeline import sweep as sweep_lib
-from pipeline.errors import exit_status
+from pipeline.errors import exit_status, leave
 
 
 def main(arguments=None):
@@ -85,7 +85,7 @@ def _print_results(artifacts, paper):
     print(console.table(["radius", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"], rows))
     print(
         f"n={metrics['n']:,}, n0={metrics['n0']:,}, alpha={metrics['alpha']:g}, sigma={metrics['sigma']:g}; "
-        f"images: {metrics['image_set']}; {100 * metrics['abstained']:.1f} % abstained"
+        f"images: {metrics['image_set']}; {console.abstained_in_words(metrics)}"
     )
     if paper:
         print(f"* as reported, at n=100,000 and alpha=0.001; {paper['image_set']}")
@@ -103,4 +103,4 @@ def _print_results(artifacts, paper):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from macer_tf import certificates, checks
-from pipeline import command_line, presets
+from pipeline import command_line, presets, sampling
 from pipeline.command_line import (
     ABOVE_0,
     FOLDER,
@@ -75,6 +75,8 @@ GROUPS = {
         Setting("n", whole(1), "samples that bound its probability", PRESET),
         Setting("alpha", INSIDE_0_1, "probability that a certificate is false", PRESET),
         Setting("num_test_examples", none_or("all", whole(2)), "test images, evenly spaced", PRESET),
+        *sampling.SETTINGS,
+        Setting("radius_precision", INSIDE_0_1, "adaptive: radii within this share of what n would give", 0.01),
     ),
     "Blessing and push": (
         Setting("min_accuracy", INSIDE_0_1, "certified accuracy to bless from", None, "twice chance"),
@@ -179,11 +181,11 @@ def _check(settings):
         checks.check(**{name: settings[name] for name in names})
     except ValueError as error:
         raise InputError(str(error)) from None
-    for name in ("n", "serving_n"):
-        try:
-            certificates.check_can_certify(settings[name], settings["alpha"])
-        except ValueError as error:
-            raise InputError(f"--{name} is too small. {error}") from None
+    sampling.SamplingPlan.of(settings, precision=settings["radius_precision"]).check_sigma(settings["sigma"])
+    try:
+        certificates.check_can_certify(settings["serving_n"], settings["alpha"])
+    except ValueError as error:
+        raise InputError(f"--serving_n is too small. {error}") from None
     drops = settings["lr_drop_epochs"] or []
     if drops != sorted(set(drops)):
         raise InputError(f"--lr_drop_epochs must rise. Received: {','.join(map(str, drops))}")

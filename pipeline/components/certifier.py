@@ -1,47 +1,46 @@
 """Certifier: model and examples -> votes and certificates of test images, on Beam."""
 
-from pipeline import certification, examples
-from pipeline.ledger import new_or_resumed
+from pipeline import certification, classifiers, examples
+from pipeline.artifacts import fingerprint
 from pipeline.orchestrator import Component
+from pipeline.sampling import SHARED, SamplingPlan
+from pipeline.vote_store import VoteStore
 
 
 def certify(execution):
-    """Certifies evenly spaced test images. The votes' ledger is kept in the root, apart from alpha."""
+    """Certifies evenly spaced test images. Their votes are kept in the root, apart from n, alpha and the images."""
     settings = execution.parameters
     model, data = execution.inputs["model"], execution.inputs["examples"]
+    path = model.path / "model.keras"
     split = examples.read(data.path)
     ids = examples.evenly_spaced(len(split.labels["test"]), settings["num_test_examples"])
-    ledger = new_or_resumed(
-        execution.root / "votes",
-        {
-            "model": model.fingerprint,
-            "examples": data.fingerprint,
-            **{name: settings[name] for name in ("sigma", "seed", "n0", "n")},
-            "samples_per_chunk": certification.SAMPLES_PER_CHUNK,
-        },
-    )
+    plan = SamplingPlan.of(settings, precision=settings["radius_precision"])
     sampler = certification.Sampler(
-        str(model.path / "model.keras"), examples.Source(str(data.path)), settings["sigma"], settings["seed"]
+        str(path), examples.Source(str(data.path)), settings["sigma"], settings["seed"], plan.betas
     )
-    failures = certification.run(
-        sampler,
-        ids,
-        split.num_classes,
-        **{name: settings[name] for name in ("n0", "n", "alpha")},
-        ledger_path=ledger,
+    precision = classifiers.precision(path, classifiers.base(classifiers.load(path)))
+    identity = {
+        "model": model.fingerprint,
+        **{name: settings[name] for name in ("sigma", "seed", "n0")},
+        "precision": precision,
+    }
+    folder = fingerprint({**identity, "betas": plan.betas})[:16]
+    store = VoteStore(execution.root / "votes" / folder, identity, plan.first_look, split.num_classes, plan.betas)
+    outcome = certification.run(
+        sampler, ids, split.num_classes, plan, store, labels=split.labels["test"][ids],
         num_workers=execution.num_workers,
-        output_path=execution.outputs["certificates"],
-    )
-    if failures:
+    )  # fmt: skip
+    if outcome.failures:
         # An evaluation of the others would be of another image set.
-        image_id, reason = min(failures.items())
-        raise RuntimeError(f"Image {image_id} cannot be certified, one of {len(failures)}: {reason}")
+        image_id, reason = min(outcome.failures.items())
+        raise RuntimeError(f"Image {image_id} cannot be certified, one of {len(outcome.failures)}: {reason}")
+    certification.write(execution.outputs["certificates"], outcome, plan, settings["sigma"], precision)
 
 
 CERTIFIER = Component(
     name="Certifier",
     inputs=("model", "examples"),
     outputs=("certificates",),
-    parameters=("sigma", "seed", "n0", "n", "alpha", "num_test_examples"),
+    parameters=("sigma", "seed", "num_test_examples", "n0", "n", "alpha", *SHARED, "radius_precision"),
     execute=certify,
 )

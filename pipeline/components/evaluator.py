@@ -13,7 +13,7 @@ from pipeline.orchestrator import Component, Resolver, finished
 from pipeline.report import certification_report
 
 _NO_BASELINE = Artifact(None, "none")
-_COMPARABLE = ("sigma", "n0", "n", "alpha")
+_COMPARABLE = ("sigma", "n0", "n", "alpha", "certify", "soft_betas", "budget", "radius_precision")
 
 
 def evaluate(execution):
@@ -21,18 +21,17 @@ def evaluate(execution):
     settings = execution.parameters
     output = execution.outputs["evaluation"]
     examples = examples_lib.read(execution.inputs["examples"].path)
-    ids, votes, certified = certification.read(
-        execution.inputs["certificates"].path,
-        settings["sigma"],
-        settings["n0"],
-        settings["n"],
-        settings["alpha"],
-    )
+    _, ids, votes, kinds = certification.read(execution.inputs["certificates"].path)
+    certified = next(iter(kinds.values()))
     labels = examples.labels["test"][ids]
     logs.write(output / "certificates.tsv", certified, labels, ids)
 
     paper = settings["paper"]
-    result = evaluation.evaluate(certified, labels, paper["radii"] if paper else radii(settings))
+    results = {
+        name: evaluation.evaluate(of_kind, labels, paper["radii"] if paper else radii(settings))
+        for name, of_kind in kinds.items()
+    }
+    result = next(iter(results.values()))
     difference = _paired_difference(execution.inputs["baseline"], certified, labels)
     chance = 1 / examples.num_classes
     # Twice chance would ask for perfection of two classes.
@@ -55,8 +54,15 @@ def evaluate(execution):
         "acr": result.acr,
         "acr_standard_error": result.acr_standard_error,
         "abstained": result.abstained,
+        "unestimated": result.unestimated,
+        "samples_per_image": float(np.mean(votes.n0 + votes.n)),
+        "bound": certified.bound,
         "radii": result.radii,
         "certified_accuracy": result.certified_accuracy,
+        "certificates": {
+            name: {key: getattr(one, key) for key in ("acr", "acr_standard_error", "certified_accuracy")}
+            for name, one in results.items()
+        },
         "difference_to_last_blessed": difference,
     }
     write_text(output / "metrics.json", json.dumps(metrics, indent=1))
@@ -71,7 +77,7 @@ def evaluate(execution):
         blessing=blessing,
         plan=settings["plan"],
         paper=paper,
-        correct_radii=evaluation.correct_radii(certified, labels),
+        correct_radii={name: evaluation.correct_radii(of_kind, labels) for name, of_kind in kinds.items()},
         certificates=certified,
         votes=votes,
         labels=labels,
@@ -146,6 +152,6 @@ EVALUATOR = Component(
     name="Evaluator",
     inputs=("examples", "model", "certificates", "baseline"),
     outputs=("evaluation",),
-    parameters=("sigma", "n0", "n", "alpha", "seed", "min_accuracy", "paper", "plan"),
+    parameters=(*_COMPARABLE, "seed", "min_accuracy", "paper", "plan"),
     execute=evaluate,
 )

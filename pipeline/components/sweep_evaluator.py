@@ -36,9 +36,8 @@ def evaluate(execution):
             execution.inputs[f"{name}_{place}"].path for name in ("examples", "model", "certificates")
         )
         examples = examples_lib.read(examples_path)
-        ids, _, certified = certification.read(
-            certificates_path, *(entry[name] for name in ("sigma", "n0", "n", "alpha"))
-        )
+        _, ids, _, kinds = certification.read(certificates_path)
+        certified = next(iter(kinds.values()))
         labels = examples.labels["test"][ids]
         value = re.sub(r"[^\w.+-]", "_", entry["value"])
         logs.write(output / f"{place + 1}-{sweep['name']}-{value}.tsv", certified, labels, ids)

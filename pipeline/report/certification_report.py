@@ -33,8 +33,8 @@ def write(
         metrics, blessing: what the Evaluator writes as JSON.
         plan: group -> list of [name, value in words, meaning], the run's settings.
         paper: a `presets.PaperRow` as a dictionary, or None.
-        correct_radii: float64 [images], -1 where wrong or abstained.
-        certificates, votes: of the images.
+        correct_radii: kind of certificate -> float64 [images], -1 where wrong or abstained; the run's own kind first.
+        certificates, votes: of the images, of that kind.
         labels: int64 [images].
         class_names: one a class.
         image, noisy: functions of an image's position: its pixels [H, W, C], and noisy copies of it [copies, H, W, C].
@@ -45,27 +45,35 @@ def write(
     acr = f"{metrics['acr']:.3f} ± {metrics['acr_standard_error']:.3f}"
     ours = page.MetricRow(f"This model ({name})", metrics["certified_accuracy"], acr)
     rows, paper_curve = [ours], None
+    own_kind, *other_kinds = correct_radii
+    for kind in other_kinds:
+        of_kind = metrics["certificates"][kind]
+        acr_of_kind = f"{of_kind['acr']:.3f} ± {of_kind['acr_standard_error']:.3f}"
+        rows.append(page.MetricRow(f"This model, {kind}", of_kind["certified_accuracy"], acr_of_kind))
     if paper:
         label = f"{paper['name']}, Table {paper['table']}"
         rows.append(
             page.MetricRow(label, paper["certified_accuracy"], f"{paper['acr']:.3f}", paper_caveat=paper["image_set"])
         )
         paper_curve = SimpleNamespace(**paper)
-    correct = certificates.predictions == labels
-    ceiling = certificates.alpha ** (1 / certificates.n)
+    estimated = votes.n > 0
+    correct = (certificates.predictions == labels)[estimated]
+    ceiling = metrics["alpha"] ** (1 / metrics["n"])
     drawn = {
         "radius_accuracy": figures.radius_accuracy(
-            correct_radii, paper_curve, label=f"{_METHOD_NAMES[settings['method']]}, {name}"
+            correct_radii[own_kind], paper_curve, label=f"{_METHOD_NAMES[settings['method']]}, {name}"
         ),
-        "p_a": figures.p_a_distribution(certificates.p_lower, correct, ceiling=ceiling),
+        "p_a": figures.p_a_distribution(certificates.p_lower[estimated], correct, ceiling=ceiling),
         "training": figures.training_curves({name: np.atleast_1d(history[name]) for name in history.dtype.names}),
         "examples": figures.example_gallery(
             [
                 _example(position, certificates, votes, labels, class_names, image, noisy)
-                for position in _gallery_positions(certificates.predictions, labels, certificates.radii)
+                for position in _gallery_positions(certificates, labels, estimated)
             ]
         ),
     }
+    if other_kinds:
+        drawn["bounds"] = figures.radius_accuracy_curves(correct_radii)
     pictures = {name: figures.save_png(figure) for name, figure in drawn.items()}
     for figure_name, picture in pictures.items():
         (directory / f"{figure_name}.png").write_bytes(picture)
@@ -78,11 +86,14 @@ def write(
         title=f"Certification report: {name}",
         summary=[
             page.Fact("Average certified radius (ACR)", acr, ("± one standard error", metrics["image_set"])),
-            page.Fact("Abstained", f"{metrics['abstained']:.3f}", ("fraction of the images",)),
+            page.Fact("Abstained", f"{metrics['abstained']:.3f}", _of_the_images(metrics)),
             page.Fact(
                 "Samples per image, n",
                 f"{metrics['n']:,}",
-                (f"after n0 = {metrics['n0']:,} to choose a class",),
+                (
+                    f"after n0 = {metrics['n0']:,} to choose a class",
+                    f"{metrics['samples_per_image']:,.0f} were drawn on average",
+                ),
             ),
             page.Fact("Failure probability, alpha", f"{metrics['alpha']:g}", ("for each image",)),
             page.Fact("Verdict", verdict, tuple(blessing["reasons"] or _praise(metrics))),
@@ -105,6 +116,20 @@ def write(
                 "line at the right is the highest bound that n samples can give.",
                 "Histogram of the lower bounds, correct and not correct images apart.",
             ),
+            *(
+                [
+                    panel(
+                        "bounds",
+                        "Hard and soft certificates",
+                        "The same samples, counted hard (Clopper-Pearson) and soft (Algorithm 2 of the paper, at the "
+                        "inverse temperature that the name ends in). Soft certificates are about another classifier: "
+                        "the class of the largest mean score.",
+                        "Curves of certified accuracy, one for each kind of certificate.",
+                    )
+                ]
+                if other_kinds
+                else []
+            ),
             panel("training", "Training", "Each epoch's means over the training images.", "Training curves."),
             panel(
                 "examples",
@@ -118,10 +143,19 @@ def write(
     write_text(directory / FILE_NAME, html)
 
 
+def _of_the_images(metrics):
+    if not metrics["unestimated"]:
+        return ("fraction of the images",)
+    return (
+        "fraction of the images",
+        f"{metrics['unestimated']:.3f} more were not estimated: the class that was selected is not the label",
+    )
+
+
 def _example(position, certificates, votes, labels, class_names, image, noisy):
     prediction = certificates.predictions[position]
     certified = prediction != ABSTAIN
-    share = votes.estimation[position, certificates.selected[position]] / certificates.n
+    share = votes.estimation[position, certificates.selected[position]] / votes.n[position]
     return SimpleNamespace(
         image=image(position),
         noisy=list(noisy(position)),
@@ -132,12 +166,13 @@ def _example(position, certificates, votes, labels, class_names, image, noisy):
     )
 
 
-def _gallery_positions(predictions, labels, radii):
+def _gallery_positions(certificates, labels, estimated):
     """Up to eight images: the largest, middle and smallest correct radii, then wrong and abstained ones."""
+    predictions, radii = certificates.predictions, certificates.radii
     by_radius = np.flatnonzero(predictions == labels)
     by_radius = by_radius[np.argsort(-radii[by_radius], kind="stable")]
     wrong = np.flatnonzero((predictions != labels) & (predictions != ABSTAIN))[:2]
-    abstained = np.flatnonzero(predictions == ABSTAIN)[:2]
+    abstained = np.flatnonzero((predictions == ABSTAIN) & estimated)[:2]
     room = figures.MAX_EXAMPLES - len(wrong) - len(abstained)
     spread = np.unique(np.linspace(0, len(by_radius) - 1, min(room, len(by_radius))).round().astype(int))
     return [*by_radius[spread], *wrong, *abstained]

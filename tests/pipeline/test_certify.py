@@ -1,6 +1,7 @@
 """Certifying anyone's classifier: every kind of file, the library's own certificates, failed images, refusals."""
 
 import json
+import re
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from macer_tf import logs
 from macer_tf.smoothing import SmoothedClassifier
-from pipeline import certify, classifiers, compare, ledger
+from pipeline import certify, classifiers, compare, vote_store
 from pipeline.errors import InputError
 
 SETTINGS = ("--sigma", "0.5", "--n0", "20", "--n", "300", "--alpha", "0.01", "--seed", "3", "--num_workers", "2")
@@ -136,13 +137,16 @@ def test_a_failed_image_stops_no_other_and_is_written_down(run, model, folder, t
     assert "1 images failed and have no certificate, image 3 first:" in out
     assert "without labels" in out
     assert "Certified accuracy" not in out
-    # Mended, it is another set of images: their votes are drawn anew and all are certified.
+    # Mended, it is drawn alone and all are certified.
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "03.png")
     status, out, _ = run("--model", model, "--images", folder)
     assert status == 0
-    assert "were drawn before" not in out
+    assert "3,520 samples were drawn before." in out
+    assert "To draw: 320 noisy samples" in out
     assert logs.read(tmp_path / "output" / "certificates.tsv").ids.tolist() == list(range(12))
-    assert len(list((tmp_path / "output" / "votes").iterdir())) == 2
+    # Another image in its place has votes of its own.
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(folder / "03.png")
+    assert "To draw: 320 noisy samples" in run("--model", model, "--images", folder)[1]
 
 
 def test_if_every_image_fails_there_is_no_certificate(run, model, folder, tmp_path):
@@ -172,20 +176,58 @@ def test_an_archive_with_labels(run, model, digits, tmp_path):
 def test_the_same_command_draws_nothing_again_and_another_alpha_neither(run, model, tmp_path, monkeypatch):
     arguments = ("--model", model, "--dataset", "digits", "--max", "3")
     assert run(*arguments)[0] == 0
-    files = ("certificates.tsv", "certificates.jsonl", "failed.tsv", "metrics.json")
+    files = (
+        "certificates.tsv", "certificates.jsonl", "certification.json", "failed.tsv", "metrics.json",
+        "radius_accuracy.png",
+    )  # fmt: skip
     first = [(tmp_path / "output" / name).read_bytes() for name in files]
 
     def record(*_):
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(ledger.LedgerWriter, "record", record)
+    monkeypatch.setattr(vote_store.LedgerWriter, "record", record)
     status, out, _ = run(*arguments)
     assert status == 0
-    assert "960 of 960 samples were drawn before" in out
+    assert re.search(r"  [\d,]+ samples were drawn before\.\n\n", out)
     assert [(tmp_path / "output" / name).read_bytes() for name in files] == first
     assert run(*arguments, settings=(*SETTINGS, "--alpha", "0.2"))[0] == 0
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["alpha"] == 0.2
     assert sorted(path.name for path in (tmp_path / "output").iterdir()) == sorted([".lock", "votes", *files])
+
+
+def test_hard_and_soft_certificates_in_one_table_and_one_figure(run, model, tmp_path):
+    status, out, _ = run(
+        "--model", model, "--dataset", "digits", "--max", "4", "--certify", "all", "--soft_betas", "1,16"
+    )  # fmt: skip
+    assert status == 0
+    kinds = ["hard", "soft-hoeffding-1", "soft-hoeffding-16", "soft-bernstein-1", "soft-bernstein-16"]
+    assert re.findall(r"^(hard|soft-\S+) ", out, re.MULTILINE) == kinds
+    output = tmp_path / "output"
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert list(metrics["certificates"]) == kinds
+    assert metrics["acr"] == metrics["certificates"]["hard"]["acr"]
+    logged = [logs.read(output / f"certificates{suffix}.tsv") for suffix in ("", *(f"-{kind}" for kind in kinds[1:]))]
+    for kind, log in zip(kinds, logged, strict=True):
+        assert np.mean(np.where(log.correct, log.radii, 0)) == pytest.approx(metrics["certificates"][kind]["acr"])
+    assert (output / "radius_accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_adaptive_budgets(run, model, tmp_path):
+    # The budget for a radius says what it decided, and no more.
+    on_digits = ("--model", model, "--dataset", "digits", "--skip", "40", "--n", "5000", "--skip_wrong", "no")
+    settings = (*SETTINGS[:4], *SETTINGS[6:])
+    status, out, _ = run(*on_digits, "--budget", "adaptive", "--radius", "0.1", settings=settings)
+    assert status == 0
+    assert "Sampled to decide radius 0.1: the ACR is of radii that could be larger." in out
+    assert "bound: anytime" in out
+    metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
+    assert (metrics["radii"], metrics["is_first_look"]) == ([0.1], True)
+    assert metrics["samples_per_image"] < 5020
+    # Another question of the same votes, by the bound that allows for looks.
+    status, out, _ = run(*on_digits, "--budget", "adaptive", "--precision", "0.05", settings=settings)
+    assert status == 0
+    assert "first drawn for n=5,000, radius=0.1: these certificates are by the bound" in out
+    assert json.loads((tmp_path / "output" / "metrics.json").read_text())["bound"] == "anytime"
 
 
 def test_its_output_can_be_compared(run, model, tmp_path, capsys):
@@ -216,6 +258,14 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*on_digits, "--skip", "0"), "--skip must be a whole number from 1. Received: 0"),
         ((*on_digits, "--n", "3", "--alpha", "0.001"), "--n is too small. No image could be certified"),
         ((*on_digits, "--modle", "x"), "Unknown argument --modle. Did you mean --model"),
+        ((*on_digits, "--certify", "sotf"), "--certify must be hard or soft-hoeffding or soft-bernstein or all."),
+        ((*on_digits, "--soft_betas", "1,0"), "--soft_betas must be numbers above 0 such as 1,16. Received: 1,0"),
+        ((*on_digits, "--budget", "adaptive"), "--budget adaptive needs --radius or --precision, one of them"),
+        ((*on_digits, "--radius", "0.25"), "--radius is for --budget adaptive."),
+        ((*on_digits, "--precision", "0.01"), "--precision is for --budget adaptive."),
+        ((*on_digits, "--budget", "adaptive", "--radius", "9"), "n=300 samples certify up to radius"),
+        ((*on_digits, "--budget", "adaptive", "--radius", "0.2", "--certify", "all"), "adaptive is for --certify hard"),
+        ((*on_digits, "--certify", "all", "--n", "5000000"), "Soft votes hold up to 4,194,304 samples an image."),
     ]:
         # What comes last on a command line counts.
         status, out, err = run(*SETTINGS, *arguments, settings=())

@@ -58,7 +58,10 @@ def test_example_gen_writes_what_later_components_read(execution):
 # Five images of classes 0, 1, 2, 0, 1 at sigma 1, n = 100, alpha = 0.05:
 # correct at radius 1.0; correct at 0.5; wrong (class 0 at 2.0); abstained; correct at 0.0.
 ROWS = [(0, 0, 1.0), (1, 1, 0.5), (2, 0, 2.0), (0, -1, 0.0), (1, 1, 0.0)]
-PARAMETERS = {"sigma": 1.0, "n0": 10, "n": 100, "alpha": 0.05}
+PARAMETERS = {
+    "sigma": 1.0, "n0": 10, "n": 100, "alpha": 0.05, "certify": "hard", "soft_betas": [16.0], "budget": "fixed",
+    "radius_precision": 0.01,
+}  # fmt: skip
 SETTINGS = {**PARAMETERS, "num_test_examples": None}
 
 
@@ -91,6 +94,9 @@ class Evaluations:
             ]  # fmt: skip
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (execution.outputs["certificates"] / "certificates.jsonl").write_text(text)
+            about = {name: PARAMETERS[name] for name in ("sigma", "alpha", "n0", "n")}
+            about["kinds"] = [{"name": "hard", "bound": "clopper-pearson", "beta": None}]
+            (execution.outputs["certificates"] / "certification.json").write_text(json.dumps(about))
 
         settings = {
             **SETTINGS, "seed": 0, "min_accuracy": 0.4, "paper": None, "model": model,

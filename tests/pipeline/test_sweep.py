@@ -340,6 +340,9 @@ class Compare:
             for i, (prediction, radius) in enumerate(rows)
         ]  # fmt: skip
         (certified / "certificates.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+        kinds = [{"name": "hard", "bound": "clopper-pearson", "beta": None}]
+        about = {"sigma": 0.5, "alpha": 0.001, "n0": 1, "n": 10, "kinds": kinds}
+        (certified / "certification.json").write_text(json.dumps(about))
         self.inputs |= {f"examples_{place}": examples, f"model_{place}": model, f"certificates_{place}": certified}
         entry = {"value": value, "failure": None, "paper": None, "dataset": "tiny", "sigma": 0.5, "n0": 1, "n": 1000}
         self.members.append({**entry, "alpha": 0.001, "epochs": len(seconds), "seed": 0, **changed})

@@ -1,0 +1,164 @@
+"""What certification draws and by which bounds it certifies: its settings as one value, and their flags."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from macer_tf import certificates
+from macer_tf.budgets import FixedBudget, PrecisionBudget, RadiusBudget
+from macer_tf.votes import MAX_SOFT_SAMPLES, Votes
+from pipeline.command_line import ABOVE_0, INSIDE_0_1, Kind, Setting, choice, whole
+from pipeline.errors import InputError
+
+HARD, ALL = "hard", "all"
+_SOFT = {"soft-hoeffding": "hoeffding", "soft-bernstein": "empirical-bernstein"}
+CERTIFY = choice(**{name: name for name in (HARD, *_SOFT, ALL)})
+BUDGET = choice(fixed="fixed", adaptive="adaptive")
+_BETAS = Kind("numbers above 0 such as 1,16", lambda text: [ABOVE_0.parse(beta) for beta in text.split(",")])
+
+SETTINGS = (
+    Setting("certify", CERTIFY, f"{CERTIFY.accepts}: which certificates", HARD),
+    Setting("soft_betas", _BETAS, "inverse temperatures of the soft certificates", [16.0]),
+    Setting("budget", BUDGET, "fixed: n samples for each image; adaptive: n at most", "fixed"),
+    Setting("skip_wrong", choice(yes=True, no=False), "spare images whose selected class is not the label", True),
+)
+SHARED = tuple(setting.name for setting in SETTINGS)
+N0 = Setting("n0", whole(1), "samples that choose the class", 100)
+N = Setting("n", whole(1), "samples that bound its probability", 100_000)
+ALPHA = Setting("alpha", INSIDE_0_1, "probability that a certificate is false", 0.001)
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """What is drawn, and what is certified by it.
+
+    Attributes:
+        n0, n, alpha: selection samples of an image, estimation samples (the most, if adaptive), failure probability.
+        certify: "hard", "soft-hoeffding", "soft-bernstein" or "all".
+        betas: inverse temperatures of the soft votes; none where only hard certificates are wanted.
+        radius: stop as soon as it is decided whether an image is certified at it; None: something else is asked for.
+        precision: stop where the radius is expected within this share of what n samples would give; or None.
+        skip_wrong: whether images whose selected class is not the label get no estimation samples. Certified accuracy
+            and ACR are the same. Soft certificates select by themselves, so then no image is skipped.
+    """
+
+    n0: int
+    n: int
+    alpha: float
+    certify: str = HARD
+    betas: tuple = ()
+    radius: float | None = None
+    precision: float | None = None
+    skip_wrong: bool = True
+
+    @classmethod
+    def of(cls, settings, radius=None, precision=None):
+        """The plan of settings by name; `radius` or `precision` is what the adaptive budget is asked for.
+
+        Raises:
+            InputError: in one line, where they do not go together or could certify nothing.
+        """
+        is_soft = settings["certify"] != HARD
+        if settings["budget"] == "fixed":
+            radius = precision = None
+        elif is_soft:
+            raise InputError(
+                "--budget adaptive is for --certify hard: the soft bounds hold for a number of samples fixed "
+                f"beforehand. Received: --certify {settings['certify']}"
+            )
+        plan = cls(
+            **{name: settings[name] for name in ("n0", "n", "alpha", "certify", "skip_wrong")},
+            betas=tuple(sorted(set(settings["soft_betas"]))) if is_soft else (),
+            radius=radius,
+            precision=precision,
+        )
+        if is_soft and max(plan.n, plan.n0) > MAX_SOFT_SAMPLES:
+            raise InputError(
+                f"Soft votes hold up to {MAX_SOFT_SAMPLES:,} samples an image. Received: n={plan.n}, n0={plan.n0}"
+            )
+        try:
+            for _, bound, _ in plan.kinds:
+                certificates.check_can_certify(plan.n, plan.alpha, bound)
+        except ValueError as error:
+            raise InputError(f"--n is too small. {error}") from None
+        return plan
+
+    @property
+    def budget(self):
+        """The `budgets` object."""
+        if self.radius is not None:
+            return RadiusBudget(self.radius, self.n)
+        return FixedBudget(self.n) if self.precision is None else PrecisionBudget(self.precision, self.n)
+
+    @property
+    def kinds(self):
+        """(name, bound, beta) of every kind of certificate; the first one is the run's own."""
+        hard = (HARD, "clopper-pearson" if self.radius is None else "anytime", None)
+        names = _SOFT if self.certify == ALL else [self.certify]
+        soft = [(f"{name}-{beta:g}", _SOFT[name], beta) for name in names if name in _SOFT for beta in self.betas]
+        return [hard, *soft] if self.certify in (HARD, ALL) else soft
+
+    @property
+    def first_look(self):
+        """What the number of estimation samples depends on, as a JSON value."""
+        return {"n": self.n, "radius": self.radius, "precision": self.precision}
+
+    def check_sigma(self, sigma):
+        """Raises InputError if n samples could never decide what is asked for at this noise level."""
+        votes = Votes(np.array([[self.n0, 0]]), np.zeros((1, 2), np.int64))
+        try:
+            self.budget.more(votes, sigma, self.alpha)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def spares(self, labels):
+        """Whether the budget may spare images by these labels: int64 [images], -1 where not known; or None."""
+        is_known = labels is not None and (labels >= 0).all()
+        return is_known and self.skip_wrong and self.certify == HARD
+
+    @property
+    def is_fixed(self):
+        """Whether every image gets n samples."""
+        return self.radius is None and self.precision is None
+
+    @property
+    def is_exact(self):
+        """Whether an image must not have more samples than its budget asked for."""
+        return self.radius is None
+
+    def largest_radius(self, sigma):
+        """The largest radius that n samples can certify by the run's own bound."""
+        return certificates.max_radius(sigma, self.n, self.alpha, self.kinds[0][1])
+
+    def certificates(self, votes, sigma, is_first_look):
+        """Kind's name -> `Certificates`.
+
+        Args:
+            votes: `Votes` of what the budget asked for.
+            sigma: noise level.
+            is_first_look: whether this plan was made before any of the votes was drawn. If not, its number of samples
+                was chosen after a look, and the certificates are by the anytime bound, which allows for that.
+        """
+        if not is_first_look:
+            return {HARD: certificates.certify(votes, sigma, self.alpha, "anytime")}
+        if self.certify == HARD:
+            return {HARD: self.budget.certify(votes, sigma, self.alpha)}
+        return {name: self.budget.certify(votes, sigma, self.alpha, bound, beta) for name, bound, beta in self.kinds}
+
+    def check_another_look(self, first):
+        """Raises InputError if votes that were drawn for `first` cannot be certified for this plan as well."""
+        if self.certify != HARD:
+            raise InputError(
+                f"These votes were first drawn for {in_words(first)}, and soft bounds hold for a number of samples "
+                "fixed before any was seen: give another --seed."
+            )
+        try:
+            certificates.check_can_certify(self.n, self.alpha, "anytime")
+        except ValueError as error:
+            raise InputError(f"--n is too small for the anytime-valid bound. {error}") from None
+
+
+def in_words(first_look):
+    """`SamplingPlan.first_look` in words."""
+    asked = [f"{name}={first_look[name]:g}" for name in ("radius", "precision") if first_look[name] is not None]
+    return ", ".join([f"n={first_look['n']:,}", *asked])
