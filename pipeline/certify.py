@@ -39,9 +39,12 @@ _GROUPS = {
         sampling.N,
         sampling.ALPHA,
         Setting("seed", SEED, "of the noise", 0),
-        *sampling.SETTINGS,
+        sampling.CERTIFY,
+        sampling.SOFT_BETAS,
+        Setting("budget", sampling.BUDGET.kind, "adaptive: n samples at most, to decide what is asked for", "fixed"),
         Setting("radius", FROM_0, "adaptive: only decide whether certified at this l2 radius", None, "off"),
         Setting("precision", INSIDE_0_1, "adaptive: radii within this share of what n would give", None, "off"),
+        sampling.SKIP_WRONG,
     ),
     "Run": (
         Setting("output", FOLDER, "where certificates and votes are kept", "certified"),
@@ -94,7 +97,9 @@ def _settings(arguments):
 
 
 def _plan(settings):
-    return sampling.SamplingPlan.of(settings, settings["radius"], settings["precision"])
+    return sampling.SamplingPlan.of(
+        settings, settings["soft_betas"], *(settings[name] for name in ("radius", "precision", "skip_wrong"))
+    )
 
 
 def _certify(settings, output):
@@ -182,9 +187,8 @@ def _print_plan(settings, plan, classifier, precision, opened, ids):
     print(f"{settings['model']}: images {shape} to {classifier.output_shape[-1]} classes, precision: {precision}")
     print(f"  Images: {len(ids):,} of {len(opened.ids):,} of {images} (ids {ids[0]} to {ids[-1]})"
           f"{'' if opened.has_labels else ', without labels'}, given to the model in [0, 1]")  # fmt: skip
-    names = ("sigma", "n0", "n", "alpha", "seed", *sampling.SHARED, "radius", "precision")
     entries = [[setting.name, command_line.in_words(setting, settings[setting.name])]
-               for setting in _GROUPS["Certification"] if setting.name in names]  # fmt: skip
+               for setting in _GROUPS["Certification"]]  # fmt: skip
     console.print_plan({"Certification": entries})
     largest = plan.largest_radius(settings["sigma"])
     print(f"  The largest radius that n samples can certify is {largest:.3f}.", flush=True)

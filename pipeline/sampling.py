@@ -12,17 +12,16 @@ from pipeline.errors import InputError
 
 HARD, ALL = "hard", "all"
 _SOFT = {"soft-hoeffding": "hoeffding", "soft-bernstein": "empirical-bernstein"}
-CERTIFY = choice(**{name: name for name in (HARD, *_SOFT, ALL)})
-BUDGET = choice(fixed="fixed", adaptive="adaptive")
+_CERTIFY = choice(**{name: name for name in (HARD, *_SOFT, ALL)})
+_BUDGET = choice(fixed="fixed", adaptive="adaptive")
 _BETAS = Kind("numbers above 0 such as 1,16", lambda text: [ABOVE_0.parse(beta) for beta in text.split(",")])
 
-SETTINGS = (
-    Setting("certify", CERTIFY, f"{CERTIFY.accepts}: which certificates", HARD),
-    Setting("soft_betas", _BETAS, "inverse temperatures of the soft certificates", [16.0]),
-    Setting("budget", BUDGET, "fixed: n samples for each image; adaptive: n at most", "fixed"),
-    Setting("skip_wrong", choice(yes=True, no=False), "spare images whose selected class is not the label", True),
+CERTIFY = Setting("certify", _CERTIFY, _CERTIFY.accepts, HARD)
+BUDGET = Setting("budget", _BUDGET, "adaptive: n at most, radii within 1 percent of what n would give", "fixed")
+SOFT_BETAS = Setting("soft_betas", _BETAS, "inverse temperatures of the soft certificates", [16.0])
+SKIP_WRONG = Setting(
+    "skip_wrong", choice(yes=True, no=False), "estimate nothing where the selected class is wrong", True
 )
-SHARED = tuple(setting.name for setting in SETTINGS)
 N0 = Setting("n0", whole(1), "samples that choose the class", 100)
 N = Setting("n", whole(1), "samples that bound its probability", 100_000)
 ALPHA = Setting("alpha", INSIDE_0_1, "probability that a certificate is false", 0.001)
@@ -52,8 +51,14 @@ class SamplingPlan:
     skip_wrong: bool = True
 
     @classmethod
-    def of(cls, settings, radius=None, precision=None):
-        """The plan of settings by name; `radius` or `precision` is what the adaptive budget is asked for.
+    def of(cls, settings, betas, radius=None, precision=None, skip_wrong=True):
+        """The plan of settings by name.
+
+        Args:
+            settings: `n0`, `n`, `alpha`, `certify` and `budget`.
+            betas: inverse temperatures of soft certificates, if there are any.
+            radius, precision: what the adaptive budget is asked for, if it is one.
+            skip_wrong: as above.
 
         Raises:
             InputError: in one line, where they do not go together or could certify nothing.
@@ -67,10 +72,11 @@ class SamplingPlan:
                 f"beforehand. Received: --certify {settings['certify']}"
             )
         plan = cls(
-            **{name: settings[name] for name in ("n0", "n", "alpha", "certify", "skip_wrong")},
-            betas=tuple(sorted(set(settings["soft_betas"]))) if is_soft else (),
+            **{name: settings[name] for name in ("n0", "n", "alpha", "certify")},
+            betas=tuple(sorted(set(betas))) if is_soft else (),
             radius=radius,
             precision=precision,
+            skip_wrong=skip_wrong,
         )
         if is_soft and max(plan.n, plan.n0) > MAX_SOFT_SAMPLES:
             raise InputError(

@@ -31,7 +31,7 @@ _STRATEGY = none_or("none", choice(auto="auto", mirrored="mirrored"))
 
 GROUPS = {
     "Data": (
-        Setting("dataset", TEXT, _DATASETS, None, "required without --preset"),
+        Setting("dataset", TEXT, f"{', '.join(SHORT_NAMES)}, or any of TFDS", None, "or --preset"),
         Setting("preset", TEXT, "an experiment of the paper by its name", None, "by dataset, sigma and method"),
         Setting("data_dir", FOLDER, "folder of prepared TFDS data", None, "TFDS's own"),
         Setting("train_split", TEXT, "TFDS split to train on", None, "train"),
@@ -48,7 +48,7 @@ GROUPS = {
         Setting("num_samples", whole(1), "noisy copies of each image (the paper's k)", PRESET),
         Setting("lam", FROM_0, "weight of the robustness term; 0: Gaussian training", PRESET),
         Setting("gamma", ABOVE_0, f"hinge on xi, at most {checks.MAX_GAMMA:g}", PRESET),
-        Setting("beta", ABOVE_0, "inverse temperature in the robustness term", PRESET),
+        Setting("beta", ABOVE_0, "inverse temperature in the robustness term, and of soft certificates", PRESET),
         Setting("lam_start_epoch", whole(0), "lam is 0 before this epoch", PRESET),
         Setting("attack", none_or("none", choice(pgd="pgd", ddn="ddn")), "of smoothadv: pgd or ddn", PRESET),
         Setting("epsilon", none_or("none", FROM_0), "of smoothadv: l2 radius, in [0, 1] pixel units", PRESET),
@@ -75,8 +75,8 @@ GROUPS = {
         Setting("n", whole(1), "samples that bound its probability", PRESET),
         Setting("alpha", INSIDE_0_1, "probability that a certificate is false", PRESET),
         Setting("num_test_examples", none_or("all", whole(2)), "test images, evenly spaced", PRESET),
-        *sampling.SETTINGS,
-        Setting("radius_precision", INSIDE_0_1, "adaptive: radii within this share of what n would give", 0.01),
+        sampling.CERTIFY,
+        sampling.BUDGET,
     ),
     "Blessing and push": (
         Setting("min_accuracy", INSIDE_0_1, "certified accuracy to bless from", None, "twice chance"),
@@ -132,6 +132,15 @@ def _refuse_another_method(given, preset):
         )
 
 
+def sampling_plan(settings):
+    """The `SamplingPlan` of a job: where adaptive, radii within 1 % of what n samples would give.
+
+    Raises:
+        InputError: as `SamplingPlan.of`.
+    """
+    return sampling.SamplingPlan.of(settings, (settings["beta"],), precision=0.01)
+
+
 def plan(settings):
     """Group -> list of [name, value in words, meaning], of every setting that can change a result."""
     return {
@@ -151,9 +160,8 @@ def _given(arguments):
         GROUPS,
         prog="python -m pipeline.run",
         usage="%(prog)s --dataset NAME [options]",
-        description="Trains a classifier with MACER, certifies, evaluates, validates and pushes it. What was done "
-        "before is not done again. In brackets: the default; several values are those of the presets, which "
-        "--list_presets shows.",
+        description="Trains, certifies, evaluates, validates and pushes a classifier. What was done before is not done "
+        "again. In brackets: the default; several values are those of the presets (--list_presets).",
         default=_default,
     )
 
@@ -181,7 +189,7 @@ def _check(settings):
         checks.check(**{name: settings[name] for name in names})
     except ValueError as error:
         raise InputError(str(error)) from None
-    sampling.SamplingPlan.of(settings, precision=settings["radius_precision"]).check_sigma(settings["sigma"])
+    sampling_plan(settings)
     try:
         certificates.check_can_certify(settings["serving_n"], settings["alpha"])
     except ValueError as error:

@@ -3,7 +3,7 @@
 from pipeline import certification, classifiers, examples
 from pipeline.artifacts import fingerprint
 from pipeline.orchestrator import Component
-from pipeline.sampling import SHARED, SamplingPlan
+from pipeline.settings import sampling_plan
 from pipeline.vote_store import VoteStore
 
 
@@ -14,7 +14,7 @@ def certify(execution):
     path = model.path / "model.keras"
     split = examples.read(data.path)
     ids = examples.evenly_spaced(len(split.labels["test"]), settings["num_test_examples"])
-    plan = SamplingPlan.of(settings, precision=settings["radius_precision"])
+    plan = sampling_plan(settings)
     sampler = certification.Sampler(
         str(path), examples.Source(str(data.path)), settings["sigma"], settings["seed"], plan.betas
     )
@@ -41,6 +41,6 @@ CERTIFIER = Component(
     name="Certifier",
     inputs=("model", "examples"),
     outputs=("certificates",),
-    parameters=("sigma", "seed", "num_test_examples", "n0", "n", "alpha", *SHARED, "radius_precision"),
+    parameters=("sigma", "seed", "num_test_examples", "n0", "n", "alpha", "certify", "budget", "beta"),
     execute=certify,
 )

@@ -13,7 +13,7 @@ from pipeline.orchestrator import Component, Resolver, finished
 from pipeline.report import certification_report
 
 _NO_BASELINE = Artifact(None, "none")
-_COMPARABLE = ("sigma", "n0", "n", "alpha", "certify", "soft_betas", "budget", "radius_precision")
+_COMPARABLE = ("sigma", "n0", "n", "alpha", "certify", "budget")
 
 
 def evaluate(execution):

@@ -59,8 +59,7 @@ def test_example_gen_writes_what_later_components_read(execution):
 # correct at radius 1.0; correct at 0.5; wrong (class 0 at 2.0); abstained; correct at 0.0.
 ROWS = [(0, 0, 1.0), (1, 1, 0.5), (2, 0, 2.0), (0, -1, 0.0), (1, 1, 0.0)]
 PARAMETERS = {
-    "sigma": 1.0, "n0": 10, "n": 100, "alpha": 0.05, "certify": "hard", "soft_betas": [16.0], "budget": "fixed",
-    "radius_precision": 0.01,
+    "sigma": 1.0, "n0": 10, "n": 100, "alpha": 0.05, "certify": "hard", "budget": "fixed",
 }  # fmt: skip
 SETTINGS = {**PARAMETERS, "num_test_examples": None}
 

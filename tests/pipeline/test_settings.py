@@ -190,6 +190,7 @@ OVERRIDES = {
     "method": ("macer", "macer"), "attack": ("ddn", "ddn"), "epsilon": ("0.5", 0.5), "attack_steps": ("4", 4),
     "warmup_epochs": ("2", 2), "precision": ("mixed_float16", "mixed_float16"), "microbatch": ("16", 16),
     "strategy": ("mirrored", "mirrored"),
+    "certify": ("all", "all"), "budget": ("fixed", "fixed"),
     "serving_n": ("222", 222), "push_dir": ("out", "out"), "pipeline_root": ("here", "here"), "num_workers": ("3", 3),
 }  # fmt: skip
 
