@@ -100,7 +100,7 @@ def latest_blessed(artifacts, settings, root):
             and blessing["model"] != artifacts["model"].fingerprint
             and blessing["examples"] == artifacts["examples"].fingerprint
             and blessing["num_test_examples"] == count
-            and all(blessing[name] == settings[name] for name in _COMPARABLE)
+            and all(blessing.get(name) == settings[name] for name in _COMPARABLE)
         ):
             return evaluated
     return _NO_BASELINE
