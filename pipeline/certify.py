@@ -129,7 +129,7 @@ def _certify(settings, output):
         **{name: settings[name] for name in ("sigma", "seed", "n0")},
         "precision": precision,
     }
-    folder = fingerprint({**identity, "betas": plan.betas})[:16]
+    folder = fingerprint(identity)[:16]
     store = VoteStore(output / "votes" / folder, identity, plan.first_look, num_classes, plan.betas)
     outcome = certification.run(
         sampler, ids, num_classes, plan, store, labels=labels, num_workers=settings["num_workers"] or os.cpu_count()

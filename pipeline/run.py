@@ -72,9 +72,12 @@ def _paper_row(preset):
 def _print_results(artifacts, paper):
     evaluation = artifacts["evaluation"].path
     metrics = json.loads((evaluation / "metrics.json").read_text())
+    kinds = metrics["certificates"]
     rows = [
-        ["this model", *(f"{accuracy:.3f}" for accuracy in metrics["certified_accuracy"]),
-         f"{metrics['acr']:.4f} ± {metrics['acr_standard_error']:.4f}"]
+        ["this model" if len(kinds) == 1 else f"this model, {kind}",
+         *(f"{accuracy:.3f}" for accuracy in figures["certified_accuracy"]),
+         f"{figures['acr']:.4f} ± {figures['acr_standard_error']:.4f}"]
+        for kind, figures in kinds.items()
     ]  # fmt: skip
     if paper:
         rows.append(

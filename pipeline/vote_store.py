@@ -68,7 +68,8 @@ class VoteStore:
 
     def __init__(self, directory, identity, plan, num_classes, betas=()):
         self.directory = Path(directory)
-        self._identity = {**identity, "num_classes": num_classes, "betas": list(betas)}
+        self._identity = {**identity, "num_classes": num_classes}
+        self._num_classes, self._betas = num_classes, list(betas)
         self._shape = (1 + 2 * len(betas), num_classes)
         self.directory.mkdir(parents=True, exist_ok=True)
         about = self.directory / "votes.json"
@@ -77,7 +78,7 @@ class VoteStore:
         else:
             # Before the first sample: what was planned later has seen votes.
             self._plan = plan
-            write_text(about, json.dumps(self._about(), indent=1))
+            write_text(about, json.dumps({**self._identity, "plan": plan}, indent=1))
         self.first_plans = [self._plan]
         for path in self._shards():
             first = self._checked(path, _read_about(path))["plan"]
@@ -85,22 +86,22 @@ class VoteStore:
                 self.first_plans.append(first)
 
     def pieces(self):
-        """Every `Piece` in shards and ledgers. They may overlap."""
+        """Every `Piece` in shards and ledgers that has soft votes at all betas wanted. They may overlap."""
         for path in self._shards():
             yield from self._read_shard(path)
         yield from self.follow().poll()[0]
 
     def follow(self):
         """A `LedgerReader` of what the workers append."""
-        return LedgerReader(self.directory, self._key(), self._shape)
+        return LedgerReader(self.directory, self._key, self._shape)
 
     def ledger(self):
         """A new `LedgerWriter`, for a worker."""
-        return LedgerWriter(self.directory, self._key())
+        return LedgerWriter(self.directory, self._key)
 
     def compact(self):
         """Moves the ledgers' pieces into a new shard, adjacent ones as one. Only when no worker is writing."""
-        ledgers = sorted(self.directory.glob("*.jsonl"))
+        ledgers = ledgers_of(self.directory, self._key)
         pieces = joined(self.follow().poll()[0])
         if pieces:
             self._write_shard(pieces)
@@ -109,8 +110,9 @@ class VoteStore:
             ledger.unlink()
 
     def _about(self):
-        return {**self._identity, "plan": self._plan}
+        return {**self._identity, "plan": self._plan, "betas": self._betas}
 
+    @property
     def _key(self):
         return zlib.crc32(json.dumps(self._about(), sort_keys=True).encode())
 
@@ -130,9 +132,14 @@ class VoteStore:
 
     def _read_shard(self, path):
         try:
+            betas = _read_about(path)["betas"]
+            if not set(self._betas) <= set(betas):
+                return
             table = pq.read_table(path, page_checksum_verification=True)
             addresses = np.stack([table[name].to_numpy() for name in _ADDRESS], axis=1)
-            votes = table["votes"].combine_chunks().flatten().to_numpy().reshape(-1, *self._shape)
+            votes = table["votes"].combine_chunks().flatten().to_numpy()
+            soft = [1 + 2 * betas.index(beta) + moment for beta in self._betas for moment in (0, 1)]
+            votes = votes.reshape(-1, 1 + 2 * len(betas), self._num_classes)[:, [0, *soft]]
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise _unreadable(path, error) from None
         for address, piece_votes in zip(addresses.tolist(), votes, strict=True):
@@ -155,13 +162,13 @@ class VoteStore:
 
 
 class LedgerWriter:
-    """Appends to a new ledger in `directory`; any worker can be sent it.
+    """Appends to a new ledger in `directory`.
 
     Lines are checksummed from `key` on, so that votes of anything else are taken for damaged ones.
     """
 
     def __init__(self, directory, key):
-        self._path, self._key = Path(directory) / f"{uuid.uuid4().hex}.jsonl", key
+        self._path, self._key = Path(directory) / f"{key:08x}-{uuid.uuid4().hex}.jsonl", key
 
     def record(self, pieces, failures):
         """Writes down pieces, and failures: example id -> why it cannot be certified."""
@@ -186,7 +193,7 @@ class LedgerReader:
     def poll(self):
         """The pieces, and the failures (example id -> reason), that were appended since the last call."""
         pieces, failures = [], {}
-        for path in sorted(self._directory.glob("*.jsonl")):
+        for path in ledgers_of(self._directory, self._key):
             try:
                 with open(path, "rb") as file:
                     file.seek(self._offsets.get(path, 0))
@@ -207,6 +214,11 @@ class LedgerReader:
                 if _fits(chunk, votes, self._shape):
                     pieces.append(Piece(chunk, votes))
         return pieces, failures
+
+
+def ledgers_of(directory, key):
+    """The ledgers of one kind of votes."""
+    return sorted(directory.glob(f"{key:08x}-*.jsonl"))
 
 
 def cover(spans, goal, limit):

@@ -24,7 +24,7 @@ def certify(execution):
         **{name: settings[name] for name in ("sigma", "seed", "n0")},
         "precision": precision,
     }
-    folder = fingerprint({**identity, "betas": plan.betas})[:16]
+    folder = fingerprint(identity)[:16]
     store = VoteStore(execution.root / "votes" / folder, identity, plan.first_look, split.num_classes, plan.betas)
     outcome = certification.run(
         sampler, ids, split.num_classes, plan, store, labels=split.labels["test"][ids],

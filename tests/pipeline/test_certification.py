@@ -88,6 +88,10 @@ class Lines:
         return sum(chunk.count for chunk in drawn)
 
 
+def ledger_key(directory):
+    return next(directory.glob("*.jsonl")).name.partition("-")[0]
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     return Lines(monkeypatch)
@@ -129,7 +133,9 @@ def test_votes_half_drawn_give_the_same_and_only_the_rest_is_drawn(
 
     (tmp_path / "resumed").mkdir()
     # Half of the chunks, the last one torn: it is drawn again.
-    (tmp_path / "resumed" / "killed.jsonl").write_text("\n".join(lines[:16])[:-5])
+    (tmp_path / "resumed" / f"{ledger_key(tmp_path / 'undisturbed')}-killed.jsonl").write_text(
+        "\n".join(lines[:16])[:-5]
+    )
     assert text(certify(small_model, digit_examples, range(4), store="resumed")) == undisturbed
     before = sum(json.loads(line.partition(" ")[2])[4] for line in lines[:15])
     assert drawn.samples() == 4 * (N0 + N) - before
@@ -207,11 +213,13 @@ def test_hard_and_soft_certificates_are_the_library_s_from_one_pass(certify, sma
         expected = certificates.certify(votes, SIGMA, ALPHA, kind["bound"], kind["beta"])
         for name in ("predictions", "radii", "p_lower", "selected"):
             np.testing.assert_array_equal(getattr(certified, name), getattr(expected, name))
-    # A soft kind alone has the same certificates.
-    alone = certify(
-        small_model, digit_examples, range(5), certify="soft-bernstein", betas=(16.0,), n=3000, store="alone"
-    )  # fmt: skip
+    # One kind alone needs no sample anew, and has the same certificates.
+    drawn.samples()
+    alone = certify(small_model, digit_examples, range(5), certify="soft-bernstein", betas=(16.0,), n=3000)
     np.testing.assert_array_equal(read(alone)[2].radii, kinds["soft-bernstein-16"].radii)
+    hard = certify(small_model, digit_examples, range(5), n=3000)
+    np.testing.assert_array_equal(read(hard)[2].radii, kinds["hard"].radii)
+    assert drawn.samples() == 0
 
 
 def test_images_whose_selected_class_is_wrong_are_spared_and_no_figure_changes(
@@ -283,7 +291,8 @@ def test_interrupted_anywhere_it_ends_the_same(
     for place, kept in enumerate(rng.integers(1, len(lines), 3)):
         store = tmp_path / f"killed{place}"
         store.mkdir()
-        (store / "killed.jsonl").write_text("\n".join(lines[:kept])[: -int(rng.integers(1, 40))])
+        key = ledger_key(tmp_path / "undisturbed")
+        (store / f"{key}-killed.jsonl").write_text("\n".join(lines[:kept])[: -int(rng.integers(1, 40))])
         whole = sum(json.loads(line.partition(" ")[2])[4] for line in lines[: kept - 1])
         resumed = certify(small_model, digit_examples, range(5), store=store.name, **run)
         assert text(resumed) == text(undisturbed)

@@ -109,7 +109,10 @@ def test_a_ledger_of_another_store_is_no_vote(store, tmp_path):
     other = make(tmp_path / "other", sigma=0.25)
     other.ledger().record([piece(1, 0, 5)], {})
     (path,) = other.directory.glob("*.jsonl")
-    path.rename(store.directory / path.name)
+    # Even under a name of this store's.
+    store.ledger().record([], {})
+    (own,) = store.directory.glob("*.jsonl")
+    path.rename(own)
     assert list(store.pieces()) == []
 
 
@@ -129,10 +132,22 @@ def test_votes_of_anything_else_are_refused_by_name(store, tmp_path, name, value
         make(store.directory, **{name: value})
 
 
-@pytest.mark.parametrize("changed", [{"betas": (16.0,)}, {"betas": ()}])
-def test_votes_at_other_betas_are_refused(store, changed):
-    with pytest.raises(InputError, match="holds votes of another betas"):
-        make(store.directory, **changed)
+def test_votes_at_more_betas_serve_those_at_fewer_and_not_the_other_way_round(store):
+    soft = piece(1, 0, 5)
+    store.ledger().record([soft], {})
+    store.compact()
+    for betas, rows in [((), [0]), ((16.0,), [0, 3, 4]), ((1.0,), [0, 1, 2]), ((16.0, 1.0), [0, 3, 4, 1, 2])]:
+        (read,) = make(store.directory, betas=betas).pieces()
+        np.testing.assert_array_equal(read.votes, soft.votes[rows])
+    assert list(make(store.directory, betas=(1.0, 4.0)).pieces()) == []
+    # Ledgers of other betas stay where they are.
+    hard = make(store.directory, betas=())
+    hard.ledger().record([piece(2, 0, 5, betas=())], {})
+    store.compact()
+    assert addresses(hard.pieces()) == addresses([soft, piece(2, 0, 5)])
+    hard.compact()
+    assert addresses(hard.pieces()) == addresses([soft, piece(2, 0, 5)])
+    assert addresses(store.pieces()) == addresses([soft])
 
 
 def test_the_first_plan_stays_the_first_and_those_of_shards_count(store, tmp_path):
