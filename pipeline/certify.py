@@ -271,8 +271,7 @@ def _print_result(output, metrics, failures):
         print(f"\nCertified: {metrics['num_certified']:,} of {metrics['num_images']:,} images"
               f"{'' if median is None else f', median radius {median:.4f}'}")  # fmt: skip
     if metrics["num_images"]:
-        print(f"{metrics['num_images']:,} images, {console.abstained_in_words(metrics)}; "
-              f"{metrics['samples_per_image']:,.0f} samples an image; bound: {metrics['bound']}")  # fmt: skip
+        print(f"{metrics['num_images']:,} images; {console.cost_in_words(metrics)}")
     if failures:
         image_id, reason = min(failures.items())
         print(f"{len(failures):,} images failed and have no certificate, image {image_id} first: {reason}")

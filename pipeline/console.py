@@ -87,9 +87,10 @@ def print_plan(plan, note=None):
     print(flush=True)
 
 
-def abstained_in_words(metrics):
-    """The shares of an evaluation's images that have no certificate."""
-    words = f"{100 * metrics['abstained']:.1f} % abstained"
+def cost_in_words(metrics):
+    """What an evaluation's certificates took, and the shares of its images that have none."""
+    words = f"{metrics['samples_per_image']:,.0f} samples an image, bound: {metrics['bound']}; "
+    words += f"{100 * metrics['abstained']:.1f} % abstained"
     if metrics["unestimated"]:
         words += f", {100 * metrics['unestimated']:.1f} % spared as their selected class is wrong"
     return words

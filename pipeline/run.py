@@ -88,7 +88,7 @@ def _print_results(artifacts, paper):
     print(console.table(["radius", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"], rows))
     print(
         f"n={metrics['n']:,}, n0={metrics['n0']:,}, alpha={metrics['alpha']:g}, sigma={metrics['sigma']:g}; "
-        f"images: {metrics['image_set']}; {console.abstained_in_words(metrics)}"
+        f"images: {metrics['image_set']}\n{console.cost_in_words(metrics)}"
     )
     if paper:
         print(f"* as reported, at n=100,000 and alpha=0.001; {paper['image_set']}")

@@ -21,6 +21,10 @@ NOTES = (
     "blur) nor about whether the class is right.",
     "ACR grows with n: never compare it across n, alpha or image sets.",
 )
+_AFTER_A_LOOK = (
+    "Votes of these images had been looked at before n was chosen. The certificates are therefore by the anytime-valid "
+    "bound, which holds at alpha whenever one looks."
+)
 
 
 def write(
@@ -138,7 +142,7 @@ def write(
                 "Grid of example images with noisy copies, predicted class and certified radius.",
             ),
         ],
-        notes=list(NOTES),
+        notes=[*NOTES, *([_AFTER_A_LOOK] if metrics["bound"] == "anytime" else [])],
     )
     write_text(directory / FILE_NAME, html)
 
