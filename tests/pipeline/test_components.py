@@ -1,6 +1,7 @@
 """ExampleGen, Evaluator, InfraValidator and Pusher, each by itself on small artifacts."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ from pipeline import settings as settings_lib
 from pipeline.components import evaluator, example_gen, infra_validator, pusher
 from pipeline.errors import InputError
 from serving import validate
+from tests.serving import saved_models
 
 IMAGES, LABELS = np.zeros((4, 8, 8, 1), np.uint8), np.arange(4)
 
@@ -310,14 +312,14 @@ class TestPusher:
     def push(self, execution, tmp_path):
         numbers = iter(range(100))
 
-        def run(content="model", blessed=True, passed=True, base=None):
+        def run(content="model", blessed=True, passed=True, base=None, evaluated=None):
             number = next(numbers)
             folders = {name: tmp_path / f"{name}{number}" for name in ("saved_model", "evaluation", "infra_blessing")}
             for folder in folders.values():
                 folder.mkdir()
-            (folders["saved_model"] / "saved_model.pb").write_text(content)
-            blessing = {"blessed": blessed, "reasons": [] if blessed else ["too bad", "too old"]}
-            (folders["evaluation"] / "blessing.json").write_text(json.dumps(blessing))
+            saved_models.write(folders["saved_model"], content)
+            verdict = {"blessed": blessed, "reasons": [] if blessed else ["too bad", "too old"]}
+            saved_models.write_blessing(folders["evaluation"] / "blessing.json", evaluated or content, **verdict)
             reason = None if passed else "NotFoundError: no variables"
             (folders["infra_blessing"] / "infra_blessing.json").write_text(
                 json.dumps({"passed": passed, "reason": reason})
@@ -356,6 +358,13 @@ class TestPusher:
     )
     def test_what_is_not_blessed_or_does_not_load_is_not_pushed(self, push, tmp_path, blessed, passed, reasons):
         assert push(blessed=blessed, passed=passed) == {"pushed_to": None, "reasons": reasons}
+        assert not (tmp_path / "serving").exists()
+
+    def test_the_blessing_of_another_model_pushes_nothing(self, push, tmp_path):
+        result = push(evaluated="another")
+        assert result["pushed_to"] is None
+        (reason,) = result["reasons"]
+        assert re.fullmatch(r"not blessed: .*blessing\.json is for another model, .*; its card says .*", reason)
         assert not (tmp_path / "serving").exists()
 
     def test_an_unwritable_folder_is_told_in_one_line(self, push, tmp_path):
