@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 N0, ALPHA, FIXED_N = 100, 0.001, 1000
 THROUGHPUT_N = (1000, 10_000)
-MICRO_BATCHES = (100, 250, 500, 1000)
+MICRO_BATCHES = (64, 128, 256, 512, 1024, 2048)
 BATCHES = (1, 8, 32)
 
 
@@ -41,6 +41,7 @@ def main():
     import numpy as np
     import tensorflow as tf
 
+    from macer_tf.smoothing import default_micro_batch
     from pipeline import models
     from pipeline.examples import evenly_spaced
     from serving.export import export
@@ -53,7 +54,12 @@ def main():
         export(model, Path(folder) / "saved_model", n0=N0, n=FIXED_N, alpha=ALPHA)
         with contextlib.closing(tf.compat.v1.Session(graph=tf.Graph())) as session:
             server = Server(session, Path(folder) / "saved_model")
-            print(f"{arguments.model.name}, {images.shape[1:]}, {arguments.threads} threads, alpha={ALPHA}")
+            height, width, channels = images.shape[1:]
+            print(
+                f"{model.classifier.name}, {model.classifier.count_params():,} weights, {height}x{width}x{channels} "
+                f"pixels, sigma={model.sigma}, n0={N0}, alpha={ALPHA}, micro-batch "
+                f"{default_micro_batch(images.shape[1:])}; TensorFlow {tf.__version__}, {arguments.threads} cores"
+            )
             early_exit(server, model, images)
             latency(server, images, arguments.requests)
             throughput(server, model, images, arguments.rounds)
@@ -120,6 +126,7 @@ def throughput(server, model, images, rounds):
 def micro_batches(model, images, rounds):
     """Certification by micro-batch, against the default."""
     from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
+    from pipeline import console
 
     default = default_micro_batch(images.shape[1:])
     sizes = sorted({*MICRO_BATCHES, default})
@@ -128,10 +135,13 @@ def micro_batches(model, images, rounds):
         classifier = SmoothedClassifier(model, seed=0, micro_batch=size)
         contestants[size] = lambda classifier=classifier: classifier.certify(images[:2], N0, 10_000, ALPHA)
     seconds = interleaved(contestants, rounds)
-    ratios = {
-        size: statistics.median(a / b for a, b in zip(seconds[default], seconds[size], strict=True)) for size in sizes
-    }
-    print(f"micro-batch, throughput relative to {default}: " + ", ".join(f"{s}: {r:.2f}" for s, r in ratios.items()))
+    rows = []
+    for size in sizes:
+        ratio = statistics.median(a / b for a, b in zip(seconds[default], seconds[size], strict=True))
+        samples = 2 * (10_000 + N0) / statistics.median(seconds[size])
+        rows.append((f"{size}{' (default)' if size == default else ''}", f"{samples:,.0f}", f"{ratio:.2f}"))
+    print(f"certify by micro-batch, n=10,000; medians of {rounds} rounds")
+    print(console.table(("micro-batch", "samples/s", "times the default's"), rows))
 
 
 def interleaved(contestants, rounds):

@@ -1,14 +1,14 @@
 """Artifacts: directories of finished files, known by a fingerprint of their contents; and how files get finished."""
 
 import contextlib
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import InputError
-from serving.versions import flush
+from serving.files import directory_fingerprint, flush
+from serving.files import file_digest as file_digest
+from serving.files import fingerprint as fingerprint
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,7 @@ class Artifact:
     @classmethod
     def of(cls, path):
         """The artifact in the directory `path`, its fingerprint computed from the files as they are."""
-        path = Path(path)
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return cls(path, fingerprint({str(file.relative_to(path)): file_digest(file) for file in files}))
-
-
-def fingerprint(value):
-    """Hexadecimal SHA-256 of a JSON value; equal values have equal fingerprints, whatever their keys' order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def file_digest(path):
-    """Hexadecimal SHA-256 of a file's contents."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(Path(path), directory_fingerprint(path))
 
 
 def short_digest(content):

@@ -1,13 +1,19 @@
-"""The model card: what a SavedModel was exported with, as JSON that people and programs can read."""
+"""The model card: what a SavedModel was exported with, as JSON that people and programs can read.
+
+The same text is in the graph, which `metadata` returns; publishing adds to the file alone that a version was forced.
+"""
 
 import hashlib
 import json
 import math
 import numbers
-from pathlib import Path
+import sys
+
+from serving.files import read_extra
 
 NAME = "model_card.json"
 FORMAT = 1
+_MAX_VALUES = 2**26
 
 
 def fingerprint(classifier):
@@ -38,7 +44,7 @@ def from_json(text):
     """
     try:
         card = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"The model card is not JSON: {error}") from None
     _check(card)
     return card
@@ -48,15 +54,24 @@ def read(saved_model):
     """The card of the SavedModel in a directory.
 
     Raises:
-        OSError: if there is none.
-        ValueError: as `from_json`.
+        OSError: if there is none, or a link in its place.
+        ValueError: as `from_json`, and as `serving.files.read_json`.
     """
-    return from_json((Path(saved_model) / "assets.extra" / NAME).read_text(encoding="utf-8"))
+    card = read_extra(saved_model, NAME)
+    _check(card)
+    return card
+
+
+def unforced(card):
+    """The card as it was exported, without what publishing says of it."""
+    return {name: value for name, value in card.items() if name != "forced"}
 
 
 def _number(accepts, is_accepted, kind=numbers.Real):
     def check(value):
-        return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and is_accepted(value)
+        # Not math.isfinite, which raises for what is no float.
+        is_number = isinstance(value, kind) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        return is_number and is_accepted(value)
 
     return accepts, check
 
@@ -65,13 +80,18 @@ def _text(accepts, is_accepted=bool):
     return accepts, lambda value: isinstance(value, str) and is_accepted(value)
 
 
-def _list(accepts, is_accepted, smallest):
-    def check(values):
-        return isinstance(values, list) and len(values) >= smallest and all(is_accepted(value) for value in values)
-
-    return accepts, check
+def _are_class_names(values):
+    return isinstance(values, list) and len(values) >= 2 and all(isinstance(value, str) for value in values)
 
 
+def _is_image_shape(values):
+    is_list = isinstance(values, list) and len(values) == 3
+    return is_list and all(_COUNT[1](value) for value in values) and math.prod(values) <= _MAX_VALUES
+
+
+_FINGERPRINT = _text(
+    "a SHA-256 in hexadecimal", lambda value: len(value) == 64 and set(value) <= set("0123456789abcdef")
+)
 _COUNT = _number("a whole number from 1", lambda value: value >= 1, numbers.Integral)
 _FAILURE_PROBABILITY = _number("a number above 0 and below 1", lambda value: 0 < value < 1)
 
@@ -85,22 +105,29 @@ SCHEMA = {
     "max_num_samples": _COUNT,
     "max_batch_size": _COUNT,
     "micro_batch": _COUNT,
-    "image_shape": _list("height, width and channels", _COUNT[1], 3),
+    "image_shape": (f"height, width and channels, {_MAX_VALUES} values at most", _is_image_shape),
     "scaling": _text("how stored pixels become pixels in [0, 1], in words"),
     "normalization": _text("what is done to pixels in [0, 1], in words"),
     "precision": _text("a Keras dtype, e.g. float32"),
-    "class_names": _list("names of two classes or more", lambda value: isinstance(value, str), 2),
-    "fingerprint": _text(
-        "a SHA-256 in hexadecimal", lambda value: len(value) == 64 and set(value) <= set("0123456789abcdef")
-    ),
+    "class_names": ("names of two classes or more", _are_class_names),
+    "fingerprint": _FINGERPRINT,
     "library_version": _text("a version of macer_tf"),
+}
+# What only some cards have.
+OPTIONAL = {
+    # Of what the pipeline's Evaluator blesses: weights, network, sigma and precision, in its file.
+    "model": _FINGERPRINT,
+    "forced": ("true, or left out", lambda value: value is True),
 }
 
 
 def _check(card):
-    if not isinstance(card, dict) or card.keys() != SCHEMA.keys():
+    if not isinstance(card, dict) or not SCHEMA.keys() <= card.keys() <= SCHEMA.keys() | OPTIONAL.keys():
         fields = sorted(card) if isinstance(card, dict) else type(card).__name__
-        raise ValueError(f"The model card must have the fields {', '.join(sorted(SCHEMA))}. Received: {fields}")
-    for name, (accepts, is_accepted) in SCHEMA.items():
-        if not is_accepted(card[name]):
+        raise ValueError(
+            f"The model card must have the fields {', '.join(sorted(SCHEMA))}, and may have "
+            f"{', '.join(sorted(OPTIONAL))}. Received: {fields}"
+        )
+    for name, (accepts, is_accepted) in {**SCHEMA, **OPTIONAL}.items():
+        if name in card and not is_accepted(card[name]):
             raise ValueError(f"{name} in the model card must be {accepts}. Received: {card[name]!r}")

@@ -9,13 +9,24 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 import macer_tf
 from macer_tf.smoothing import default_micro_batch
 from serving import card
+from serving.files import EXTRA
 from serving.signatures import SmoothedSignatures
 
-WARMUP = Path("assets.extra") / "tf_serving_warmup_requests"
+WARMUP = Path(EXTRA) / "tf_serving_warmup_requests"
 
 
 def export(
-    model, directory, *, n0, n, alpha, class_names=None, pixel_max=255, max_num_samples=None, max_batch_size=128
+    model,
+    directory,
+    *,
+    n0,
+    n,
+    alpha,
+    class_names=None,
+    pixel_max=255,
+    max_num_samples=None,
+    max_batch_size=128,
+    model_fingerprint=None,
 ):
     """Writes a SavedModel that a model server can load: no Python, no Keras, only plain variables.
 
@@ -33,6 +44,7 @@ def export(
         pixel_max: what a stored pixel is divided by, to lie in [0, 1]; only said in the card.
         max_num_samples: largest n that `certify_custom` takes; by default 100,000, or n if that is more.
         max_batch_size: most images in one request.
+        model_fingerprint: what a blessing calls the model (see `serving.blessing`); by default none blesses it.
 
     Raises:
         ValueError: if n and alpha could never certify an image, or an option is out of range.
@@ -60,12 +72,14 @@ def export(
         "fingerprint": card.fingerprint(classifier),
         "library_version": macer_tf.__version__,
     }
+    if model_fingerprint is not None:
+        about["model"] = model_fingerprint
     text = card.to_json(about)
     limits = {name: about[name] for name in ("max_num_samples", "max_batch_size")}
     module = SmoothedSignatures(classifier, model.sigma, n0, n, alpha, **limits, model_card=text)
     tf.saved_model.save(module, str(directory), signatures=module.signatures())
-    (directory / "assets.extra").mkdir()
-    (directory / "assets.extra" / card.NAME).write_text(text, encoding="utf-8")
+    (directory / EXTRA).mkdir()
+    (directory / EXTRA / card.NAME).write_text(text, encoding="utf-8")
     with tf.io.TFRecordWriter(str(directory / WARMUP)) as writer:
         for log in _warmup(image_shape, n, alpha):
             writer.write(log.SerializeToString())

@@ -1,11 +1,11 @@
 """Publishes SavedModels to a model server's base directory: python -m serving.publish publish|rollback|list
 
 What was published says so itself, in assets.extra/publication.json: when, whether it was blessed or forced, and the
-fingerprint of its files. That guards against mistakes, not against somebody who can write into the directory.
+fingerprint of its files; that it was forced is in its model card too. That guards against mistakes, not against
+somebody who can write into the directory.
 """
 
 import argparse
-import hashlib
 import json
 import re
 import sys
@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from serving.versions import add, flush, versions
+from serving import blessing as blessing_lib
+from serving import card as card_lib
+from serving.files import EXTRA, directory_fingerprint, flush, read_extra
+from serving.versions import add, versions
 
-_EXTRA = "assets.extra"
-_CARD, _PUBLICATION = f"{_EXTRA}/model_card.json", f"{_EXTRA}/publication.json"
-_MAX_CARD_BYTES = 2**20
-_MAX_PIXELS = 2**26
+_PUBLICATION = "publication.json"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def load_test(saved_model):
     """Loads a SavedModel in a fresh process, as the InfraValidator does, and runs it on a grey image.
 
     Raises:
-        ValueError: if it has no model card that says the shape of its images.
+        OSError, ValueError: if it has no model card, as `serving.card.read`.
         RuntimeError: if it cannot be loaded and run, or does not answer in time; in one line.
     """
     import numpy as np
@@ -54,44 +54,40 @@ def load_test(saved_model):
 
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch) / "images.npy"
-        np.save(images, np.full((1, *_image_shape(saved_model)), 0.5, np.float32))
+        np.save(images, np.full((1, *card_lib.read(saved_model)["image_shape"]), 0.5, np.float32))
         _, problem = in_fresh_process(saved_model, images)
     if problem:
         raise RuntimeError(f"Not published, since it failed in a fresh process: {problem}")
 
 
-def publish(saved_model, base, *, blessed=False, force=False, check=load_test):
+def publish(saved_model, base, *, blessing=None, force=False, check=load_test):
     """Copies a SavedModel to `<base>/<next version number>`; see `serving.versions.add`.
 
     Args:
-        saved_model: directory of a SavedModel.
+        saved_model: directory of a SavedModel with a model card.
         base: the model's base directory; made if it is not there.
-        blessed: whether the caller holds the evaluation's blessing. Without it the SavedModel counts as blessed only
-            if it was published as blessed before, and none of its files has changed since.
-        force: publish what is not blessed, and have publication.json say so.
+        blessing: path of the Evaluator's blessing.json; see `serving.blessing`. Without it the SavedModel counts as
+            blessed only if it was published as blessed before, and none of its files has changed since.
+        force: publish what is not blessed, and have its card and publication.json say so.
         check: called with the directory of the copy before the rename; None where it was loaded already.
 
     Returns:
         `Path` of the new version.
 
     Raises:
-        ValueError: if it is not blessed, is no SavedModel, or as `serving.versions.add`.
+        ValueError: if it is not blessed, is no SavedModel or has no model card, or as `serving.versions.add`.
         OSError: if something cannot be read or written.
         RuntimeError: as `load_test`.
     """
     saved_model = Path(saved_model)
-    _require_saved_model(saved_model)
+    _require_exported(saved_model)
 
     def finish(copy):
         # Of the copy, which nobody else writes to.
-        before, fingerprint = read_publication(copy), content_fingerprint(copy)
-        is_blessed = blessed or bool(before and before.blessed and before.fingerprint == fingerprint)
-        if not is_blessed and not force:
-            changed = " (it was changed after it was published)" if before and before.blessed else ""
-            raise ValueError(
-                f"{saved_model} is not blessed{changed}; run the pipeline, which blesses and pushes, or give --force."
-            )
-        _finish(copy, Publication(_now(), is_blessed, not is_blessed, fingerprint), check)
+        reason = _reason_against_earlier(copy) if blessing is None else blessing_lib.reason_against(blessing, copy)
+        if reason and not force:
+            raise ValueError(f"{saved_model} is not blessed: {reason}; give its blessing by --blessing, or --force.")
+        _finish(copy, check, blessed=not reason, forced=bool(reason))
 
     return add(saved_model, base, finish)
 
@@ -121,22 +117,22 @@ def rollback(base, to=None, *, check=load_test):
     if not published:
         raise ValueError(f"There is no version in {base}.")
     served = max(published)
-    served_fingerprint = content_fingerprint(published[served])
+    served_model = _model_fingerprint(published[served])
     if to is None:
-        to = _before(published, served, served_fingerprint)
+        to = _before(published, served, served_model)
     if to not in published:
         raise ValueError(f"There is no version {to} in {base}. There are: {', '.join(map(str, sorted(published)))}")
     source = published[to]
-    _require_saved_model(source)
+    _require_exported(source)
 
     def finish(copy):
-        before, fingerprint = read_publication(copy), content_fingerprint(copy)
-        if fingerprint == served_fingerprint:
+        before = read_publication(copy)
+        if _model_fingerprint(copy) == served_model:
             raise ValueError(f"Version {served} of {base}, which is served, is version {to} already.")
-        if before and before.fingerprint != fingerprint:
+        if before and before.fingerprint != content_fingerprint(copy):
             raise ValueError(f"Version {to} of {base} was changed after it was published; publish it anew.")
         blessed, forced = (before.blessed, before.forced) if before else (False, False)
-        _finish(copy, Publication(_now(), blessed, forced, fingerprint, to), check)
+        _finish(copy, check, blessed=blessed, forced=forced, rolled_back_to=to)
 
     return add(source, base, finish)
 
@@ -172,10 +168,10 @@ def listing(base):
     published = versions(base)
     lines = []
     for path in published:
-        publication, fingerprint = read_publication(path), content_fingerprint(path)
+        publication, fingerprint, card = read_publication(path), content_fingerprint(path), _card(path)
         changed = _time(path.stat().st_mtime)
         if publication is None:
-            blessing = "unblessed"
+            blessing = "forced" if card.get("forced") else "unblessed"
         elif publication.fingerprint != fingerprint:
             blessing = "changed"
         else:
@@ -186,7 +182,7 @@ def listing(base):
                 published=publication.published if publication else changed,
                 served=path == published[-1],
                 blessing=blessing,
-                fingerprint=_card_fingerprint(path) or fingerprint,
+                fingerprint=card.get("fingerprint", fingerprint),
                 rolled_back_to=publication.rolled_back_to if publication else None,
             )
         )
@@ -195,21 +191,14 @@ def listing(base):
 
 def content_fingerprint(directory):
     """Hexadecimal SHA-256 of the names and contents of a SavedModel's files, publication.json excepted."""
-    directory, digests = Path(directory), {}
-    for path in directory.rglob("*"):
-        name = path.relative_to(directory).as_posix()
-        if path.is_file() and name != _PUBLICATION:
-            with open(path, "rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+    return directory_fingerprint(directory, without=(f"{EXTRA}/{_PUBLICATION}",))
 
 
 def read_publication(version):
     """The `Publication` of a version's directory; None where there is none that can be read."""
-    fields = _read_json(Path(version) / _PUBLICATION)
     try:
-        publication = Publication(**fields)
-    except TypeError:
+        publication = Publication(**read_extra(version, _PUBLICATION))
+    except (OSError, ValueError, TypeError):
         return None
     kinds = {"published": str, "blessed": bool, "forced": bool, "fingerprint": str, "rolled_back_to": int | None}
     # A bool is an int to isinstance; True is no version.
@@ -220,21 +209,40 @@ def read_publication(version):
     return publication if re.fullmatch(r"[0-9T:+-]{1,40}", publication.published) else None
 
 
-def _finish(copy, publication, check):
-    """Writes publication.json into a copy and checks what will be served."""
-    extra = copy / _EXTRA
-    extra.mkdir(exist_ok=True)
-    extra.chmod(0o755)
-    path = copy / _PUBLICATION
-    path.write_text(json.dumps(asdict(publication), indent=1), encoding="utf-8")
-    path.chmod(0o644)
-    for written in (path, extra, copy):
-        flush(written)
+def _reason_against_earlier(copy):
+    """Why a SavedModel does not count as blessed by where it was published before; None if it does."""
+    before = read_publication(copy)
+    if not (before and before.blessed):
+        return "nothing says that the Evaluator blessed it"
+    return None if before.fingerprint == content_fingerprint(copy) else "it was changed after it was published"
+
+
+def _finish(copy, check, *, blessed, forced, rolled_back_to=None):
+    """Has the card and publication.json of a copy say how it was published, and checks what will be served."""
+    card = card_lib.read(copy)
+    exported = card_lib.unforced(card)
+    published = {**exported, "forced": True} if forced else exported
+    if published != card:
+        _write(copy / EXTRA / card_lib.NAME, card_lib.to_json(published))
+    publication = Publication(_now(), blessed, forced, content_fingerprint(copy), rolled_back_to)
+    _write(copy / EXTRA / _PUBLICATION, json.dumps(asdict(publication), indent=1))
+    flush(copy / EXTRA)
     if check:
         check(copy)
 
 
-def _before(published, served, served_fingerprint):
+def _write(path, text):
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o644)
+    flush(path)
+
+
+def _model_fingerprint(directory):
+    """Of what is served: all files but those that say how it was published. What the card says is in the graph too."""
+    return directory_fingerprint(directory, without=(f"{EXTRA}/{_PUBLICATION}", f"{EXTRA}/{card_lib.NAME}"))
+
+
+def _before(published, served, served_model):
     """Number of the version that `rollback` goes to if none is named."""
     origin = served
     while (publication := read_publication(published[origin])) and publication.rolled_back_to in published:
@@ -243,40 +251,25 @@ def _before(published, served, served_fingerprint):
         origin = publication.rolled_back_to
     for number in sorted(published, reverse=True):
         path = published[number]
-        if number < origin and (path / "saved_model.pb").is_file() and content_fingerprint(path) != served_fingerprint:
+        if number < origin and (path / "saved_model.pb").is_file() and _model_fingerprint(path) != served_model:
             return number
     raise ValueError(f"There is no older model than version {origin}; name a version by --to.")
 
 
-def _require_saved_model(directory):
+def _require_exported(directory):
     if not (directory / "saved_model.pb").is_file():
         raise ValueError(f"{directory} is no SavedModel: it has no saved_model.pb.")
-
-
-def _image_shape(saved_model):
-    """Height, width and channels that the model card names."""
-    card = _read_json(Path(saved_model) / _CARD)
-    shape = card.get("image_shape") if isinstance(card, dict) else None
-    is_shape = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)
-    if not is_shape or shape[0] * shape[1] * shape[2] > _MAX_PIXELS:
-        raise ValueError(f"The SavedModel has no {_CARD} with an image_shape; export it by serving.export.")
-    return shape
-
-
-def _card_fingerprint(version):
-    card = _read_json(version / _CARD)
-    fingerprint = card.get("fingerprint") if isinstance(card, dict) else None
-    # It is printed on a terminal.
-    return fingerprint if isinstance(fingerprint, str) and re.fullmatch("[0-9a-f]{8,64}", fingerprint) else None
-
-
-def _read_json(path):
-    """The JSON value in a small plain file; an empty object where there is none."""
     try:
-        if path.is_symlink() or path.stat().st_size > _MAX_CARD_BYTES:
-            return {}
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        card_lib.read(directory)
+    except OSError as error:
+        raise ValueError(f"{directory} has no model card ({error.strerror}); export it by serving.export.") from None
+
+
+def _card(version):
+    """The card; an empty one where there is none that can be read."""
+    try:
+        return card_lib.read(version)
+    except (OSError, ValueError):
         return {}
 
 
@@ -301,7 +294,8 @@ def _parse(arguments):
     verb = verbs.add_parser("publish", help="copy a SavedModel to the next version, after loading it")
     verb.add_argument("saved_model", help="directory of a SavedModel")
     verb.add_argument("base", help="the model's base directory")
-    verb.add_argument("--force", action="store_true", help="also if it is not blessed; the version then says so")
+    verb.add_argument("--blessing", metavar="FILE", help="blessing.json, which the pipeline's Evaluator wrote")
+    verb.add_argument("--force", action="store_true", help="also if it is not blessed; its card then says so")
     verb = verbs.add_parser("rollback", help="publish an older version again, under a new number")
     verb.add_argument("base", help="the model's base directory")
     verb.add_argument("--to", type=_version_number, metavar="N", help="version; the model before the served one")
@@ -333,7 +327,7 @@ def main(arguments=None):
     try:
         options = _parse(arguments)
         if options.verb == "publish":
-            version = publish(options.saved_model, options.base, force=options.force)
+            version = publish(options.saved_model, options.base, blessing=options.blessing, force=options.force)
             forced = ", forced: it is not blessed" if read_publication(version).forced else ""
             print(f"Published {version}{forced}.")
         elif options.verb == "rollback":

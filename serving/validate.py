@@ -15,6 +15,7 @@ import numpy as np
 from scipy import special
 
 from serving import card as card_lib
+from serving.files import EXTRA
 
 _TIMEOUT_SECONDS = 600
 _TAKE_IMAGES = ("serving_default", "certify_custom", "predict")
@@ -91,7 +92,7 @@ def run(saved_model, images):
     """
     import tensorflow as tf
 
-    card, warmup = card_lib.read(saved_model), read_warmup(saved_model)
+    card, warmup = card_lib.unforced(card_lib.read(saved_model)), read_warmup(saved_model)
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         server = Server(session, saved_model)
         missing = {*_TAKE_IMAGES, "metadata"} - set(server.signatures)
@@ -151,7 +152,7 @@ def read_warmup(saved_model):
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
-    path = Path(saved_model) / "assets.extra" / "tf_serving_warmup_requests"
+    path = Path(saved_model) / EXTRA / "tf_serving_warmup_requests"
     requests = []
     for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
         request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request

@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from serving.files import flush
+
 # A model server reads only names that are numbers.
 _UNFINISHED = ".publishing-"
 _MAX_VERSION = 2**63 - 1
@@ -80,15 +82,6 @@ def add(saved_model, base, finish):
             os.rename(copy, base / str(number))
         flush(base)
     return given / str(number)
-
-
-def flush(path):
-    """Flushes a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

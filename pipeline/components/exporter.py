@@ -18,6 +18,7 @@ def export_model(execution):
         alpha=settings["alpha"],
         class_names=examples.class_names,
         pixel_max=examples.pixel_max,
+        model_fingerprint=execution.inputs["model"].fingerprint,
     )
 
 

@@ -6,23 +6,25 @@ from pathlib import Path
 from pipeline.artifacts import write_text
 from pipeline.errors import InputError
 from pipeline.orchestrator import Component
+from serving.blessing import reason_against
 from serving.publish import content_fingerprint, publish, read_publication
 from serving.versions import versions
 
 
 def push(execution):
     """Publishes the model as the next version unless the latest one is the same, or writes down why not."""
-    blessing = json.loads((execution.inputs["evaluation"].path / "blessing.json").read_text())
+    blessing = execution.inputs["evaluation"].path / "blessing.json"
     infra = json.loads((execution.inputs["infra_blessing"].path / "infra_blessing.json").read_text())
-    reasons = [] if blessing["blessed"] else ["not blessed: " + "; ".join(blessing["reasons"])]
+    saved_model, pushed_to = execution.inputs["saved_model"].path, None
+    reason = reason_against(blessing, saved_model)
+    reasons = [f"not blessed: {reason}"] if reason else []
     if not infra["passed"]:
         reasons.append(f"failed in a fresh process: {infra['reason']}")
-    saved_model, pushed_to = execution.inputs["saved_model"], None
     if not reasons:
         base = Path(execution.parameters["push_dir"])
         try:
             # InfraValidator has loaded these very files.
-            pushed = _pushed_before(base, saved_model.path) or publish(saved_model.path, base, blessed=True, check=None)
+            pushed = _pushed_before(base, saved_model) or publish(saved_model, base, blessing=blessing, check=None)
         except OSError as error:
             raise InputError(f"Cannot push to {base} ({error.strerror}); give another one by --push_dir.") from None
         except ValueError as error:

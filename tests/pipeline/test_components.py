@@ -1,15 +1,20 @@
 """ExampleGen, Evaluator, InfraValidator and Pusher, each by itself on small artifacts."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 
 from pipeline import settings as settings_lib
-from pipeline.components import evaluator, example_gen, infra_validator, pusher
+from pipeline.artifacts import Artifact
+from pipeline.components import evaluator, example_gen, exporter, infra_validator, pusher
 from pipeline.errors import InputError
+from serving import card as card_lib
 from serving import validate
+from serving.blessing import reason_against
+from tests.serving import saved_models
 
 IMAGES, LABELS = np.zeros((4, 8, 8, 1), np.uint8), np.arange(4)
 
@@ -257,6 +262,32 @@ def test_the_image_set_says_how_many_of_which(evaluations):
     assert (metrics["num_images"], metrics["image_set"]) == (3, "3, evenly spaced, of the tiny test")
 
 
+def test_the_exporters_card_names_the_model_as_the_orchestrator_does(
+    execution, write_examples, threshold_model, tmp_path
+):
+    (tmp_path / "trained").mkdir()
+    threshold_model(0.9).rename(tmp_path / "trained" / "model.keras")
+    examples = write_examples(np.zeros((2, 2, 2, 1), np.uint8), np.arange(2), class_names=("a", "b"))
+    parameters = {"n0": 10, "serving_n": 50, "alpha": 0.01}
+    run = execution({"model": tmp_path / "trained", "examples": examples}, ("saved_model",), parameters)
+    exporter.export_model(run)
+    card = card_lib.read(run.outputs["saved_model"])
+    assert card["model"] == Artifact.of(tmp_path / "trained").fingerprint
+    assert (card["sigma"], card["class_names"], card["scaling"]) == (0.5, ["a", "b"], "divide by 16")
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(("min_accuracy", "reason"), [(0.6, None), (0.61, "certified accuracy at radius 0 is 0.600")])
+def test_what_the_evaluator_writes_is_a_blessing_to_the_pusher(evaluations, tmp_path, min_accuracy, reason):
+    folder = evaluations.run("A", min_accuracy=min_accuracy)
+    (model,) = evaluations.root.glob("Model-*/model")
+    saved_model = saved_models.write(tmp_path / "saved_model")
+    card = {**saved_models.CARD, "sigma": 1.0, "model": Artifact.of(model).fingerprint}
+    (saved_model / "assets.extra" / card_lib.NAME).write_text(card_lib.to_json(card))
+    found = reason_against(folder / "blessing.json", saved_model)
+    assert found is None if reason is None else found.startswith(reason)
+
+
 @pytest.fixture
 def saved_model(tmp_path):
     from macer_tf import networks
@@ -315,14 +346,14 @@ class TestPusher:
     def push(self, execution, tmp_path):
         numbers = iter(range(100))
 
-        def run(content="model", blessed=True, passed=True, base=None):
+        def run(content="model", blessed=True, passed=True, base=None, evaluated=None):
             number = next(numbers)
             folders = {name: tmp_path / f"{name}{number}" for name in ("saved_model", "evaluation", "infra_blessing")}
             for folder in folders.values():
                 folder.mkdir()
-            (folders["saved_model"] / "saved_model.pb").write_text(content)
-            blessing = {"blessed": blessed, "reasons": [] if blessed else ["too bad", "too old"]}
-            (folders["evaluation"] / "blessing.json").write_text(json.dumps(blessing))
+            saved_models.write(folders["saved_model"], content)
+            verdict = {"blessed": blessed, "reasons": [] if blessed else ["too bad", "too old"]}
+            saved_models.write_blessing(folders["evaluation"] / "blessing.json", evaluated or content, **verdict)
             reason = None if passed else "NotFoundError: no variables"
             (folders["infra_blessing"] / "infra_blessing.json").write_text(
                 json.dumps({"passed": passed, "reason": reason})
@@ -361,6 +392,13 @@ class TestPusher:
     )
     def test_what_is_not_blessed_or_does_not_load_is_not_pushed(self, push, tmp_path, blessed, passed, reasons):
         assert push(blessed=blessed, passed=passed) == {"pushed_to": None, "reasons": reasons}
+        assert not (tmp_path / "serving").exists()
+
+    def test_the_blessing_of_another_model_pushes_nothing(self, push, tmp_path):
+        result = push(evaluated="another")
+        assert result["pushed_to"] is None
+        (reason,) = result["reasons"]
+        assert re.fullmatch(r"not blessed: .*blessing\.json is for another model, .*; its card says .*", reason)
         assert not (tmp_path / "serving").exists()
 
     def test_an_unwritable_folder_is_told_in_one_line(self, push, tmp_path):

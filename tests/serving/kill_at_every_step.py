@@ -1,7 +1,7 @@
-"""Kills a publisher before every call that it makes to the operating system: SCRATCH_DIRECTORY publish|rollback
+"""Kills a publisher before every call that it makes to the operating system: SCRATCH_DIRECTORY publish|force|rollback
 
 After each kill: only whole versions are there, the next publisher goes on and cleans up. Prints, as JSON, how many
-kills there were and how many found the new version there.
+kills there were and how many found the new version there. Of the models, `two` is never blessed.
 """
 
 import io
@@ -12,8 +12,10 @@ import signal
 import sys
 from pathlib import Path
 
-from serving.publish import publish, rollback
+from serving import card
+from serving.publish import content_fingerprint, publish, rollback
 from serving.versions import versions
+from tests.serving import saved_models
 
 _SYSTEM = {"posix", "fcntl", "_io", "io"}
 
@@ -46,39 +48,44 @@ def killed_at(step, action):
     return False
 
 
-def write_model(directory, content):
-    (directory / "variables").mkdir(parents=True)
-    (directory / "saved_model.pb").write_text(content)
-    (directory / "variables" / "variables.index").write_text(content * 2)
-
-
 def contents(version):
-    """The content of a version; fails if it is not whole."""
+    """The content of a version; fails if it is not whole, or does not say that it was forced if it was."""
     files = {str(path.relative_to(version)): path for path in version.rglob("*") if path.is_file()}
-    assert sorted(files) == ["assets.extra/publication.json", "saved_model.pb", "variables/variables.index"], files
+    assert sorted(files) == [
+        "assets.extra/model_card.json", "assets.extra/publication.json", "saved_model.pb", "variables/variables.index"
+    ], files  # fmt: skip
     content = files["saved_model.pb"].read_text()
     assert files["variables/variables.index"].read_text() == content * 2
-    assert json.loads(files["assets.extra/publication.json"].read_text())["blessed"] is True
+    record = json.loads(files["assets.extra/publication.json"].read_text())
+    is_forced = content == "two"
+    assert (record["blessed"], record["forced"]) == (not is_forced, is_forced)
+    assert card.read(version).get("forced", False) is is_forced
+    assert record["fingerprint"] == content_fingerprint(version)
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in files.values())
     assert version.stat().st_mode & 0o777 == 0o755
     return content
 
 
 def main(scratch, verb):
-    models = [scratch / name for name in ("one", "two", "three")]
-    for model in models:
-        write_model(model, model.name)
+    names = ("one", "two", "three")
+    models = {name: saved_models.write(scratch / name, name) for name in names}
+    blessings = {name: saved_models.write_blessing(scratch / f"{name}.json", name) for name in ("one", "three")}
+
+    def push(name, base):
+        return publish(models[name], base, blessing=blessings.get(name), force=name == "two", check=None)
+
     pristine, base = scratch / "pristine", scratch / "base"
     if verb == "rollback":
-        for model in models[:2]:
-            publish(model, pristine, blessed=True, check=None)
+        push("two", pristine)
+        push("one", pristine)
     before = [contents(version) for version in versions(pristine)]
+    new = "one" if verb == "publish" else "two"
 
     def action():
-        if verb == "publish":
-            publish(models[0], base, blessed=True, check=None)
-        else:
+        if verb == "rollback":
             rollback(base, check=None)
+        else:
+            push(new, base)
 
     step = finished = 0
     while True:
@@ -87,9 +94,9 @@ def main(scratch, verb):
             shutil.copytree(pristine, base)
         was_killed = killed_at(step, action)
         after = [contents(version) for version in versions(base)]
-        assert after in (before, [*before, "one"]), after
+        assert after in (before, [*before, new]), after
         finished += len(after) > len(before)
-        assert publish(models[2], base, blessed=True, check=None).name == str(len(after) + 1)
+        assert push("three", base).name == str(len(after) + 1)
         assert [contents(version) for version in versions(base)] == [*after, "three"]
         assert {path.name for path in base.iterdir()} == {str(i + 1) for i in range(len(after) + 1)}
         if not was_killed:

@@ -1,11 +1,15 @@
 """A small model server for tests: a SavedModel over gRPC and REST, with TensorFlow Serving's messages and formats.
 
+By hand, on TensorFlow Serving's ports 8500 and 8501: python -m tests.serving.model_server SAVED_MODEL
+
 Its REST follows TensorFlow Serving's json_tensor.cc: row and columnar formats, every input of the signature required,
 floats printed in six digits if these bring the number back, else in nine or seventeen.
 """
 
+import contextlib
 import json
 import re
+import sys
 import threading
 import time
 from concurrent import futures
@@ -34,7 +38,7 @@ class RefusedError(Exception):
 
 
 class ModelServer:
-    """Serves a SavedModel under the name `model`; in a `with`, on free ports of this machine.
+    """Serves a SavedModel under the name `model`; in a `with`, on this machine's `ports`, by default free ones.
 
     Attributes:
         grpc_address, rest_url: where it listens.
@@ -45,8 +49,9 @@ class ModelServer:
         raw: bytes -> the bytes of the answer that are sent instead.
     """
 
-    def __init__(self, saved_model, model="classifier", versions=(1,)):
+    def __init__(self, saved_model, model="classifier", versions=(1,), ports=(0, 0)):
         self.model, self.versions, self.requests, self.count = model, versions, [], 0
+        self._ports = ports
         self.state = "AVAILABLE"
         self.before, self.change, self.raw = lambda number: None, lambda outputs: outputs, lambda body: body
         self._lock, graph = threading.Lock(), tf.Graph()
@@ -65,9 +70,9 @@ class ModelServer:
         name = "tensorflow.serving.PredictionService"
         self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, service),))
         assert hasattr(prediction_service_pb2_grpc.PredictionServiceServicer, "Predict")
-        self.grpc_address = f"127.0.0.1:{self._grpc.add_insecure_port('127.0.0.1:0')}"
+        self.grpc_address = f"127.0.0.1:{self._grpc.add_insecure_port(f'127.0.0.1:{self._ports[0]}')}"
         self._grpc.start()
-        self._rest = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._rest = ThreadingHTTPServer(("127.0.0.1", self._ports[1]), _handler(self))
         self._rest.daemon_threads = True
         self.rest_url = f"http://127.0.0.1:{self._rest.server_port}"
         self._thread = threading.Thread(target=self._rest.serve_forever, kwargs={"poll_interval": 0.01})
@@ -98,7 +103,9 @@ class ModelServer:
             outputs = self._session.run(fetches, feed)
         # A session refuses shapes in Python that TensorFlow Serving's refuses in C++.
         except (tf.errors.InvalidArgumentError, ValueError) as error:
-            raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, getattr(error, "message", str(error))) from None
+            # What Python puts before it, C++ does not.
+            message = getattr(error, "message", str(error)).removeprefix("Graph execution error:\n\n")
+            raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, message) from None
         self.requests.append((signature, inputs))
         return self.change(outputs)
 
@@ -224,3 +231,9 @@ def wait_until(holds, seconds=30):
     while not holds():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    with ModelServer(sys.argv[1], ports=(8500, 8501)) as served, contextlib.suppress(KeyboardInterrupt):
+        print(f"gRPC: {served.grpc_address}, REST: {served.rest_url}", flush=True)
+        threading.Event().wait()

@@ -39,6 +39,23 @@ def test_every_count_gives_the_librarys_certificate(n, alpha):
     np.testing.assert_allclose(radius, expected.radii, rtol=2.0**-23, atol=1e-7)
 
 
+@pytest.mark.slow
+def test_every_majority_of_every_n_up_to_two_thousand_gives_the_librarys_certificate():
+    """Counts of half and below are certified by neither; the test above has them."""
+    alpha = 0.001
+    n = np.concatenate([np.full(n - n // 2, n) for n in range(10, 2001)])
+    successes = np.concatenate([np.arange(n // 2 + 1, n + 1) for n in range(10, 2001)])
+    p_lower, radius = in_graph(successes, n, alpha)
+    # What `certificates.certify` does for one n, here for each its own; `stats.beta.ppf` is the bound.
+    expected = stats.beta.ppf(alpha, successes, n - successes + 1)
+    assert ((p_lower > 0.5) == (expected > 0.5)).all()
+    assert (p_lower <= expected).all()
+    np.testing.assert_allclose(p_lower, expected, atol=1e-10)
+    expected_radius = SIGMA * stats.norm.ppf(np.maximum(expected, 0.5))
+    assert (radius.astype(np.float64) <= expected_radius).all()
+    np.testing.assert_allclose(radius, expected_radius, rtol=2.0**-23, atol=1e-7)
+
+
 @pytest.mark.parametrize("alpha", [1e-6, 0.001, 0.1])
 def test_no_bound_and_no_radius_is_above_scipys_for_samples_up_to_a_million(alpha):
     rng = np.random.default_rng(0)

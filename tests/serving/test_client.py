@@ -630,7 +630,7 @@ def test_the_rest_client_needs_no_tensorflow(server):
 
 
 def exported(tmp_path_factory):
-    """What `serving.export` writes, where it writes the three signatures."""
+    """What `serving.export` writes."""
     from macer_tf import networks
     from macer_tf.model import MACERModel
     from serving.export import export
@@ -643,15 +643,16 @@ def exported(tmp_path_factory):
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_what_serving_export_writes_is_understood(tmp_path_factory, digits, transport):
     with ModelServer(exported(tmp_path_factory)) as server:
-        if not {"certify_custom", "predict"} <= set(server._signatures):
-            pytest.skip(
-                "NEEDS serving.export with certify_custom and predict: it writes " + str(list(server._signatures))
-            )
         client = client_of(transport, server)
         assert holds_together(client.certify(digits[0][:3]), 3)
         assert client.predict(digits[0][:3]).samples.min() > 0
+        with pytest.raises(ServingError, match="one request takes at most 128 images") as error:
+            client.certify(digits[0][:129])
+        one_line(error)
         if transport == "grpc":
             assert client.certify_custom(digits[0][:2], num_samples=20).votes.sum(axis=1).tolist() == [20, 20]
+            with pytest.raises(ServingError, match=r"alpha must lie in \[1e-06, 0\.1\]"):
+                client.certify_custom(digits[0][:2], alpha=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 import macer_tf
+from macer_tf.model import MACERModel
 from serving import card, validate
-from serving.export import WARMUP
+from serving.export import WARMUP, export
 
 SIGNATURES = {
     "serving_default": {
@@ -68,6 +69,18 @@ def test_the_signatures_are_batch_major_and_named_as_promised(exported, images):
     ]  # fmt: skip
 
 
+def test_what_the_pipeline_calls_the_model_is_in_the_card_and_in_the_graph(linear_classifier, tmp_path):
+    settings = {"n0": 10, "n": 50, "alpha": 0.01}
+    model = MACERModel(linear_classifier(), sigma=0.25, seed=0)
+    with pytest.raises(ValueError, match="model in the model card must be a SHA-256 in hexadecimal"):
+        export(model, tmp_path, **settings, model_fingerprint="abc")
+    export(model, tmp_path, **settings, model_fingerprint="b" * 64)
+    assert card.read(tmp_path)["model"] == "b" * 64
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        (text,) = validate.Server(session, tmp_path)("metadata")["model_card"]
+    assert card.from_json(text.decode()) == card.read(tmp_path)
+
+
 def test_only_plain_variables_are_tracked(exported, digits_model):
     # The C++ loader finds only what the checkpoint names, and a Keras model below it would name layers.
     names = {name for name, _ in tf.train.list_variables(str(exported / "variables" / "variables"))}
@@ -95,6 +108,13 @@ def test_the_card_says_what_it_was_exported_with(exported, digits_model):
         "fingerprint": card.fingerprint(digits_model.classifier),
         "library_version": macer_tf.__version__,
     }
+
+
+def test_nothing_is_compiled_by_xla(exported):
+    """XLA's noise is not what the library replays from the seed."""
+    compiled = tf.function(lambda x: x + 1, jit_compile=True).get_concrete_function(tf.TensorSpec([]))
+    assert b"_XlaMustCompile" in compiled.function_def.SerializeToString()
+    assert b"_XlaMustCompile" not in (exported / "saved_model.pb").read_bytes()
 
 
 def test_every_signature_has_a_warm_up_request_whose_inputs_are_batch_major(exported):
@@ -134,6 +154,17 @@ def test_validation_fails_a_model_without_warm_up(damaged, images):
 def test_validation_fails_a_model_whose_card_is_of_another(damaged, images):
     about = {**card.read(damaged), "sigma": 0.5}
     (damaged / "assets.extra" / card.NAME).write_text(card.to_json(about))
+    with pytest.raises(ValueError, match="`metadata` does not return what is in model_card"):
+        validate.run(damaged, images)
+
+
+def test_validation_ignores_of_the_card_only_that_it_was_forced(exported, damaged, images):
+    about = card.read(exported)
+    (damaged / "assets.extra" / card.NAME).write_text(card.to_json({**about, "forced": True}))
+    answers, checks = validate.run(damaged, images)
+    assert (len(answers["radius"]), len(checks)) == (4, 6)
+    # Of the other optional field, as of all, card and graph must say the same.
+    (damaged / "assets.extra" / card.NAME).write_text(card.to_json({**about, "forced": True, "model": "a" * 64}))
     with pytest.raises(ValueError, match="`metadata` does not return what is in model_card"):
         validate.run(damaged, images)
 

@@ -10,24 +10,24 @@ from pathlib import Path
 
 import pytest
 
+from serving import card
 from serving import publish as publish_lib
 from serving.publish import content_fingerprint, listing, main, publish, read_publication, rollback
 from serving.versions import versions
+from tests.serving import saved_models
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_model(directory, content="graph"):
-    (directory / "variables").mkdir(parents=True)
-    (directory / "saved_model.pb").write_text(content)
-    (directory / "variables" / "variables.index").write_text("index")
-    (directory / "saved_model.pb").chmod(0o600)
-    return directory
+@pytest.fixture
+def saved_model(tmp_path):
+    return saved_models.write(tmp_path / "model")
 
 
 @pytest.fixture
-def saved_model(tmp_path):
-    return write_model(tmp_path / "model")
+def blessing(tmp_path):
+    """The blessing of `saved_model`."""
+    return saved_models.write_blessing(tmp_path / "blessing.json")
 
 
 @pytest.fixture
@@ -41,9 +41,10 @@ def push(tmp_path, base):
 
     def run(content):
         directory = tmp_path / content
-        return publish(
-            directory if directory.exists() else write_model(directory, content), base, blessed=True, check=None
-        )
+        if not directory.exists():
+            saved_models.write(directory, content)
+        blessing = saved_models.write_blessing(tmp_path / f"{content}.json", content)
+        return publish(directory, base, blessing=blessing, check=None)
 
     return run
 
@@ -61,13 +62,13 @@ def one_line(error):
     return str(error.value)
 
 
-def test_versions_count_up_and_are_never_overwritten(saved_model, base):
-    assert publish(saved_model, base, blessed=True, check=None) == base / "1"
+def test_versions_count_up_and_are_never_overwritten(saved_model, base, blessing):
+    assert publish(saved_model, base, blessing=blessing, check=None) == base / "1"
     (base / "7").mkdir()
     (base / "notes").mkdir()
-    assert publish(saved_model, base, blessed=True, check=None) == base / "8"
+    assert publish(saved_model, base, blessing=blessing, check=None) == base / "8"
     assert numbers(base) == [1, 7, 8]
-    assert (base / "8" / "variables" / "variables.index").read_text() == "index"
+    assert (base / "8" / "variables" / "variables.index").read_text() == "graphgraph"
     assert list((base / "7").iterdir()) == []
 
 
@@ -78,53 +79,98 @@ def test_numbers_are_ordered_as_numbers(push, base):
     assert numbers(base) == [9, 10, 11]
 
 
-def test_everybody_may_read_what_is_published(saved_model, base):
+def test_everybody_may_read_what_is_published(saved_model, base, blessing):
     before = os.umask(0o077)
     try:
-        version = publish(saved_model, base, blessed=True, check=None)
+        version = publish(saved_model, base, blessing=blessing, check=None)
     finally:
         os.umask(before)
     for path in (base, version, *version.rglob("*")):
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
 
 
-def test_the_model_itself_is_not_touched(saved_model, base):
+def test_the_model_itself_is_not_touched(saved_model, base, blessing):
     before = content_fingerprint(saved_model)
-    publish(saved_model, base, blessed=True, check=None)
+    publish(saved_model, base, blessing=blessing, check=None)
     assert content_fingerprint(saved_model) == before
-    assert sorted(path.name for path in saved_model.iterdir()) == ["saved_model.pb", "variables"]
+    assert sorted(path.name for path in saved_model.iterdir()) == ["assets.extra", "saved_model.pb", "variables"]
+    assert [path.name for path in (saved_model / "assets.extra").iterdir()] == ["model_card.json"]
     assert (saved_model / "saved_model.pb").stat().st_mode & 0o777 == 0o600
 
 
 def test_what_is_not_blessed_is_refused(saved_model, base):
-    with pytest.raises(ValueError, match=r"is not blessed; run the pipeline, .* or give --force") as error:
+    with pytest.raises(ValueError, match=r"is not blessed: nothing says .*; give its blessing by --blessing") as error:
         publish(saved_model, base, check=None)
     one_line(error)
     assert list(base.iterdir()) == []
 
 
-def test_what_is_forced_says_so(saved_model, base):
+def test_the_blessing_of_another_model_is_refused(saved_model, base, tmp_path):
+    other = saved_models.write_blessing(tmp_path / "other.json", "other")
+    with pytest.raises(ValueError, match=r"is not blessed: .*other\.json is for another model") as error:
+        publish(saved_model, base, blessing=other, check=None)
+    one_line(error)
+    assert list(base.iterdir()) == []
+    # Whoever gives a blessing means it: what was published as blessed before does not stand in for it.
+    own = saved_models.write_blessing(tmp_path / "own.json")
+    staged = publish(saved_model, base, blessing=own, check=None)
+    with pytest.raises(ValueError, match="is for another model"):
+        publish(staged, base, blessing=other, check=None)
+
+
+def test_what_is_forced_says_so(saved_model, base, blessing):
     forced = publish(saved_model, base, force=True, check=None)
     record = json.loads((forced / "assets.extra" / "publication.json").read_text())
     assert (record["blessed"], record["forced"]) == (False, True)
+    # And its card, which has lost nothing by that.
+    assert card.read(forced) == {**card.read(saved_model), "forced": True}
     # Nothing that was forced counts as blessed elsewhere.
-    with pytest.raises(ValueError, match="is not blessed;"):
+    with pytest.raises(ValueError, match="is not blessed: nothing says"):
         publish(forced, base.with_name("production"), check=None)
     # What is blessed needs no force, and is not called forced.
-    blessed = publish(saved_model, base, blessed=True, force=True, check=None)
+    blessed = publish(saved_model, base, blessing=blessing, force=True, check=None)
     assert (read_publication(blessed).blessed, read_publication(blessed).forced) == (True, False)
+    assert content_fingerprint(blessed) == content_fingerprint(saved_model)
 
 
-def test_a_blessing_goes_along_from_base_to_base(saved_model, base):
-    staged = publish(saved_model, base, blessed=True, check=None)
+def test_what_was_forced_and_is_blessed_later_is_the_same_as_if_it_had_never_been(saved_model, base, blessing):
+    forced = publish(saved_model, base, force=True, check=None)
+    again = publish(forced, base, force=True, check=None)
+    assert content_fingerprint(again) == content_fingerprint(forced)
+    blessed = publish(forced, base, blessing=blessing, check=None)
+    assert "forced" not in card.read(blessed)
+    assert content_fingerprint(blessed) == content_fingerprint(saved_model)
+    assert [line.blessing for line in listing(base)] == ["forced", "forced", "blessed"]
+
+
+def test_force_does_not_make_up_for_a_missing_or_broken_card(saved_model, base):
+    path = saved_model / "assets.extra" / "model_card.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="The model card must have the fields"):
+        publish(saved_model, base, force=True, check=None)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"has no model card .*; export it by serving\.export") as error:
+        publish(saved_model, base, force=True, check=None)
+    one_line(error)
+    assert not base.exists()
+
+
+def test_what_only_the_card_says_was_forced_is_listed_as_forced(saved_model, base):
+    forced = publish(saved_model, base, force=True, check=None)
+    (forced / "assets.extra" / "publication.json").unlink()
+    assert [line.blessing for line in listing(base)] == ["forced"]
+
+
+def test_a_blessing_goes_along_from_base_to_base(saved_model, base, blessing):
+    staged = publish(saved_model, base, blessing=blessing, check=None)
     promoted = publish(staged, base.with_name("production"), check=None)
     assert read_publication(promoted).blessed
     assert content_fingerprint(promoted) == content_fingerprint(saved_model)
 
 
 @pytest.mark.parametrize("change", ["edited", "added", "removed", "renamed"])
-def test_a_changed_model_loses_its_blessing(saved_model, base, change):
-    version = publish(saved_model, base, blessed=True, check=None)
+def test_a_changed_model_loses_its_blessing(saved_model, base, change, blessing):
+    version = publish(saved_model, base, blessing=blessing, check=None)
     index = version / "variables" / "variables.index"
     match change:
         case "edited":
@@ -135,7 +181,7 @@ def test_a_changed_model_loses_its_blessing(saved_model, base, change):
             index.unlink()
         case "renamed":
             index.rename(index.with_name("other"))
-    with pytest.raises(ValueError, match=r"is not blessed \(it was changed after it was published\)"):
+    with pytest.raises(ValueError, match=r"is not blessed: it was changed after it was published"):
         publish(version, base.with_name("production"), check=None)
     assert [line.blessing for line in listing(base)] == ["changed"]
 
@@ -150,14 +196,13 @@ def test_a_changed_model_loses_its_blessing(saved_model, base, change):
      '{"published": "' + "2" * 2**20 + '", "blessed": true, "forced": false, "fingerprint": "a"}'],
 )  # fmt: skip
 def test_a_publication_that_is_none_blesses_nothing(saved_model, base, text):
-    (saved_model / "assets.extra").mkdir()
     (saved_model / "assets.extra" / "publication.json").write_text(text)
     assert read_publication(saved_model) is None
-    with pytest.raises(ValueError, match="is not blessed;"):
+    with pytest.raises(ValueError, match="is not blessed: nothing says"):
         publish(saved_model, base, check=None)
 
 
-def test_what_fails_the_check_is_not_published_and_leaves_nothing(push, saved_model, base):
+def test_what_fails_the_check_is_not_published_and_leaves_nothing(push, saved_model, base, blessing):
     push("a")
     seen = []
 
@@ -166,14 +211,14 @@ def test_what_fails_the_check_is_not_published_and_leaves_nothing(push, saved_mo
         raise RuntimeError("cannot be loaded")
 
     with pytest.raises(RuntimeError, match="cannot be loaded"):
-        publish(saved_model, base, blessed=True, check=check)
+        publish(saved_model, base, blessing=blessing, check=check)
     # What was checked is what would have been served, before it was.
     assert seen == [(base, "graph", True, [1])]
     assert [path.name for path in base.iterdir()] == ["1"]
 
 
 @pytest.mark.parametrize("where", ["file", "directory", "outside", "dangling", "fifo"])
-def test_links_inside_a_saved_model_are_refused(saved_model, base, tmp_path, where):
+def test_links_inside_a_saved_model_are_refused(saved_model, base, tmp_path, where, blessing):
     odd = saved_model / "variables" / "odd"
     (tmp_path / "secret").write_text("secret")
     match where:
@@ -188,29 +233,29 @@ def test_links_inside_a_saved_model_are_refused(saved_model, base, tmp_path, whe
         case "fifo":
             os.mkfifo(odd)
     with pytest.raises(ValueError, match=r"variables/odd is a symbolic link or not a plain file") as error:
-        publish(saved_model, base, blessed=True, check=None)
+        publish(saved_model, base, blessing=blessing, check=None)
     one_line(error)
     assert list(base.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["007", "+5", "-1", " 3", "4\n", "00"])
-def test_names_that_a_server_would_read_as_numbers_are_refused(saved_model, base, name):
+def test_names_that_a_server_would_read_as_numbers_are_refused(saved_model, base, name, blessing):
     (base / name).mkdir(parents=True)
     with pytest.raises(ValueError, match=r"A model server takes .* for version -?[0-9]+; rename it") as error:
-        publish(saved_model, base, blessed=True, check=None)
+        publish(saved_model, base, blessing=blessing, check=None)
     one_line(error)
     assert [path.name for path in base.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "file"])
-def test_a_version_that_is_no_directory_is_refused(push, saved_model, base, tmp_path, kind):
+def test_a_version_that_is_no_directory_is_refused(push, saved_model, base, tmp_path, kind, blessing):
     push("a")
     if kind == "file":
         (base / "5").write_text("")
     else:
         (base / "5").symlink_to(tmp_path if kind == "link" else "nowhere")
     for act in (
-        lambda: publish(saved_model, base, blessed=True, check=None),
+        lambda: publish(saved_model, base, blessing=blessing, check=None),
         lambda: rollback(base),
         lambda: versions(base),
     ):
@@ -229,29 +274,29 @@ def test_names_beyond_int64_are_no_versions(push, base):
         push("b")
 
 
-def test_a_base_inside_the_model_is_refused(saved_model):
+def test_a_base_inside_the_model_is_refused(saved_model, blessing):
     for base in (saved_model, saved_model / "base", saved_model / "variables" / ".." / "base"):
         with pytest.raises(ValueError, match="lies inside the SavedModel"):
-            publish(saved_model, base, blessed=True, check=None)
+            publish(saved_model, base, blessing=blessing, check=None)
     assert not (saved_model / "base").exists()
 
 
-def test_a_link_to_the_base_is_followed_once(saved_model, base, tmp_path):
+def test_a_link_to_the_base_is_followed_once(saved_model, base, tmp_path, blessing):
     base.mkdir()
     (tmp_path / "link").symlink_to(base)
-    assert publish(saved_model, tmp_path / "link", blessed=True, check=None) == tmp_path / "link" / "1"
+    assert publish(saved_model, tmp_path / "link", blessing=blessing, check=None) == tmp_path / "link" / "1"
     assert numbers(base) == [1]
 
 
-def test_what_is_no_saved_model_is_refused(tmp_path, base):
+def test_what_is_no_saved_model_is_refused(tmp_path, base, blessing):
     (tmp_path / "file").write_text("")
     for wrong in (tmp_path / "absent", tmp_path / "file", tmp_path):
         with pytest.raises(ValueError, match=r"is no SavedModel: it has no saved_model\.pb"):
-            publish(wrong, base, blessed=True, check=None)
+            publish(wrong, base, blessing=blessing, check=None)
     assert not base.exists()
 
 
-@pytest.mark.parametrize("verb", ["publish", "rollback"])
+@pytest.mark.parametrize("verb", ["publish", "force", "rollback"])
 def test_a_kill_at_any_step_leaves_whole_versions_and_the_next_publisher_cleans_up(tmp_path, verb):
     script = Path(__file__).with_name("kill_at_every_step.py")
     process = subprocess.run(
@@ -269,25 +314,26 @@ PUBLISHER = """
 import sys
 from pathlib import Path
 from serving.publish import publish
-model, base, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
+model, base, blessing, times = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 def check(copy):
     print("checking", copy.name, flush=True)
     sys.stdin.readline()
 for _ in range(times):
-    print(publish(model, base, blessed=True, check=check if sys.argv[4] == "wait" else None).name, flush=True)
+    print(publish(model, base, blessing=blessing, check=check if sys.argv[5] == "wait" else None).name, flush=True)
 """
 
 
-def publisher(model, base, times=1, wait=False):
+def publisher(model, base, blessing, times=1, wait=False):
     return subprocess.Popen(
-        [sys.executable, "-c", PUBLISHER, model, base, str(times), "wait" if wait else "go"],
+        [sys.executable, "-c", PUBLISHER, model, base, blessing, str(times), "wait" if wait else "go"],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
 def test_publishers_at_once_all_succeed_and_what_is_seen_is_whole(tmp_path, base):
-    models = {name: write_model(tmp_path / name, name) for name in ("a", "b", "c", "d")}
-    processes = {name: publisher(model, base, times=10) for name, model in models.items()}
+    models = {name: saved_models.write(tmp_path / name, name) for name in ("a", "b", "c", "d")}
+    blessings = {name: saved_models.write_blessing(tmp_path / f"{name}.json", name) for name in models}
+    processes = {name: publisher(model, base, blessings[name], times=10) for name, model in models.items()}
     while any(process.poll() is None for process in processes.values()):
         for version in versions(base):
             assert content(version) in models
@@ -299,8 +345,8 @@ def test_publishers_at_once_all_succeed_and_what_is_seen_is_whole(tmp_path, base
     assert {path.name for path in base.iterdir()} == {str(number) for number in range(1, 41)}
 
 
-def test_a_living_publisher_is_left_alone_and_a_killed_one_cleaned_up(saved_model, push, base):
-    living, killed = (publisher(saved_model, base, wait=True) for _ in range(2))
+def test_a_living_publisher_is_left_alone_and_a_killed_one_cleaned_up(saved_model, push, base, blessing):
+    living, killed = (publisher(saved_model, base, blessing, wait=True) for _ in range(2))
     beside = {process: process.stdout.readline().split()[1] for process in (living, killed)}
     killed.kill()
     killed.communicate()
@@ -339,10 +385,25 @@ def test_a_rollback_passes_over_the_same_model(push, base):
 
 
 def test_a_rollback_keeps_what_was_forced_forced(push, saved_model, base):
-    publish(saved_model, base, force=True, check=None)
+    forced = publish(saved_model, base, force=True, check=None)
     push("b")
-    publication = read_publication(rollback(base, check=None))
+    version = rollback(base, check=None)
+    publication = read_publication(version)
     assert (publication.blessed, publication.forced, publication.rolled_back_to) == (False, True, 1)
+    assert card.read(version) == card.read(forced)
+    assert card.read(version)["forced"] is True
+    assert [line.blessing for line in listing(base)] == ["forced", "blessed", "forced"]
+
+
+def test_a_rollback_passes_over_the_same_model_that_was_forced(push, saved_model, base, blessing):
+    """They differ in what their cards say of the publication, and would serve the same."""
+    push("a")
+    publish(saved_model, base, blessing=blessing, check=None)
+    publish(saved_model, base, force=True, check=None)
+    assert content_fingerprint(base / "2") != content_fingerprint(base / "3")
+    with pytest.raises(ValueError, match="is version 2 already"):
+        rollback(base, 2, check=None)
+    assert content(rollback(base, check=None)) == "a"
 
 
 def test_a_rollback_to_nothing_is_told_in_one_line(push, base):
@@ -362,7 +423,7 @@ def test_a_rollback_to_nothing_is_told_in_one_line(push, base):
 
 
 def test_a_version_from_before_records_can_be_rolled_back_to(push, base):
-    write_model(base / "1", "old")
+    saved_models.write(base / "1", "old")
     push("new")
     version = rollback(base, check=None)
     assert content(version) == "old"
@@ -372,27 +433,27 @@ def test_a_version_from_before_records_can_be_rolled_back_to(push, base):
 
 def test_the_listing(push, saved_model, base, capsys):
     push("a")
-    (saved_model / "assets.extra").mkdir()
-    card = {"fingerprint": "0123456789abcdef" * 4}
-    (saved_model / "assets.extra" / "model_card.json").write_text(json.dumps(card))
+    shutil.copytree(saved_model, base / "2")
+    (base / "2" / "assets.extra" / "model_card.json").unlink()
     publish(saved_model, base, force=True, check=None)
-    rollback(base, check=None)
+    rollback(base, 1, check=None)
     assert main(["list", str(base)]) == 0
     lines = capsys.readouterr().out.splitlines()
     date = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
-    own = content_fingerprint(base / "1")[:12]
-    assert re.fullmatch(rf" +1  {date} +blessed +{own}", lines[1])
-    assert re.fullmatch(rf" +2  {date} +forced +0123456789ab", lines[2])
-    assert re.fullmatch(rf" +3  {date}  served  blessed +{own}  rolled back to 1", lines[3])
-    assert len(lines) == 4
+    assert re.fullmatch(rf" +1  {date} +blessed +0123456789ab", lines[1])
+    # Without a card, the fingerprint of its files.
+    assert re.fullmatch(rf" +2  {date} +unblessed +{content_fingerprint(base / '2')[:12]}", lines[2])
+    assert re.fullmatch(rf" +3  {date} +forced +0123456789ab", lines[3])
+    assert re.fullmatch(rf" +4  {date}  served  blessed +0123456789ab  rolled back to 1", lines[4])
+    assert len(lines) == 5
 
 
 @pytest.mark.parametrize("fingerprint", ["\x1b[2J" + "a" * 60, "A" * 64, 5, None, "a" * 65])
 def test_a_foreign_cards_fingerprint_is_not_printed(saved_model, base, fingerprint):
-    (saved_model / "assets.extra").mkdir()
-    (saved_model / "assets.extra" / "model_card.json").write_text(json.dumps({"fingerprint": fingerprint}))
-    version = publish(saved_model, base, force=True, check=None)
-    assert [line.fingerprint for line in listing(base)] == [content_fingerprint(version)]
+    shutil.copytree(saved_model, base / "1")
+    path = base / "1" / "assets.extra" / "model_card.json"
+    path.write_text(json.dumps({**card.read(saved_model), "fingerprint": fingerprint}))
+    assert [line.fingerprint for line in listing(base)] == [content_fingerprint(base / "1")]
 
 
 @pytest.mark.parametrize(
@@ -401,9 +462,12 @@ def test_a_foreign_cards_fingerprint_is_not_printed(saved_model, base, fingerpri
         ([], 2, "the following arguments are required: verb; see python -m serving.publish --help"),
         (["serve"], 2, "invalid choice: 'serve'"),
         (["publish", "MODEL"], 2, "the following arguments are required: base"),
-        (["publish", "MODEL", "BASE"], 2, "is not blessed; run the pipeline"),
+        (["publish", "MODEL", "BASE"], 2, "is not blessed: nothing says that the Evaluator blessed it; give its"),
+        (["publish", "MODEL", "BASE", "--blessing", "absent.json"], 2, "cannot read "),
+        (["publish", "MODEL", "BASE", "--blessing", ""], 2, "(Is a directory)"),
+        (["publish", "MODEL", "BASE", "--blessing", "MODEL/saved_model.pb"], 2, "saved_model.pb is not JSON: "),
         (["publish", "absent", "BASE"], 2, "is no SavedModel"),
-        (["publish", "MODEL", "BASE", "--force"], 2, "no assets.extra/model_card.json with an image_shape"),
+        (["publish", "MODEL/variables", "BASE", "--force"], 2, "is no SavedModel"),
         (["rollback", "BASE"], 2, "There is no version"),
         (["rollback", "BASE", "--to", "../1"], 2, "argument --to: must be the number of a version. Received: '../1'"),
         (["rollback", "BASE", "--to", "/etc"], 2, "must be the number of a version"),
@@ -444,7 +508,8 @@ def exported(tmp_path_factory):
     from serving.export import export
 
     directory = tmp_path_factory.mktemp("exported") / "saved_model"
-    export(MACERModel(networks.small_cnn(), sigma=0.25, seed=0), directory, n0=10, n=50, alpha=0.01)
+    model = MACERModel(networks.small_cnn(), sigma=0.25, seed=0)
+    export(model, directory, n0=10, n=50, alpha=0.01, model_fingerprint=saved_models.model("trained"))
     return directory
 
 
@@ -453,10 +518,18 @@ def test_the_command_line_loads_what_it_publishes_in_a_fresh_process(exported, b
     monkeypatch.chdir(tmp_path)  # Wherever it is called from.
     assert main(["publish", str(exported), "base", "--force"]) == 0
     assert capsys.readouterr().out == "Published base/1, forced: it is not blessed.\n"
+    saved_models.write_blessing(tmp_path / "blessing.json", "trained")
+    assert main(["publish", str(exported), "base", "--blessing", "blessing.json"]) == 0
+    assert capsys.readouterr().out == "Published base/2.\n"
+    assert [line.blessing for line in listing(base)] == ["forced", "blessed"]
+
+
+@pytest.mark.slow
+def test_the_command_line_does_not_publish_what_cannot_be_loaded(exported, base, tmp_path, capsys):
     damaged = tmp_path / "damaged"
     shutil.copytree(exported, damaged)
     (damaged / "variables" / "variables.index").unlink()
-    assert main(["publish", str(damaged), "base", "--force"]) == 1
+    assert main(["publish", str(damaged), str(base), "--force"]) == 1
     printed = capsys.readouterr().err
     assert re.fullmatch(r"error: Not published, since it failed in a fresh process: .*Error.*\n", printed)
-    assert [path.name for path in base.iterdir()] == ["1"]
+    assert list(base.iterdir()) == []
