@@ -19,7 +19,7 @@ from pipeline import command_line, console, orchestrator, sampling
 from pipeline.artifacts import Artifact, file_digest, fingerprint, write_bytes, write_text
 from pipeline.command_line import ABOVE_0, FOLDER, FROM_0, INSIDE_0_1, PATH, SEED, TEXT, Setting, none_or, whole
 from pipeline.errors import InputError, exit_status, leave
-from serving.versions import flush
+from serving.files import flush
 
 _GROUPS = {
     "Model and images": (

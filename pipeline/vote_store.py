@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from macer_tf import noise
 from pipeline.artifacts import write_text
 from pipeline.errors import InputError
-from serving.versions import flush
+from serving.files import flush
 
 _ABOUT = b"macer_tf"
 _ADDRESS = ("example_id", "digest", "stream", "start", "count")
