@@ -1,14 +1,13 @@
 """Artifacts: directories of finished files, known by a fingerprint of their contents; and how files get finished."""
 
 import contextlib
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import InputError
 from serving.files import directory_fingerprint, flush
-from serving.files import file_digest as file_digest
-from serving.files import fingerprint as fingerprint
 
 
 @dataclass(frozen=True)

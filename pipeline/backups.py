@@ -12,9 +12,10 @@ import keras
 import numpy as np
 
 from pipeline import stability
-from pipeline.artifacts import file_digest, finish_directory, write_text, writing
+from pipeline.artifacts import finish_directory, write_text, writing
 from pipeline.errors import InputError
 from pipeline.training import learning_rate
+from serving.files import file_digest
 
 # Within an epoch a kill loses at most this much, and backups take at most this share of the time.
 _SECONDS_BETWEEN_BACKUPS = 60

@@ -16,10 +16,10 @@ import numpy as np
 from macer_tf import certificates as certificates_lib
 from macer_tf import evaluation, logs
 from pipeline import command_line, console, orchestrator, sampling
-from pipeline.artifacts import Artifact, file_digest, fingerprint, write_bytes, write_text
+from pipeline.artifacts import write_bytes, write_text
 from pipeline.command_line import ABOVE_0, FOLDER, FROM_0, INSIDE_0_1, PATH, SEED, TEXT, Setting, none_or, whole
 from pipeline.errors import InputError, exit_status, leave
-from serving.files import flush
+from serving.files import directory_fingerprint, file_digest, fingerprint, flush
 
 _GROUPS = {
     "Model and images": (
@@ -178,7 +178,7 @@ def _labels(opened, ids, num_classes):
 
 
 def _fingerprint(path):
-    return Artifact.of(path).fingerprint if Path(path).is_dir() else file_digest(path)
+    return directory_fingerprint(path) if Path(path).is_dir() else file_digest(path)
 
 
 def _print_plan(settings, plan, classifier, precision, opened, ids):

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import macer_tf
-from pipeline.artifacts import Artifact, fingerprint, finish_directory, write_text
+from pipeline.artifacts import Artifact, finish_directory, write_text
 from pipeline.console import duration
 from pipeline.errors import InputError
+from serving.files import fingerprint
 
 _RECORD = "execution.json"
 _SCRATCH = "scratch"

@@ -1,10 +1,10 @@
 """Certifier: model and examples -> votes and certificates of test images, on Beam."""
 
 from pipeline import certification, classifiers, examples
-from pipeline.artifacts import fingerprint
 from pipeline.orchestrator import Component
 from pipeline.settings import sampling_plan
 from pipeline.vote_store import VoteStore
+from serving.files import fingerprint
 
 
 def certify(execution):

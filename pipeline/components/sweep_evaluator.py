@@ -10,10 +10,11 @@ import numpy as np
 from macer_tf import evaluation, logs
 from pipeline import certification
 from pipeline import examples as examples_lib
-from pipeline.artifacts import file_digest, write_text
+from pipeline.artifacts import write_text
 from pipeline.components import evaluator
 from pipeline.orchestrator import Component
 from pipeline.report import sweep_report
+from serving.files import file_digest
 
 
 def component(inputs):

@@ -5,7 +5,8 @@ import os
 import pytest
 
 from pipeline import artifacts
-from pipeline.artifacts import Artifact, fingerprint, finish_directory, write_text
+from pipeline.artifacts import Artifact, finish_directory, write_text
+from serving.files import fingerprint
 
 
 def test_fingerprint_does_not_depend_on_the_order_of_keys():
