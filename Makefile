@@ -9,7 +9,7 @@ run: $(VENV)/runtime
 	$(VENV)/bin/python -m pipeline.run $(ARGS)
 
 test: $(VENV)/development
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/development
 	$(VENV)/bin/ruff check .

@@ -67,23 +67,19 @@ def write(
         "radius_accuracy": figures.radius_accuracy(
             correct_radii[own_kind], paper_curve, label=f"{_METHOD_NAMES[settings['method']]}, {name}"
         ),
-        "p_a": figures.p_a_distribution(certificates.p_lower[estimated], correct, ceiling=ceiling),
         "training": figures.training_curves({name: np.atleast_1d(history[name]) for name in history.dtype.names}),
-        "examples": figures.example_gallery(
-            [
-                _example(position, certificates, votes, labels, class_names, image, noisy)
-                for position in _gallery_positions(certificates, labels, estimated)
-            ]
-        ),
     }
+    if positions := _gallery_positions(certificates, labels, estimated):
+        drawn["examples"] = figures.example_gallery(
+            [_example(position, certificates, votes, labels, class_names, image, noisy) for position in positions]
+        )
+    if estimated.any():
+        drawn["p_a"] = figures.p_a_distribution(certificates.p_lower[estimated], correct, ceiling=ceiling)
     if other_kinds:
         drawn["bounds"] = figures.radius_accuracy_curves(correct_radii)
     pictures = {name: figures.save_png(figure) for name, figure in drawn.items()}
     for figure_name, picture in pictures.items():
         (directory / f"{figure_name}.png").write_bytes(picture)
-
-    def panel(figure_name, heading, caption, alt):
-        return page.PageFigure(figure_name, heading, caption, pictures[figure_name], alt)
 
     verdict = "Blessed" if blessing["blessed"] else "Not blessed"
     html = page.render(
@@ -105,46 +101,49 @@ def write(
         settings={group: [page.Setting(*entry) for entry in entries] for group, entries in plan.items()},
         metrics=page.MetricsTable(metrics["radii"], tuple(rows)),
         figures=[
-            panel(
-                "radius_accuracy",
-                "Certified accuracy by radius",
-                "Share of the images whose certified class is their label, at each l2 radius or beyond. The area under "
-                "the curve is the ACR."
-                + (" Markers are the numbers reported in the paper, on its own images." if paper else ""),
-                f"Curve of certified accuracy, from {metrics['certified_accuracy'][0]:.2f} at radius 0.",
-            ),
-            panel(
-                "p_a",
-                "How sure the votes are",
-                "Lower bound on the probability of each image's class. Left of 1/2 the classifier abstains; the dashed "
-                "line at the right is the highest bound that n samples can give.",
-                "Histogram of the lower bounds, correct and not correct images apart.",
-            ),
-            *(
-                [
-                    panel(
-                        "bounds",
-                        "Hard and soft certificates",
-                        "The same samples, counted hard (Clopper-Pearson) and soft (Algorithm 2 of the paper, at the "
-                        "inverse temperature that the name ends in). Soft certificates are about another classifier: "
-                        "the class of the largest mean score.",
-                        "Curves of certified accuracy, one for each kind of certificate.",
-                    )
-                ]
-                if other_kinds
-                else []
-            ),
-            panel("training", "Training", "Each epoch's means over the training images.", "Training curves."),
-            panel(
-                "examples",
-                "Examples",
-                "Images, two of the noisy copies that were voted on, the label, and what is certified.",
-                "Grid of example images with noisy copies, predicted class and certified radius.",
-            ),
+            page.PageFigure(figure_name, heading, caption, pictures[figure_name], alt)
+            for figure_name, heading, caption, alt in _panels(metrics, paper)
+            if figure_name in pictures
         ],
         notes=[*NOTES, *([_AFTER_A_LOOK] if metrics["bound"] == "anytime" else [])],
     )
     write_text(directory / FILE_NAME, html)
+
+
+def _panels(metrics, paper):
+    """(figure's name, heading, caption, what it shows in words) of each figure that there may be."""
+    return (
+        (
+            "radius_accuracy",
+            "Certified accuracy by radius",
+            "Share of the images whose certified class is their label, at each l2 radius or beyond. The area under the "
+            "curve is the ACR."
+            + (" Markers are the numbers reported in the paper, on its own images." if paper else ""),
+            f"Curve of certified accuracy, from {metrics['certified_accuracy'][0]:.2f} at radius 0.",
+        ),
+        (
+            "p_a",
+            "How sure the votes are",
+            "Lower bound on the probability of each image's class. Left of 1/2 the classifier abstains; the dashed "
+            "line at the right is the highest bound that n samples can give. Images not estimated are left out.",
+            "Histogram of the lower bounds, correct and not correct images apart.",
+        ),
+        (
+            "bounds",
+            "Hard and soft certificates",
+            "The same samples, counted hard (Clopper-Pearson) and soft (Algorithm 2 of the paper, at the inverse "
+            "temperature that the name ends in). Soft certificates are about another classifier: the class of the "
+            "largest mean score.",
+            "Curves of certified accuracy, one for each kind of certificate.",
+        ),
+        ("training", "Training", "Each epoch's means over the training images.", "Training curves."),
+        (
+            "examples",
+            "Examples",
+            "Images, two of the noisy copies that were voted on, the label, and what is certified.",
+            "Grid of example images with noisy copies, predicted class and certified radius.",
+        ),
+    )
 
 
 def _of_the_images(metrics):

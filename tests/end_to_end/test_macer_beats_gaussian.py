@@ -7,7 +7,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-SHORT = ("--epochs", "30", "--n", "2000")
+SHORT = ("--epochs", "20", "--n", "1000")
 
 
 def run(root, *flags):

@@ -304,7 +304,8 @@ def test_what_a_worker_loses_is_drawn_again(certify, small_model, digit_examples
     process, calls = certification.DrawVotes.process, itertools.count()
 
     def lossy(self, chunks):
-        if next(calls) % 3 != 1:
+        # Of the second round, some; of no round all, which would be an error.
+        if next(calls) not in (2, 4, 6):
             process(self, chunks)
 
     monkeypatch.setattr(certification.DrawVotes, "process", lossy)

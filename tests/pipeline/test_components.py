@@ -75,7 +75,7 @@ class Evaluations:
     def __init__(self, root, examples):
         self.root, self.examples = root, examples
 
-    def run(self, model, radii=None, num_test_examples=None, **changed):
+    def run(self, model, radii=None, num_test_examples=None, estimation=(60, 20, 20), **changed):
         """Certifies correctly at `radii` if given, else as in ROWS -> the folder of the evaluation."""
         from pipeline import orchestrator
         from pipeline.orchestrator import Component
@@ -92,9 +92,9 @@ class Evaluations:
 
         def make_certificates(execution):
             lines = [
-                {"id": i, "selection": [4, 3, 3], "estimation": [60, 20, 20], "prediction": prediction,
+                {"id": i, "selection": [4, 3, 3], "estimation": estimation, "prediction": prediction,
                  "selected": max(prediction, 0), "radius": radius, "p_lower": 0.6}
-                for i, (_, prediction, radius) in enumerate(rows[:count])
+                for i, (_, prediction, radius) in enumerate(execution.parameters["rows"][:count])
             ]  # fmt: skip
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (execution.outputs["certificates"] / "certificates.jsonl").write_text(text)
@@ -134,6 +134,18 @@ def evaluations(tmp_path, write_examples):
 
 def read(folder, name):
     return json.loads((folder / name).read_text())
+
+
+def test_a_report_without_any_estimated_image(evaluations):
+    """Each image's selected class was wrong, and all were spared."""
+    rows = [[label, -1, 0.0] for label, *_ in ROWS]
+    folder = evaluations.run("A", estimation=(0, 0, 0), rows=rows)
+    metrics = read(folder, "metrics.json")
+    assert (metrics["abstained"], metrics["unestimated"], metrics["samples_per_image"]) == (0, 1, 10)
+    assert metrics["certified_accuracy"] == [0] * 8
+    html = (folder / "report.html").read_text()
+    assert "1.000 more were not estimated" in html
+    assert html.count("data:image/png") == 2  # certified accuracy and training
 
 
 @pytest.mark.usefixtures("no_report")
