@@ -5,6 +5,7 @@ from scipy import stats
 from macer_tf import certificates
 from macer_tf.budgets import BLOCK, FixedBudget, PrecisionBudget, RadiusBudget
 from macer_tf.certificates import ABSTAIN
+from macer_tf.confidence import anytime_lower
 from macer_tf.evaluation import evaluate
 from macer_tf.votes import UNITS, SoftMoments, Votes
 
@@ -108,13 +109,24 @@ def test_exactly_how_often_a_stopped_certificate_is_false(p, alpha):
     certified = result.radii >= 0.25
     if p < THRESHOLD:
         assert probability[certified].sum() <= alpha
-    else:
-        given_up = ~certified & (n < budget.n)
-        assert probability[given_up].sum() <= alpha
     # It does decide: far from the threshold, nearly always.
     if p in (0.5, 0.9):
         assert probability[certified].sum() == pytest.approx(float(p > THRESHOLD), abs=alpha)
         assert (probability * n).sum() < 500
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.05, 0.001])
+def test_giving_up_loses_exactly_so_few_images(alpha):
+    # As many are certified as by one look, with the same bound, at all 2,000 samples; 5 in 1,000 fewer at most.
+    budget = RadiusBudget(0.25, 2000)
+    fewest = np.searchsorted(anytime_lower(np.arange(2001), 2000, alpha), THRESHOLD)
+    for p in (THRESHOLD, *(fewest / 2000 + np.array([-0.01, 0, 0.01, 0.02])), 0.75, 0.85):
+        n, successes, probability = stopped(budget, p, alpha)
+        certified = budget.certify(two_classes(9, 10, successes, n), SIGMA, alpha).radii >= 0.25
+        assert probability[certified].sum() >= stats.binom.sf(fewest - 1, 2000, p) - 0.005
+        # At the threshold hardly any is certified: no reason to draw all samples.
+        if p == THRESHOLD:
+            assert (probability * n).sum() < 1400
 
 
 def test_how_often_a_stopped_certificate_is_false_at_alpha():
