@@ -11,13 +11,13 @@ Whatever a budget decides, its certificates hold at alpha. It decides what they 
 import bisect
 import functools
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import special
 
 from macer_tf import certificates
-from macer_tf.confidence import anytime_lower, check_alpha, clopper_pearson_upper
+from macer_tf.confidence import anytime_lower, check_alpha, clopper_pearson_lower, clopper_pearson_upper
 
 # Samples are drawn in multiples of it, up to the last ones before n.
 BLOCK = 100
@@ -100,11 +100,11 @@ class FixedBudget(_Budget):
 class RadiusBudget(_Budget):
     """Samples until it is decided whether the image is certified at one radius, n at most.
 
-    An image is decided once `anytime_lower` certifies it at the radius, which is false with probability at most alpha,
-    however many looks were taken; or once it is given up, because `clopper_pearson_upper` says that its class'
-    probability is below the share of votes that would certify it after n samples. Giving up promises nothing: it saves
-    the samples of images that n would hardly certify either. Of images close to the threshold, it costs up to 2 in 100
-    that one look after 100,000 samples would certify. What is given up, or undecided after n samples, is not certified.
+    Half of alpha goes to `anytime_lower`, at each look, and half to `clopper_pearson_lower`, at one look that was fixed
+    beforehand: after n samples. An image is decided once one of them certifies it at the radius, which is false with
+    probability at most alpha; or once it is given up, because `clopper_pearson_upper` says that its class' probability
+    is below the share of votes that would certify it after n samples. Giving up promises nothing: it saves the samples
+    of images that n would hardly certify either. What is given up, or undecided after n samples, is not certified.
     Certificates may hold beyond the radius, but there they are worth less than those of more samples: the ACR of such
     a run is not the model's.
 
@@ -122,20 +122,28 @@ class RadiusBudget(_Budget):
             raise ValueError(f"radius must be finite, from 0. Received: radius={self.radius}")
 
     def certify(self, votes, sigma, alpha):
-        """`certificates.certify` by the anytime bound, after any number of samples."""
-        return certificates.certify(votes, sigma, alpha, bound="anytime")
+        """`Certificates` after any number of samples up to n, by the better of both bounds; see also there."""
+        certified = certificates.certify(votes, sigma, alpha / 2, bound="anytime")
+        p_lower = _lower(_successes(votes), votes.n, self.n, alpha)
+        passed = p_lower > 0.5
+        return replace(
+            certified,
+            predictions=np.where(passed, certified.selected, certificates.ABSTAIN),
+            radii=np.where(passed, sigma * special.ndtri(p_lower), 0.0),
+            p_lower=p_lower,
+            alpha=float(alpha),
+        )
 
     def _goal(self, votes, sigma, alpha):
-        n = votes.n
-        successes = np.take_along_axis(votes.estimation, votes.selected[:, None], axis=1)[:, 0]
+        successes, n = _successes(votes), votes.n
         enough = _fewest_successes(self.radius, self.n, sigma, alpha) / self.n
-        certified = _certified(successes, n, self.radius, sigma, alpha)
-        decided = certified | (clopper_pearson_upper(successes, n, _GIVEN_UP) < enough)
+        decided = _reached(self.radius, successes, n, self.n, sigma, alpha)
+        decided |= clopper_pearson_upper(successes, n, _GIVEN_UP) < enough
         return np.where(decided, n, _blocks(np.maximum(n * _GROWTH, BLOCK)))
 
     def _check_can_reach(self, sigma, alpha):
-        certificates.check_can_certify(self.n, alpha, "anytime")
-        largest = certificates.max_radius(sigma, self.n, alpha, "anytime")
+        certificates.check_can_certify(self.n, alpha / 2)
+        largest = certificates.max_radius(sigma, self.n, alpha / 2)
         if self.radius > largest:
             raise ValueError(
                 f"n={self.n} samples certify up to radius {largest:.4f} at sigma={sigma:g}, alpha={alpha:g}. Received: "
@@ -207,14 +215,25 @@ def _check_n(n):
         raise ValueError(f"n, the most samples an image gets, must be a whole number from 1. Received: n={n}")
 
 
+def _successes(votes):
+    return np.take_along_axis(votes.estimation, votes.selected[:, None], axis=1)[:, 0]
+
+
+def _lower(successes, n, most, alpha):
+    """RadiusBudget's bound on the class' probability after n samples of `most`."""
+    anytime = anytime_lower(successes, n, alpha / 2)
+    return np.where(n == most, np.maximum(anytime, clopper_pearson_lower(successes, n, alpha / 2)), anytime)
+
+
+def _reached(radius, successes, n, most, sigma, alpha):
+    lower = _lower(successes, n, most, alpha)
+    return (lower > 0.5) & (sigma * special.ndtri(lower) >= radius)
+
+
 @functools.lru_cache
 def _fewest_successes(radius, n, sigma, alpha):
-    return bisect.bisect_left(range(n + 1), True, key=lambda successes: _certified(successes, n, radius, sigma, alpha))
-
-
-def _certified(successes, n, radius, sigma, alpha):
-    lower = anytime_lower(successes, n, alpha)
-    return (lower > 0.5) & (sigma * special.ndtri(lower) >= radius)
+    """How many of n samples certify at the radius."""
+    return bisect.bisect_left(range(n + 1), True, key=lambda successes: _reached(radius, successes, n, n, sigma, alpha))
 
 
 def _blocks(samples):

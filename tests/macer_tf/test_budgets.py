@@ -5,7 +5,7 @@ from scipy import stats
 from macer_tf import certificates
 from macer_tf.budgets import BLOCK, FixedBudget, PrecisionBudget, RadiusBudget
 from macer_tf.certificates import ABSTAIN
-from macer_tf.confidence import anytime_lower
+from macer_tf.confidence import anytime_lower, clopper_pearson_lower
 from macer_tf.evaluation import evaluate
 from macer_tf.votes import UNITS, SoftMoments, Votes
 
@@ -117,16 +117,29 @@ def test_exactly_how_often_a_stopped_certificate_is_false(p, alpha):
 
 @pytest.mark.parametrize("alpha", [0.2, 0.05, 0.001])
 def test_giving_up_loses_exactly_so_few_images(alpha):
-    # As many are certified as by one look, with the same bound, at all 2,000 samples; 5 in 1,000 fewer at most.
+    # As many are certified as by one look at all 2,000 samples, with half of alpha; 5 in 1,000 fewer at most.
     budget = RadiusBudget(0.25, 2000)
-    fewest = np.searchsorted(anytime_lower(np.arange(2001), 2000, alpha), THRESHOLD)
-    for p in (THRESHOLD, *(fewest / 2000 + np.array([-0.01, 0, 0.01, 0.02])), 0.75, 0.85):
+    fewest = np.searchsorted(clopper_pearson_lower(np.arange(2001), 2000, alpha / 2), THRESHOLD)
+    for p in (0.65, THRESHOLD, *(fewest / 2000 + np.array([-0.01, 0, 0.01, 0.02])), 0.75, 0.85):
         n, successes, probability = stopped(budget, p, alpha)
         certified = budget.certify(two_classes(9, 10, successes, n), SIGMA, alpha).radii >= 0.25
         assert probability[certified].sum() >= stats.binom.sf(fewest - 1, 2000, p) - 0.005
-        # At the threshold hardly any is certified: no reason to draw all samples.
-        if p == THRESHOLD:
-            assert (probability * n).sum() < 1400
+        # Without giving up, an image of 0.65 takes 1,500 samples and more.
+        if p == 0.65:
+            assert (probability * n).sum() < 700
+
+
+def test_half_of_alpha_for_looks_and_half_for_one_look_at_the_end():
+    votes = two_classes(9, 10, [720, 1420], [1000, 2000])
+    result = RadiusBudget(0.25, 2000).certify(votes, SIGMA, ALPHA)
+    expected = [anytime_lower(720, 1000, ALPHA / 2), stats.beta.ppf(ALPHA / 2, 1420, 2000 - 1420 + 1)]
+    np.testing.assert_allclose(result.p_lower, expected, rtol=1e-12)
+    np.testing.assert_allclose(result.radii, SIGMA * stats.norm.ppf(expected), rtol=1e-12)
+    assert result.alpha == ALPHA
+    # Before its last samples, an image has the anytime bound alone; one vote fewer at the end would not be enough.
+    fewest = next(s for s in range(2001) if stats.beta.ppf(ALPHA / 2, max(s, 1), 2001 - s) >= THRESHOLD)
+    ends = two_classes(9, 10, [fewest - 1, fewest], 2000)
+    assert (RadiusBudget(0.25, 2000).certify(ends, SIGMA, ALPHA).radii >= 0.25).tolist() == [False, True]
 
 
 def test_how_often_a_stopped_certificate_is_false_at_alpha():
