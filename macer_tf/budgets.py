@@ -122,7 +122,12 @@ class RadiusBudget(_Budget):
             raise ValueError(f"radius must be finite, from 0. Received: radius={self.radius}")
 
     def certify(self, votes, sigma, alpha):
-        """`Certificates` after any number of samples up to n, by the better of both bounds; see also there."""
+        """`Certificates` after any number of samples, by the better of both bounds.
+
+        Raises:
+            ValueError: as `certificates.certify`.
+        """
+        check_alpha(alpha)
         certified = certificates.certify(votes, sigma, alpha / 2, bound="anytime")
         p_lower = _lower(_successes(votes), votes.n, self.n, alpha)
         passed = p_lower > 0.5

@@ -245,8 +245,9 @@ def test_bad_input():
     budget, votes = RadiusBudget(0.25, 1000), two_classes(9, 10, 0, 0)
     with pytest.raises(ValueError, match="sigma must be above 0"):
         budget.more(votes, 0, ALPHA)
-    with pytest.raises(ValueError, match="alpha"):
-        budget.more(votes, SIGMA, 1)
+    for ask in (budget.more, budget.certify):
+        with pytest.raises(ValueError, match=r"alpha.* Received: alpha=1"):
+            ask(votes, SIGMA, 1)
     with pytest.raises(ValueError, match=r"One label an image is needed. Received: \(2,\) for \(1,\)"):
         budget.more(votes, SIGMA, ALPHA, labels=[0, 1])
     for bad in (two_classes(0, 0, 0, 0), two_classes(9, 10, 1001, 1001)):
