@@ -17,13 +17,11 @@ import numpy as np
 from scipy import special
 
 from macer_tf import certificates
-from macer_tf.confidence import anytime_lower, check_alpha, clopper_pearson_lower, clopper_pearson_upper
+from macer_tf.confidence import anytime_lower, anytime_upper, check_alpha, clopper_pearson_lower
 
 # Samples are drawn in multiples of it, up to the last ones before n.
 BLOCK = 100
 _GROWTH = 1.5
-# Level of the upper bound by which images are given up. Certificates hold whatever it is.
-_GIVEN_UP = 0.01
 # Over p_A after the selection votes: points of equal weight of a Beta distribution. Its prior leans towards 1, where
 # most images of a trained model are. Whatever it is, certificates hold; it decides how good the plan is.
 _PRIOR = (0.5, 0.05)
@@ -102,11 +100,10 @@ class RadiusBudget(_Budget):
 
     Half of alpha goes to `anytime_lower`, at each look, and half to `clopper_pearson_lower`, at one look that was fixed
     beforehand: after n samples. An image is decided once one of them certifies it at the radius, which is false with
-    probability at most alpha; or once it is given up, because `clopper_pearson_upper` says that its class' probability
-    is below the share of votes that would certify it after n samples. Giving up promises nothing: it saves the samples
-    of images that n would hardly certify either. What is given up, or undecided after n samples, is not certified.
-    Certificates may hold beyond the radius, but there they are worth less than those of more samples: the ACR of such
-    a run is not the model's.
+    probability at most alpha; or once `anytime_upper` says that its class' probability is below the share of votes that
+    n samples would need to certify it, which is false with probability at most alpha too. Such an image, and one that
+    is undecided after n samples, is not certified at the radius. Certificates may hold beyond the radius, but there
+    they are worth less than those of more samples: the ACR of such a run is not the model's.
 
     Attributes:
         radius: in units of a pixel in [0, 1], from 0.
@@ -143,7 +140,7 @@ class RadiusBudget(_Budget):
         successes, n = _successes(votes), votes.n
         enough = _fewest_successes(self.radius, self.n, sigma, alpha) / self.n
         decided = _reached(self.radius, successes, n, self.n, sigma, alpha)
-        decided |= clopper_pearson_upper(successes, n, _GIVEN_UP) < enough
+        decided |= anytime_upper(successes, n, alpha) < enough
         return np.where(decided, n, _blocks(np.maximum(n * _GROWTH, BLOCK)))
 
     def _check_can_reach(self, sigma, alpha):
