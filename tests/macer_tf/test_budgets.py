@@ -5,6 +5,7 @@ from scipy import stats
 from macer_tf import certificates
 from macer_tf.budgets import BLOCK, FixedBudget, PrecisionBudget, RadiusBudget
 from macer_tf.certificates import ABSTAIN
+from macer_tf.confidence import anytime_lower, clopper_pearson_lower
 from macer_tf.evaluation import evaluate
 from macer_tf.votes import UNITS, SoftMoments, Votes
 
@@ -108,13 +109,47 @@ def test_exactly_how_often_a_stopped_certificate_is_false(p, alpha):
     certified = result.radii >= 0.25
     if p < THRESHOLD:
         assert probability[certified].sum() <= alpha
-    else:
-        given_up = ~certified & (n < budget.n)
-        assert probability[given_up].sum() <= alpha
     # It does decide: far from the threshold, nearly always.
     if p in (0.5, 0.9):
         assert probability[certified].sum() == pytest.approx(float(p > THRESHOLD), abs=alpha)
         assert (probability * n).sum() < 500
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.05, 0.001])
+def test_an_image_that_n_samples_may_certify_is_given_up_with_probability_alpha_at_most(alpha):
+    budget = RadiusBudget(0.25, 2000)
+    fewest = np.searchsorted(clopper_pearson_lower(np.arange(2001), 2000, alpha / 2), THRESHOLD)
+    for p in fewest / 2000 + np.array([1e-9, 0.005, 0.02]):
+        n, successes, probability = stopped(budget, p, alpha)
+        certified = budget.certify(two_classes(9, 10, successes, n), SIGMA, alpha).radii >= 0.25
+        assert probability[~certified & (n < 2000)].sum() <= alpha
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.05, 0.001])
+def test_giving_up_loses_exactly_so_few_images(alpha):
+    # As many are certified as by one look at all 2,000 samples, with half of alpha; 5 in 1,000 fewer at most.
+    budget = RadiusBudget(0.25, 2000)
+    fewest = np.searchsorted(clopper_pearson_lower(np.arange(2001), 2000, alpha / 2), THRESHOLD)
+    for p in (0.6, THRESHOLD, *(fewest / 2000 + np.array([-0.01, 0, 0.01, 0.02])), 0.75, 0.85):
+        n, successes, probability = stopped(budget, p, alpha)
+        certified = budget.certify(two_classes(9, 10, successes, n), SIGMA, alpha).radii >= 0.25
+        assert probability[certified].sum() >= stats.binom.sf(fewest - 1, 2000, p) - 0.005
+        # Without giving up, an image of 0.6 takes 1,900 samples and more.
+        if p == 0.6:
+            assert (probability * n).sum() < 1000
+
+
+def test_half_of_alpha_for_looks_and_half_for_one_look_at_the_end():
+    votes = two_classes(9, 10, [720, 1420], [1000, 2000])
+    result = RadiusBudget(0.25, 2000).certify(votes, SIGMA, ALPHA)
+    expected = [anytime_lower(720, 1000, ALPHA / 2), stats.beta.ppf(ALPHA / 2, 1420, 2000 - 1420 + 1)]
+    np.testing.assert_allclose(result.p_lower, expected, rtol=1e-12)
+    np.testing.assert_allclose(result.radii, SIGMA * stats.norm.ppf(expected), rtol=1e-12)
+    assert result.alpha == ALPHA
+    # Before its last samples, an image has the anytime bound alone; one vote fewer at the end would not be enough.
+    fewest = next(s for s in range(2001) if stats.beta.ppf(ALPHA / 2, max(s, 1), 2001 - s) >= THRESHOLD)
+    ends = two_classes(9, 10, [fewest - 1, fewest], 2000)
+    assert (RadiusBudget(0.25, 2000).certify(ends, SIGMA, ALPHA).radii >= 0.25).tolist() == [False, True]
 
 
 def test_how_often_a_stopped_certificate_is_false_at_alpha():
@@ -220,8 +255,9 @@ def test_bad_input():
     budget, votes = RadiusBudget(0.25, 1000), two_classes(9, 10, 0, 0)
     with pytest.raises(ValueError, match="sigma must be above 0"):
         budget.more(votes, 0, ALPHA)
-    with pytest.raises(ValueError, match="alpha"):
-        budget.more(votes, SIGMA, 1)
+    for ask in (budget.more, budget.certify):
+        with pytest.raises(ValueError, match=r"alpha.* Received: alpha=1"):
+            ask(votes, SIGMA, 1)
     with pytest.raises(ValueError, match=r"One label an image is needed. Received: \(2,\) for \(1,\)"):
         budget.more(votes, SIGMA, ALPHA, labels=[0, 1])
     for bad in (two_classes(0, 0, 0, 0), two_classes(9, 10, 1001, 1001)):
