@@ -190,8 +190,9 @@ def _print_plan(settings, plan, classifier, precision, opened, ids):
     entries = [[setting.name, command_line.in_words(setting, settings[setting.name])]
                for setting in _GROUPS["Certification"]]  # fmt: skip
     console.print_plan({"Certification": entries})
-    largest = plan.largest_radius(settings["sigma"])
-    print(f"  The largest radius that n samples can certify is {largest:.3f}.", flush=True)
+    if plan.radius is None:
+        largest = certificates_lib.max_radius(settings["sigma"], plan.n, plan.alpha, plan.kinds[0][1])
+        print(f"  The largest radius that n samples can certify is {largest:.3f}.", flush=True)
 
 
 def _write(directory, settings, plan, num_classes, labels, outcome):

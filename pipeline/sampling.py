@@ -84,7 +84,8 @@ class SamplingPlan:
             )
         try:
             for _, bound, _ in plan.kinds:
-                certificates.check_can_certify(plan.n, plan.alpha, bound)
+                if bound != "anytime":  # what a budget for a radius can reach, `check_sigma` asks it
+                    certificates.check_can_certify(plan.n, plan.alpha, bound)
         except ValueError as error:
             raise InputError(f"--n is too small. {error}") from None
         return plan
@@ -131,10 +132,6 @@ class SamplingPlan:
     def is_exact(self):
         """Whether an image must not have more samples than its budget asked for."""
         return self.radius is None
-
-    def largest_radius(self, sigma):
-        """The largest radius that n samples can certify by the run's own bound."""
-        return certificates.max_radius(sigma, self.n, self.alpha, self.kinds[0][1])
 
     def certificates(self, votes, sigma, is_first_look):
         """Kind's name -> `Certificates`.
