@@ -53,7 +53,7 @@ class SmoothedClassifier:
             images -> [batch, classes], two classes or more, whose largest output is its class.
         sigma: noise level in units of a pixel in [0, 1]; by default that of the model it was trained in.
         seed: whole number in [0, 2**32); drawn from the operating system if None.
-        micro_batch: noisy copies in one forward pass, rounded up to a multiple of 16; by default 1024, and fewer where
+        micro_batch: noisy copies in one forward pass, rounded up to a multiple of 16; by default 2048, and fewer where
             images are large.
         precision: "float32" or "bfloat16", what the base classifier computes in; by default its own. A certificate
             holds for this precision only: see `InferenceGraph`.
@@ -336,8 +336,8 @@ def _votes(outputs, owners, pieces, betas=()):
 
 
 def default_micro_batch(image_shape):
-    """Noisy copies in one forward pass: 1024 for small images, 512 at 32x32x3 pixels, fewer for larger, at least 16."""
-    return int(np.clip(512 * 32 * 32 * 3 // math.prod(image_shape), 16, 1024)) // _ROWS * _ROWS
+    """Noisy copies in one forward pass: 512 at 32x32x3 pixels, as many more or fewer as fit the same, 16 to 2048."""
+    return int(np.clip(512 * 32 * 32 * 3 // math.prod(image_shape), 16, 2048)) // _ROWS * _ROWS
 
 
 def check_images(images, example_ids=None):
