@@ -5,6 +5,7 @@ Workers write their votes down and return nothing: what a lost worker or bundle 
 """
 
 import contextlib
+import itertools
 import json
 import threading
 import time
@@ -197,7 +198,7 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers):
     job.take(store.pieces())
     if job.held:
         print(f"  {job.held:,} samples were drawn before.")
-    if job.missing():
+    if job.missing(1):
         _forecast(loaded, job)
         _draw_all(sampler, shared, job, store, num_workers)
     # What a killed run left on ledgers, too.
@@ -222,11 +223,11 @@ def _draw_all(sampler, shared, job, store, num_workers):
     most_chunks = max(_VALUES_AT_ONCE // job.values_of_a_piece, 1)
     on_ledgers = 0
     with _Follower(job, store) as follower:
-        while chunks := job.missing()[:most_chunks]:
+        while chunks := job.missing(most_chunks):
             with _told_in_one_line():
                 _draw(sampler, shared, chunks, store, num_workers)
             follower.poll()
-            if set(chunks).issubset(job.missing()):
+            if job.missing(len(chunks)) == chunks:
                 raise RuntimeError("The certification workers wrote down nothing of what they were to draw.")
             on_ledgers += len(chunks)
             if on_ledgers >= most_chunks:
@@ -310,17 +311,18 @@ class _Job:
         while waiting := [example_id for example_id in waiting if self._is_complete(self._images[example_id])]:
             waiting = self._look(waiting)
 
-    def missing(self):
-        """The `Chunk`s to draw."""
+    def missing(self, most):
+        """The first so many `Chunk`s to draw, always in the same order."""
         size = SAMPLES_PER_CHUNK
-        return [
+        chunks = (
             Chunk(example_id, image.digest, stream, start, min((start // size + 1) * size, stop) - start)
             for example_id, image in self._images.items()
             if image.outcome is None
             for stream, gaps in image.gaps.items()
             for first, stop in gaps
-            for start in (first, *range((first // size + 1) * size, stop, size))
-        ]
+            for start in itertools.chain((first,), range((first // size + 1) * size, stop, size))
+        )
+        return list(itertools.islice(chunks, most))
 
     @property
     def values_of_a_piece(self):
@@ -467,7 +469,7 @@ class _Follower:
 
 def _forecast(loaded, job):
     """Prints how many forward passes are to be made, and how long that will take, from a short measurement."""
-    rate = loaded.samples_per_second(chunk.example_id for chunk in job.missing())
+    rate = loaded.samples_per_second(chunk.example_id for chunk in job.missing(1000))
     if rate is None:
         return
     samples = job.most - job.held

@@ -140,10 +140,15 @@ def _certify(settings, output):
     certification.write(unfinished, outcome, plan, settings["sigma"], precision)
     of_certified = labels[np.searchsorted(ids, outcome.ids)]
     metrics = _write(unfinished, settings, plan, num_classes, of_certified, outcome)
-    for file in sorted(unfinished.iterdir()):
+    files = sorted(unfinished.iterdir())
+    for file in files:
         flush(file)
         os.replace(file, output / file.name)
     unfinished.rmdir()
+    # Other kinds of certificates, of another run.
+    for file in output.glob("certificates-*.*"):
+        if file.name not in [new.name for new in files]:
+            file.unlink()
     _print_result(output, metrics, outcome.failures)
     return 1 if outcome.failures else 0
 

@@ -210,6 +210,9 @@ def test_hard_and_soft_certificates_in_one_table_and_one_figure(run, model, tmp_
     for kind, log in zip(kinds, logged, strict=True):
         assert np.mean(np.where(log.correct, log.radii, 0)) == pytest.approx(metrics["certificates"][kind]["acr"])
     assert (output / "radius_accuracy.png").read_bytes().startswith(b"\x89PNG")
+    # Another run leaves no certificates of this one behind.
+    assert run("--model", model, "--dataset", "digits", "--max", "4")[0] == 0
+    assert sorted(path.name for path in output.glob("certificates*")) == ["certificates.jsonl", "certificates.tsv"]
 
 
 def test_adaptive_budgets(run, model, tmp_path):
