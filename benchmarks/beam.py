@@ -86,7 +86,7 @@ def plain_loop(folder, network, num_images, n, threads):
 
 def pipeline(folder, network, num_images, n, threads):
     """As `pipeline.certify` does."""
-    from pipeline import certification
+    from pipeline import certificate_files, certification
     from pipeline.sampling import SamplingPlan
     from pipeline.vote_store import VoteStore
 
@@ -98,7 +98,7 @@ def pipeline(folder, network, num_images, n, threads):
             outcome = certification.run(
                 sampler(folder, network), range(num_images), 10, plan, store, num_workers=threads
             )  # fmt: skip
-            certification.write(output, outcome, plan, SIGMA, "float32")
+            certificate_files.write(output, outcome, plan, SIGMA, "float32")
 
     return step
 

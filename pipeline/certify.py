@@ -105,7 +105,7 @@ def _plan(settings):
 def _certify(settings, output):
     # Only now, so that --help and a typo do not wait for TensorFlow.
     console.import_tensorflow()
-    from pipeline import certification, classifiers, images
+    from pipeline import certificate_files, certification, classifiers, images
     from pipeline.vote_store import VoteStore
 
     plan = _plan(settings)
@@ -137,7 +137,7 @@ def _certify(settings, output):
     unfinished = output / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    certification.write(unfinished, outcome, plan, settings["sigma"], precision)
+    certificate_files.write(unfinished, outcome, plan, settings["sigma"], precision)
     of_certified = labels[np.searchsorted(ids, outcome.ids)]
     metrics = _write(unfinished, settings, plan, num_classes, of_certified, outcome)
     files = sorted(unfinished.iterdir())
@@ -202,11 +202,11 @@ def _print_plan(settings, plan, classifier, precision, opened, ids):
 
 def _write(directory, settings, plan, num_classes, labels, outcome):
     """Writes logs, failures, metrics and the figure beside the certificates. Returns the metrics."""
-    from pipeline import certification
+    from pipeline import certificate_files
     from pipeline.components.evaluator import radii
     from pipeline.report import figures
 
-    about, ids, votes, kinds = certification.read(directory)
+    about, ids, votes, kinds = certificate_files.read(directory)
     rows = io.StringIO()
     writer = csv.writer(rows, delimiter="\t", lineterminator="\n")
     writer.writerow(("idx", "reason"))
@@ -216,7 +216,7 @@ def _write(directory, settings, plan, num_classes, labels, outcome):
     has_labels = (labels >= 0).any()
     evaluated = {}
     for place, (name, certified) in enumerate(kinds.items()):
-        logs.write(directory / certification.file_name(place, name, "tsv"), certified, labels, ids)
+        logs.write(directory / certificate_files.file_name(place, name, "tsv"), certified, labels, ids)
         if len(ids):
             # At other radii than the one that is decided, the share certified is not the model's.
             shown = radii(settings) if plan.radius is None else (plan.radius,)

@@ -1,6 +1,6 @@
 """Certifier: model and examples -> votes and certificates of test images, on Beam."""
 
-from pipeline import certification, classifiers, examples
+from pipeline import certificate_files, certification, classifiers, examples
 from pipeline.orchestrator import Component
 from pipeline.settings import sampling_plan
 from pipeline.vote_store import VoteStore
@@ -34,7 +34,7 @@ def certify(execution):
         # An evaluation of the others would be of another image set.
         image_id, reason = min(outcome.failures.items())
         raise RuntimeError(f"Image {image_id} cannot be certified, one of {len(outcome.failures)}: {reason}")
-    certification.write(execution.outputs["certificates"], outcome, plan, settings["sigma"], precision)
+    certificate_files.write(execution.outputs["certificates"], outcome, plan, settings["sigma"], precision)
 
 
 CERTIFIER = Component(

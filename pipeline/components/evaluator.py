@@ -6,7 +6,7 @@ import numpy as np
 
 from macer_tf import certificates as certificates_lib
 from macer_tf import evaluation, logs, noise
-from pipeline import certification
+from pipeline import certificate_files
 from pipeline import examples as examples_lib
 from pipeline.artifacts import Artifact, write_text
 from pipeline.orchestrator import Component, Resolver, finished
@@ -21,7 +21,7 @@ def evaluate(execution):
     settings = execution.parameters
     output = execution.outputs["evaluation"]
     examples = examples_lib.read(execution.inputs["examples"].path)
-    _, ids, votes, kinds = certification.read(execution.inputs["certificates"].path)
+    _, ids, votes, kinds = certificate_files.read(execution.inputs["certificates"].path)
     certified = next(iter(kinds.values()))
     labels = examples.labels["test"][ids]
     logs.write(output / "certificates.tsv", certified, labels, ids)

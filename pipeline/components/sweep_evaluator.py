@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from macer_tf import evaluation, logs
-from pipeline import certification
+from pipeline import certificate_files
 from pipeline import examples as examples_lib
 from pipeline.artifacts import write_text
 from pipeline.components import evaluator
@@ -37,7 +37,7 @@ def evaluate(execution):
             execution.inputs[f"{name}_{place}"].path for name in ("examples", "model", "certificates")
         )
         examples = examples_lib.read(examples_path)
-        _, ids, _, kinds = certification.read(certificates_path)
+        _, ids, _, kinds = certificate_files.read(certificates_path)
         certified = next(iter(kinds.values()))
         labels = examples.labels["test"][ids]
         value = re.sub(r"[^\w.+-]", "_", entry["value"])

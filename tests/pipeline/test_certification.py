@@ -19,7 +19,7 @@ from macer_tf.budgets import PrecisionBudget, RadiusBudget
 from macer_tf.evaluation import evaluate
 from macer_tf.smoothing import SmoothedClassifier
 from macer_tf.votes import Votes
-from pipeline import certification
+from pipeline import certificate_files, certification, job
 from pipeline import examples as examples_lib
 from pipeline import images as images_lib
 from pipeline.errors import InputError
@@ -54,14 +54,14 @@ def certify(tmp_path):
             sampler, np.asarray(ids), num_classes, plan, votes, labels=labels, num_workers=num_workers
         )  # fmt: skip
         assert outcome.failures == {}
-        certification.write(output, outcome, plan, sigma, "float32")
+        certificate_files.write(output, outcome, plan, sigma, "float32")
         return output
 
     return run
 
 
 def read(output):
-    _, ids, votes, kinds = certification.read(output)
+    _, ids, votes, kinds = certificate_files.read(output)
     return ids, votes, next(iter(kinds.values()))
 
 
@@ -99,7 +99,7 @@ def drawn(monkeypatch):
 
 @pytest.mark.parametrize(("num_workers", "chunk"), [(1, 2000), (4, 2000), (2, 128), (3, 701)])
 def test_beam_returns_what_the_library_returns(certify, small_model, digit_examples, monkeypatch, num_workers, chunk):
-    monkeypatch.setattr(certification, "SAMPLES_PER_CHUNK", chunk)
+    monkeypatch.setattr(job, "SAMPLES_PER_CHUNK", chunk)
     ids = [3, 0, 11, 7]
     output = certify(small_model, digit_examples, ids, num_workers)
     read_ids, votes, certified = read(output)
@@ -119,7 +119,7 @@ def test_beam_returns_what_the_library_returns(certify, small_model, digit_examp
 def test_votes_half_drawn_give_the_same_and_only_the_rest_is_drawn(
     certify, small_model, digit_examples, tmp_path, monkeypatch, capsys, drawn
 ):
-    monkeypatch.setattr(certification, "SAMPLES_PER_CHUNK", 100)
+    monkeypatch.setattr(job, "SAMPLES_PER_CHUNK", 100)
     monkeypatch.setattr(VoteStore, "compact", lambda store: None)
     undisturbed = text(certify(small_model, digit_examples, range(4), store="undisturbed"))
     assert "drawn before" not in capsys.readouterr().out
@@ -128,7 +128,7 @@ def test_votes_half_drawn_give_the_same_and_only_the_rest_is_drawn(
     assert len(lines) == 4 * (1 + 7)
     lines.sort(key=lambda line: json.loads(line.partition(" ")[2])[2])  # selection comes first
     monkeypatch.undo()
-    monkeypatch.setattr(certification, "SAMPLES_PER_CHUNK", 100)
+    monkeypatch.setattr(job, "SAMPLES_PER_CHUNK", 100)
     drawn = Lines(monkeypatch)
 
     (tmp_path / "resumed").mkdir()
@@ -173,12 +173,12 @@ def test_more_samples_later_extend_and_the_bound_allows_for_the_look(
     extended = certify(small_model, digit_examples, range(4), n=3 * N)
     assert drawn.samples() == 4 * 2 * N
     assert f"first drawn for n={N}: these certificates are by the bound" in capsys.readouterr().out
-    about, _, votes, kinds = certification.read(extended)
+    about, _, votes, kinds = certificate_files.read(extended)
     assert about["is_first_look"] is False
     assert (kinds["hard"].bound, kinds["hard"].n) == ("anytime", 3 * N)
     # The votes are those of a run that never looked; only the bound is another.
     at_once = certify(small_model, digit_examples, range(4), n=3 * N, store="at once")
-    _, _, same, unlooked = certification.read(at_once)
+    _, _, same, unlooked = certificate_files.read(at_once)
     np.testing.assert_array_equal(votes.estimation, same.estimation)
     assert unlooked["hard"].bound == "clopper-pearson"
     assert (unlooked["hard"].p_lower >= kinds["hard"].p_lower).all()
@@ -188,7 +188,7 @@ def test_more_samples_later_extend_and_the_bound_allows_for_the_look(
     assert text(certify(small_model, digit_examples, range(4))) == first
     assert drawn.samples() == 0
     # Fewer samples than were looked at are a choice after a look, too.
-    about, _, votes, kinds = certification.read(certify(small_model, digit_examples, range(4), n=N // 2))
+    about, _, votes, kinds = certificate_files.read(certify(small_model, digit_examples, range(4), n=N // 2))
     assert (kinds["hard"].bound, kinds["hard"].n) == ("anytime", N // 2)
 
 
@@ -203,7 +203,7 @@ def test_hard_and_soft_certificates_are_the_library_s_from_one_pass(certify, sma
     betas = (1.0, 16.0)
     output = certify(small_model, digit_examples, range(5), certify="all", betas=betas, n=3000)
     assert drawn.samples() == 5 * (N0 + 3000)
-    about, _, _, kinds = certification.read(output)
+    about, _, _, kinds = certificate_files.read(output)
     assert list(kinds) == [
         "hard", "soft-hoeffding-1", "soft-hoeffding-16", "soft-bernstein-1", "soft-bernstein-16"
     ]  # fmt: skip
@@ -278,7 +278,7 @@ def test_interrupted_anywhere_it_ends_the_same(
     certify, small_model, digit_examples, tmp_path, monkeypatch, drawn, asked
 ):
     """The votes as a kill leaves them after each of many random numbers of lines, the last one torn."""
-    monkeypatch.setattr(certification, "SAMPLES_PER_CHUNK", 300)
+    monkeypatch.setattr(job, "SAMPLES_PER_CHUNK", 300)
     run = {"n": 5000, **asked}
     compact = VoteStore.compact
     monkeypatch.setattr(VoteStore, "compact", lambda store: None)
@@ -309,7 +309,7 @@ def test_what_a_worker_loses_is_drawn_again(certify, small_model, digit_examples
             process(self, chunks)
 
     monkeypatch.setattr(certification.DrawVotes, "process", lossy)
-    monkeypatch.setattr(certification, "SAMPLES_PER_CHUNK", 300)
+    monkeypatch.setattr(job, "SAMPLES_PER_CHUNK", 300)
     assert text(certify(small_model, digit_examples, range(4))) == expected
     assert next(calls) > 1 + 4 * 3
 
@@ -325,7 +325,7 @@ def test_memory_is_bounded_by_moving_ledgers_to_shards_on_the_way(
 ):
     expected = text(certify(small_model, digit_examples, range(6), store="expected"))
     monkeypatch.setattr(certification, "_VALUES_AT_ONCE", 40)  # four chunks
-    monkeypatch.setattr(certification, "SAMPLES_PER_CHUNK", 300)
+    monkeypatch.setattr(job, "SAMPLES_PER_CHUNK", 300)
     assert text(certify(small_model, digit_examples, range(6))) == expected
     assert len(list((tmp_path / "votes").glob("*.parquet"))) == 6  # 6 + 18 chunks
     assert list((tmp_path / "votes").glob("*.jsonl")) == []
@@ -351,7 +351,7 @@ def test_an_image_that_fails_stops_no_other(small_model, digit_examples, tmp_pat
             certification.Sampler(str(small_model), source, SIGMA, SEED), np.arange(8), 10, plan,
             VoteStore(tmp_path / name, {}, plan.first_look, 10), num_workers=num_workers,
         )  # fmt: skip
-        certification.write(tmp_path / name, outcome, plan, SIGMA, "float32")
+        certificate_files.write(tmp_path / name, outcome, plan, SIGMA, "float32")
         return outcome.failures, [json.loads(line) for line in text(tmp_path / name).splitlines()]
 
     whole = examples_lib.Source(str(digit_examples))
@@ -415,8 +415,8 @@ def test_no_image_is_certified_by_outputs_that_are_not_finite(write_model, digit
     assert sorted(outcome.failures) == [0, 1, 2]
     assert all(f"NaN or infinite outputs for image {i}" in reason for i, reason in outcome.failures.items())
     assert list(store.pieces()) == []
-    certification.write(tmp_path, outcome, plan, SIGMA, "float32")
-    _, ids, votes, kinds = certification.read(tmp_path)
+    certificate_files.write(tmp_path, outcome, plan, SIGMA, "float32")
+    _, ids, votes, kinds = certificate_files.read(tmp_path)
     assert (len(ids), len(votes.n), len(kinds["hard"].radii)) == (0, 0, 0)
 
 
