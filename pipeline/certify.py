@@ -55,7 +55,7 @@ _ARCHIVE = ".npz"
 
 
 def main(arguments=None):
-    """Certifies. Returns the exit status: 0, 1 if an image or the job failed, 2 for bad input, 130 for Ctrl-C."""
+    """Certifies. Returns the exit status: 0, 1 if an image or the job failed, 2 for bad input."""
     console.quiet()
 
     def parse():

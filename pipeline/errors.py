@@ -1,9 +1,13 @@
 """The one exception the pipeline raises for what a user can put right, and how any other is told: in one line."""
 
+import contextlib
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
+
+_INTERRUPTED = 130
 
 
 class InputError(ValueError):
@@ -24,30 +28,50 @@ def exit_status(parse, work, kept):
     Args:
         parse: () -> what to do, and the directory that an unforeseen error's details go to.
         work: what to do -> the exit status.
-        kept: what Ctrl-C leaves, in words.
+        kept: what Ctrl-C leaves, in words. Ctrl-C ends the process, with status 130.
 
     Returns:
-        The exit status: that of `work`, 1 if it failed, 2 for bad input, 130 for Ctrl-C.
+        The exit status: that of `work`, 1 if it failed, 2 for bad input.
     """
     root = Path()
+    with _ctrl_c_ends_the_process(f"Interrupted. {kept} is kept; run the same command again to go on."):
+        try:
+            parsed, root = parse()
+            return work(parsed)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except Exception as error:
+            print(f"error: {in_one_line(error, root)}", file=sys.stderr)
+            return 1
+
+
+@contextlib.contextmanager
+def _ctrl_c_ends_the_process(line):
+    """There and then: a KeyboardInterrupt can get lost in a callback, and a kill loses nothing that was finished."""
+
+    def stop(*_):
+        # The signal may have come within a write.
+        with contextlib.suppress(RuntimeError, OSError):
+            sys.stdout.flush()
+        print(f"\n{line}", file=sys.stderr, flush=True)
+        os._exit(_INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:  # as in the background of a shell
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
     try:
-        parsed, root = parse()
-        return work(parsed)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. {kept} is kept; run the same command again to go on.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        print(f"error: {in_one_line(error, root)}", file=sys.stderr)
-        return 1
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def leave(status):
     """Ends this process, whatever its threads are doing.
 
-    Workers that Ctrl-C or an error left in the middle of a forward pass would crash in what Python does at its end.
+    Workers that an error left in the middle of a forward pass would crash in what Python does at its end.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,5 +1,6 @@
 """Small artifacts for the pipeline's tests: examples, a model of known probabilities, an execution of a component."""
 
+import signal
 from statistics import NormalDist
 from types import SimpleNamespace
 
@@ -70,6 +71,17 @@ def threshold_model(write_model):
         return write_model(classifier, sigma=0.5)
 
     return write
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """A function that does what Ctrl-C does, but that the process' end is SystemExit with its status."""
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr("pipeline.errors.os._exit", leave)
+    return lambda: signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 
 import keras
 import numpy as np
@@ -284,11 +285,27 @@ def test_without_sigma_it_asks_for_it(run, model):
     assert "--sigma is missing" in err
 
 
-def test_ctrl_c_is_status_130(run, model, monkeypatch):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
+def test_ctrl_c_is_status_130(run, model, monkeypatch, ctrl_c, capsys):
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("pipeline.certification.run", lambda *_, **__: ctrl_c())
+    with pytest.raises(SystemExit, match="130"):
+        run("--model", model, "--dataset", "digits")
+    expected = "\nInterrupted. What was drawn is kept; run the same command again to go on.\n"
+    assert capsys.readouterr().err == expected
+    assert signal.getsignal(signal.SIGINT) == before
 
-    monkeypatch.setattr("pipeline.certification.run", interrupt)
-    status, _, err = run("--model", model, "--dataset", "digits")
-    assert status == 130
-    assert "run the same command again to go on" in err
+
+def test_ctrl_c_is_not_lost_where_an_exception_would_be(run, model, monkeypatch, ctrl_c):
+    class Lossy:
+        def __del__(self):
+            ctrl_c()
+
+    def lose(*_, **__):
+        Lossy()
+        raise AssertionError("it goes on")
+
+    ended = []
+    monkeypatch.setattr("pipeline.errors.os._exit", ended.append)
+    monkeypatch.setattr("pipeline.certification.run", lose)
+    run("--model", model, "--dataset", "digits")
+    assert ended == [130]
