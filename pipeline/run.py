@@ -16,7 +16,7 @@ from pipeline.errors import exit_status, leave
 
 
 def main(arguments=None):
-    """Runs the pipeline. Returns the exit status: 0, 1 if a component failed (or a member of a sweep), 2 for bad input."""
+    """Runs the pipeline. Returns the exit status: 0, 1 if a component or a sweep's member failed, 2 for bad input."""
     arguments = sys.argv[1:] if arguments is None else arguments
     console.quiet()
     if "--list_presets" in arguments:
