@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
 
@@ -20,6 +21,8 @@ def quiet():
 def import_tensorflow():
     """Imports TensorFlow without the page that its C++ side writes to stderr before its log level counts."""
     sys.stderr.flush()
+    # Until what Ctrl-C says can be read.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -28,6 +31,7 @@ def import_tensorflow():
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 class Progress:
