@@ -81,7 +81,10 @@ def ctrl_c(monkeypatch):
         raise SystemExit(status)
 
     monkeypatch.setattr("pipeline.errors.os._exit", leave)
-    return lambda: signal.raise_signal(signal.SIGINT)
+    # What a shell starts in the background ignores Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
