@@ -142,16 +142,7 @@ def html(title, entries, radii):
         summary=(),
         settings={},
         metrics=page.MetricsTable(radii, tuple(rows), remarks=tuple(remarks(entries))),
-        figures=[
-            page.PageFigure(
-                "radius_accuracy",
-                "Certified accuracy by radius",
-                "Share of the images whose certified class is their label, at each l2 radius or beyond. The area under "
-                "a curve is its ACR.",
-                figures.save_png(figure(entries)),
-                f"Curves of certified accuracy of {names}.",
-            )
-        ],
+        figures=[page.accuracy_curves(figures.save_png(figure(entries)), f"Curves of certified accuracy of {names}.")],
         notes=list(_NOTES),
     )
 

@@ -75,6 +75,18 @@ class PageFigure:
     alt: str
 
 
+def accuracy_curves(png, alt):
+    """The `PageFigure` of several models' certified accuracy by radius; `alt` says what it shows in words."""
+    return PageFigure(
+        "radius_accuracy",
+        "Certified accuracy by radius",
+        "Share of the images whose certified class is their label, at each l2 radius or beyond. The area under a curve "
+        "is its ACR.",
+        png,
+        alt,
+    )
+
+
 def render(
     title: str,
     summary: Sequence[Fact],

@@ -37,11 +37,7 @@ def write(directory, comparison, curves, plan):
         settings={group: [page.Setting(*entry) for entry in entries] for group, entries in plan.items()},
         metrics=_table(comparison),
         figures=[
-            page.PageFigure(
-                "radius_accuracy",
-                "Certified accuracy by radius",
-                "Share of the images whose certified class is their label, at each l2 radius or beyond. The area under "
-                "a curve is its ACR.",
+            page.accuracy_curves(
                 picture,
                 f"Curves of certified accuracy by radius, one for each of the {len(finished)} values of {setting}.",
             )

@@ -1,11 +1,20 @@
 """Small artifacts for the pipeline's tests: examples, a model of known probabilities, an execution of a component."""
 
+import logging
 import signal
 from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """Commands silence the log of their process, which here is that of the tests after them too."""
+    level = logging.getLogger().level
+    yield
+    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture

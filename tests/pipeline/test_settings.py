@@ -1,6 +1,5 @@
 """Every bad input is one clear line; the help fits a screen; every flag reaches the settings."""
 
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +12,6 @@ from pipeline import settings as settings_lib
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FLAGS = [setting.name for setting in settings_lib.SETTINGS]
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    level = logging.getLogger().level
-    yield
-    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture

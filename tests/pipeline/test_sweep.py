@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import math
 import re
 import statistics
@@ -24,13 +23,6 @@ TINY = (
     "--dataset", "digits", "--epochs", "2", "--train_examples", "96", "--num_samples", "2", "--n0", "10", "--n", "50",
     "--num_test_examples", "8", "--num_workers", "2", "--serving_n", "20",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    level = logging.getLogger().level
-    yield
-    logging.getLogger().setLevel(level)
 
 
 @pytest.fixture
