@@ -131,7 +131,7 @@ class RadiusBudget(_Budget):
         return replace(
             certified,
             predictions=np.where(passed, certified.selected, certificates.ABSTAIN),
-            radii=np.where(passed, sigma * special.ndtri(p_lower), 0.0),
+            radii=certificates.radius(p_lower, sigma),
             p_lower=p_lower,
             alpha=float(alpha),
         )
@@ -224,12 +224,13 @@ def _successes(votes):
 def _lower(successes, n, most, alpha):
     """RadiusBudget's bound on the class' probability after n samples of `most`."""
     anytime = anytime_lower(successes, n, alpha / 2)
-    return np.where(n == most, np.maximum(anytime, clopper_pearson_lower(successes, n, alpha / 2)), anytime)
+    lower = np.where(n == most, np.maximum(anytime, clopper_pearson_lower(successes, n, alpha / 2)), anytime)
+    return certificates.round_down(lower)
 
 
 def _reached(radius, successes, n, most, sigma, alpha):
     lower = _lower(successes, n, most, alpha)
-    return (lower > 0.5) & (sigma * special.ndtri(lower) >= radius)
+    return (lower > 0.5) & (certificates.radius(lower, sigma) >= radius)
 
 
 @functools.lru_cache

@@ -12,11 +12,15 @@ from macer_tf.confidence import (
     empirical_bernstein_lower,
     hoeffding_lower,
 )
+from macer_tf.grid_noise import SAMPLES_OFF
 
 ABSTAIN = -1
 # Of the class counts, and of the soft scores.
 HARD_BOUNDS = ("clopper-pearson", "anytime")
 SOFT_BOUNDS = ("hoeffding", "empirical-bernstein")
+# Taken off p_lower, and off a radius: above the rounding errors of SciPy's inverse incomplete beta function and inverse
+# normal distribution (3e-15 and 1e-15, against mpmath), and above what `GridNoise` is off in total variation (2^-54).
+_ROUNDING, _RADIUS_ROUNDING = 1e-13, 1e-14
 # No bound at any alpha that float64 can hold needs more samples to certify a unanimous vote.
 _ENOUGH = 5000
 
@@ -88,11 +92,11 @@ def certify(votes, sigma, alpha, bound="clopper-pearson", beta=None, fixed_n=Non
         check_can_certify(int(n.max()), alpha, bound)
     selection = votes.selection if beta is None else votes.soft[beta].selection_sums
     selected = selection.argmax(axis=1)
-    p_lower = _p_lower(votes, selected, alpha, bound, beta)
+    p_lower = round_down(_p_lower(votes, selected, alpha, bound, beta))
     certified = p_lower > 0.5
     return Certificates(
         predictions=np.where(certified, selected, ABSTAIN),
-        radii=np.where(certified, sigma * special.ndtri(p_lower), 0.0),
+        radii=radius(p_lower, sigma),
         p_lower=p_lower,
         selected=selected,
         sigma=float(sigma),
@@ -102,6 +106,24 @@ def certify(votes, sigma, alpha, bound="clopper-pearson", beta=None, fixed_n=Non
         bound=bound,
         beta=None if beta is None else float(beta),
     )
+
+
+def radius(p_lower, sigma):
+    """The certified l2 radius `sigma * Phi^-1(p_lower)`, rounded down; 0 where p_lower is not above 1/2.
+
+    Args:
+        p_lower: float64, any shape, a lower bound on the selected class' probability.
+        sigma: noise level, in units of a pixel in [0, 1].
+
+    Returns:
+        float64 of that shape, in units of a pixel in [0, 1].
+    """
+    return np.where(p_lower > 0.5, sigma * special.ndtri(p_lower) * (1 - _RADIUS_ROUNDING), 0.0)
+
+
+def round_down(p_lower):
+    """A computed lower bound on a probability, float64 -> one that is none too high for the errors of computing it."""
+    return np.maximum(p_lower - _ROUNDING, 0.0)
 
 
 def predict(counts, alpha):
@@ -126,15 +148,15 @@ def predict(counts, alpha):
     check_can_predict(_same(counts.sum(axis=1), "n"), alpha)
     order = np.argsort(-counts, axis=1, kind="stable")[:, :2]
     top, runner_up = np.take_along_axis(counts, order, axis=1).T
-    p_values = np.minimum(1.0, 2 * stats.binom.sf(top - 1, top + runner_up, 0.5))
+    p_values = np.minimum(1.0, 2 * stats.binom.sf(top - 1, top + runner_up, 0.5) + SAMPLES_OFF)
     return np.where(p_values <= alpha, order[:, 0], ABSTAIN), p_values
 
 
 def check_can_certify(n, alpha, bound="clopper-pearson"):
     """Raises ValueError if not even n votes out of n would certify an image at alpha."""
     check_alpha(alpha)
-    if n < 1 or _unanimous_lower(n, alpha, bound) <= 0.5:
-        smallest = np.argmax(_unanimous_lower(np.arange(_ENOUGH), alpha, bound) > 0.5)
+    if n < 1 or round_down(_unanimous_lower(n, alpha, bound)) <= 0.5:
+        smallest = np.argmax(round_down(_unanimous_lower(np.arange(_ENOUGH), alpha, bound)) > 0.5)
         raise ValueError(
             f"No image could be certified: with alpha={alpha:g}, even n votes out of n leave the bound on p_A at "
             f"1/2 or below. Received: n={n}; n must be at least {smallest}."
@@ -143,17 +165,24 @@ def check_can_certify(n, alpha, bound="clopper-pearson"):
 
 def check_can_predict(n, alpha):
     """Raises ValueError if not even n votes out of n would pass PREDICT's test at alpha."""
-    check_alpha(alpha)
-    if n < 1 or 2 * 0.5**n > alpha:
+    check_predict_alpha(alpha)
+    if n < 1 or 2 * 0.5**n + SAMPLES_OFF > alpha:
         raise ValueError(
             f"Every image would be abstained on: with alpha={alpha:g}, even n votes out of n do not pass the binomial "
-            f"test. Received: n={n}; n must be at least {int(np.ceil(1 - np.log2(alpha)))}."
+            f"test. Received: n={n}; n must be at least {int(np.ceil(1 - np.log2(alpha - SAMPLES_OFF)))}."
         )
 
 
+def check_predict_alpha(alpha):
+    """Raises ValueError for a failure probability of a prediction that the noise is not exact enough for."""
+    check_alpha(alpha)
+    if alpha < 10 * SAMPLES_OFF:
+        raise ValueError(f"A prediction's alpha must be at least {10 * SAMPLES_OFF:g}. Received: alpha={alpha:g}")
+
+
 def max_radius(sigma, n, alpha, bound="clopper-pearson"):
-    """The largest radius that n samples can certify at alpha, in units of a pixel in [0, 1]; below 0 if none."""
-    return float(sigma * special.ndtri(_unanimous_lower(n, alpha, bound)))
+    """The largest radius that n samples can certify at alpha, in units of a pixel in [0, 1]; 0 if none."""
+    return float(radius(round_down(_unanimous_lower(n, alpha, bound)), sigma))
 
 
 def _unanimous_lower(n, alpha, bound):

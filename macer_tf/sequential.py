@@ -25,8 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from macer_tf.certificates import ABSTAIN
+from macer_tf.certificates import ABSTAIN, check_predict_alpha
 from macer_tf.confidence import check_alpha
+from macer_tf.grid_noise import SAMPLES_OFF
 
 # Samples before the first look; later, half of what was drawn is added. On MNIST a first look at 16 saves 2 % of the
 # samples and is one pass more; one at 48 costs 20 % more samples.
@@ -88,7 +89,7 @@ def anytime_p_values(counts):
     Whenever it is looked at, the chance that it was ever at most alpha for a wrong class is at most alpha.
     """
     runner_up, top = np.sort(counts, axis=-1)[..., -2:].astype(np.float64).T
-    return np.minimum(1.0, (counts.shape[-1] - 1) * np.exp(-log_e_values(top.T, runner_up.T)))
+    return np.minimum(1.0, (counts.shape[-1] - 1) * np.exp(-log_e_values(top.T, runner_up.T)) + SAMPLES_OFF)
 
 
 def log_e_values(successes, failures):
@@ -109,9 +110,9 @@ def looks(limit, largest_batch):
 
 def check_can_decide(limit, num_classes, alpha):
     """Raises ValueError if not even unanimous votes in `limit` samples would decide for one of `num_classes`."""
-    check_alpha(alpha)
+    check_predict_alpha(alpha)
     unanimous = log_e_values(np.arange(1.0, 2000.0), 0.0)
-    smallest = 1 + int(np.argmax(np.exp(-unanimous) * (num_classes - 1) <= alpha))
+    smallest = 1 + int(np.argmax(np.exp(-unanimous) * (num_classes - 1) + SAMPLES_OFF <= alpha))
     if limit < smallest:
         raise ValueError(
             f"Every image would be abstained on: with alpha={alpha:g} and {num_classes} classes, not even unanimous "

@@ -11,13 +11,14 @@ import tensorflow as tf
 
 from macer_tf import certificates, noise
 from macer_tf.checks import check, check_seed
+from macer_tf.grid_noise import GridNoise, to_grid
 from macer_tf.inference import InferenceGraph
 from macer_tf.noisy_training import NoisyTrainingModel
 from macer_tf.votes import UNITS, SoftMoments, Votes
 
 # Rows of a forward pass come in multiples of this: TensorFlow computes the odd values at the end of a tensor, after the
-# last whole vector of 16, by other code.
-_ROWS = 16
+# last whole vector of 16, by other code, and on processors with AMX 16 rows of bfloat16 by other code than 32 or more.
+_ROWS = 32
 
 
 class Drawn(NamedTuple):
@@ -34,16 +35,18 @@ class Drawn(NamedTuple):
 
 
 class SmoothedClassifier:
-    """g(x) = the class that the base classifier most often returns on x + N(0, sigma^2 I).
+    """g(x) = the class that the base classifier most often returns on x + N(0, sigma^2 I), rounded to the pixels' grid.
 
     The guarantee: each certificate of `certify` holds with probability at least 1 - alpha over the noise, each image
     by itself. Of 1,000 certified images, at alpha=0.001, one false certificate is to be expected at most. The guarantee
     is about g at this sigma and this numeric precision, not about the base classifier, and about l2 perturbations of
-    images in [0, 1]. It does not hold if n, alpha or the seed were chosen after looking at results, if who chose the
-    image knew the seed, or if the classifier's output for an image depends on the rest of its batch.
+    images in [0, 1] whose pixels are multiples of 1 / levels, as 8-bit pixels are of 1/255. It needs no exact
+    arithmetic: noise and sum are whole numbers, see `grid_noise`. It does not hold if n, alpha or the seed were chosen
+    after looking at results, if who chose the image knew the seed, or if the classifier's output for an image depends
+    on the rest of its batch.
 
     Noise is addressed by (seed, example id, stream, sample): the same image under the same id gets the same noise,
-    whoever asks for it, and votes add up. A forward pass has one of two fixed numbers of rows, multiples of 16, filled
+    whoever asks for it, and votes add up. A forward pass has one of two fixed numbers of rows, multiples of 32, filled
     across images and padded; what a row holds beside it, and on how many threads it runs, changes no bit of its
     outputs with TensorFlow's CPU kernels, nor, as far as was found, does the number of rows. Another kind of machine or
     another build of TensorFlow may round differently. `count` and `draw` may be called from several threads at once.
@@ -53,18 +56,20 @@ class SmoothedClassifier:
             images -> [batch, classes], two classes or more, whose largest output is its class.
         sigma: noise level in units of a pixel in [0, 1]; by default that of the model it was trained in.
         seed: whole number in [0, 2**32); drawn from the operating system if None.
-        micro_batch: noisy copies in one forward pass, rounded up to a multiple of 16; by default 2048, and fewer where
+        micro_batch: noisy copies in one forward pass, rounded up to a multiple of 32; by default 2048, and fewer where
             images are large.
         precision: "float32" or "bfloat16", what the base classifier computes in; by default its own. A certificate
             holds for this precision only: see `InferenceGraph`.
         betas: inverse temperatures to draw soft votes at, see `Drawn`.
+        levels: the level of a pixel at 1: images lie on the multiples of 1 / levels, 255 for 8-bit pixels. Other levels
+            make another classifier, with other certificates.
 
     Raises:
-        ValueError: for a sigma, seed, micro_batch or beta out of range, or a precision that the classifier cannot be
-            brought to.
+        ValueError: for a sigma, seed, micro_batch, beta or levels out of range, or a precision that the classifier
+            cannot be brought to.
     """
 
-    def __init__(self, classifier, sigma=None, seed=None, micro_batch=None, precision=None, betas=()):
+    def __init__(self, classifier, sigma=None, seed=None, micro_batch=None, precision=None, betas=(), levels=255):
         if isinstance(classifier, NoisyTrainingModel):
             sigma = classifier.sigma if sigma is None else sigma
             classifier = classifier.classifier
@@ -75,7 +80,7 @@ class SmoothedClassifier:
         if micro_batch is not None and micro_batch < 1:
             raise ValueError(f"micro_batch must be at least 1. Received: micro_batch={micro_batch}")
         self._classifier = classifier
-        self._sigma = float(sigma)
+        self._noise = GridNoise(float(sigma), levels)
         self._seed = secrets.randbits(32) if seed is None else check_seed(seed)
         for beta in betas:
             check(beta=beta)
@@ -93,7 +98,12 @@ class SmoothedClassifier:
     @property
     def sigma(self):
         """Noise level in units of a pixel in [0, 1]."""
-        return self._sigma
+        return self._noise.sigma
+
+    @property
+    def levels(self):
+        """The level of a pixel at 1: images lie on the multiples of 1 / levels."""
+        return self._noise.levels
 
     @property
     def seed(self):
@@ -122,7 +132,8 @@ class SmoothedClassifier:
         """Votes of each image's samples `start` to `start + count - 1`, in forward passes filled across images.
 
         Args:
-            images: float32 [images, height, width, channels] in [0, 1], which is not checked again here.
+            images: floats [images, height, width, channels] in [0, 1], multiples of 1 / levels; their range is not
+                checked again here.
             example_ids: whole numbers in [0, 2**32), each image's own.
             stream: `noise.SELECTION` or `noise.ESTIMATION`.
             starts: whole numbers from 0, one an image.
@@ -133,14 +144,14 @@ class SmoothedClassifier:
 
         Raises:
             ValueError: if the classifier returns NaN or infinite outputs, or not [batch, classes] of two classes or
-                more; if an example id, stream, start or count is out of range.
+                more; if an image is off the grid, or an example id, stream, start or count is out of range.
         """
         for example_id, start, count in zip(example_ids, starts, counts, strict=True):
             if not 0 <= example_id < 2**32 or stream not in noise.STREAMS or start < 0:
                 # Beyond these ranges, noise would be that of another seed, stream or sample.
                 raise ValueError(f"Received: example_id={example_id}, stream={stream}, start={start}; out of range.")
             _check_samples("count", count)
-        images = np.asarray(images, np.float32)
+        images = to_grid(np.asarray(images), self.levels)
         totals = None
         for rows, pieces in passes(counts, self._micro_batch or default_micro_batch(images.shape[1:])):
             places, offsets, counted = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
@@ -169,7 +180,7 @@ class SmoothedClassifier:
         key = rows, images.shape[1:]
         if key not in self._passes:
             self._passes[key] = tf.function(
-                lambda *arguments: draw_pass(self._graph, self._sigma, rows, *arguments, self._betas),
+                lambda *arguments: draw_pass(self._graph, self._noise, rows, *arguments, self._betas),
                 input_signature=[
                     tf.TensorSpec([None, *images.shape[1:]], tf.float32),
                     tf.TensorSpec([None, 4], tf.int64),
@@ -182,7 +193,7 @@ class SmoothedClassifier:
         """`Votes` of n0 selection and n estimation samples for each image, with soft moments at `betas`.
 
         Args:
-            images: float [images, height, width, channels] in [0, 1].
+            images: float [images, height, width, channels] in [0, 1], multiples of 1 / levels.
             n0, n: whole numbers from 1.
             example_ids: one whole number in [0, 2**32) an image, all different; by default 0, 1, 2, ...
 
@@ -207,7 +218,7 @@ class SmoothedClassifier:
         """CERTIFY (Cohen et al. 2019): a class and a certified l2 radius for each image, or ABSTAIN (-1).
 
         Args:
-            images: float [images, height, width, channels] in [0, 1].
+            images: float [images, height, width, channels] in [0, 1], multiples of 1 / levels.
             n0: samples that choose the class.
             n: independent samples that bound its probability.
             alpha: probability that an image's certificate is false, at most.
@@ -259,14 +270,14 @@ def passes(counts, micro_batch):
         yield rows, pieces
 
 
-def draw_pass(classifier, sigma, rows, images, addresses, counted, betas=()):
+def draw_pass(classifier, noise_of, rows, images, addresses, counted, betas=()):
     """Votes of noisy copies of one or more images in one forward pass of a fixed number of rows, in the graph.
 
     Args:
         classifier: images -> [batch, classes] in inference mode: an `InferenceGraph`.
-        sigma: scales the noise.
-        rows: number of rows of the pass, from 2; a multiple of 16 keeps outputs the same to the bit.
-        images: float32 [pieces, height, width, channels].
+        noise_of: `GridNoise`.
+        rows: number of rows of the pass, from 2; a multiple of 32 keeps outputs the same to the bit.
+        images: float32 [pieces, height, width, channels], whole numbers, see `to_grid`.
         addresses: int64 [pieces, 4]: seed, example id, stream and first sample of each piece, see `noise.gaussian`.
         counted: int64 [pieces], from 1: samples of each piece, `rows` in all or fewer.
         betas: see `Drawn`.
@@ -286,23 +297,24 @@ def draw_pass(classifier, sigma, rows, images, addresses, counted, betas=()):
 
     def add_piece(i, noisy):
         seed, example_id, stream, start = tf.unstack(addresses[i])
-        samples = noise.gaussian(images.shape[1:], seed, example_id, stream, start, drawn[i])
-        return i + 1, noisy.write(i, images[i] + sigma * samples)
+        samples = noise_of.draw(images.shape[1:], seed, example_id, stream, start, drawn[i])
+        return i + 1, noisy.write(i, images[i] + samples)
 
     _, noisy = tf.while_loop(lambda i, _: i < pieces, add_piece, (0, noisy))
-    outputs = classifier(tf.ensure_shape(noisy.concat(), [rows, *images.shape[1:]]))
+    outputs = classifier(tf.ensure_shape(noisy.concat(), [rows, *images.shape[1:]]) / noise_of.levels)
     owners = tf.repeat(tf.range(pieces), drawn)
     owners = tf.where(tf.range(rows, dtype=tf.int64) < rows - missing, owners, -1)  # below 0: of no piece
     return _votes(outputs, owners, pieces, betas)
 
 
-def count_block(classifier, image, sigma, seed, example_id, stream, start, count):
+def count_block(classifier, image, noise_of, seed, example_id, stream, start, count):
     """Class counts of `count` noisy copies of one image in one forward pass of as many rows, in the graph.
 
     Args:
         classifier: images -> [batch, classes] in inference mode: an `InferenceGraph`.
-        image: float32 tensor of known shape [height, width, channels].
-        sigma, seed, example_id, stream, start, count: see `noise.gaussian`; sigma scales the noise.
+        image: float32 tensor of known shape [height, width, channels], whole numbers, see `to_grid`.
+        noise_of: `GridNoise`.
+        seed, example_id, stream, start, count: see `noise.gaussian`.
 
     Returns:
         int64 [classes], and a bool: whether all outputs were finite. If not, the counts mean nothing.
@@ -310,7 +322,8 @@ def count_block(classifier, image, sigma, seed, example_id, stream, start, count
     Raises:
         ValueError: as `draw_pass`.
     """
-    outputs = classifier(image + sigma * noise.gaussian(image.shape, seed, example_id, stream, start, count))
+    # The sum is one of whole numbers below 2^24, which float32 adds exactly; the division rounds a function of it.
+    outputs = classifier((image + noise_of.draw(image.shape, seed, example_id, stream, start, count)) / noise_of.levels)
     votes, finite = _votes(outputs, tf.zeros(tf.shape(outputs)[:1], tf.int32), 1)
     return votes[0, 0], finite[0]
 
@@ -336,12 +349,12 @@ def _votes(outputs, owners, pieces, betas=()):
 
 
 def default_micro_batch(image_shape):
-    """Noisy copies in one forward pass: 512 at 32x32x3 pixels, as many more or fewer as fit the same, 16 to 2048."""
-    return int(np.clip(512 * 32 * 32 * 3 // math.prod(image_shape), 16, 2048)) // _ROWS * _ROWS
+    """Noisy copies in one forward pass: 512 at 32x32x3 pixels, as many more or fewer as fit the same, 32 to 2048."""
+    return int(np.clip(512 * 32 * 32 * 3 // math.prod(image_shape), _ROWS, 2048)) // _ROWS * _ROWS
 
 
 def check_images(images, example_ids=None):
-    """Images as float32 and their ids.
+    """Images and their ids.
 
     Raises:
         ValueError: unless images are finite floats [images, height, width, channels] in [0, 1], at least one, and the
@@ -363,7 +376,7 @@ def check_images(images, example_ids=None):
         )
     if len(np.unique(example_ids)) < len(images) or example_ids.min() < 0 or example_ids.max() >= 2**32:
         raise ValueError("example_ids must be different whole numbers from 0 to 4294967295.")
-    return images.astype(np.float32), example_ids.tolist()
+    return images, example_ids.tolist()
 
 
 def _check_samples(name, value):

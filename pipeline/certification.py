@@ -39,7 +39,7 @@ class Sampler:
     Attributes:
         model_path: a model that `classifiers.load` loads.
         source: where the images are: `source.open()` has `image(id)` and `digest(id)`, as in `images`.
-        sigma, seed, betas: see `SmoothedClassifier`.
+        sigma, seed, betas, levels: see `SmoothedClassifier`.
     """
 
     model_path: str
@@ -47,10 +47,18 @@ class Sampler:
     sigma: float
     seed: int
     betas: tuple = ()
+    levels: int = 255
+
+    @property
+    def noise(self):
+        """What the votes' noise is, in words, for their identity."""
+        return f"exact, on the grid of 1/{self.levels}"
 
     def load(self):
         """The `SmoothedClassifier` and the opened images."""
-        smoothed = SmoothedClassifier(classifiers.load(self.model_path), self.sigma, self.seed, betas=self.betas)
+        smoothed = SmoothedClassifier(
+            classifiers.load(self.model_path), self.sigma, self.seed, betas=self.betas, levels=self.levels
+        )
         return _Loaded(smoothed, self.source.open())
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,7 @@ def _certify(settings, output):
     source = _source(images, settings, classifier.input_shape[1:])
     sampler = certification.Sampler(settings["model"], source, settings["sigma"], settings["seed"], plan.betas)
     opened = sampler.source.open()
+    sampler = replace(sampler, levels=opened.levels)
     ids = images.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
     labels = _labels(opened, ids, num_classes)
@@ -128,6 +130,7 @@ def _certify(settings, output):
         "model": _fingerprint(settings["model"]),
         **{name: settings[name] for name in ("sigma", "seed", "n0")},
         "precision": precision,
+        "noise": sampler.noise,
     }
     folder = fingerprint(identity)[:16]
     store = VoteStore(output / "votes" / folder, identity, plan.first_look, num_classes, plan.betas)

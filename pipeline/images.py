@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from macer_tf.grid_noise import levels_of
 from pipeline import datasets
 from pipeline.artifacts import short_digest
 from pipeline.errors import InputError
@@ -41,11 +42,13 @@ class Images:
         ids: int64 [images], each image's place in the source.
         class_names: the name of class 0, 1, ...; None if the source does not tell.
         has_labels: whether the source tells the images' classes.
+        levels: pixels are multiples of 1 / levels.
     """
 
     ids: np.ndarray
     class_names: tuple[str, ...] | None
     has_labels: bool
+    levels: int
     _read: Callable
     _label: Callable
     _content: Callable
@@ -139,6 +142,7 @@ class Folder:
             ids=np.arange(len(files)),
             class_names=None if loose else tuple(classes),
             has_labels=not loose,
+            levels=255,
             _read=lambda i: _read_file(files[i], shape),
             _label=lambda i: None if labels is None else labels[i],
             _content=lambda i: _content_of(files[i]),
@@ -229,6 +233,7 @@ def _of_arrays(name, images, labels, shape, pixel_max, class_names):
         ids=np.arange(len(images)),
         class_names=class_names,
         has_labels=labels is not None,
+        levels=levels_of(pixel_max),
         _read=read,
         _label=lambda i: None if labels is None else int(labels[i]),
         _content=content,

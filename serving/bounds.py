@@ -4,11 +4,15 @@ import math
 
 import tensorflow as tf
 
+from macer_tf.grid_noise import SAMPLES_OFF
 from macer_tf.sequential import ROUNDING
 
 _BISECTIONS = 60
-# Above the error of 60 bisections of float64 `betainc` against SciPy for n up to 1e6: the bound must not overstate.
+# Above the error of 60 bisections of float64 `betainc` against SciPy for n up to 1e6: the bound must not overstate. It
+# is above the library's own margin as well, which covers what the noise is off in total variation.
 _SAFETY = 1e-11
+# Above the error of TensorFlow's inverse normal distribution.
+_RADIUS_SAFETY = 1e-12
 
 
 def certified_radius(successes, n, alpha, sigma):
@@ -24,7 +28,7 @@ def certified_radius(successes, n, alpha, sigma):
         p_lower, float64 [batch], and radius, float32 [batch], rounded down; 0 where p_lower is not above 1/2.
     """
     p_lower = clopper_pearson_lower(successes, n, alpha)
-    radius = sigma * tf.math.ndtri(tf.maximum(p_lower, 0.5))
+    radius = sigma * tf.math.ndtri(tf.maximum(p_lower, 0.5)) * (1 - _RADIUS_SAFETY)
     return p_lower, round_down(tf.where(p_lower > 0.5, radius, 0))
 
 
@@ -66,4 +70,4 @@ def anytime_p_value(counts):
     )
     tail = tf.math.log(tf.math.betainc(runner_up + 1, top + 1, tf.fill(tf.shape(top), tf.constant(0.5, tf.float64))))
     others = tf.constant(counts.shape[-1] - 1, tf.float64)
-    return tf.minimum(others * tf.exp(-(whole + tail - ROUNDING)), 1)
+    return tf.minimum(others * tf.exp(-(whole + tail - ROUNDING)) + SAMPLES_OFF, 1)

@@ -12,7 +12,7 @@ import sys
 from serving.files import read_extra
 
 NAME = "model_card.json"
-FORMAT = 1
+FORMAT = 2
 _MAX_VALUES = 2**26
 
 
@@ -99,6 +99,7 @@ _FAILURE_PROBABILITY = _number("a number above 0 and below 1", lambda value: 0 <
 SCHEMA = {
     "format": (f"{FORMAT}", lambda value: value == FORMAT),
     "sigma": _number("a number above 0", lambda value: value > 0),
+    "levels": _number("a whole number from 1 to 65535", lambda value: 1 <= value < 2**16, numbers.Integral),
     "n0": _COUNT,
     "n": _COUNT,
     "alpha": _FAILURE_PROBABILITY,
@@ -122,6 +123,11 @@ OPTIONAL = {
 
 
 def _check(card):
+    if isinstance(card, dict) and card.get("format") == 1:
+        raise ValueError(
+            "The model card is of format 1, of a model whose noise is drawn and added in floats: rounding can betray its "
+            "certificates. Export the model again."
+        )
     if not isinstance(card, dict) or not SCHEMA.keys() <= card.keys() <= SCHEMA.keys() | OPTIONAL.keys():
         fields = sorted(card) if isinstance(card, dict) else type(card).__name__
         raise ValueError(

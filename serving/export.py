@@ -7,6 +7,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 import macer_tf
+from macer_tf.grid_noise import levels_of
 from macer_tf.smoothing import default_micro_batch
 from serving import card
 from serving.files import EXTRA
@@ -41,7 +42,8 @@ def export(
         directory: where to write; made if it is not there.
         n0, n, alpha: see `SmoothedClassifier.certify`.
         class_names: one a class; by default their numbers.
-        pixel_max: what a stored pixel is divided by, to lie in [0, 1]; only said in the card.
+        pixel_max: what a stored pixel is divided by, to lie in [0, 1]. Images are served on the grid of
+            `grid_noise.levels_of(pixel_max)`.
         max_num_samples: largest n that `certify_custom` takes; by default 100,000, or n if that is more.
         max_batch_size: most images in one request.
         model_fingerprint: what a blessing calls the model (see `serving.blessing`); by default none blesses it.
@@ -58,6 +60,7 @@ def export(
     about = {
         "format": card.FORMAT,
         "sigma": model.sigma,
+        "levels": levels_of(pixel_max),
         "n0": n0,
         "n": n,
         "alpha": alpha,
@@ -76,7 +79,7 @@ def export(
         about["model"] = model_fingerprint
     text = card.to_json(about)
     limits = {name: about[name] for name in ("max_num_samples", "max_batch_size")}
-    module = SmoothedSignatures(classifier, model.sigma, n0, n, alpha, **limits, model_card=text)
+    module = SmoothedSignatures(classifier, model.sigma, about["levels"], n0, n, alpha, **limits, model_card=text)
     tf.saved_model.save(module, str(directory), signatures=module.signatures())
     (directory / EXTRA).mkdir()
     (directory / EXTRA / card.NAME).write_text(text, encoding="utf-8")
@@ -87,7 +90,7 @@ def export(
 
 def _warmup(image_shape, n, alpha):
     """A `PredictionLog` for each signature. Every input is batch-major, as server-side batching needs it."""
-    images = {"images": np.full((1, *image_shape), 0.5, np.float32)}
+    images = {"images": np.zeros((1, *image_shape), np.float32)}
     requests = {
         "serving_default": images,
         "certify_custom": {**images, "num_samples": np.array([n], np.int64), "alpha": np.array([alpha], np.float64)},

@@ -54,7 +54,7 @@ def load_test(saved_model):
 
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch) / "images.npy"
-        np.save(images, np.full((1, *card_lib.read(saved_model)["image_shape"]), 0.5, np.float32))
+        np.save(images, np.zeros((1, *card_lib.read(saved_model)["image_shape"]), np.float32))
         _, problem = in_fresh_process(saved_model, images)
     if problem:
         raise RuntimeError(f"Not published, since it failed in a fresh process: {problem}")

@@ -1,9 +1,11 @@
 """The smoothed classifier as TensorFlow graphs: checks, fresh noise, votes, a certificate or a prediction."""
 
+import numpy as np
 import tensorflow as tf
 
 from macer_tf import noise, sequential
 from macer_tf.certificates import ABSTAIN, check_can_certify
+from macer_tf.grid_noise import GridNoise, rounding_of
 from macer_tf.inference import InferenceGraph
 from macer_tf.smoothing import count_block, default_micro_batch
 from serving.bounds import anytime_p_value, certified_radius, clopper_pearson_lower
@@ -20,11 +22,11 @@ class SmoothedSignatures(tf.Module):
 
     Noise is new for every image and every call: its key comes from the operating system, so neither a restart nor a
     client can repeat or choose it. The key is returned as `seed`, and the library repeats the votes with it:
-    `SmoothedClassifier(model, seed=seed[0]).count(image, seed[1], noise.ESTIMATION, 0, n)`.
+    `SmoothedClassifier(model, seed=seed[0], levels=levels).count(image, seed[1], noise.ESTIMATION, 0, n)`.
 
     Args:
         classifier: a built Keras model, images [batch, H, W, C] -> [batch, classes].
-        sigma, n0, n, alpha: see `SmoothedClassifier.certify`; fixed at export.
+        sigma, levels, n0, n, alpha: see `SmoothedClassifier`; fixed at export.
         max_num_samples: largest n that `certify_custom` takes.
         max_batch_size: most images in one call.
         model_card: text that `metadata` returns.
@@ -34,7 +36,7 @@ class SmoothedSignatures(tf.Module):
             fewer than two classes.
     """
 
-    def __init__(self, classifier, sigma, n0, n, alpha, max_num_samples, max_batch_size, model_card):
+    def __init__(self, classifier, sigma, levels, n0, n, alpha, max_num_samples, max_batch_size, model_card):
         super().__init__()
         check_can_certify(n, alpha)
         if n > max_num_samples:
@@ -45,7 +47,8 @@ class SmoothedSignatures(tf.Module):
             # The largest of a single output is always class 0: everything would be certified.
             raise ValueError(f"The classifier must have two classes or more. Received: {self._num_classes}")
         sequential.check_can_decide(_PREDICT_LIMIT * n, self._num_classes, alpha)
-        self._sigma, self._n0, self._n, self._alpha = float(sigma), n0, n, float(alpha)
+        self._noise = GridNoise(float(sigma), levels)
+        self._n0, self._n, self._alpha = n0, n, float(alpha)
         self._max_num_samples, self._max_batch_size = max_num_samples, max_batch_size
         self._model_card = model_card
         self._micro_batch = default_micro_batch(self._image_shape)
@@ -84,7 +87,7 @@ class SmoothedSignatures(tf.Module):
         """CERTIFY with the n and alpha of the export.
 
         Args:
-            images: float32 [batch, H, W, C] in [0, 1].
+            images: float32 [batch, H, W, C] in [0, 1], multiples of 1 / levels.
 
         Returns:
             predicted_class, int64 [batch], ABSTAIN (-1) or the class that is certified; radius, float32 [batch], its
@@ -94,7 +97,7 @@ class SmoothedSignatures(tf.Module):
 
         Raises:
             tf.errors.InvalidArgumentError: for more images than max_batch_size, another shape, or pixels that are not
-                finite or outside [0, 1]; if the classifier returns NaN or infinity. No pixel is in the message.
+                finite, outside [0, 1] or no multiples of 1 / levels; if the classifier returns NaN or infinity. No pixel is in the message.
         """
         images = self._checked(images)
         batch = tf.shape(images)[:1]
@@ -150,7 +153,7 @@ class SmoothedSignatures(tf.Module):
         return {"predicted_class": predicted, "p_value": p_value, "samples": samples, "seed": seed}
 
     def _checked(self, images):
-        """The images, once they have passed the checks that `certify` promises."""
+        """The images as whole numbers of 1 / levels, once they have passed the checks that `certify` promises."""
         # The messages are constants: an assertion that prints values would show one client another's pixels.
         images = tf.ensure_shape(images, [None, *self._image_shape])
         checks = [
@@ -162,8 +165,15 @@ class SmoothedSignatures(tf.Module):
                 tf.reduce_all((images >= 0) & (images <= 1)), ["images must be finite and lie in [0, 1]"]
             ),
         ]
+        levels = self._noise.levels
         with tf.control_dependencies(checks):
-            return tf.identity(images)
+            exact = tf.cast(images, tf.float64) * levels
+        on_grid = tf.round(exact)
+        is_on_grid = tf.reduce_all(tf.abs(exact - on_grid) <= levels * rounding_of(np.float32))
+        with tf.control_dependencies(
+            [tf.debugging.Assert(is_on_grid, [f"pixels must be multiples of 1/{levels}, where the noise is drawn"])]
+        ):
+            return tf.cast(on_grid, tf.float32)
 
     def _certify(self, images, n, alpha):
         seed = _fresh_seeds(images)
@@ -173,7 +183,7 @@ class SmoothedSignatures(tf.Module):
             fn_output_signature=(tf.int64, tf.TensorSpec([self._num_classes], tf.int64)),
             parallel_iterations=1,
         )
-        p_lower, radius = certified_radius(tf.gather(votes, selected, batch_dims=1), n, alpha, self._sigma)
+        p_lower, radius = certified_radius(tf.gather(votes, selected, batch_dims=1), n, alpha, self._noise.sigma)
         return {
             "predicted_class": tf.where(p_lower > 0.5, selected, ABSTAIN),
             "radius": radius,
@@ -220,7 +230,7 @@ class SmoothedSignatures(tf.Module):
         return tf.where(p_value <= self._alpha, tf.argmax(counts), ABSTAIN), p_value, ends[look]
 
     def _count_block(self, image, seed, stream, start, size):
-        counts, finite = count_block(self._classifier, image, self._sigma, *tf.unstack(seed), stream, start, size)
+        counts, finite = count_block(self._classifier, image, self._noise, *tf.unstack(seed), stream, start, size)
         with tf.control_dependencies([tf.debugging.Assert(finite, ["the classifier returned NaN or infinity"])]):
             return tf.identity(counts)
 

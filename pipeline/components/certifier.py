@@ -1,5 +1,6 @@
 """Certifier: model and examples -> votes and certificates of test images, on Beam."""
 
+from macer_tf.grid_noise import levels_of
 from pipeline import certificate_files, certification, classifiers, examples
 from pipeline.orchestrator import Component
 from pipeline.settings import sampling_plan
@@ -16,13 +17,15 @@ def certify(execution):
     ids = examples.evenly_spaced(len(split.labels["test"]), settings["num_test_examples"])
     plan = sampling_plan(settings)
     sampler = certification.Sampler(
-        str(path), examples.Source(str(data.path)), settings["sigma"], settings["seed"], plan.betas
-    )
+        str(path), examples.Source(str(data.path)), settings["sigma"], settings["seed"], plan.betas,
+        levels_of(split.pixel_max),
+    )  # fmt: skip
     precision = classifiers.precision(path, classifiers.base(classifiers.load(path)))
     identity = {
         "model": model.fingerprint,
         **{name: settings[name] for name in ("sigma", "seed", "n0")},
         "precision": precision,
+        "noise": sampler.noise,
     }
     folder = fingerprint(identity)[:16]
     store = VoteStore(execution.root / "votes" / folder, identity, plan.first_look, split.num_classes, plan.betas)

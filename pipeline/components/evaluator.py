@@ -6,6 +6,7 @@ import numpy as np
 
 from macer_tf import certificates as certificates_lib
 from macer_tf import evaluation, logs, noise
+from macer_tf.grid_noise import GridNoise, levels_of
 from pipeline import certificate_files
 from pipeline import examples as examples_lib
 from pipeline.artifacts import Artifact, write_text
@@ -68,8 +69,9 @@ def evaluate(execution):
     write_text(output / "metrics.json", json.dumps(metrics, indent=1))
 
     def noisy(position):
-        sample = noise.gaussian(examples.image_shape, settings["seed"], int(ids[position]), noise.ESTIMATION, 0, 2)
-        return examples.scaled("test", ids[position]) + settings["sigma"] * sample.numpy()
+        grid = GridNoise(settings["sigma"], levels_of(examples.pixel_max))
+        sample = grid.draw(examples.image_shape, settings["seed"], int(ids[position]), noise.ESTIMATION, 0, 2)
+        return examples.scaled("test", ids[position]) + sample.numpy() / grid.levels
 
     certification_report.write(
         output,

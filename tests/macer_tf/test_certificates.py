@@ -37,8 +37,8 @@ def test_the_class_comes_from_selection_and_its_bound_from_estimation_alone():
     assert few.radii == many.radii > 0
 
 
-def test_it_abstains_up_to_and_including_one_half(monkeypatch):
-    bounds = np.array([np.nextafter(0.5, 0), 0.5, np.nextafter(0.5, 1)])
+def test_it_abstains_up_to_one_half_and_what_rounding_may_add(monkeypatch):
+    bounds = np.array([np.nextafter(0.5, 0), 0.5 + 1e-13, 0.5 + 1.01e-13])
     monkeypatch.setattr(certificates, "check_can_certify", lambda *arguments: None)
     monkeypatch.setattr(certificates, "clopper_pearson_lower", lambda successes, n, alpha: bounds)
     result = certificates.certify(votes([[0, 1]] * 3, [[5, 5]] * 3), sigma=1.0, alpha=0.05)
@@ -55,10 +55,10 @@ def test_more_than_two_classes_use_one_half_too():
 
 @pytest.mark.parametrize("alpha", [0.5, 0.25, 0.125, 2.0**-20, 0.3, 0.05, 0.001, 1e-9, 1e-300])
 def test_the_smallest_n_that_it_suggests_is_the_smallest_that_works(alpha):
-    for check, unanimous in (
-        (certificates.check_can_certify, lambda n: certificates.certify(votes([[1, 0]], [[n, 0]]), 1.0, alpha)),
-        (certificates.check_can_predict, lambda n: certificates.predict(np.array([[n, 0]]), alpha)[0]),
-    ):
+    checks = [(certificates.check_can_certify, lambda n: certificates.certify(votes([[1, 0]], [[n, 0]]), 1.0, alpha))]
+    if alpha >= 1e-12:
+        checks.append((certificates.check_can_predict, lambda n: certificates.predict(np.array([[n, 0]]), alpha)[0]))
+    for check, unanimous in checks:
         with pytest.raises(ValueError, match="n must be at least") as caught:
             check(0, alpha)
         smallest = int(re.search(r"at least (\d+)", str(caught.value))[1])
@@ -68,6 +68,11 @@ def test_the_smallest_n_that_it_suggests_is_the_smallest_that_works(alpha):
         if smallest > 1:
             with pytest.raises(ValueError, match=f"Received: n={smallest - 1}; n must be at least {smallest}"):
                 check(smallest - 1, alpha)
+
+
+def test_a_prediction_at_an_alpha_below_what_the_noise_is_off_is_refused():
+    with pytest.raises(ValueError, match="prediction's alpha must be at least 1e-12. Received: alpha=1e-13"):
+        certificates.predict(np.array([[1000, 0]]), 1e-13)
 
 
 def test_the_smallest_n_by_hand():
@@ -88,7 +93,7 @@ def test_predict_agrees_with_scipys_binomial_test():
         for row, prediction, p_value in zip(counts, predictions, p_values, strict=True):
             first, second = sorted(row.tolist())[:-3:-1]
             expected = stats.binomtest(first, first + second, 0.5).pvalue
-            assert p_value == pytest.approx(expected, rel=1e-9)
+            assert p_value == pytest.approx(expected, rel=1e-9, abs=1.1e-13)
             assert prediction == (row.argmax() if expected <= 0.05 else ABSTAIN)
         assert 0 < (predictions == ABSTAIN).sum() < 150
 

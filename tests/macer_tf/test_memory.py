@@ -26,7 +26,7 @@ if name == "lenet":
 else:
     inputs = keras.Input(shape)
     classifier = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(inputs)))
-images = np.random.default_rng(0).random((64, *shape), np.float32)
+images = np.random.default_rng(0).integers(0, 256, (64, *shape)) / np.float32(255)
 
 
 def peak(num_samples):

@@ -13,6 +13,7 @@ from scipy import stats
 
 from macer_tf import certificates, networks, noise, smoothing
 from macer_tf.certificates import ABSTAIN
+from macer_tf.grid_noise import GridNoise
 from macer_tf.inference import InferenceGraph
 from macer_tf.model import MACERModel
 from macer_tf.smoothing import SmoothedClassifier
@@ -43,7 +44,13 @@ def linear():
 
 
 def random_images(count, shape=(2, 2, 1), seed=0):
-    return np.random.default_rng(seed).random((count, *shape), np.float32)
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape)).astype(np.float32) / np.float32(255)
+
+
+def noisy_copies(image, sigma, seed, example_id, stream, start, count):
+    """What a classifier is to see: multiples of 1/255, rounded to float32 once."""
+    noise_of = GridNoise(sigma).draw(image.shape, seed, example_id, stream, start, count).numpy()
+    return (np.rint(image * 255) + noise_of) / np.float32(255)
 
 
 def test_votes_are_what_the_exact_probabilities_say(linear):
@@ -144,14 +151,14 @@ def probe(outputs=lambda images: tf.zeros([tf.shape(images)[0], 2])):
 def test_the_classifier_sees_the_image_plus_sigma_times_the_addressed_noise():
     model, seen = probe()
     images = random_images(3, (5, 3, 3))
-    # Up to a multiple of 16, which is also the smaller number of rows.
+    # Up to a multiple of 32, which is also the smaller number of rows.
     smoothed = SmoothedClassifier(model, 0.25, seed=8, micro_batch=3)
     smoothed.draw(images, [77, 2**32 - 1, 5], noise.SELECTION, [2, 0, 2**33], [10, 21, 4])
     expected = [
-        image + 0.25 * noise.gaussian((5, 3, 3), 8, example_id, noise.SELECTION, start, count).numpy()
+        noisy_copies(image, 0.25, 8, example_id, noise.SELECTION, start, count)
         for image, example_id, start, count in zip(images, (77, 2**32 - 1, 5), (2, 0, 2**33), (10, 21, 4), strict=True)
     ]
-    assert [len(batch) for batch in seen] == [16, 16, 16]
+    assert [len(batch) for batch in seen] == [32, 32]
     np.testing.assert_allclose(np.concatenate(seen)[:35], np.concatenate(expected), atol=1e-7)
 
 
@@ -189,7 +196,7 @@ def test_passes_draw_each_sample_once(micro_batch):
         assert all(used == rows for rows, used in sizes[:-1])
         assert 0 < sizes[-1][1] <= sizes[-1][0]
         assert len({rows for rows, _ in sizes}) <= 2
-        assert all(rows % 16 == 0 for rows, _ in sizes)
+        assert all(rows % 32 == 0 for rows, _ in sizes)
 
 
 def test_images_drawn_together_get_the_votes_that_each_gets_alone():
@@ -242,7 +249,7 @@ def test_soft_votes_are_those_of_the_softmax(linear):
     sums, squares = (
         SmoothedClassifier(model, SIGMA, seed=4, betas=(beta,)).draw(image, [7], noise.ESTIMATION, [0], [n]).soft[beta]
     )
-    noisy = image + SIGMA * noise.gaussian((2, 2, 1), 4, 7, noise.ESTIMATION, 0, n).numpy().astype(np.float64)
+    noisy = noisy_copies(image[0], SIGMA, 4, 7, noise.ESTIMATION, 0, n).astype(np.float64)
     weights, bias = linear
     margin = noisy.reshape(n, -1) @ weights.ravel() + bias
     p = 1 / (1 + np.exp(-beta * np.stack([-margin, margin], axis=1)))
@@ -261,6 +268,7 @@ import tensorflow as tf
 threads = int(sys.argv[1])
 tf.config.threading.set_intra_op_parallelism_threads(threads)
 from macer_tf import networks, noise
+from macer_tf.grid_noise import GridNoise
 from macer_tf.inference import InferenceGraph
 from macer_tf.smoothing import SmoothedClassifier
 
@@ -272,11 +280,11 @@ for name, shape, precision in (("small_cnn", (9, 9, 1), "float32"), ("cifar_resn
     graph = tf.function(InferenceGraph(model, precision))
     rows = rng.normal(0.5, 0.5, (256, *shape)).astype(np.float32)
     whole, order = graph(rows).numpy(), rng.permutation(256)
-    for size in (256, 48, 16):
+    for size in (256, 96, 32):
         parts = np.concatenate([graph(rows[order[i : i + size]]).numpy() for i in range(0, 256 - size + 1, size)])
         logits.append(bool((parts == whole[order[: len(parts)]]).all()))
-    images = rng.random((3, *shape), np.float32)
-    for micro_batch in (16, 300):
+    images = rng.integers(0, 256, (3, *shape)).astype(np.float32) / np.float32(255)
+    for micro_batch in (32, 300):
         smoothed = SmoothedClassifier(model, 0.5, 1, micro_batch, precision, betas=(4.0,))
         votes = smoothed.draw(images, [3, 1, 2], noise.ESTIMATION, [0, 5, 0], [200, 70, 330])
         drawn.append([votes.counts.tolist(), *(moment.tolist() for moment in votes.soft[4.0])])
@@ -313,7 +321,7 @@ from macer_tf.smoothing import SmoothedClassifier
 
 inputs = keras.Input((32, 32, 3))
 model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs)))
-images = np.random.default_rng(0).random((48, 32, 32, 3), np.float32)
+images = np.random.default_rng(0).integers(0, 256, (48, 32, 32, 3)) / np.float32(255)
 smoothed = SmoothedClassifier(model, 0.5, seed=0, micro_batch=128)
 peaks = []
 for count, n in ((4, 128), (4, 128), (48, 128), (4, 3000)):
@@ -335,7 +343,7 @@ def test_another_precision_is_another_classifier():
     keras.utils.set_random_seed(1)
     model = networks.small_cnn((8, 8, 1), 10)
     image = random_images(1, (8, 8, 1))
-    noisy = image + SIGMA * noise.gaussian((8, 8, 1), 1, 0, noise.ESTIMATION, 0, 1000)
+    noisy = noisy_copies(image[0], SIGMA, 1, 0, noise.ESTIMATION, 0, 1000)
     for precision in ("float32", "bfloat16"):
         smoothed = SmoothedClassifier(model, SIGMA, seed=1, precision=precision)
         assert smoothed.precision == precision
@@ -396,7 +404,7 @@ class Recorder(keras.Model):
         raise AssertionError("the classifier was called")
 
 
-GOOD = np.full((2, 4, 4, 1), 0.5, np.float32)
+GOOD = np.full((2, 4, 4, 1), 128 / 255, np.float32)
 
 
 def changed(value, dtype=np.float32):
@@ -483,7 +491,7 @@ def test_a_classifier_that_returns_nan_is_refused(linear, bad):
 def test_of_several_images_the_one_with_bad_outputs_is_named():
     # NaN where the image is bright, in the middle of a pass.
     model, seen = probe(lambda images: tf.math.sqrt(0.7 - tf.reduce_mean(images, [1, 2])) * [[1.0, 2.0]])
-    images = np.stack([np.full((4, 4, 1), value, np.float32) for value in (0.1, 0.2, 0.9, 0.1)])
+    images = np.stack([np.full((4, 4, 1), value, np.float32) for value in (0.2, 0.4, 0.8, 0.2)])
     smoothed = SmoothedClassifier(model, 0.01, seed=1)
     with pytest.raises(ValueError, match="NaN or infinite outputs for image 31; it cannot be certified") as caught:
         smoothed.votes(images, 10, 20, [5, 8, 31, 2])
@@ -494,8 +502,8 @@ def test_of_several_images_the_one_with_bad_outputs_is_named():
 
 def test_rows_that_fill_a_pass_are_neither_counted_nor_judged():
     # The outputs are NaN from some sample on; up to there all is well.
-    first = noise.gaussian((4, 4, 1), 3, 0, noise.ESTIMATION, 0, 128).numpy()[:, 0, 0, 0]
-    bad = int(np.argmax(first > 1.5))
+    first = noisy_copies(GOOD[0], 1.0, 3, 0, noise.ESTIMATION, 0, 128)[:, 0, 0, 0]
+    bad = int(np.argmax(first > 2.0))
     assert 2 < bad < 100
     model, _ = probe(lambda images: tf.math.sqrt(2.0 - images[:, 0, 0]) * [[1.0, 2.0]])
     smoothed = SmoothedClassifier(model, 1.0, seed=3)
@@ -530,7 +538,7 @@ def test_it_runs_in_inference_mode():
     votes = SmoothedClassifier(model, SIGMA, seed=1).votes(GOOD, 10, 200)
     for weight, expected in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, expected)
-    noisy = GOOD[0] + SIGMA * noise.gaussian((4, 4, 1), 1, 0, noise.ESTIMATION, 0, 200)
+    noisy = noisy_copies(GOOD[0], SIGMA, 1, 0, noise.ESTIMATION, 0, 200)
     expected = np.bincount(model.predict(noisy, verbose=0).argmax(axis=1), minlength=3)
     np.testing.assert_array_equal(votes.estimation[0], expected)
 

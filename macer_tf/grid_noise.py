@@ -1,0 +1,208 @@
+"""Gaussian noise on the grid of the pixels, drawn exactly: what a certificate rests on.
+
+Images lie on the grid i / levels, i a whole number; levels is 255 for 8-bit pixels. Their noise is the whole number
+
+    K = floor(levels * sigma * N + 1/2),    N standard normal,
+
+and a noisy image is (i + K) / levels. Because floor(i + levels * sigma * N + 1/2) = i + K, a classifier f of such images
+is the classifier f(floor(levels * y + 1/2) / levels) of images y anywhere, smoothed by Gaussian noise in exact
+arithmetic. So Cohen's theorem holds for it as it stands. Float noise has two faults that this has not: TensorFlow's
+normals end at 5.68 standard deviations, and the last bits of a float32 sum tell which image it was (Jin et al., arXiv
+2205.10159; Voracek and Hein, ICLR 2023). docs/guarantee.md has the proof, step by step.
+
+K is the number of the thresholds 2^96 * Phi((k - 1/2) / (levels * sigma)), rounded, that a 96-bit word of Philox does not
+fall short of. 32 bits of the word decide nearly always; the other 64 are drawn for the pixels that they leave open.
+"""
+
+import functools
+import math
+
+import mpmath
+import numpy as np
+import tensorflow as tf
+
+# A p-value is raised by this: more than n samples of d pixels are off in total variation, n * d up to 1e12.
+SAMPLES_OFF = 1e-13
+# The high half of Philox' counter, beside those in `noise`: where a stream's further bits are.
+_FURTHER_BITS = 2**32
+_PHILOX = 1
+_WORDS_PER_BLOCK = 4
+# A table of the first bits of a word tells K unless one of the thresholds falls in between.
+_TABLE_BITS = range(16, 19)
+_ENTRIES_PER_THRESHOLD = 60
+_OPEN = np.float32(2**24)
+_WORD = 96
+# Here there are 370,000 thresholds, which take ten seconds to compute.
+_WIDEST = 2**14
+
+
+class GridNoise:
+    """The noise K of the module's docstring, addressed by (seed, example id, stream, sample) as `noise.gaussian` is.
+
+    Each of some 23 * levels * sigma thresholds is off by 2^-97 at most, so a sample of d pixels is off by at most
+    d * 2^-97 * (24 * levels * sigma + 4) in total variation: below 2^-54 for d up to 2^24, which is half the spacing of
+    float64 below 1. `certificates` rounds p_lower down by more than that.
+
+    Example:
+        >>> GridNoise(sigma=0.25).draw((2, 2, 1), seed=0, example_id=7, stream=1, start=0, count=1000).shape
+        TensorShape([1000, 2, 2, 1])
+
+    Args:
+        sigma: standard deviation, in units of a pixel in [0, 1].
+        levels: the level of a pixel at 1, a whole number from 1; images lie on the multiples of 1 / levels.
+
+    Raises:
+        ValueError: if sigma or levels is out of range, or the grid is so fine that levels * sigma is above 16,384.
+    """
+
+    def __init__(self, sigma, levels=255):
+        check_levels(levels)
+        self._levels, self._sigma = int(levels), float(sigma)
+        if not 0 < self._levels * self._sigma <= _WIDEST:
+            raise ValueError(
+                f"sigma must be above 0, and levels * sigma at most {_WIDEST:,}. Received: levels={levels}, sigma={sigma}"
+            )
+        self._lowest, self._high, self._low = _thresholds(self._levels, self._sigma)
+        self._bits = int(np.clip(math.log2(_ENTRIES_PER_THRESHOLD * len(self._high)), _TABLE_BITS[0], _TABLE_BITS[-1]))
+        self._table = _table(self._lowest, self._high, self._low, self._bits)
+
+    @property
+    def levels(self):
+        """The level of a pixel at 1."""
+        return self._levels
+
+    @property
+    def sigma(self):
+        """Standard deviation, in units of a pixel in [0, 1]."""
+        return self._sigma
+
+    def probabilities(self):
+        """The values that K takes, int64 [values] rising, and their probabilities, float64 [values]."""
+        thresholds = [(int(high) << 64) + int(low) + 2**63 for high, low in zip(self._high, self._low, strict=True)]
+        shares = [
+            (stop - start) / 2**_WORD for start, stop in zip([0, *thresholds], [*thresholds, 2**_WORD], strict=True)
+        ]
+        return self._lowest + np.arange(len(shares)), np.array(shares)
+
+    def draw(self, shape, seed, example_id, stream, start, count):
+        """K of samples `start` to `start + count - 1` of one image: see `noise.gaussian` for the arguments.
+
+        Returns:
+            float32 [count, *shape], whole numbers, in units of 1 / levels.
+        """
+        size = math.prod(shape)
+        blocks = -(-size // _WORDS_PER_BLOCK)
+        start, count = tf.cast(start, tf.int64), tf.cast(count, tf.int64)
+        key = tf.bitwise.left_shift(tf.cast(seed, tf.int64), 32) + tf.cast(example_id, tf.int64)
+        words = _words(tf.stack([count, blocks * _WORDS_PER_BLOCK]), key, start * blocks, stream, tf.uint32)
+        words = tf.reshape(words, [-1])
+        entries = tf.bitcast(tf.bitwise.right_shift(words, tf.constant(32 - self._bits, tf.uint32)), tf.int32)
+        values = tf.gather(self._table, entries)
+        still_open = tf.where(tf.equal(values, _OPEN))[:, 0]
+        closed = self._decide(tf.gather(words, still_open), still_open, key, start * blocks, stream)
+        values = tf.tensor_scatter_nd_update(values, still_open[:, None], closed)
+        values = tf.reshape(values, [count, blocks * _WORDS_PER_BLOCK])
+        return tf.reshape(values[:, :size], [count, *shape])
+
+    def _decide(self, words, places, key, first_block, stream):
+        """K, float32, of the 32-bit words at these places of the stream from a block on, with further bits if needed."""
+        words = tf.cast(words, tf.int64)
+        # The thresholds that the word reaches if its further bits are all 0, and if they are all 1.
+        least = tf.searchsorted(self._high + (self._low > _LOWEST), words, side="right")
+        most = tf.searchsorted(self._high, words, side="right")
+        undecided = tf.where(least != most)[:, 0]
+
+        def decide(i, reached):
+            place, word = places[undecided[i]], words[undecided[i]]
+            # A block of its own for each place: its first half is the rest of the word.
+            block = first_block * _WORDS_PER_BLOCK + place
+            rest = _words([1], key, block, tf.cast(stream, tf.int64) + _FURTHER_BITS, tf.int64)
+            is_reached = (self._high < word) | ((self._high == word) & (self._low <= rest))
+            total = tf.reduce_sum(tf.cast(is_reached, tf.int32))
+            return i + 1, tf.tensor_scatter_nd_update(reached, [[undecided[i]]], [total])
+
+        _, reached = tf.while_loop(lambda i, _: i < tf.shape(undecided)[0], decide, (0, least))
+        return tf.cast(reached + self._lowest, tf.float32)
+
+
+def to_grid(images, levels):
+    """Images in [0, 1] as whole numbers of 1 / levels.
+
+    Args:
+        images: NumPy floats of any shape.
+        levels: see `GridNoise`.
+
+    Returns:
+        float32 of that shape.
+
+    Raises:
+        ValueError: for a pixel that is not a multiple of 1 / levels, but for what rounding a float does to one.
+    """
+    exact = np.asarray(images, np.float64) * levels
+    nearest = np.rint(exact)
+    off = np.abs(exact - nearest)
+    if (off > levels * rounding_of(images.dtype)).any():
+        worst = np.asarray(images).flat[np.argmax(off)]
+        raise ValueError(
+            f"Pixels must be multiples of 1/{levels}, where the certificate's noise is drawn. Received: {worst!r}. Round "
+            f"the images to that grid, or give the levels of theirs."
+        )
+    return nearest.astype(np.float32)
+
+
+def rounding_of(dtype):
+    """How far from a multiple of 1 / levels a pixel in [0, 1] of this float type may be and still stand for it."""
+    return max(np.finfo(dtype).eps, np.finfo(np.float32).eps)
+
+
+def check_levels(levels):
+    """Raises ValueError unless `levels` is a whole number from 1 to 65535."""
+    if levels != int(levels) or not 1 <= levels < 2**16:
+        raise ValueError(
+            f"levels, the level of a pixel at 1, must be a whole number from 1 to 65535. Received: levels={levels}"
+        )
+
+
+def levels_of(pixel_max):
+    """The grid for images whose bytes go up to `pixel_max`: its smallest multiple of 255 levels or more."""
+    return pixel_max * -(-255 // pixel_max)
+
+
+_LOWEST = np.iinfo(np.int64).min
+
+
+def _words(shape, key, block, stream, dtype):
+    counter = tf.stack([tf.cast(block, tf.int64), tf.cast(stream, tf.int64)])
+    return tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=shape,
+        key=tf.bitcast(key[None], tf.uint64),
+        counter=tf.bitcast(counter, tf.uint64),
+        alg=_PHILOX,
+        dtype=dtype,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _thresholds(levels, sigma):
+    """The lowest K, and the rising 96-bit thresholds of the others as their first 32 bits and the rest less 2^63."""
+    with mpmath.workprec(_WORD + 64):
+        width = mpmath.mpf(levels) * mpmath.mpf(sigma)
+        lower = []
+        while True:
+            share = mpmath.ncdf(-(len(lower) + mpmath.mpf(1) / 2) / width)
+            threshold = int(mpmath.nint(share * mpmath.mpf(2) ** _WORD))
+            if threshold == 0:
+                break
+            lower.append(threshold)
+    thresholds = lower[::-1] + [2**_WORD - threshold for threshold in lower]
+    high = np.array([threshold >> 64 for threshold in thresholds], np.int64)
+    low = np.array([(threshold & (2**64 - 1)) - 2**63 for threshold in thresholds], np.int64)
+    return -len(lower), high, low
+
+
+def _table(lowest, high, low, bits):
+    """float32 [2^bits]: K of the words that begin with these bits, or _OPEN where a threshold lies among them."""
+    first = np.arange(2**bits, dtype=np.int64) << (32 - bits)
+    least = np.searchsorted(high + (low > _LOWEST), first, side="right")
+    most = np.searchsorted(high, first + (1 << (32 - bits)) - 1, side="right")
+    return np.where(least == most, np.float32(lowest + least), _OPEN)
