@@ -18,17 +18,24 @@ def read(path, most, *, pipes=False):
         OSError: if it cannot be read.
         ValueError: in one line, if it is a pipe, a device or the like, which might never end, or has more bytes.
     """
-    with open(path, "rb", opener=_open_without_waiting) as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not (stat.S_ISREG(mode) or (pipes and stat.S_ISFIFO(mode))):
-            raise ValueError(f"{path} is a pipe or a device, not a plain file.")
-        os.set_blocking(file.fileno(), True)
+    with open_plain(path, pipes=pipes) as file:
         content = bytearray()
         while len(content) <= most and (block := file.read(_BLOCK)):
             content += block
     if len(content) > most:
         raise ValueError(f"{path} is larger than {size_in_words(most)}, the most that is accepted.")
     return bytes(content)
+
+
+def open_plain(path, *, pipes=False):
+    """A file opened to read its bytes; raises as `read` does, and waits for nobody."""
+    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
+    mode = os.fstat(file.fileno()).st_mode
+    if not (stat.S_ISREG(mode) or (pipes and stat.S_ISFIFO(mode))):
+        file.close()
+        raise ValueError(f"{path} is a pipe or a device, not a plain file.")
+    os.set_blocking(file.fileno(), True)
+    return file
 
 
 def size_in_words(size):

@@ -7,7 +7,6 @@ import math
 import re
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 

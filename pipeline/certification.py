@@ -38,7 +38,7 @@ class Sampler:
 
     Attributes:
         model_path: a model that `classifiers.load` loads.
-        source: where the images are: `source.open()` has `image(id)` and `digest(id)`, as in `images`.
+        source: where the images are: `source.open()` has `image(id, digest)` and `digest(id)`, as in `images`.
         sigma, seed, betas: see `SmoothedClassifier`.
     """
 
@@ -66,10 +66,8 @@ class _Loaded:
         pixels, failures = [], {}
         for chunk in chunks:
             try:
-                if self.images.digest(chunk.example_id) != chunk.digest:
-                    raise ValueError("the image was changed while it was certified")
-                pixels.append(self.images.image(chunk.example_id))
-            except ValueError as error:  # a damaged image: the others go on
+                pixels.append(self.images.image(chunk.example_id, chunk.digest))
+            except ValueError as error:  # a damaged or another image: the others go on
                 failures[chunk.example_id] = str(error)
         chunks = [chunk for chunk in chunks if chunk.example_id not in failures]
         if not chunks:
@@ -154,7 +152,7 @@ class Outcome:
     is_first_look: bool
 
 
-def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers):
+def run(sampler, ids, num_classes, plan, store, *, images=None, labels=None, num_workers):
     """Draws on Beam's local runner what the plan asks for and the store does not hold.
 
     Args:
@@ -163,6 +161,8 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers):
         num_classes: of the model.
         plan: `SamplingPlan`.
         store: `VoteStore`.
+        images: the sampler's source, opened when the labels were read: images that are others by now get no votes. Or
+            None: it is opened.
         labels: int64 [images], -1 where not known; or None.
         num_workers: threads that draw side by side.
 
@@ -182,7 +182,7 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers):
     # Held on to, or every round would load the model anew.
     shared = Shared()
     loaded = shared.acquire(sampler.load)
-    job = job_lib.Job(plan, sampler.sigma, num_classes, loaded.images, ids, labels, is_first_look)
+    job = job_lib.Job(plan, sampler.sigma, num_classes, images or loaded.images, ids, labels, is_first_look)
     job.take(store.pieces())
     if job.held:
         print(f"  {job.held:,} samples were drawn before.")

@@ -18,8 +18,10 @@ from macer_tf import evaluation, logs
 from pipeline import command_line, console, orchestrator, sampling
 from pipeline.artifacts import write_bytes, write_text
 from pipeline.command_line import ABOVE_0, FOLDER, FROM_0, INSIDE_0_1, PATH, SEED, TEXT, Setting, none_or, whole
-from pipeline.errors import InputError, exit_status, leave
+from pipeline.errors import InputError, exit_status, reason
+from serving import terminal
 from serving.files import directory_fingerprint, file_digest, fingerprint, flush
+from serving.terminal import printable
 
 _GROUPS = {
     "Model and images": (
@@ -28,7 +30,8 @@ _GROUPS = {
         Setting("split", TEXT, "of the data set", None, "its test split"),
         Setting("data_dir", FOLDER, "folder of prepared TFDS data", None, "TFDS's own"),
         Setting("image_size", none_or("none", whole(1)), "resize and crop a data set to this side, pixels", None),
-        Setting("images", PATH, "a folder of PNG and JPEG files, or an .npz file", None, "or --dataset"),
+        Setting("images", PATH, "a folder of image files, or an .npz file", None, "or --dataset"),
+        Setting("classes", PATH, "file that numbers the folder's sub-folders", None, "by sorted name"),
         Setting("skip", whole(1), "certify images 0, skip, 2 skip, ...", 1),
         Setting("start", whole(0), "of these, from this image on", 0),
         Setting("max", none_or("all", whole(1)), "and up to this image: a bound on its number, not a count", None),
@@ -51,7 +54,6 @@ _GROUPS = {
         Setting("num_workers", whole(1), "certification threads", None, "one a core"),
     ),
 }
-_ARCHIVE = ".npz"
 
 
 def main(arguments=None):
@@ -67,7 +69,7 @@ def main(arguments=None):
         with orchestrator.locked(output, "--output"):
             return _certify(settings, output)
 
-    return exit_status(parse, work, "What was drawn")
+    return exit_status(parse, work, "What was drawn is kept; run the same command again to go on.")
 
 
 def _settings(arguments):
@@ -87,6 +89,8 @@ def _settings(arguments):
     of_data_sets = [name for name in ("split", "data_dir", "image_size") if settings["images"] and name in given]
     if of_data_sets:
         raise InputError(f"--{of_data_sets[0]} is for --dataset, not for --images.")
+    if settings["classes"] and settings["images"] is None:
+        raise InputError("--classes is for the folders of --images, not for --dataset.")
     asked = [name for name in ("radius", "precision") if settings[name] is not None]
     if settings["budget"] == "adaptive" and len(asked) != 1:
         raise InputError("--budget adaptive needs --radius or --precision, one of them: when is an image decided?")
@@ -105,7 +109,7 @@ def _plan(settings):
 def _certify(settings, output):
     # Only now, so that --help and a typo do not wait for TensorFlow.
     console.import_tensorflow()
-    from pipeline import certificate_files, certification, classifiers, images
+    from pipeline import certificate_files, certification, class_numbers, classifiers, images
     from pipeline.vote_store import VoteStore
 
     plan = _plan(settings)
@@ -115,12 +119,13 @@ def _certify(settings, output):
     if settings["sigma"] is None:
         raise InputError("--sigma is missing: the noise level that the model was trained at, in [0, 1] pixel units.")
     plan.check_sigma(settings["sigma"])
-    source = _source(images, settings, classifier.input_shape[1:])
+    classes = class_numbers.read(settings["classes"]) if settings["classes"] else None
+    source = _source(images, settings, classifier.input_shape[1:], classes)
     sampler = certification.Sampler(settings["model"], source, settings["sigma"], settings["seed"], plan.betas)
     opened = sampler.source.open()
     ids = images.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
-    labels = _labels(opened, ids, num_classes)
+    labels = _labels(source, opened, ids, num_classes)
     precision = classifiers.precision(settings["model"], classifier)
     _print_plan(settings, plan, classifier, precision, opened, ids)
 
@@ -132,8 +137,9 @@ def _certify(settings, output):
     folder = fingerprint(identity)[:16]
     store = VoteStore(output / "votes" / folder, identity, plan.first_look, num_classes, plan.betas)
     outcome = certification.run(
-        sampler, ids, num_classes, plan, store, labels=labels, num_workers=settings["num_workers"] or os.cpu_count()
-    )
+        sampler, ids, num_classes, plan, store, images=opened, labels=labels,
+        num_workers=settings["num_workers"] or os.cpu_count(),
+    )  # fmt: skip
     unfinished = output / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
@@ -153,7 +159,7 @@ def _certify(settings, output):
     return 1 if outcome.failures else 0
 
 
-def _source(images, settings, shape):
+def _source(images, settings, shape, classes):
     size = settings["image_size"]
     shape = tuple(size if side is None else side for side in shape)
     if None in shape:
@@ -163,21 +169,28 @@ def _source(images, settings, shape):
         )
     if settings["dataset"] is not None:
         return images.TFDSSplit(settings["dataset"], shape, settings["data_dir"], settings["split"], size)
-    kind = images.Archive if Path(settings["images"]).suffix == _ARCHIVE else images.Folder
-    return kind(settings["images"], shape)
+    return images.at(settings["images"], shape, classes)
 
 
-def _labels(opened, ids, num_classes):
+def _labels(source, opened, ids, num_classes):
     """int64 [images], -1 where the source does not tell."""
+    from pipeline import images
+
     if not opened.has_labels:
         return np.full(len(ids), -1)
     labels = np.array([opened.label(image_id) for image_id in ids.tolist()], np.int64)
-    named = num_classes if opened.class_names is None else len(opened.class_names)
-    if named != num_classes or labels.max() >= num_classes:
-        # Numbers would mean other classes here than there.
+    names = opened.class_names
+    # Numbers would mean other classes here than there.
+    line = f"The model has {num_classes} classes, the images have"
+    if names is not None and len(names) != num_classes:
+        remedy = ""
+        if isinstance(source, images.Folder):
+            remedy = " Number the folders by --classes, or make an empty one for each class that is not there."
+        raise InputError(f"{line} {len(names)}, {images.some(names)}: their numbers must mean the same.{remedy}")
+    if labels.max() >= num_classes:
         raise InputError(
-            f"The model has {num_classes} classes, the images have {max(named, labels.max() + 1)}: their numbers must "
-            "mean the same."
+            f"{line} {labels.max() + 1}: their numbers must mean the same. Image {ids[labels.argmax()]} is of class "
+            f"{labels.max()}; accepted: 0 to {num_classes - 1}."
         )
     return labels
 
@@ -188,8 +201,8 @@ def _fingerprint(path):
 
 def _print_plan(settings, plan, classifier, precision, opened, ids):
     shape = "x".join(map(str, classifier.input_shape[1:]))
-    images = settings["dataset"] or settings["images"]
-    print(f"{settings['model']}: images {shape} to {classifier.output_shape[-1]} classes, precision: {precision}")
+    model, images = printable(settings["model"]), printable(settings["dataset"] or settings["images"])
+    print(f"{model}: images {shape} to {classifier.output_shape[-1]} classes, precision: {precision}")
     print(f"  Images: {len(ids):,} of {len(opened.ids):,} of {images} (ids {ids[0]} to {ids[-1]})"
           f"{'' if opened.has_labels else ', without labels'}, given to the model in [0, 1]")  # fmt: skip
     entries = [[setting.name, command_line.in_words(setting, settings[setting.name])]
@@ -210,7 +223,7 @@ def _write(directory, settings, plan, num_classes, labels, outcome):
     rows = io.StringIO()
     writer = csv.writer(rows, delimiter="\t", lineterminator="\n")
     writer.writerow(("idx", "reason"))
-    writer.writerows(sorted(outcome.failures.items()))
+    writer.writerows((image_id, reason(why)) for image_id, why in sorted(outcome.failures.items()))
     write_text(directory / "failed.tsv", rows.getvalue())
     # The source tells all labels or none.
     has_labels = (labels >= 0).any()
@@ -279,10 +292,12 @@ def _print_result(output, metrics, failures):
     if metrics["num_images"]:
         print(f"{metrics['num_images']:,} images; {console.cost_in_words(metrics)}")
     if failures:
-        image_id, reason = min(failures.items())
-        print(f"{len(failures):,} images failed and have no certificate, image {image_id} first: {reason}")
-    print(f"\nCertificates: {output / 'certificates.tsv'}; failed images: {output / 'failed.tsv'}")
+        image_id, why = min(failures.items())
+        print(f"{len(failures):,} images failed and have no certificate, image {image_id} first: {reason(why)}")
+    print(
+        f"\nCertificates: {printable(output / 'certificates.tsv')}; failed images: {printable(output / 'failed.tsv')}"
+    )
 
 
 if __name__ == "__main__":
-    leave(main())
+    terminal.run(main)

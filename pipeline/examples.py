@@ -19,7 +19,7 @@ class Examples:
         images, labels: split name -> uint8 [N, H, W, C] and int64 [N].
         descriptions: split name -> what the images are, in words.
         pixel_max: a pixel in [0, 1] is image / pixel_max.
-        class_names: one an class.
+        class_names: one for each class.
     """
 
     images: dict
@@ -40,13 +40,23 @@ class Examples:
         """float32 [len(ids), H, W, C] in [0, 1]."""
         return self.images[split][ids].astype(np.float32) / np.float32(self.pixel_max)
 
-    def image(self, image_id):
-        """float32 [H, W, C] in [0, 1], of the test split."""
-        return self.scaled("test", image_id)
+    def image(self, image_id, digest=None):
+        """float32 [H, W, C] in [0, 1], of the test split, from one read.
+
+        Raises:
+            ValueError: if it is another image than the one of this digest.
+        """
+        pixels = np.array(self.images["test"][image_id])
+        if digest is not None and self._digest_of(pixels) != digest:
+            raise ValueError("the image was changed while it was certified")
+        return pixels.astype(np.float32) / np.float32(self.pixel_max)
 
     def digest(self, image_id):
         """What tells this image of the test split from others: a whole number from 0, below 2**63."""
-        return short_digest(f"{self.pixel_max} {self.image_shape} ".encode() + self.images["test"][image_id].tobytes())
+        return self._digest_of(self.images["test"][image_id])
+
+    def _digest_of(self, pixels):
+        return short_digest(f"{self.pixel_max} {self.image_shape} ".encode() + pixels.tobytes())
 
 
 @dataclass(frozen=True)

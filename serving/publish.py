@@ -16,6 +16,7 @@ from pathlib import Path
 
 from serving import blessing as blessing_lib
 from serving import card as card_lib
+from serving import terminal
 from serving.files import EXTRA, directory_fingerprint, flush, read_extra
 from serving.versions import add, versions
 
@@ -336,19 +337,20 @@ def main(arguments=None):
         else:
             _print_listing(options.base)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {terminal.printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted; `list` shows what is published.", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"error: cannot use {error.filename or 'the directory'}: {error.strerror or error}", file=sys.stderr)
+        where = terminal.printable(error.filename or "the directory")
+        print(f"error: cannot use {where}: {error.strerror or error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {terminal.printable(error)}", file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -61,6 +61,7 @@ def evaluate(execution):
         "certified_accuracy": result.certified_accuracy,
         "certificates": {
             name: {key: getattr(one, key) for key in ("acr", "acr_standard_error", "certified_accuracy")}
+            | {"bound": kinds[name].bound}
             for name, one in results.items()
         },
         "difference_to_last_blessed": difference,

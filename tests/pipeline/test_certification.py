@@ -371,10 +371,10 @@ class Damaged:
     def open(self):
         images = self.source.open()
 
-        def image(image_id):
+        def image(image_id, digest=None):
             if image_id == 2:
                 raise images_lib.ImageError("it is damaged")
-            return images.image(image_id)
+            return images.image(image_id, digest)
 
         return SimpleNamespace(image=image, digest=images.digest)
 

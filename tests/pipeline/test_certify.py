@@ -171,6 +171,61 @@ def test_an_archive_with_labels(run, model, digits, tmp_path):
     assert "Certified accuracy at l2 radius" in out
 
 
+def test_folders_are_numbered_as_a_file_says(run, model, digits, tmp_path):
+    for name in ("seven", "two"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / name / "a.png")
+    status, _, err = run("--model", model, "--images", tmp_path / "images")
+    assert status == 2
+    assert err == (
+        "error: The model has 10 classes, the images have 2, seven, two: their numbers must mean the same. Number the "
+        "folders by --classes, or make an empty one for each class that is not there.\n"
+    )
+    (tmp_path / "classes.csv").write_text("two,2\nseven,7\n")
+    assert run("--model", model, "--images", tmp_path / "images", "--classes", tmp_path / "classes.csv")[0] == 0
+    assert logs.read(tmp_path / "output" / "certificates.tsv").labels.tolist() == [7, 2]
+    (tmp_path / "classes.csv").write_text("two,2\nseven,17\n")
+    _, _, err = run("--model", model, "--images", tmp_path / "images", "--classes", tmp_path / "classes.csv")
+    assert err.endswith(
+        "the images have 18: their numbers must mean the same. Image 0 is of class 17; accepted: 0 to 9.\n"
+    )
+
+
+def test_an_image_whose_file_is_replaced_after_its_label_was_read_has_no_certificate(
+    run, model, digits, tmp_path, monkeypatch
+):
+    """Otherwise the labels of one archive would stand beside the votes on another's images."""
+    from pipeline import images as images_lib
+
+    np.savez(tmp_path / "some.npz", images=digits[0][:2], labels=digits[1][:2])
+    open_archive = images_lib.Archive.open
+
+    def replace_after(source):
+        opened = open_archive(source)
+        np.savez(tmp_path / "some.npz", images=digits[0][[0, 5]], labels=digits[1][[0, 5]])
+        return opened
+
+    monkeypatch.setattr(images_lib.Archive, "open", replace_after)
+    status, _, _ = run("--model", model, "--images", tmp_path / "some.npz")
+    assert status == 1
+    assert logs.read(tmp_path / "output" / "certificates.tsv").ids.tolist() == [0]
+    assert "1\tthe image was changed while it was certified\n" in (tmp_path / "output" / "failed.tsv").read_text()
+
+
+def test_names_of_files_command_no_terminal_and_reasons_are_the_same_in_every_run(run, model, folder, tmp_path):
+    (folder / "03.png").rename(folder / "\x1b[2J\n03.png")
+    texts = []
+    for _ in range(2):
+        status, out, err = run("--model", model, "--images", folder)
+        assert (status, err) == (1, "")
+        assert "\x1b" not in out
+        texts.append((tmp_path / "output" / "failed.tsv").read_text())
+    assert texts[0] == texts[1]
+    assert texts[0].count("\n") == 2
+    assert "\x1b" not in texts[0]
+    assert " at 0x" not in texts[0]
+
+
 # Going on, and what comes of it
 
 
@@ -203,6 +258,10 @@ def test_hard_and_soft_certificates_in_one_table_and_one_figure(run, model, tmp_
     assert status == 0
     kinds = ["hard", "soft-hoeffding-1", "soft-hoeffding-16", "soft-bernstein-1", "soft-bernstein-16"]
     assert re.findall(r"^(hard|soft-\S+) ", out, re.MULTILINE) == kinds
+    assert (
+        "bound: clopper-pearson (hard), hoeffding (soft-hoeffding-1, soft-hoeffding-16), empirical-bernstein "
+        "(soft-bernstein-1, soft-bernstein-16); "
+    ) in out
     output = tmp_path / "output"
     metrics = json.loads((output / "metrics.json").read_text())
     assert list(metrics["certificates"]) == kinds
@@ -253,12 +312,13 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         (ours, "Give the images by --dataset or by --images, one of them."),
         ((*on_digits, "--images", folder), "Give the images by --dataset or by --images, one of them."),
         ((*ours, "--images", folder, "--split", "test"), "--split is for --dataset, not for --images."),
+        ((*on_digits, "--classes", "x"), "--classes is for the folders of --images, not for --dataset."),
         (("--model", tmp_path / "none.keras", "--dataset", "digits"), "There is no model"),
         (("--model", tmp_path / "text.txt", "--dataset", "digits"), "A model is a .keras, .h5, .hdf5 file or"),
         (("--model", folder, "--dataset", "digits"), "A model is a .keras, .h5, .hdf5 file or"),
         ((*ours, "--images", tmp_path / "nowhere"), "nowhere"),
         ((*ours, "--images", tmp_path / "eleven.npz"), "The model has 10 classes, the images have 11"),
-        ((*on_digits, "--start", "360"), "leave none of the 360 images"),
+        ((*on_digits, "--start", "360"), "--start 360 leaves none of the 360 images"),
         ((*on_digits, "--skip", "0"), "--skip must be a whole number from 1. Received: 0"),
         ((*on_digits, "--n", "3", "--alpha", "0.001"), "--n is too small. No image could be certified"),
         ((*on_digits, "--modle", "x"), "Unknown argument --modle. Did you mean --model"),
