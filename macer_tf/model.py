@@ -67,7 +67,7 @@ class MACERModel(NoisyTrainingModel):
         if jit_compile is True and self.gamma > checks.MAX_GAMMA_XLA:
             raise ValueError(
                 f"jit_compile=True needs gamma <= {checks.MAX_GAMMA_XLA:g}: XLA's normal quantile resolves no more. "
-                f"Received: gamma={self.gamma:g}"
+                f"Received: gamma={self.gamma}"
             )
         super().compile(optimizer, loss, jit_compile=jit_compile, **kwargs)
 

@@ -102,7 +102,13 @@ class SamplingPlan:
         """(name, bound, beta) of every kind of certificate; the first one is the run's own."""
         hard = (HARD, "clopper-pearson" if self.radius is None else "anytime", None)
         names = _SOFT if self.certify == ALL else [self.certify]
-        soft = [(f"{name}-{beta:g}", _SOFT[name], beta) for name in names if name in _SOFT for beta in self.betas]
+        # With all their digits, or two betas could have one name.
+        soft = [
+            (f"{name}-{str(float(beta)).removesuffix('.0')}", _SOFT[name], beta)
+            for name in names
+            if name in _SOFT
+            for beta in self.betas
+        ]
         return [hard, *soft] if self.certify in (HARD, ALL) else soft
 
     @property

@@ -74,7 +74,7 @@ def check_images(images):
         )
     low, high = images.min(), images.max()
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"images must be finite and lie in [0, 1]; divide by 255? Received: {low:g} to {high:g}")
+        raise ValueError(f"images must be finite and lie in [0, 1]; divide by 255? Received: {low} to {high}")
     return np.ascontiguousarray(images)
 
 

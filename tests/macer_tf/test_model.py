@@ -678,6 +678,8 @@ class TestBadInput:
     def test_compile(self, options, message):
         with pytest.raises(ValueError, match=message):
             macer(gamma=15.0).compile("sgd", **options)
+        with pytest.raises(ValueError, match=r"gamma <= 14: .*Received: gamma=14.0000001"):
+            macer(gamma=14.0000001).compile("sgd", jit_compile=True)
         macer(gamma=14.0).compile("sgd", jit_compile=True)
 
 

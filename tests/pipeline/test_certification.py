@@ -379,6 +379,12 @@ class Damaged:
         return SimpleNamespace(image=image, digest=images.digest)
 
 
+def test_two_betas_are_two_kinds_however_near_they_are():
+    plan = SamplingPlan(N0, N, ALPHA, "all", (16.0, 16.0000001))
+    hoeffding = [name for name, bound, _ in plan.kinds if bound == "hoeffding"]
+    assert hoeffding == ["soft-hoeffding-16", "soft-hoeffding-16.0000001"]
+
+
 def test_an_image_that_is_changed_meanwhile_has_no_certificate(small_model, digit_examples, tmp_path):
     """Its votes would be of two images."""
     plan = SamplingPlan(N0, N, ALPHA)
