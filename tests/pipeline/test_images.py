@@ -475,6 +475,28 @@ def test_a_damaged_image_is_an_error_of_its_own(save, tmp_path, damage):
         assert opened.digest(0) != before
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp"])
+def test_whatever_is_damaged_fails_alone_and_in_one_line(save, tmp_path, name):
+    """Pillow raises a dozen kinds of exceptions, and any that were let through would end the whole job."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = save(name, pixels(0), **({} if name == "a.bmp" else {"exif": exif}))
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    opened, failed = open_folder(tmp_path), 0
+    for _ in range(300):
+        damaged = np.frombuffer(content, np.uint8).copy()
+        damaged[rng.integers(0, len(damaged), 3)] = rng.integers(0, 256, 3)
+        path.write_bytes(damaged[: rng.integers(len(damaged) // 2, 2 * len(damaged))].tobytes())
+        try:
+            image = opened.image(0)
+        except images.ImageError as error:
+            failed += "\n" not in str(error)
+        else:
+            assert (image.shape, image.dtype) == (SHAPE, np.float32)
+            assert 0 <= image.min() <= image.max() <= 1
+    assert failed > 30
+
+
 def test_folders_without_order_are_refused(save, tmp_path):
     folder = tmp_path / "folder"
     assert "Cannot read the folder" in refused(images.Folder(str(folder), SHAPE))
@@ -645,6 +667,22 @@ def test_what_lies_at_a_path_is_told_by_what_it_is(save, archive, tmp_path):
     ]:
         with pytest.raises(InputError, match=said):
             images.at(str(path), SHAPE, classes)
+
+
+def test_a_byte_of_an_archive_that_is_flipped_is_found_or_changes_nothing(archive, tmp_path):
+    stored, labels = pixels(0, (1, 2, 2, 1)), np.array([3], np.uint8)
+    content = Path(archive(images=stored, labels=labels)).read_bytes()
+    path, found = tmp_path / "flipped.npz", 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x41]) + content[place + 1 :])
+        try:
+            opened = images.Archive(str(path), (2, 2, 1)).open()
+        except InputError as refusal:
+            found += "\n" not in str(refusal)
+            continue
+        np.testing.assert_array_equal(opened.image(0), stored[0] / np.float32(255))
+        assert opened.label(0) in (3, None)  # the name of the labels may be another
+    assert found > len(content) / 2
 
 
 def test_damaged_archives_are_refused(archive, tmp_path):
