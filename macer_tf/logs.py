@@ -108,14 +108,7 @@ def read(path):
         cut_off = lines.pop()[0]
     if not lines:
         raise ValueError(f"{path} holds no image's certificate, only a header or a line that was cut off.")
-    rows, lines_of = [], {}
-    for number, fields in lines:
-        row = _row(f"{path}:{number}", fields, columns, width)
-        if row[0] in lines_of:
-            raise ValueError(f"{path}:{number}: image {row[0]} was on line {lines_of[row[0]]} already.")
-        lines_of[row[0]] = number
-        rows.append(row)
-    ids, labels, predictions, radii, seconds = zip(*rows, strict=True)
+    ids, labels, predictions, radii, seconds = zip(*_rows(path, lines, columns, width), strict=True)
     return Log(
         ids=np.array(ids, np.int64),
         labels=np.array(labels, np.int64),
@@ -208,6 +201,17 @@ def _is_cut_off(fields, columns, width):
     except ValueError:
         return True
     return False
+
+
+def _rows(path, lines, columns, width):
+    rows, lines_of = [], {}
+    for number, fields in lines:
+        row = _row(f"{path}:{number}", fields, columns, width)
+        if row[0] in lines_of:
+            raise ValueError(f"{path}:{number}: image {row[0]} was on line {lines_of[row[0]]} already.")
+        lines_of[row[0]] = number
+        rows.append(row)
+    return rows
 
 
 def _row(where, fields, columns, width):

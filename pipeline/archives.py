@@ -25,6 +25,7 @@ _LABELS = [*dict.fromkeys(_PAIRS.values()), "Y", "Y_test", "target", "targets"]
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _LARGEST_LABEL = 2**31 - 1
 _BLOCK = 2**20
+_MOST_NAMED = 20
 _MOST_BYTES = 8 * 2**30
 # No photographs can be packed like this; a megabyte of what can be would become gigabytes.
 _MOST_TIMES = 100
@@ -49,6 +50,8 @@ def read(path, shape):
     try:
         with files.open_plain(path) as file, zipfile.ZipFile(file) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if len(members) < len(archive.infolist()):
+                raise ValueError("two of its arrays have one name")
             images, labels = _names(path, members)
             pixels = _images(path, images, archive, members[images], shape)
             if labels is None:
@@ -67,7 +70,8 @@ def read(path, shape):
 def _names(path, members):
     """The names of the images and of their labels, None if there are none."""
     named = [name for name in _PAIRS if name in members]
-    held = f"It has: {', '.join(map(printable, members)) or 'none'}"
+    more = ", ..." if len(members) > _MOST_NAMED else ""
+    held = f"It has: {', '.join(map(printable, list(members)[:_MOST_NAMED])) or 'none'}{more}"
     if not named:
         raise InputError(f"{path} has no array 'images', nor {', '.join(list(_PAIRS)[1:])}. {held}")
     images = named[0]

@@ -144,7 +144,10 @@ def _compare(settings):
 def _find_log(path):
     if not path.is_dir():
         return path
-    found = next((logs for place in _PLACES if (logs := sorted(path.glob(place)))), [])
+    found = []
+    for place in _PLACES:
+        # What a kill left unfinished is no evaluation.
+        found = found or sorted(log for log in path.glob(place) if ".unfinished/" not in str(log.relative_to(path)))
     if len(found) == 1:
         return found[0]
     if found:

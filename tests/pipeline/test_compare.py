@@ -248,6 +248,14 @@ def test_run_folders_are_found_wherever_the_evaluation_lies(write_evaluation, tm
         assert (entry.sigma, entry.n, entry.alpha, len(entry.log.ids)) == (0.25, 1000, 0.001, 4)
 
 
+def test_what_is_unfinished_is_no_evaluation(write_evaluation, tmp_path, run):
+    write_evaluation("root/Evaluator-0123/evaluation")
+    write_evaluation("root/Evaluator-4567.unfinished/evaluation")
+    assert compare.load(tmp_path / "root", "name").sigma == 0.25
+    with pytest.raises(InputError, match="is neither an evaluation nor a pipeline root"):
+        compare.load((tmp_path / "root" / "Evaluator-0123").rename(tmp_path / "root" / ".old").parent, "name")
+
+
 def test_names_are_as_short_as_tells_them_apart(tmp_path):
     ours = ["sigma0.25/macer/certificates.tsv", "sigma0.5/macer", "sigma0.25/cohen.tsv.gz"]
     assert compare.names_of(ours[1:]) == ["macer", "cohen"]

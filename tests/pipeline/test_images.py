@@ -563,6 +563,7 @@ def test_an_image_that_is_no_image_is_an_error_of_its_own(archive, value, said):
             "which arrays are meant? Call them 'images' and 'labels'. It has: x, X_t",
         ),
         ({f"arr_{i}": pixels(0) for i in range(4)}, "which arrays are meant?"),
+        ({f"z{i}": pixels(0) for i in range(30)}, "z18, z19, ..."),
         (
             {"x": np.zeros((2, *SHAPE)), "label": [0, 1], "targets": [0, 1]},
             "which array has the labels of 'x'? Call it 'y'",
@@ -645,6 +646,9 @@ def test_no_archive_takes_more_memory_than_a_bound(tmp_path):
     assert "images is longer than it says" in refused(claiming(tmp_path / "e.npz", (1, *SHAPE), content=bytes(73)))
     assert "4x6x3 are needed. Received: -1x4x6x3" not in refused(claiming(tmp_path / "f.npz", (-1, *SHAPE)))
     assert claiming(tmp_path / "g.npz", (1, *SHAPE), content=bytes(72)).open().image(0).max() == 0
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "g.npz", "a") as twice:
+        twice.writestr("images.npy", b"")
+    assert "two of its arrays have one name" in refused(images.Archive(str(tmp_path / "g.npz"), SHAPE))
     os.mkfifo(tmp_path / "h.npz")
     assert "is a pipe or a device" in refused(images.Archive(str(tmp_path / "h.npz"), SHAPE))
 
