@@ -1,6 +1,7 @@
 """Artifacts: directories of finished files, known by a fingerprint of their contents; and how files get finished."""
 
 import contextlib
+import errno
 import hashlib
 import os
 from dataclasses import dataclass
@@ -64,8 +65,10 @@ def writing(path, then):
         yield
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        is_forbidden = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         raise InputError(
-            f"Cannot write {path} ({reason}). Make room there and run the same command again: {then}."
+            f"Cannot write {path} ({reason}). Make {'it writable' if is_forbidden else 'room there'} and run the same "
+            f"command again: {then}."
         ) from error
 
 

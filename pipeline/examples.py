@@ -3,10 +3,11 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
-from pipeline.artifacts import short_digest, write_text
+from pipeline.artifacts import short_digest, write_text, writing
 
 _SPLITS = ("train", "test")
 
@@ -71,11 +72,12 @@ class Source:
 
 
 def write(dataset, directory):
-    """Writes a `datasets.Dataset` as an examples artifact."""
+    """Writes a `datasets.Dataset` as an examples artifact. Raises InputError if the disk is full."""
     for name in _SPLITS:
         split = getattr(dataset, name)
-        np.save(directory / f"{name}_images.npy", split.images)
-        np.save(directory / f"{name}_labels.npy", split.labels)
+        with writing(directory, "the data are read again"):
+            _save(directory / f"{name}_images.npy", split.images)
+            _save(directory / f"{name}_labels.npy", split.labels)
     about = {
         "dataset": dataset.name,
         "descriptions": {name: getattr(dataset, name).description for name in _SPLITS},
@@ -83,6 +85,12 @@ def write(dataset, directory):
         "class_names": list(dataset.class_names),
     }
     write_text(directory / "examples.json", json.dumps(about, indent=1))
+
+
+def _save(path, array):
+    with open(path, "wb") as file:
+        # Not the file itself: NumPy would write to it in C, and not notice a disk that is full at the array's end.
+        np.save(SimpleNamespace(write=file.write), array)
 
 
 def read(directory):

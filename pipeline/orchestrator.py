@@ -6,8 +6,10 @@ called `….unfinished`; a rename, after everything is flushed, is what makes it
 """
 
 import contextlib
+import errno
 import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -24,6 +26,8 @@ _RECORD = "execution.json"
 _SCRATCH = "scratch"
 _UNFINISHED = ".unfinished"
 _FORMAT = 1
+# How the system says that there is no room to write: on the disk, in a quota, below the limit of a file.
+_NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 _RECORD_KEYS = {
     "format", "component", "inputs", "outputs", "parameters", "version", "output_fingerprints", "started_at",
     "finished_at",
@@ -96,7 +100,7 @@ def run(components, settings, root, num_workers):
         name -> `Artifact`, all of them.
 
     Raises:
-        InputError: if a finished directory of this root was changed or is not ours.
+        InputError: if a finished directory of this root was changed or is not ours, or the disk is full.
     """
     artifacts = {}
     for component in components:
@@ -117,8 +121,9 @@ def run(components, settings, root, num_workers):
             print(f"{component.name:<15} cached in {directory}", flush=True)
         else:
             print(f"{component.name:<15} running", flush=True)
-            execution = _prepare(component, inputs, parameters, directory, root, num_workers)
-            seconds = _execute(component, execution, declaration, directory)
+            with _told_if_no_room(component, directory):
+                execution = _prepare(component, inputs, parameters, directory, root, num_workers)
+                seconds = _execute(component, execution, declaration, directory)
             print(f"{component.name:<15} done in {duration(seconds)}: {directory}", flush=True)
         artifacts.update(_finished_outputs(component, declaration, directory))
         # Not before the rename: a kill in between would cost what scratch holds.
@@ -158,6 +163,23 @@ def locked(root, flag="--pipeline_root"):
         except OSError:
             raise InputError(f"Another run is at work in {root}; wait for it, or give another {flag}.") from None
         yield
+
+
+@contextlib.contextmanager
+def _told_if_no_room(component, directory):
+    # TensorFlow and Beam raise errors of their own, with the system's words in them.
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = next((words for words in _NO_ROOM if words in str(error)), None)
+        if reason is None:
+            raise
+        raise InputError(
+            f"{component.name} cannot write ({reason}) in {directory.parent}. Make room there and run the same command "
+            "again: what was finished is kept."
+        ) from error
 
 
 def _prepare(component, inputs, parameters, directory, root, num_workers):

@@ -164,7 +164,12 @@ class SamplingPlan:
         try:
             certificates.check_can_certify(self.n, self.alpha, "anytime")
         except ValueError as error:
-            raise InputError(f"--n is too small for the anytime-valid bound. {error}") from None
+            raise InputError(
+                f"Votes of this model, sigma and seed were first drawn for {in_words(first)}, so another n is a choice "
+                "after a look and its certificates are by the anytime-valid bound; "
+                f"--n {self.n} is too small for that. "
+                f"{error} Or give {in_words(first)} again, or another --seed, whose votes are drawn anew."
+            ) from None
 
 
 def in_words(first_look):

@@ -43,6 +43,7 @@ def evaluate(execution):
         "model": execution.inputs["model"].fingerprint,
         "examples": execution.inputs["examples"].fingerprint,
         "num_test_examples": len(ids),
+        "bound": certified.bound,
         **{name: settings[name] for name in _COMPARABLE},
     }
     write_text(output / "blessing.json", json.dumps(blessing, indent=1))
@@ -90,9 +91,13 @@ def evaluate(execution):
 
 
 def latest_blessed(artifacts, settings, root):
-    """The evaluation of the model blessed last, other than this one, on the same images, noise level, n and alpha."""
+    """The evaluation of the model blessed last, other than this one, on the same images, noise level, n and alpha.
+
+    By the same bound, too: an n that was chosen after a look takes another, which says nothing of the model.
+    """
     total = len(examples_lib.read(artifacts["examples"].path).labels["test"])
     count = len(examples_lib.evenly_spaced(total, settings["num_test_examples"]))
+    bound = certificate_files.read(artifacts["certificates"].path)[0]["kinds"][0]["bound"]
     for outputs in finished(root, "Evaluator"):
         evaluated = outputs["evaluation"]
         blessing = json.loads((evaluated.path / "blessing.json").read_text())
@@ -101,6 +106,7 @@ def latest_blessed(artifacts, settings, root):
             and blessing["model"] != artifacts["model"].fingerprint
             and blessing["examples"] == artifacts["examples"].fingerprint
             and blessing["num_test_examples"] == count
+            and blessing.get("bound") == bound
             and all(blessing.get(name) == settings[name] for name in _COMPARABLE)
         ):
             return evaluated

@@ -192,6 +192,19 @@ def test_more_samples_later_extend_and_the_bound_allows_for_the_look(
     assert (kinds["hard"].bound, kinds["hard"].n) == ("anytime", N // 2)
 
 
+def test_too_few_samples_after_a_look_are_told_of_the_look(certify, small_model, digit_examples):
+    """At alpha = 0.1 four votes are enough for Clopper-Pearson, and no less than eight for the bound after a look."""
+    certify(small_model, digit_examples, range(2), alpha=0.1)
+    with pytest.raises(InputError) as told:
+        certify(small_model, digit_examples, range(2), n=4, alpha=0.1)
+    message = str(told.value)
+    assert message.startswith(
+        f"Votes of this model, sigma and seed were first drawn for n={N}, so another n is a choice after a look and "
+        "its certificates are by the anytime-valid bound; --n 4 is too small for that. "
+    )
+    assert message.endswith(f" Or give n={N} again, or another --seed, whose votes are drawn anew.")
+
+
 def test_soft_certificates_are_refused_after_another_look(certify, small_model, digit_examples):
     soft = {"certify": "all", "betas": (16.0,)}
     certify(small_model, digit_examples, range(2), **soft)

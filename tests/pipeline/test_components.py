@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 
 import numpy as np
@@ -60,6 +61,19 @@ def test_example_gen_writes_what_later_components_read(execution):
     np.testing.assert_array_equal(scaled, data.images["test"][[0, 359]] / np.float32(16))
 
 
+def test_examples_on_a_full_disk_are_told_in_one_line(write_examples, tmp_path):
+    images = np.zeros((40, 8, 8, 1), np.uint8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(
+            InputError, match=rf"^Cannot write {tmp_path}/examples \(.*\)\. Make room there and run the same"
+        ):
+            write_examples(images, np.zeros(40, np.int64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 # Five images of classes 0, 1, 2, 0, 1 at sigma 1, n = 100, alpha = 0.05:
 # correct at radius 1.0; correct at 0.5; wrong (class 0 at 2.0); abstained; correct at 0.0.
 ROWS = [(0, 0, 1.0), (1, 1, 0.5), (2, 0, 2.0), (0, -1, 0.0), (1, 1, 0.0)]
@@ -75,7 +89,9 @@ class Evaluations:
     def __init__(self, root, examples):
         self.root, self.examples = root, examples
 
-    def run(self, model, radii=None, num_test_examples=None, estimation=(60, 20, 20), **changed):
+    def run(
+        self, model, radii=None, num_test_examples=None, estimation=(60, 20, 20), bound="clopper-pearson", **changed
+    ):
         """Certifies correctly at `radii` if given, else as in ROWS -> the folder of the evaluation."""
         from pipeline import orchestrator
         from pipeline.orchestrator import Component
@@ -99,18 +115,18 @@ class Evaluations:
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (execution.outputs["certificates"] / "certificates.jsonl").write_text(text)
             about = {name: PARAMETERS[name] for name in ("sigma", "alpha", "n0", "n")}
-            about["kinds"] = [{"name": "hard", "bound": "clopper-pearson", "beta": None}]
+            about["kinds"] = [{"name": "hard", "bound": execution.parameters["bound"], "beta": None}]
             (execution.outputs["certificates"] / "certification.json").write_text(json.dumps(about))
 
         settings = {
             **SETTINGS, "seed": 0, "min_accuracy": 0.4, "paper": None, "model": model,
             "rows": [list(row) for row in rows], "plan": {"Data": [["dataset", "tiny", "x"], ["method", "macer", "x"]]},
-            "num_test_examples": num_test_examples, **changed,
+            "num_test_examples": num_test_examples, "bound": bound, **changed,
         }  # fmt: skip
         components = [
             Component("Examples", (), ("examples",), (), make_examples),
             Component("Model", (), ("model",), ("model",), make_model),
-            Component("Fake", (), ("certificates",), ("rows", "num_test_examples"), make_certificates),
+            Component("Fake", (), ("certificates",), ("rows", "num_test_examples", "bound"), make_certificates),
             evaluator.LATEST_BLESSED,
             evaluator.EVALUATOR,
         ]
@@ -244,6 +260,16 @@ def test_a_model_is_never_its_own_baseline(evaluations, capsys):
 def test_only_like_is_compared_with_like(evaluations, changed):
     evaluations.run("A", [1.0] * 5, **changed)
     assert read(evaluations.run("B", [0.1] * 5), "blessing.json")["blessed"]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_certificates_by_another_bound_are_not_compared(evaluations):
+    """As after a look: the same model's radii by the anytime-valid bound are smaller."""
+    evaluations.run("A", radii=[1.0, 1.0, 1.0, 1.0, 1.0])
+    looked = evaluations.run("B", radii=[0.9, 0.9, 0.9, 0.9, 0.9], bound="anytime")
+    assert read(looked, "metrics.json")["difference_to_last_blessed"] is None
+    again = evaluations.run("C", radii=[0.9, 0.9, 0.9, 0.9, 0.8], bound="anytime")
+    assert read(again, "metrics.json")["difference_to_last_blessed"]["baseline"] == str(looked)
 
 
 @pytest.mark.usefixtures("no_report")

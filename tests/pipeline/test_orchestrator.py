@@ -1,6 +1,7 @@
 """The orchestrator runs what is new, skips what is finished, and takes nothing half-written for finished."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -342,3 +343,46 @@ def test_finished_lists_the_latest_first_and_passes_over_what_is_not_finished(pi
     (latest[1]["repeated"].path / "text").write_text("changed")
     with pytest.raises(InputError, match="was changed or damaged"):
         orchestrator.finished(pipeline.root, "Repeat")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/text"),
+        RuntimeError("OSError: [Errno 28] No space left on device [while running 'Draw-ptransform-9']"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line_whatever_it_is_raised_as(pipeline, error):
+    def fail(execution):
+        raise error
+
+    execute = pipeline.components[1].execute
+    pipeline.replace(1, execute=fail)
+    with pytest.raises(InputError) as told:
+        pipeline.run()
+    reason = "Disk quota exceeded" if getattr(error, "errno", 0) == errno.EDQUOT else "No space left on device"
+    assert str(told.value) == (
+        f"Repeat cannot write ({reason}) in {pipeline.root}. Make room there and run the same command again: what was "
+        "finished is kept."
+    )
+    pipeline.replace(1, execute=execute)
+    assert pipeline.run() == ("hellohello!", ["Repeat", "Suffix"])
+
+
+def test_another_error_is_not_taken_for_a_full_disk(pipeline):
+    def fail(execution):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    pipeline.replace(1, execute=fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        pipeline.run()
+
+
+def test_a_disk_that_is_full_before_a_component_begins_is_told_too(pipeline, monkeypatch):
+    def no_folder(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "mkdir", no_folder)
+    with pytest.raises(InputError, match=r"^Source cannot write \(No space left on device\)"):
+        pipeline.run()

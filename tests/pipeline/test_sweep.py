@@ -316,7 +316,7 @@ class Compare:
         self._execution, self._write_examples, self._root = execution, write_examples, tmp_path
         self.inputs, self.members = {}, []
 
-    def add(self, value, rows, examples, seconds=("1.5",), **changed):
+    def add(self, value, rows, examples, seconds=("1.5",), bound="clopper-pearson", **changed):
         """A member whose image i is certified as class rows[i][0] with radius rows[i][1]."""
         place = len(self.members)
         model, certified = (self._root / f"{name}-{place}" for name in ("model", "certificates"))
@@ -331,7 +331,7 @@ class Compare:
             for i, (prediction, radius) in enumerate(rows)
         ]  # fmt: skip
         (certified / "certificates.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-        kinds = [{"name": "hard", "bound": "clopper-pearson", "beta": None}]
+        kinds = [{"name": "hard", "bound": bound, "beta": None}]
         about = {"sigma": 0.5, "alpha": 0.001, "n0": 1, "n": 10, "kinds": kinds}
         (certified / "certification.json").write_text(json.dumps(about))
         self.inputs |= {f"examples_{place}": examples, f"model_{place}": model, f"certificates_{place}": certified}
@@ -419,6 +419,13 @@ def test_other_n_is_no_other_model(compare, four):
     lines = sweep_report.conditions(compare.result())
     assert lines[0].startswith("n=500 | 1,000, ")
     assert any("ACR grows with n" in line for line in lines)
+
+
+def test_members_by_several_bounds_are_told_apart(compare, four):
+    compare.add("500", [(1, 0.5), (1, 0.25)], four[0], n=500)
+    compare.add("1000", [(1, 0.5), (1, 0.25)], four[0], n=1000, bound="anytime")
+    (line,) = (line for line in sweep_report.conditions(compare.result()) if line.startswith("bound: "))
+    assert line.startswith("bound: clopper-pearson | anytime, as some n was chosen after a look")
 
 
 def test_the_papers_rows_stand_beside_it_as_reported(compare, four):
