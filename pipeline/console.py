@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 
+from pipeline.errors import InputError
 from serving.terminal import printable
 
 _SECONDS_BETWEEN_LINES = 15
@@ -21,7 +22,13 @@ def quiet():
 
 
 def import_tensorflow():
-    """Imports TensorFlow without the page that its C++ side writes to stderr before its log level counts."""
+    """Imports TensorFlow without the page that its C++ side writes to stderr before its log level counts.
+
+    Raises:
+        InputError: if Keras was told to run on something else.
+    """
+    if (backend := os.environ.get("KERAS_BACKEND", "tensorflow")) != "tensorflow":
+        raise InputError(f"Keras must run on TensorFlow: unset KERAS_BACKEND. Received: KERAS_BACKEND={backend}")
     sys.stderr.flush()
     # Until what Ctrl-C says can be read.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
