@@ -413,6 +413,7 @@ def test_what_a_killed_run_left_of_the_model_is_removed(run, model, tmp_path):
 
 def head(*outputs, dtype="float32", shape=(8, 8, 1)):
     """A model with a dense layer for each size in `outputs`, which may also be a dict of them."""
+    keras.utils.set_random_seed(0)
     images = keras.Input(shape, dtype=dtype)
     flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
     if isinstance(outputs[0], dict):
