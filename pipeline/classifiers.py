@@ -266,7 +266,7 @@ def _of_signature(path, loading, name):
     inputs = list(signature.structured_input_signature[1].values())
     outputs = {
         output_name: output
-        for output_name, output in signature.structured_outputs.items()
+        for output_name, output in sorted(signature.structured_outputs.items())
         if output.shape.rank == 2 and output.dtype.is_floating and (output.shape[1] or 0) >= 2
     }
     if len(inputs) != 1 or inputs[0].shape.rank != 4 or inputs[0].dtype != tf.float32 or not outputs:
