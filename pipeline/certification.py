@@ -21,6 +21,7 @@ from macer_tf.votes import Votes
 from pipeline import classifiers, sampling
 from pipeline import job as job_lib
 from pipeline.console import Progress, duration
+from pipeline.errors import InputError
 from pipeline.vote_store import Chunk, Piece
 
 # Beam 2.77's workers send what they have every so many milliseconds, from a thread that no lock keeps apart from the
@@ -40,6 +41,7 @@ class Sampler:
         model_path: a model that `classifiers.load` loads.
         source: where the images are: `source.open()` has `image(id, digest)` and `digest(id)`, as in `images`.
         sigma, seed, betas: see `SmoothedClassifier`.
+        loading: `classifiers.Loading`.
     """
 
     model_path: str
@@ -47,10 +49,24 @@ class Sampler:
     sigma: float
     seed: int
     betas: tuple = ()
+    loading: classifiers.Loading = classifiers.DEFAULT
 
-    def load(self):
-        """The `SmoothedClassifier` and the opened images."""
-        smoothed = SmoothedClassifier(classifiers.load(self.model_path), self.sigma, self.seed, betas=self.betas)
+    def load(self, model=None):
+        """The `SmoothedClassifier` and the opened images.
+
+        Args:
+            model: what `classifiers.load` returned, where it was loaded before.
+
+        Raises:
+            InputError: in one line, if the model cannot be loaded or certified, or the images cannot be opened.
+        """
+        model = classifiers.load(self.model_path, self.loading) if model is None else model
+        try:
+            smoothed = SmoothedClassifier(model, self.sigma, self.seed, betas=self.betas)
+        except ValueError as error:
+            raise InputError(
+                f"The model {self.loading.name or self.model_path} cannot be certified. {error}"
+            ) from error
         return _Loaded(smoothed, self.source.open())
 
 
@@ -152,7 +168,7 @@ class Outcome:
     is_first_look: bool
 
 
-def run(sampler, ids, num_classes, plan, store, *, images=None, labels=None, num_workers):
+def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loaded=None):
     """Draws on Beam's local runner what the plan asks for and the store does not hold.
 
     Args:
@@ -161,10 +177,9 @@ def run(sampler, ids, num_classes, plan, store, *, images=None, labels=None, num
         num_classes: of the model.
         plan: `SamplingPlan`.
         store: `VoteStore`.
-        images: the sampler's source, opened when the labels were read: images that are others by now get no votes. Or
-            None: it is opened.
         labels: int64 [images], -1 where not known; or None.
         num_workers: threads that draw side by side.
+        loaded: what `sampler.load` returned, where it was called before: images that are others by now get no votes.
 
     Returns:
         `Outcome`.
@@ -181,8 +196,8 @@ def run(sampler, ids, num_classes, plan, store, *, images=None, labels=None, num
               "holds whenever one looks (anytime-valid), which is a little lower.")  # fmt: skip
     # Held on to, or every round would load the model anew.
     shared = Shared()
-    loaded = shared.acquire(sampler.load)
-    job = job_lib.Job(plan, sampler.sigma, num_classes, images or loaded.images, ids, labels, is_first_look)
+    loaded = shared.acquire(sampler.load if loaded is None else lambda: loaded)
+    job = job_lib.Job(plan, sampler.sigma, num_classes, loaded.images, ids, labels, is_first_look)
     job.take(store.pieces())
     if job.held:
         print(f"  {job.held:,} samples were drawn before.")

@@ -17,15 +17,33 @@ from macer_tf import certificates as certificates_lib
 from macer_tf import evaluation, logs
 from pipeline import command_line, console, orchestrator, sampling
 from pipeline.artifacts import write_bytes, write_text
-from pipeline.command_line import ABOVE_0, FOLDER, FROM_0, INSIDE_0_1, PATH, SEED, TEXT, Setting, none_or, whole
+from pipeline.command_line import (
+    ABOVE_0,
+    FOLDER,
+    FROM_0,
+    INSIDE_0_1,
+    MODULE,
+    PATH,
+    SEED,
+    TEXT,
+    Setting,
+    choice,
+    none_or,
+    whole,
+)
 from pipeline.errors import InputError, exit_status, reason
 from serving import terminal
-from serving.files import directory_fingerprint, file_digest, fingerprint, flush
+from serving.files import fingerprint, flush
 from serving.terminal import printable
 
 _GROUPS = {
     "Model and images": (
         Setting("model", PATH, ".keras or .h5 file, or a SavedModel's folder", None, "required"),
+        Setting(
+            "model_output", TEXT, "of a model with several outputs, the one of [batch, classes]", None, "its only one"
+        ),
+        Setting("custom_objects", MODULE, "module with the model's own layers; its code is run", None, "none"),
+        Setting("trust_model", choice(yes=True, no=False), "run a SavedModel that does more than compute", False),
         Setting("dataset", TEXT, "a data set of TFDS by its name, or digits", None, "or --images"),
         Setting("split", TEXT, "of the data set", None, "its test split"),
         Setting("data_dir", FOLDER, "folder of prepared TFDS data", None, "TFDS's own"),
@@ -67,7 +85,12 @@ def main(arguments=None):
     def work(settings):
         output = Path(settings["output"])
         with orchestrator.locked(output, "--output"):
-            return _certify(settings, output)
+            # Only now, so that --help and a typo do not wait for TensorFlow.
+            console.import_tensorflow()
+            from pipeline import classifiers
+
+            with classifiers.snapshot(settings["model"], output / ".model") as snapshot:
+                return _certify(settings, output, snapshot)
 
     return exit_status(parse, work, "What was drawn is kept; run the same command again to go on.")
 
@@ -106,40 +129,36 @@ def _plan(settings):
     )
 
 
-def _certify(settings, output):
-    # Only now, so that --help and a typo do not wait for TensorFlow.
-    console.import_tensorflow()
-    from pipeline import certificate_files, certification, class_numbers, classifiers, images
+def _certify(settings, output, snapshot):
+    from pipeline import certificate_files, certification, classifiers, images
     from pipeline.vote_store import VoteStore
 
-    plan = _plan(settings)
-    model = classifiers.load(settings["model"])
-    classifier = classifiers.base(model)
-    settings["sigma"] = settings["sigma"] or getattr(model, "sigma", None)
-    if settings["sigma"] is None:
-        raise InputError("--sigma is missing: the noise level that the model was trained at, in [0, 1] pixel units.")
-    plan.check_sigma(settings["sigma"])
-    classes = class_numbers.read(settings["classes"]) if settings["classes"] else None
-    source = _source(images, settings, classifier.input_shape[1:], classes)
-    sampler = certification.Sampler(settings["model"], source, settings["sigma"], settings["seed"], plan.betas)
-    opened = sampler.source.open()
+    plan, code = _plan(settings), _code(settings)
+    sampler, loaded = _load(settings, snapshot, plan)
+    if code != _code(settings):
+        raise InputError(f"{settings['custom_objects']} was changed while it was imported; run the same command again.")
+    classifier = loaded.smoothed.classifier
+    opened = loaded.images
     ids = images.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
-    labels = _labels(source, opened, ids, num_classes)
-    precision = classifiers.precision(settings["model"], classifier)
+    labels = _labels(sampler.source, opened, ids, num_classes)
+    precision = classifiers.precision(snapshot.path, classifier)
     _print_plan(settings, plan, classifier, precision, opened, ids)
 
     identity = {
-        "model": _fingerprint(settings["model"]),
+        "model": snapshot.fingerprint,
         **{name: settings[name] for name in ("sigma", "seed", "n0")},
         "precision": precision,
+        **{name: settings[name] for name in ("model_output",) if settings[name]},
+        **code,
     }
     folder = fingerprint(identity)[:16]
     store = VoteStore(output / "votes" / folder, identity, plan.first_look, num_classes, plan.betas)
     outcome = certification.run(
-        sampler, ids, num_classes, plan, store, images=opened, labels=labels,
-        num_workers=settings["num_workers"] or os.cpu_count(),
+        sampler, ids, num_classes, plan, store, labels=labels, num_workers=settings["num_workers"] or os.cpu_count(),
+        loaded=loaded,
     )  # fmt: skip
+    _check_unchanged(settings, snapshot)
     unfinished = output / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
@@ -157,6 +176,26 @@ def _certify(settings, output):
             file.unlink()
     _print_result(output, metrics, outcome.failures)
     return 1 if outcome.failures else 0
+
+
+def _load(settings, snapshot, plan):
+    """The `Sampler`, and what it loads."""
+    from pipeline import certification, class_numbers, classifiers, images
+
+    loading = classifiers.Loading(
+        *(settings[name] for name in ("model_output", "custom_objects", "trust_model", "model"))
+    )
+    model = classifiers.load(snapshot.path, loading)
+    settings["sigma"] = settings["sigma"] or getattr(model, "sigma", None)
+    if settings["sigma"] is None:
+        raise InputError("--sigma is missing: the noise level that the model was trained at, in [0, 1] pixel units.")
+    plan.check_sigma(settings["sigma"])
+    classes = class_numbers.read(settings["classes"]) if settings["classes"] else None
+    source = _source(images, settings, classifiers.base(model).input_shape[1:], classes)
+    sampler = certification.Sampler(
+        str(snapshot.path), source, settings["sigma"], settings["seed"], plan.betas, loading
+    )
+    return sampler, sampler.load(model)
 
 
 def _source(images, settings, shape, classes):
@@ -195,8 +234,21 @@ def _labels(source, opened, ids, num_classes):
     return labels
 
 
-def _fingerprint(path):
-    return directory_fingerprint(path) if Path(path).is_dir() else file_digest(path)
+def _code(settings):
+    """What tells the code that the model brings from another, as a part of what votes are of."""
+    from pipeline import classifiers
+
+    module = settings["custom_objects"]
+    return {} if module is None else {"custom_objects": classifiers.source_fingerprint(module)}
+
+
+def _check_unchanged(settings, snapshot):
+    """Raises InputError unless what was loaded is what was fingerprinted; tells if the model is another by now."""
+    from pipeline import classifiers
+
+    snapshot.check()
+    if not Path(settings["model"]).exists() or classifiers.fingerprint(settings["model"]) != snapshot.fingerprint:
+        print(f"{settings['model']} has been replaced since then: the certificates are of what was there before.")
 
 
 def _print_plan(settings, plan, classifier, precision, opened, ids):

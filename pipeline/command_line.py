@@ -75,6 +75,12 @@ def choice(**values):
     return Kind(" or ".join(values), values.__getitem__)
 
 
+def _module(text):
+    if not all(name.isidentifier() for name in text.split(".")):
+        raise ValueError
+    return text
+
+
 TEXT = Kind("text", str)
 PATH = Kind("a path", lambda text: str(Path(text).expanduser()))
 FOLDER = Kind("a folder", PATH.parse)
@@ -82,6 +88,7 @@ ABOVE_0 = number("a number above 0", float, lambda value: value > 0)
 FROM_0 = number("a number from 0", float, lambda value: value >= 0)
 INSIDE_0_1 = number("a number above 0 and below 1", float, lambda value: 0 < value < 1)
 FROM_0_BELOW_1 = number("a number from 0 and below 1", float, lambda value: 0 <= value < 1)
+MODULE = Kind("a module such as package.layers", _module)
 SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_seed(int(text)))
 
 

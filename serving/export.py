@@ -7,6 +7,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 import macer_tf
+from macer_tf.checks import check_classifier
 from macer_tf.smoothing import default_micro_batch
 from serving import card
 from serving.files import EXTRA
@@ -47,9 +48,11 @@ def export(
         model_fingerprint: what a blessing calls the model (see `serving.blessing`); by default none blesses it.
 
     Raises:
-        ValueError: if n and alpha could never certify an image, or an option is out of range.
+        ValueError: if n and alpha could never certify an image, or an option is out of range; if the classifier takes
+            no floats, returns more than one tensor, or is no function of one image (see `macer_tf.probing`).
     """
     directory, classifier = Path(directory), model.classifier
+    check_classifier(classifier)
     num_classes = classifier.output_shape[-1]
     names = [str(number) for number in range(num_classes)] if class_names is None else list(class_names)
     if len(names) != num_classes:

@@ -5,6 +5,7 @@ import tensorflow as tf
 from macer_tf import noise, sequential
 from macer_tf.certificates import ABSTAIN, check_can_certify
 from macer_tf.inference import InferenceGraph
+from macer_tf.probing import probe
 from macer_tf.smoothing import count_block, default_micro_batch
 from serving.bounds import anytime_p_value, certified_radius, clopper_pearson_lower
 
@@ -31,7 +32,7 @@ class SmoothedSignatures(tf.Module):
 
     Raises:
         ValueError: if n and alpha could never certify an image, n is above max_num_samples, or the classifier has
-            fewer than two classes.
+            fewer than two classes or is no function of one image.
     """
 
     def __init__(self, classifier, sigma, n0, n, alpha, max_num_samples, max_batch_size, model_card):
@@ -51,6 +52,7 @@ class SmoothedSignatures(tf.Module):
         self._micro_batch = default_micro_batch(self._image_shape)
         # A Keras model that is tracked here loads in Python and fails in C++; its plain variables do not.
         self._classifier = InferenceGraph(classifier)
+        probe(self._classifier, self._image_shape, self._classifier.precision)
         self.model_variables = self._classifier.variables
 
     def signatures(self):

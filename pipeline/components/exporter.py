@@ -1,7 +1,7 @@
 """Exporter: model -> a SavedModel that returns the smoothed prediction."""
 
+from pipeline import classifiers, models
 from pipeline import examples as examples_lib
-from pipeline import models
 from pipeline.orchestrator import Component
 from serving.export import export
 
@@ -10,8 +10,10 @@ def export_model(execution):
     """Exports with n = serving_n, since a request cannot wait for the n of an evaluation."""
     settings = execution.parameters
     examples = examples_lib.read(execution.inputs["examples"].path)
+    with classifiers.file_of(execution.inputs["model"], execution.scratch / "model") as path:
+        model = models.load(path)
     export(
-        models.load(execution.inputs["model"].path / "model.keras"),
+        model,
         execution.outputs["saved_model"],
         n0=settings["n0"],
         n=settings["serving_n"],

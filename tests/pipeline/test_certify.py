@@ -1,12 +1,21 @@
 """Certifying anyone's classifier: every kind of file, the library's own certificates, failed images, refusals."""
 
+import importlib
+import itertools
 import json
+import pkgutil
 import re
+import shutil
 import signal
+import sys
+import zipfile
+from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from macer_tf import logs
@@ -46,6 +55,7 @@ def run(tmp_path, capsys):
 
 
 def saved(classifier, tmp_path, kind):
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / f"saved{kind}"
     if kind:
         classifier.save(path)
@@ -371,3 +381,301 @@ def test_ctrl_c_is_not_lost_where_an_exception_would_be(run, model, monkeypatch,
     monkeypatch.setattr("pipeline.certification.run", lose)
     run("--model", model, "--dataset", "digits")
     assert ended == [130]
+
+
+# What is certified is what was there
+
+
+@pytest.fixture
+def two_models(classifier):
+    """Two classifiers that differ in what they return."""
+    other = keras.models.clone_model(classifier)
+    rng = np.random.default_rng(5)
+    other.set_weights([rng.normal(0, 1, weight.shape) for weight in classifier.get_weights()])
+    return classifier, other
+
+
+def replaced(path, other):
+    """Puts another model where one is, as a training that goes on does."""
+    if path.is_dir():
+        shutil.rmtree(path)
+        shutil.copytree(other, path)
+    else:
+        shutil.copyfile(other, path)
+
+
+@pytest.mark.parametrize("kind", ["", ".keras"])
+@pytest.mark.parametrize(
+    "before",
+    ["keras.models.load_model", "tensorflow.saved_model.load", "pipeline.certification.run",
+     "pipeline.classifiers.fingerprint", "pipeline.certification.Sampler.load"],
+)  # fmt: skip
+def test_a_model_replaced_at_any_moment_gets_no_other_models_votes(
+    run, two_models, digits, tmp_path, monkeypatch, kind, before
+):
+    paths = [saved(model, tmp_path / name, kind) for name, model in zip("ab", two_models, strict=True)]
+    path = saved(two_models[0], tmp_path / "used", kind)
+    function, calls = pkgutil.resolve_name(before), []
+
+    def replacing(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            replaced(path, paths[1])
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(before, replacing)
+    on_digits = ("--dataset", "digits", "--skip", "30", "--skip_wrong", "no")
+    assert run("--model", path, *on_digits)[0] == 0
+    monkeypatch.undo()
+    if calls:
+        # Its votes are found again under the fingerprint of what they are of, and of nothing else.
+        for model, expected in zip(paths, two_models, strict=True):
+            replaced(path, model)
+            assert run("--model", path, *on_digits)[0] == 0
+            ids = np.arange(0, 360, 30)
+            right = SmoothedClassifier(expected, 0.5, seed=3).certify(
+                digits[0][1437:][ids], 20, 300, 0.01, example_ids=ids
+            )
+            log = logs.read(tmp_path / "output" / "certificates.tsv")
+            np.testing.assert_array_equal(log.predictions, right.predictions)
+            np.testing.assert_array_equal(log.radii, right.radii)
+    assert not (tmp_path / "output" / ".model").exists()
+
+
+def test_it_tells_that_the_model_is_another_by_now(run, two_models, tmp_path, monkeypatch):
+    path, other = (saved(model, tmp_path / name, ".keras") for name, model in zip("ab", two_models, strict=True))
+    function = vote_store.VoteStore.compact
+    monkeypatch.setattr(vote_store.VoteStore, "compact", lambda store: (function(store), replaced(path, other)))
+    status, out, _ = run("--model", path, "--dataset", "digits", "--max", "2")
+    assert status == 0
+    assert f"{path} has been replaced since then: the certificates are of what was there before." in out
+
+
+def test_a_model_that_is_written_to_all_the_time_is_refused(model, tmp_path, monkeypatch):
+    path, texts = tmp_path / "changing.keras", itertools.count()
+    copy = shutil.copyfile
+    monkeypatch.setattr(shutil, "copyfile", lambda *paths: (copy(*paths), path.write_text(f"{next(texts)}")))
+    path.write_text("")
+    with pytest.raises(InputError, match=r"changing\.keras is being written to; wait until that is done"):
+        classifiers.snapshot(path, tmp_path / "copy").__enter__()
+    assert not (tmp_path / "copy").exists()
+
+
+def test_what_a_killed_run_left_of_the_model_is_removed(run, model, tmp_path):
+    left = tmp_path / "output" / ".model"
+    left.mkdir(parents=True)
+    (left / model.name).write_bytes(b"half a mod")
+    (left / "other").write_bytes(b"")
+    assert run("--model", model, "--dataset", "digits", "--max", "1")[0] == 0
+    assert not left.exists()
+
+
+# Models that are not as they should be
+
+
+def head(*outputs, dtype="float32", shape=(8, 8, 1)):
+    """A model with a dense layer for each size in `outputs`, which may also be a dict of them."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input(shape, dtype=dtype)
+    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
+    if isinstance(outputs[0], dict):
+        return keras.Model(images, {name: keras.layers.Dense(size)(flat) for name, size in outputs[0].items()})
+    made = [keras.layers.Dense(size, name=f"head{i}")(flat) for i, size in enumerate(outputs)]
+    return keras.Model(images, made if len(made) > 1 else made[0])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "bool"])
+def test_a_classifier_of_whole_numbers_is_refused(run, tmp_path, dtype):
+    path = saved(head(10, dtype=dtype), tmp_path, ".keras")
+    status, _, err = run("--model", path, "--dataset", "digits")
+    assert (status, err.count("\n")) == (2, 1)
+    assert (
+        "saved.keras cannot be certified. The classifier must take one tensor of floats, images in [0, 1] plus noise. "
+        f"Received: {dtype}"
+    ) in err
+
+
+@pytest.mark.parametrize("kind", ["", ".keras"])
+@pytest.mark.parametrize("outputs", [(10, 3), ({"digit": 10, "style": 3},)])
+def test_of_several_outputs_the_one_that_is_named_is_certified(run, digits, tmp_path, kind, outputs):
+    model = head(*outputs)
+    path = saved(model, tmp_path, kind)
+    on_digits = ("--model", path, "--dataset", "digits", "--max", "2", "--skip_wrong", "no")
+    status, _, err = run(*on_digits)
+    assert (status, err.count("\n")) == (2, 1)
+    names = re.search(r"has outputs (\S+), (\S+): say which counts \(model_output\)\. Received: none", err).groups()
+    first = next(iter(model.output.values())) if isinstance(model.output, dict) else model.output[0]
+    assert run(*on_digits, "--model_output", names[0])[0] == 0
+    right = SmoothedClassifier(keras.Model(model.inputs, first), 0.5, seed=3).certify(
+        digits[0][1437:1439], 20, 300, 0.01
+    )
+    np.testing.assert_array_equal(logs.read(tmp_path / "output" / "certificates.tsv").radii, right.radii)
+    # Another output is another classifier, with votes of its own; here, with other classes than the digits have.
+    assert "The model has 3 classes" in run(*on_digits, "--model_output", names[1])[2]
+    assert "Received: third" in run(*on_digits, "--model_output", "third")[2]
+
+
+def test_which_of_one_output_need_not_be_said(run, model):
+    status, _, err = run("--model", model, "--dataset", "digits", "--model_output", "logits")
+    assert status == 2
+    assert "has one output; which one need not be said. Received: logits" in err
+
+
+OWN = """
+import keras
+
+{decorator}
+class Twice(keras.layers.Layer):
+    def call(self, images):
+        return {factor} * images
+
+class Net(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.parts = [Twice(), keras.layers.Flatten(), keras.layers.Dense(10)]
+
+    def call(self, images):
+        for part in self.parts:
+            images = part(images)
+        return images
+"""
+
+
+@pytest.fixture
+def own_layers(tmp_path, monkeypatch):
+    """A function: text of the module `own_layers` in the current folder -> the module, imported anew."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text):
+        forget()
+        (tmp_path / "own_layers.py").write_text(text)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(tmp_path)
+            module = importlib.import_module("own_layers")
+        forget()
+        return module
+
+    def forget():
+        sys.modules.pop("own_layers", None)
+        keras.saving.get_custom_objects().clear()
+
+    registered = dict(keras.saving.get_custom_objects())
+    yield write
+    forget()
+    keras.saving.get_custom_objects().update(registered)
+
+
+@pytest.mark.parametrize("decorator", ["", "@keras.saving.register_keras_serializable('own')"])
+@pytest.mark.parametrize("kind", [".keras", ".h5", "subclassed"])
+def test_a_model_with_layers_of_its_own_needs_the_module_that_defines_them(run, own_layers, tmp_path, kind, decorator):
+    module = own_layers(OWN.format(decorator=decorator, factor=2))
+    if kind == "subclassed":
+        model, kind = module.Net(), ".keras"
+        model(np.zeros((1, 8, 8, 1), np.float32))
+    else:
+        model = keras.Sequential(
+            [keras.Input((8, 8, 1)), module.Twice(), keras.layers.Flatten(), keras.layers.Dense(10)]
+        )
+    on_digits = ("--model", saved(model, tmp_path, kind), "--dataset", "digits", "--max", "2")
+    status, _, err = run(*on_digits)
+    assert (status, err.count("\n")) == (2, 1)
+    assert re.search(r"holds (Twice|Net), which is not Keras' own: it is loaded only together with the module", err)
+    status, out, err = run(*on_digits, "--custom_objects", "own_layers")
+    assert (status, err) == (0, "")
+    assert "drawn before" not in out
+    assert "samples were drawn before" in run(*on_digits, "--custom_objects", "own_layers")[1]
+    # Other code is another classifier.
+    own_layers(OWN.format(decorator=decorator, factor=3))
+    assert "drawn before" not in run(*on_digits, "--custom_objects", "own_layers")[1]
+
+
+def test_a_module_that_cannot_be_imported_is_told(run, own_layers, model):
+    on_digits = ("--model", model, "--dataset", "digits")
+    assert "There is no module no_such_module to import" in run(*on_digits, "--custom_objects", "no_such_module")[2]
+    assert "--custom_objects must be a module such as" in run(*on_digits, "--custom_objects", "own_layers.py/x")[2]
+    (Path.cwd() / "own_layers.py").write_text("1 / 0")
+    assert "Cannot import own_layers (ZeroDivisionError" in run(*on_digits, "--custom_objects", "own_layers")[2]
+
+
+def of_keras_2(path, change):
+    """A file as Keras 2 writes it: the configuration changed by `change`, and Keras' version."""
+    if path.suffix == ".h5":
+        with h5py.File(path, "r+") as file:
+            file.attrs["model_config"] = change(file.attrs["model_config"])
+            file.attrs["keras_version"] = "2.15.0"
+        return path
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    contents["config.json"] = change(contents["config.json"].decode())
+    contents["metadata.json"] = json.dumps({"keras_version": "2.15.0", "date_saved": "2024-01-01@00:00:00"})
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.replace('"depth_multiplier"', '"groups": 1, "depth_multiplier"'),
+        lambda config: re.sub(r'"module": "keras[\w.]*", "class_name": "(Functional|DepthwiseConv2D)"',
+                              r'"module": "keras.src.engine.functional", "class_name": "\1", "groups": 1', config)
+        .replace('"depth_multiplier"', '"groups": 1, "depth_multiplier"'),
+    ],
+    ids=["a layer", "a module"],
+)  # fmt: skip
+def test_a_file_of_keras_2_is_told_as_such(tmp_path, suffix, change):
+    inputs = keras.Input((8, 8, 1))
+    outputs = keras.layers.Dense(10)(keras.layers.Flatten()(keras.layers.DepthwiseConv2D(3)(inputs)))
+    path = of_keras_2(saved(keras.Model(inputs, outputs), tmp_path, suffix), change)
+    with pytest.raises(
+        InputError, match=r"was written by Keras 2 \(2\.15\.0\); save it as a SavedModel there"
+    ) as error:
+        classifiers.load(path)
+    assert "\n" not in str(error.value)
+    # One that Keras 3 can read is taken.
+    readable = of_keras_2(saved(keras.Model(inputs, outputs), tmp_path, suffix), lambda config: config)
+    assert classifiers.load(readable).output_shape == (None, 10)
+
+
+def test_a_saved_model_that_writes_files_is_run_only_on_trust(run, tmp_path):
+    written = tmp_path / "written"
+
+    class Writing(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 1], tf.float32)])
+        def __call__(self, images):
+            with tf.control_dependencies([tf.io.write_file(str(written), "x")]):
+                return tf.reshape(images, [-1, 64])[:, :10]
+
+    module = Writing()
+    tf.saved_model.save(module, str(tmp_path / "writes"), signatures=module.__call__)
+    on_digits = ("--model", tmp_path / "writes", "--dataset", "digits", "--max", "2")
+    status, _, err = run(*on_digits)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"The SavedModel {tmp_path / 'writes'} does more than compute: its operations WriteFile could" in err
+    assert "(trust_model=yes)" in err
+    assert not written.exists()
+    assert run(*on_digits, "--trust_model", "yes")[0] == 0
+    assert written.exists()
+
+
+@pytest.mark.parametrize("kind", ["", ".keras"])
+def test_a_model_whose_answer_depends_on_the_batch_is_refused(run, tmp_path, kind):
+    images = keras.Input((8, 8, 1))
+    flat = keras.layers.Flatten()(images)
+    flat = flat - keras.ops.mean(flat, axis=0, keepdims=True)
+    path = saved(keras.Model(images, keras.layers.Dense(10)(flat)), tmp_path, kind)
+    status, _, err = run("--model", path, "--dataset", "digits")
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"{path} cannot be certified. The classifier's output for an image depends on the rest of its batch" in err
+
+
+def test_soft_certificates_of_probabilities_are_refused_and_hard_ones_are_not(run, tmp_path):
+    model = keras.Sequential([head(10), keras.layers.Softmax()])
+    on_digits = ("--model", saved(model, tmp_path, ".keras"), "--dataset", "digits", "--max", "1")
+    status, _, err = run(*on_digits, "--certify", "all")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "Soft votes at betas are of logits, and the classifier returns probabilities" in err
+    assert run(*on_digits)[0] == 0

@@ -4,6 +4,7 @@ import json
 import re
 import resource
 import shutil
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -463,3 +464,23 @@ def test_every_declared_parameter_is_a_setting():
     assert training <= set(TRAINER.parameters)
     # alpha and the threshold must not train or sample anew.
     assert not {"alpha", "n", "n0", "min_accuracy", "num_workers"} & set(TRAINER.parameters)
+
+
+@pytest.mark.parametrize("component", ["certifier", "exporter"])
+def test_a_model_that_is_not_what_was_finished_is_neither_certified_nor_exported(
+    execution, digit_examples, threshold_model, tmp_path, component
+):
+    (tmp_path / "trained").mkdir()
+    shutil.move(threshold_model(0.9), tmp_path / "trained" / "model.keras")
+    settings = {"num_test_examples": 2, "n0": 10, "n": 50, "serving_n": 50, "alpha": 0.01, "sigma": 0.5, "seed": 0,
+                "certify": "hard", "budget": "fixed", "beta": 16.0}  # fmt: skip
+    outputs = ("certificates", "saved_model")
+    inputs = {"model": tmp_path / "trained", "examples": digit_examples}
+    made = execution(inputs, outputs, settings)
+    with open(tmp_path / "trained" / "model.keras", "ab") as file:
+        file.write(b"changed")
+    module = import_module(f"pipeline.components.{component}")
+    with pytest.raises(InputError, match="was changed after it was finished"):
+        getattr(module, component.upper()).execute(made)
+    assert [list(made.outputs[name].iterdir()) for name in outputs] == [[], []]
+    assert not (made.scratch / "model").exists()

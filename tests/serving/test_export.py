@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -79,6 +80,15 @@ def test_what_the_pipeline_calls_the_model_is_in_the_card_and_in_the_graph(linea
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         (text,) = validate.Server(session, tmp_path)("metadata")["model_card"]
     assert card.from_json(text.decode()) == card.read(tmp_path)
+
+
+def test_a_classifier_that_is_no_function_of_an_image_is_not_exported(tmp_path):
+    inputs = keras.Input((4, 4, 1))
+    flat = keras.layers.Flatten()(inputs)
+    by_batch = keras.Model(inputs, keras.layers.Dense(3)(flat - keras.ops.mean(flat, axis=0, keepdims=True)))
+    with pytest.raises(ValueError, match="depends on the rest of its batch"):
+        export(MACERModel(by_batch, sigma=0.25, seed=0), tmp_path / "m", n0=10, n=50, alpha=0.01)
+    assert not (tmp_path / "m").exists()
 
 
 def test_only_plain_variables_are_tracked(exported, digits_model):
