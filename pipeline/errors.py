@@ -39,11 +39,16 @@ def exit_status(parse, work, kept):
             parsed, root = parse()
             return work(parsed)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _print_error(error)
             return 2
         except Exception as error:
-            print(f"error: {in_one_line(error, root)}", file=sys.stderr)
+            _print_error(in_one_line(error, root))
             return 1
+
+
+def _print_error(line):
+    with contextlib.suppress(OSError):  # stderr may lie on the disk that is full
+        print(f"error: {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -73,8 +78,11 @@ def leave(status):
 
     Workers that an error left in the middle of a forward pass would crash in what Python does at its end.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # as on a full disk: not all was told
+            status = status or 1
     os._exit(status)
 
 
