@@ -19,7 +19,7 @@ from pipeline import command_line, console, orchestrator, sampling
 from pipeline.artifacts import write_bytes, write_text
 from pipeline.command_line import ABOVE_0, FOLDER, FROM_0, INSIDE_0_1, PATH, SEED, TEXT, Setting, none_or, whole
 from pipeline.errors import InputError, exit_status, leave
-from serving.files import directory_fingerprint, file_digest, fingerprint, flush
+from serving.files import directory_fingerprint, file_digest, fingerprint
 
 _GROUPS = {
     "Model and images": (
@@ -140,15 +140,7 @@ def _certify(settings, output):
     certificate_files.write(unfinished, outcome, plan, settings["sigma"], precision)
     of_certified = labels[np.searchsorted(ids, outcome.ids)]
     metrics = _write(unfinished, settings, plan, num_classes, of_certified, outcome)
-    files = sorted(unfinished.iterdir())
-    for file in files:
-        flush(file)
-        os.replace(file, output / file.name)
-    unfinished.rmdir()
-    # Other kinds of certificates, of another run.
-    for file in output.glob("certificates-*.*"):
-        if file.name not in [new.name for new in files]:
-            file.unlink()
+    certificate_files.finish(unfinished, output)
     _print_result(output, metrics, outcome.failures)
     return 1 if outcome.failures else 0
 

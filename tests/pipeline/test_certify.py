@@ -193,7 +193,9 @@ def test_the_same_command_draws_nothing_again_and_another_alpha_neither(run, mod
     assert [(tmp_path / "output" / name).read_bytes() for name in files] == first
     assert run(*arguments, settings=(*SETTINGS, "--alpha", "0.2"))[0] == 0
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["alpha"] == 0.2
-    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == sorted([".lock", "votes", *files])
+    names = {path.name for path in (tmp_path / "output").iterdir()}
+    (results,) = (name for name in names if name.startswith("results-"))
+    assert names == {".lock", "votes", "results", results, *files}
 
 
 def test_hard_and_soft_certificates_in_one_table_and_one_figure(run, model, tmp_path):
@@ -230,7 +232,7 @@ def test_adaptive_budgets(run, model, tmp_path):
     # Another question of the same votes, by the bound that allows for looks.
     status, out, _ = run(*on_digits, "--budget", "adaptive", "--precision", "0.05", settings=settings)
     assert status == 0
-    assert "first drawn for n=5,000, radius=0.1: these certificates are by the bound" in out
+    assert "first drawn for n0=20, n=5,000, radius=0.1: these certificates are by the bound" in out
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["bound"] == "anytime"
 
 
