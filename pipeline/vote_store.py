@@ -60,6 +60,7 @@ class VoteStore:
 
     Attributes:
         directory: the folder.
+        betas: as given, a list.
         first_plans: what the samples seen of this noise were first planned to be drawn for, JSON values: one, unless
             votes of other plans were copied here; None among them stands for a plan that cannot be read any more. A
             certificate by a bound for a number of samples fixed beforehand is for the only plan.
@@ -79,7 +80,7 @@ class VoteStore:
     def __init__(self, directory, identity, plan, num_classes, betas=()):
         self.directory = Path(directory)
         self._identity = {**identity, "num_classes": num_classes}
-        self._num_classes, self._betas = num_classes, list(betas)
+        self._num_classes, self.betas = num_classes, list(betas)
         self._shape = (1 + 2 * len(betas), num_classes)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.first_plans = self._seen() or [plan]
@@ -117,7 +118,7 @@ class VoteStore:
 
     @property
     def _kind(self):
-        return {**self._identity, "betas": self._betas}
+        return {**self._identity, "betas": self.betas}
 
     @property
     def _register(self):
@@ -159,11 +160,11 @@ class VoteStore:
     def _read_shard(self, path):
         about, table = _read_shard(path)
         betas = about["betas"]
-        if not set(self._betas) <= set(betas):
+        if not set(self.betas) <= set(betas):
             return
         addresses = np.stack([table[name].to_numpy() for name in _ADDRESS], axis=1)
         votes = table["votes"].combine_chunks().flatten().to_numpy()
-        soft = [1 + 2 * betas.index(beta) + moment for beta in self._betas for moment in (0, 1)]
+        soft = [1 + 2 * betas.index(beta) + moment for beta in self.betas for moment in (0, 1)]
         votes = votes.reshape(-1, 1 + 2 * len(betas), self._num_classes)[:, [0, *soft]]
         for address, piece_votes in zip(addresses.tolist(), votes, strict=True):
             chunk = Chunk(*address)
