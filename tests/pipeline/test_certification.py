@@ -386,6 +386,16 @@ class Damaged:
         return SimpleNamespace(image=image, digest=images.digest)
 
 
+def test_what_a_killed_run_could_not_read_is_tried_again(small_model, digit_examples, tmp_path):
+    plan = SamplingPlan(N0, N, ALPHA)
+    store = VoteStore(tmp_path / "votes", {}, plan.first_look, 10)
+    store.ledger().record([], {2: "it is damaged"})
+    source = examples_lib.Source(str(digit_examples))
+    sampler = certification.Sampler(str(small_model), source, SIGMA, SEED)
+    outcome = certification.run(sampler, np.arange(4), 10, plan, store, num_workers=2)
+    assert (outcome.failures, outcome.ids.tolist()) == ({}, [0, 1, 2, 3])
+
+
 def test_an_image_that_is_changed_meanwhile_has_no_certificate(small_model, digit_examples, tmp_path):
     """Its votes would be of two images."""
     plan = SamplingPlan(N0, N, ALPHA)
@@ -432,14 +442,53 @@ def test_a_missing_model_is_one_line(certify, digit_examples, tmp_path):
         certify(tmp_path / "model.keras", digit_examples, range(3))
 
 
-def test_a_worker_s_error_is_one_line(certify, small_model, digit_examples, monkeypatch):
-    def process(self, chunks):
+def test_a_worker_s_error_is_one_line_and_beam_prints_no_page(certify, small_model, digit_examples, monkeypatch, capfd):
+    def record(self, pieces, failures):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(certification.DrawVotes, "process", process)
+    monkeypatch.setattr(LedgerWriter, "record", record)
     with pytest.raises(RuntimeError, match="A certification worker failed: OSError: No space left on") as error:
         certify(small_model, digit_examples, range(3))
     assert "\n" not in str(error.value)
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_full_disk_under_the_log_as_well_ends_certification(certify, small_model, digit_examples, monkeypatch):
+    """Where neither votes nor what is said of it can be written: it waits for no worker that died of that."""
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(LedgerWriter, "record", full)
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(write=full, flush=full))
+    with pytest.raises(RuntimeError, match="A certification worker failed: OSError: No space left on"):
+        certify(small_model, digit_examples, range(3))
+
+
+def test_workers_that_have_nothing_in_hand_and_never_end_are_an_error(
+    certify, small_model, digit_examples, monkeypatch
+):
+    class Stuck(certification.FnApiRunner):
+        def run_pipeline(self, *_):
+            time.sleep(3600)
+
+    monkeypatch.setattr(certification, "FnApiRunner", Stuck)
+    monkeypatch.setattr(certification, "_SECONDS_OF_SILENCE", 0.5)
+    with pytest.raises(RuntimeError, match="A certification worker failed: no worker answers any more"):
+        certify(small_model, digit_examples, range(3))
+
+
+def test_another_n0_after_a_look_is_certified_at_half_of_alpha(certify, small_model, digit_examples, tmp_path):
+    """Its class may have been chosen for its votes, too: two events, of which each has half."""
+    certify(small_model, digit_examples, range(4))
+    plan = SamplingPlan(N0 + 1, N, ALPHA)
+    store = VoteStore(tmp_path / "votes" / "beside", {"n0": N0 + 1}, plan.first_look, 10)
+    sampler = certification.Sampler(str(small_model), examples_lib.Source(str(digit_examples)), SIGMA, SEED)
+    outcome = certification.run(sampler, np.arange(4), 10, plan, store, num_workers=2)
+    certified = plan.certificates(outcome.votes, SIGMA, outcome.share_of_alpha)["hard"]
+    expected = certificates.certify(outcome.votes, SIGMA, ALPHA / 2, bound="anytime")
+    np.testing.assert_array_equal(certified.radii, expected.radii)
+    assert (outcome.is_first_look, certified.alpha, certified.bound) == (False, ALPHA, "anytime")
 
 
 def test_lines_are_in_the_order_of_ids_with_all_their_digits(certify, small_model, digit_examples):

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -163,6 +164,38 @@ def test_the_first_plan_stays_the_first_and_those_of_shards_count(store, tmp_pat
         (shard,) = other.directory.glob("*.parquet")
         shard.rename(store.directory / shard.name)
         assert make(store.directory, plan=later).first_plans == expected
+
+
+@pytest.mark.parametrize("lost", [(), ("store/votes.json",), ("store",), ("store/votes.json", "looks-*.json")])
+def test_the_noise_s_first_plan_is_known_in_every_folder_whatever_was_lost(store, lost):
+    """As if n = 1000 had been looked at, and then n = 3000 were chosen with another n0, or in the same folder."""
+    store.ledger().record([piece(1, 0, 5)], {})
+    for pattern in lost:
+        (path,) = store.directory.parent.glob(pattern)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    later = PLAN | {"n": 3000}
+    assert make(store.directory.with_name("another n0"), later, n0=101).first_plans == [PLAN]
+    assert make(store.directory, later).first_plans == [PLAN]
+    assert make(store.directory.with_name("another seed"), later, seed=4).first_plans == [later]
+
+
+@pytest.mark.parametrize("name", ["store/votes.json", "looks-*.json"])
+def test_an_edited_plan_is_refused_by_name(store, name):
+    (path,) = store.directory.parent.glob(name)
+    path.write_text(path.read_text().replace("1000", "3000"))
+    with pytest.raises(InputError, match=f"{path}, which says what samples were first drawn for, was changed") as error:
+        make(store.directory, PLAN | {"n": 3000})
+    assert "\n" not in str(error.value)
+
+
+def test_votes_whose_plan_nobody_knows_are_a_look(store):
+    store.ledger().record([piece(1, 0, 5)], {})
+    (path,) = store.directory.glob("*.jsonl")
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+    assert make(store.directory).first_plans == [PLAN]
+    (store.directory / "votes.json").unlink()
+    next(store.directory.parent.glob("looks-*.json")).unlink()
+    assert make(store.directory).first_plans == [None]
 
 
 @pytest.mark.parametrize(
