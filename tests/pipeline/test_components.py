@@ -1,5 +1,6 @@
 """ExampleGen, Evaluator, InfraValidator and Pusher, each by itself on small artifacts."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from pipeline import sealed
 from pipeline import settings as settings_lib
 from pipeline.artifacts import Artifact
 from pipeline.components import evaluator, example_gen, exporter, infra_validator, pusher
@@ -99,8 +101,9 @@ class Evaluations:
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (execution.outputs["certificates"] / "certificates.jsonl").write_text(text)
             about = {name: PARAMETERS[name] for name in ("sigma", "alpha", "n0", "n")}
-            about["kinds"] = [{"name": "hard", "bound": "clopper-pearson", "beta": None}]
-            (execution.outputs["certificates"] / "certification.json").write_text(json.dumps(about))
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            about["kinds"] = [{"name": "hard", "bound": "clopper-pearson", "beta": None, "sha256": digest}]
+            (execution.outputs["certificates"] / "certification.json").write_text(sealed.dumps(about))
 
         settings = {
             **SETTINGS, "seed": 0, "min_accuracy": 0.4, "paper": None, "model": model,
