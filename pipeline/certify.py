@@ -33,7 +33,7 @@ from pipeline.command_line import (
 )
 from pipeline.errors import InputError, exit_status, reason
 from serving import terminal
-from serving.files import fingerprint, flush
+from serving.files import fingerprint
 from serving.terminal import printable
 
 _GROUPS = {
@@ -165,15 +165,7 @@ def _certify(settings, output, snapshot):
     certificate_files.write(unfinished, outcome, plan, settings["sigma"], precision)
     of_certified = labels[np.searchsorted(ids, outcome.ids)]
     metrics = _write(unfinished, settings, plan, num_classes, of_certified, outcome)
-    files = sorted(unfinished.iterdir())
-    for file in files:
-        flush(file)
-        os.replace(file, output / file.name)
-    unfinished.rmdir()
-    # Other kinds of certificates, of another run.
-    for file in output.glob("certificates-*.*"):
-        if file.name not in [new.name for new in files]:
-            file.unlink()
+    certificate_files.finish(unfinished, output)
     _print_result(output, metrics, outcome.failures)
     return 1 if outcome.failures else 0
 

@@ -50,11 +50,16 @@ def exit_status(parse, work, when_interrupted):
             parsed, root = parse()
             return work(parsed)
         except InputError as error:
-            print(f"error: {printable(error)}", file=sys.stderr)
+            _print_error(printable(error))
             return 2
         except Exception as error:
-            print(f"error: {in_one_line(error, root)}", file=sys.stderr)
+            _print_error(in_one_line(error, root))
             return 1
+
+
+def _print_error(line):
+    with contextlib.suppress(OSError):  # stderr may lie on the disk that is full
+        print(f"error: {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -65,7 +70,8 @@ def _ctrl_c_ends_the_process(line):
         # The signal may have come within a write.
         with contextlib.suppress(RuntimeError, OSError):
             sys.stdout.flush()
-        print(f"\n{line}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(f"\n{line}", file=sys.stderr, flush=True)
         os._exit(_INTERRUPTED)
 
     before = signal.getsignal(signal.SIGINT)

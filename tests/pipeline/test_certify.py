@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import os
 import pkgutil
 import re
 import shutil
@@ -20,7 +21,7 @@ from PIL import Image
 
 from macer_tf import logs
 from macer_tf.smoothing import SmoothedClassifier
-from pipeline import certify, classifiers, compare, vote_store
+from pipeline import certificate_files, certify, classifiers, compare, vote_store
 from pipeline.errors import InputError
 
 SETTINGS = ("--sigma", "0.5", "--n0", "20", "--n", "300", "--alpha", "0.01", "--seed", "3", "--num_workers", "2")
@@ -258,7 +259,52 @@ def test_the_same_command_draws_nothing_again_and_another_alpha_neither(run, mod
     assert [(tmp_path / "output" / name).read_bytes() for name in files] == first
     assert run(*arguments, settings=(*SETTINGS, "--alpha", "0.2"))[0] == 0
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["alpha"] == 0.2
-    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == sorted([".lock", "votes", *files])
+    names = {path.name for path in (tmp_path / "output").iterdir()}
+    (results,) = (name for name in names if name.startswith("results-"))
+    assert names == {".lock", "votes", "results", results, *files}
+
+
+def test_results_of_two_runs_never_lie_side_by_side(run, model, tmp_path, monkeypatch):
+    """Stopped before each rename of the results: what is read is of the run before, or of this one."""
+    arguments = ("--model", model, "--dataset", "digits", "--max", "3")
+    assert run(*arguments)[0] == 0
+    output = tmp_path / "output"
+    replace, left = os.replace, [None]
+
+    def stopping(source, target):
+        if Path(target).parent == output and not left[0]:
+            raise OSError("stopped")
+        left[0] -= Path(target).parent == output
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", stopping)
+    alphas = []
+    for renames in range(12):
+        left[0] = renames
+        status, *_ = run(*arguments, settings=(*SETTINGS, "--alpha", "0.2"))
+        read = certificate_files.read(output)[0]["alpha"]
+        assert json.loads((output / "metrics.json").read_text())["alpha"] == read
+        alphas.append(read)
+        if status == 0:
+            break
+    assert status == 0
+    assert alphas == [0.01] * renames + [0.2]
+    assert renames >= 5
+
+
+def test_a_copy_without_links_is_certified_anew_and_whole(run, model, tmp_path):
+    arguments = ("--model", model, "--dataset", "digits", "--max", "3")
+    assert run(*arguments)[0] == 0
+    output = tmp_path / "output"
+    output.rename(tmp_path / "linked")
+    shutil.copytree(tmp_path / "linked", output)  # follows links
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert f"{output / 'results'} is in the way" in err
+    shutil.rmtree(output / "results")
+    assert run(*arguments, settings=(*SETTINGS, "--alpha", "0.2"))[0] == 0
+    assert certificate_files.read(output)[0]["alpha"] == 0.2
+    assert all(path.is_symlink() for path in output.glob("certificat*"))
 
 
 def test_hard_and_soft_certificates_in_one_table_and_one_figure(run, model, tmp_path):
@@ -299,7 +345,7 @@ def test_adaptive_budgets(run, model, tmp_path):
     # Another question of the same votes, by the bound that allows for looks.
     status, out, _ = run(*on_digits, "--budget", "adaptive", "--precision", "0.05", settings=settings)
     assert status == 0
-    assert "first drawn for n=5,000, radius=0.1: these certificates are by the bound" in out
+    assert "first drawn for n0=20, n=5,000, radius=0.1: these certificates are by the bound" in out
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["bound"] == "anytime"
 
 

@@ -1,5 +1,6 @@
 """ExampleGen, Evaluator, InfraValidator and Pusher, each by itself on small artifacts."""
 
+import hashlib
 import json
 import re
 import resource
@@ -9,6 +10,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
+from pipeline import sealed
 from pipeline import settings as settings_lib
 from pipeline.artifacts import Artifact
 from pipeline.components import evaluator, example_gen, exporter, infra_validator, pusher
@@ -116,8 +118,9 @@ class Evaluations:
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (execution.outputs["certificates"] / "certificates.jsonl").write_text(text)
             about = {name: PARAMETERS[name] for name in ("sigma", "alpha", "n0", "n")}
-            about["kinds"] = [{"name": "hard", "bound": execution.parameters["bound"], "beta": None}]
-            (execution.outputs["certificates"] / "certification.json").write_text(json.dumps(about))
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            about["kinds"] = [{"name": "hard", "bound": execution.parameters["bound"], "beta": None, "sha256": digest}]
+            (execution.outputs["certificates"] / "certification.json").write_text(sealed.dumps(about))
 
         settings = {
             **SETTINGS, "seed": 0, "min_accuracy": 0.4, "paper": None, "model": model,

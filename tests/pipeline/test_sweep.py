@@ -1,6 +1,7 @@
 """A sweep is the plain command once for each value, and its one table is what their certificates say."""
 
 import csv
+import hashlib
 import json
 import math
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from macer_tf import evaluation
-from pipeline import backups, orchestrator
+from pipeline import backups, orchestrator, sealed
 from pipeline import run as run_lib
 from pipeline import settings as settings_lib
 from pipeline import sweep as sweep_lib
@@ -344,10 +345,12 @@ class Compare:
              "selected": max(prediction, 0), "radius": radius, "p_lower": 0.6}
             for i, (prediction, radius) in enumerate(rows)
         ]  # fmt: skip
-        (certified / "certificates.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-        kinds = [{"name": "hard", "bound": bound, "beta": None}]
+        text = "\n".join(map(json.dumps, lines)) + "\n"
+        (certified / "certificates.jsonl").write_text(text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        kinds = [{"name": "hard", "bound": bound, "beta": None, "sha256": digest}]
         about = {"sigma": 0.5, "alpha": 0.001, "n0": 1, "n": 10, "kinds": kinds}
-        (certified / "certification.json").write_text(json.dumps(about))
+        (certified / "certification.json").write_text(sealed.dumps(about))
         self.inputs |= {f"examples_{place}": examples, f"model_{place}": model, f"certificates_{place}": certified}
         entry = {"value": value, "failure": None, "paper": None, "dataset": "tiny", "sigma": 0.5, "n0": 1, "n": 1000}
         self.members.append({**entry, "alpha": 0.001, "epochs": len(seconds), "seed": 0, **changed})
