@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, finish_directory, write_text
+from pipeline.errors import InputError
 from serving.files import fingerprint
 
 
@@ -77,3 +78,17 @@ def test_a_finished_directory_is_never_replaced(tmp_path):
     with pytest.raises(OSError, match="not empty"):
         finish_directory(tmp_path / "d.unfinished", tmp_path / "d")
     assert (tmp_path / "d" / "file").read_text() == "d"
+
+
+def test_a_private_copy_is_what_was_fingerprinted_or_refused(tmp_path):
+    (tmp_path / "made" / "b").mkdir(parents=True)
+    (tmp_path / "made" / "b" / "text").write_text("text")
+    (tmp_path / "made" / ".DS_Store").write_text("litter")
+    artifact = artifacts.Artifact.of(tmp_path / "made")
+    for _ in range(2):  # The second time over the first.
+        copy = artifacts.private_copy(artifact, tmp_path / "copy")
+        assert [path.relative_to(copy).as_posix() for path in sorted(copy.rglob("*"))] == ["b", "b/text"]
+        assert artifacts.Artifact.of(copy).fingerprint == artifact.fingerprint
+    (tmp_path / "made" / "b" / "text").write_text("tex.")
+    with pytest.raises(InputError, match="was changed while this command ran; run the same command again"):
+        artifacts.private_copy(artifact, tmp_path / "copy")
