@@ -37,10 +37,16 @@ def private_copy(artifact, directory):
         directory: `Path`, replaced if it is there.
 
     Raises:
-        InputError: if the artifact is no longer what its fingerprint says.
+        InputError: if the artifact is no longer what its fingerprint says, or cannot be copied.
     """
     shutil.rmtree(directory, ignore_errors=True)
-    shutil.copytree(artifact.path, directory, ignore=lambda _, names: [*filter(is_hidden, names)])
+    try:
+        shutil.copytree(artifact.path, directory, ignore=lambda _, names: [*filter(is_hidden, names)])
+    except OSError as error:
+        reason = error.strerror or f"{len(error.args[0])} files could not be copied"
+        raise InputError(
+            f"Cannot copy {artifact.path} to {directory} ({reason}); make room there or mend it."
+        ) from None
     if directory_fingerprint(directory) != artifact.fingerprint:
         raise InputError(f"{artifact.path} was changed while this command ran; run the same command again.")
     return directory

@@ -1,6 +1,7 @@
 """Fingerprints say what is in a directory; files and directories are finished whole or not at all."""
 
 import os
+import shutil
 
 import pytest
 
@@ -91,4 +92,7 @@ def test_a_private_copy_is_what_was_fingerprinted_or_refused(tmp_path):
         assert artifacts.Artifact.of(copy).fingerprint == artifact.fingerprint
     (tmp_path / "made" / "b" / "text").write_text("tex.")
     with pytest.raises(InputError, match="was changed while this command ran; run the same command again"):
+        artifacts.private_copy(artifact, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "made")
+    with pytest.raises(InputError, match=r"Cannot copy .*made to .*copy \(No such file or directory\)"):
         artifacts.private_copy(artifact, tmp_path / "copy")
