@@ -226,9 +226,11 @@ def test_validation_does_not_load_a_graph_that_reaches_files_unless_it_is_truste
     class Module(tf.Module):
         @tf.function(input_signature=[])
         def run(self):
-            return {"written": tf.io.write_file(str(tmp_path / "elsewhere"), "x") or tf.constant(1)}
+            tf.io.write_file(str(tmp_path / "elsewhere"), "x")
+            return {"one": tf.constant(1)}
 
-    tf.saved_model.save(Module(), str(tmp_path / "model"), signatures={"serving_default": Module().run})
+    module = Module()
+    tf.saved_model.save(module, str(tmp_path / "model"), signatures=module.run)
     with pytest.raises(ValueError, match="does more than compute: its operations WriteFile could reach files"):
         validate.run(tmp_path / "model", images)
     assert not (tmp_path / "elsewhere").exists()
