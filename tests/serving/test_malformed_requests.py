@@ -84,6 +84,7 @@ def test_malformed_requests_are_refused(exported):
     attack(exported, 300)
 
 
+@pytest.mark.slow  # so that -m "not slow" leaves it out, too
 @pytest.mark.attack
 def test_thousands_of_malformed_requests_are_refused(exported):
     attack(exported, 13_500)
