@@ -20,14 +20,14 @@ lint: $(VENV)/development
 	$(VENV)/bin/ruff format --check .
 
 # A stamp is written only after pip has succeeded, so an interrupted installation is taken up again.
-$(VENV)/runtime: requirements.txt
+$(VENV)/runtime: requirements.lock
 	@echo "Installing the requirements into $(VENV): about 3 GB, some minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	touch $@
 
-$(VENV)/development: requirements-dev.txt $(VENV)/runtime
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/development: requirements-dev.lock $(VENV)/runtime
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	touch $@
 
 clean:

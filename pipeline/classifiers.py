@@ -91,20 +91,6 @@ def snapshot(path, folder):
 
 
 @contextlib.contextmanager
-def file_of(artifact, folder):
-    """The path of the model's file in a snapshot of a model's `Artifact`, in a context; see `snapshot`.
-
-    Raises:
-        InputError: in one line, if the artifact is not what it was when it was finished, at the beginning or the end.
-    """
-    with _snapshot(artifact.path, Path(folder)) as copy:
-        if copy.fingerprint != artifact.fingerprint:
-            raise InputError(f"{artifact.path} was changed after it was finished; run the same command again.")
-        yield copy.path / "model.keras"
-        copy.check()
-
-
-@contextlib.contextmanager
 def _snapshot(path, folder):
     try:
         yield _copy(path, folder)

@@ -2,23 +2,20 @@
 
 import json
 
-from serving.files import fingerprint
-
-_CHECKSUM = "checksum"
+from serving import files
 
 
 def dumps(content, indent=None):
     """The JSON text of an object, with a checksum of its content among its entries."""
-    content = json.loads(json.dumps(content))
-    return json.dumps({**content, _CHECKSUM: fingerprint(content)}, indent=indent)
+    return json.dumps(files.sealed(json.loads(json.dumps(content))), indent=indent)
 
 
 def loads(text):
     """What `dumps` was given. Raises ValueError if `text`, a string or bytes, is anything else."""
     try:
-        content = json.loads(text)
+        content = files.unsealed(json.loads(text))
     except RecursionError:
         raise ValueError("no JSON of ours") from None
-    if not isinstance(content, dict) or content.pop(_CHECKSUM, None) != fingerprint(content):
+    if content is None:
         raise ValueError("its content does not match its checksum")
     return content

@@ -9,7 +9,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 import macer_tf
 from macer_tf.checks import check_classifier
 from macer_tf.smoothing import default_micro_batch
-from serving import card
+from serving import card, manifest
 from serving.files import EXTRA
 from serving.signatures import SmoothedSignatures
 
@@ -34,8 +34,8 @@ def export(
     Its signatures are those of `SmoothedSignatures`: `serving_default` certifies, `certify_custom` does so with the
     request's `num_samples` and `alpha`, `predict` returns the class alone and sooner, `metadata` the model card. A
     certificate is false with probability at most alpha. Beside the graph, in assets.extra, are model_card.json (see
-    `serving.card`) and a warm-up request for every signature: a model server runs them as it loads a version, and
-    does not serve one that fails them.
+    `serving.card`), manifest.json (see `serving.manifest`), by which publishing notices damage, and a warm-up request
+    for every signature: a model server runs them as it loads a version, and does not serve one that fails them.
 
     Args:
         model: a `MACERModel` or another `NoisyTrainingModel`.
@@ -86,6 +86,7 @@ def export(
     with tf.io.TFRecordWriter(str(directory / WARMUP)) as writer:
         for log in _warmup(image_shape, n, alpha):
             writer.write(log.SerializeToString())
+    manifest.write(directory)
 
 
 def _warmup(image_shape, n, alpha):

@@ -53,7 +53,10 @@ class SmoothedSignatures(tf.Module):
         # A Keras model that is tracked here loads in Python and fails in C++; its plain variables do not.
         self._classifier = InferenceGraph(classifier)
         probe(self._classifier, self._image_shape, self._classifier.precision)
-        self.model_variables = self._classifier.variables
+        # The weights by themselves, in order: `serving.weights` finds them by this name.
+        self.model_variables = [weight.value for weight in classifier.weights]
+        weights = {id(variable) for variable in self.model_variables}
+        self.other_variables = [variable for variable in self._classifier.variables if id(variable) not in weights]
 
     def signatures(self):
         """Name -> `tf.function`, as `tf.saved_model.save` takes them. Every output is batch-major."""

@@ -1,6 +1,7 @@
 """Certifier: model and examples -> votes and certificates of test images, on Beam."""
 
-from pipeline import certificate_files, certification, classifiers, examples
+from pipeline import certificate_files, certification, examples
+from pipeline.artifacts import private_copy
 from pipeline.orchestrator import Component
 from pipeline.settings import sampling_plan
 from pipeline.vote_store import VoteStore
@@ -10,8 +11,8 @@ from serving.files import fingerprint
 def certify(execution):
     """Certifies evenly spaced test images. Their votes are kept in the root, apart from n, alpha and the images."""
     model = execution.inputs["model"]
-    with classifiers.file_of(model, execution.scratch / "model") as path:
-        outcome, plan, precision = _votes(execution, path)
+    path = private_copy(model, execution.scratch / "model") / "model.keras"
+    outcome, plan, precision = _votes(execution, path)
     certificate_files.write(execution.outputs["certificates"], outcome, plan, execution.parameters["sigma"], precision)
 
 

@@ -6,11 +6,13 @@ import numpy as np
 
 from macer_tf import certificates as certificates_lib
 from macer_tf import evaluation, logs, noise
-from pipeline import certificate_files
+from pipeline import certificate_files, models
 from pipeline import examples as examples_lib
-from pipeline.artifacts import Artifact, write_text
+from pipeline.artifacts import Artifact, private_copy, write_text
 from pipeline.orchestrator import Component, Resolver, finished
 from pipeline.report import certification_report
+from serving import blessing as blessing_lib
+from serving import card
 
 _NO_BASELINE = Artifact(None, "none")
 _COMPARABLE = ("sigma", "n0", "n", "alpha", "certify", "budget")
@@ -37,15 +39,16 @@ def evaluate(execution):
     # Twice chance would ask for perfection of two classes.
     min_accuracy = settings["min_accuracy"] or min(2 * chance, (1 + chance) / 2)
     reasons = _reasons_against(result, difference, min_accuracy)
-    blessing = {
-        "blessed": not reasons,
-        "reasons": reasons,
-        "model": execution.inputs["model"].fingerprint,
-        "examples": execution.inputs["examples"].fingerprint,
-        "num_test_examples": len(ids),
-        "bound": certified.bound,
+    model = private_copy(execution.inputs["model"], execution.scratch / "model")
+    blessing = blessing_lib.make(
+        execution.inputs["model"].fingerprint,
+        card.fingerprint(models.load(model / "model.keras").classifier),
+        reasons=reasons,
+        examples=execution.inputs["examples"].fingerprint,
+        num_test_examples=len(ids),
+        bound=certified.bound,
         **{name: settings[name] for name in _COMPARABLE},
-    }
+    )
     write_text(output / "blessing.json", json.dumps(blessing, indent=1))
     metrics = {
         "num_images": result.num_images,
@@ -86,7 +89,7 @@ def evaluate(execution):
         class_names=examples.class_names,
         image=lambda position: examples.scaled("test", ids[position]),
         noisy=noisy,
-        history=np.genfromtxt(execution.inputs["model"].path / "history.csv", delimiter=",", names=True, ndmin=1),
+        history=np.genfromtxt(model / "history.csv", delimiter=",", names=True, ndmin=1),
     )
 
 

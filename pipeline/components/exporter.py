@@ -1,7 +1,8 @@
 """Exporter: model -> a SavedModel that returns the smoothed prediction."""
 
-from pipeline import classifiers, models
 from pipeline import examples as examples_lib
+from pipeline import models
+from pipeline.artifacts import private_copy
 from pipeline.orchestrator import Component
 from serving.export import export
 
@@ -10,10 +11,9 @@ def export_model(execution):
     """Exports with n = serving_n, since a request cannot wait for the n of an evaluation."""
     settings = execution.parameters
     examples = examples_lib.read(execution.inputs["examples"].path)
-    with classifiers.file_of(execution.inputs["model"], execution.scratch / "model") as path:
-        model = models.load(path)
+    model = private_copy(execution.inputs["model"], execution.scratch / "model")
     export(
-        model,
+        models.load(model / "model.keras"),
         execution.outputs["saved_model"],
         n0=settings["n0"],
         n=settings["serving_n"],

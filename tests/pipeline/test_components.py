@@ -10,14 +10,15 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from pipeline import sealed
+from pipeline import models, sealed
 from pipeline import settings as settings_lib
 from pipeline.artifacts import Artifact
 from pipeline.components import evaluator, example_gen, exporter, infra_validator, pusher
 from pipeline.errors import InputError
 from serving import card as card_lib
-from serving import validate
-from serving.blessing import reason_against
+from serving import manifest, validate
+from serving.blessing import judge
+from serving.export import export
 from tests.serving import saved_models
 
 IMAGES, LABELS = np.zeros((4, 8, 8, 1), np.uint8), np.arange(4)
@@ -89,8 +90,8 @@ SETTINGS = {**PARAMETERS, "num_test_examples": None}
 class Evaluations:
     """Evaluates fake certificates in one root, as the orchestrator does."""
 
-    def __init__(self, root, examples):
-        self.root, self.examples = root, examples
+    def __init__(self, root, examples, trained):
+        self.root, self.examples, self.trained = root, examples, trained
 
     def run(
         self, model, radii=None, num_test_examples=None, estimation=(60, 20, 20), bound="clopper-pearson", **changed
@@ -105,6 +106,7 @@ class Evaluations:
         def make_model(execution):
             (execution.outputs["model"] / "history.csv").write_text("epoch,loss\n1,2.5\n2,1.5\n")
             (execution.outputs["model"] / "name").write_text(model)
+            shutil.copy(self.trained, execution.outputs["model"] / "model.keras")
 
         def make_examples(execution):
             shutil.copytree(self.examples, execution.outputs["examples"], dirs_exist_ok=True)
@@ -144,12 +146,12 @@ def no_report(monkeypatch):
 
 
 @pytest.fixture
-def evaluations(tmp_path, write_examples):
+def evaluations(tmp_path, write_examples, threshold_model):
     images = np.random.default_rng(0).integers(0, 16, (5, 4, 4, 1)).astype(np.uint8)
     labels = np.array([row[0] for row in ROWS])
     root = tmp_path / "root"
     root.mkdir()
-    return Evaluations(root, write_examples(images, labels, class_names=("a", "b", "c")))
+    return Evaluations(root, write_examples(images, labels, class_names=("a", "b", "c")), threshold_model(0.9))
 
 
 def read(folder, name):
@@ -320,21 +322,33 @@ def test_the_exporters_card_names_the_model_as_the_orchestrator_does(
 
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(("min_accuracy", "reason"), [(0.6, None), (0.61, "certified accuracy at radius 0 is 0.600")])
-def test_what_the_evaluator_writes_is_a_blessing_to_the_pusher(evaluations, tmp_path, min_accuracy, reason):
-    folder = evaluations.run("A", min_accuracy=min_accuracy)
+def test_what_the_evaluator_writes_blesses_what_the_exporter_makes_of_the_same_model_alone(
+    evaluations, execution, write_examples, threshold_model, tmp_path, min_accuracy, reason
+):
+    folder = evaluations.run("A", min_accuracy=min_accuracy, sigma=0.5)
     (model,) = evaluations.root.glob("Model-*/model")
-    saved_model = saved_models.write(tmp_path / "saved_model")
-    card = {**saved_models.CARD, "sigma": 1.0, "model": Artifact.of(model).fingerprint}
-    (saved_model / "assets.extra" / card_lib.NAME).write_text(card_lib.to_json(card))
-    found = reason_against(folder / "blessing.json", saved_model)
+    examples = write_examples(np.zeros((2, 2, 2, 1), np.uint8), np.arange(2), class_names=("a", "b"), name="two")
+    parameters = {"n0": 10, "serving_n": 50, "alpha": 0.01}
+    run = execution({"model": model, "examples": examples}, ("saved_model",), parameters)
+    exporter.export_model(run)
+    saved_model = run.outputs["saved_model"]
+    _, found = judge(folder / "blessing.json", saved_model)
     assert found is None if reason is None else found.startswith(reason)
+    # The variables of another model of the same shapes, under everything else of this one.
+    shutil.copy(threshold_model(0.8), tmp_path / "other.keras")
+    export(models.load(tmp_path / "other.keras"), tmp_path / "other", n0=10, n=50, alpha=0.01)
+    shutil.rmtree(saved_model / "variables")
+    shutil.copytree(tmp_path / "other" / "variables", saved_model / "variables")
+    if reason is None:
+        assert "'variables/variables." in judge(folder / "blessing.json", saved_model)[1]
+        manifest.write(saved_model)
+        assert "is for other weights" in judge(folder / "blessing.json", saved_model)[1]
 
 
 @pytest.fixture
 def saved_model(tmp_path):
     from macer_tf import networks
     from macer_tf.model import MACERModel
-    from serving.export import export
 
     export(MACERModel(networks.small_cnn(), sigma=0.25, seed=0), tmp_path / "saved_model", n0=10, n=50, alpha=0.01)
     return tmp_path / "saved_model"
@@ -379,6 +393,7 @@ def test_a_damaged_saved_model_does_not_pass_and_says_why(execution, saved_model
 
 def test_a_model_that_does_not_answer_in_time_is_not_judged(execution, tmp_path, digit_examples, monkeypatch):
     monkeypatch.setattr(validate, "_TIMEOUT_SECONDS", 0.01)
+    (tmp_path / "no_model").mkdir()
     with pytest.raises(RuntimeError, match=r"did not answer within 0\.01 s"):
         infra(execution, tmp_path / "no_model", digit_examples)
 

@@ -47,10 +47,10 @@ def test_a_fresh_process_without_our_code_loads_it_and_it_passes_all_checks(expo
         [sys.executable, "-c", program, exported, tmp_path / "images.npy"], capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
-    found = json.loads(process.stdout)
+    found = json.loads(process.stdout.splitlines()[-1])
     assert sorted(found["answers"]) == sorted(SIGNATURES["serving_default"])
     assert max(found["answers"]["predicted_class"]) >= 0
-    assert len(found["checks"]) == 6
+    assert len(found["checks"]) == 7
 
 
 def test_the_signatures_are_batch_major_and_named_as_promised(exported, images):
@@ -172,7 +172,7 @@ def test_validation_ignores_of_the_card_only_that_it_was_forced(exported, damage
     about = card.read(exported)
     (damaged / "assets.extra" / card.NAME).write_text(card.to_json({**about, "forced": True}))
     answers, checks = validate.run(damaged, images)
-    assert (len(answers["radius"]), len(checks)) == (4, 6)
+    assert (len(answers["radius"]), len(checks)) == (4, 7)
     # Of the other optional field, as of all, card and graph must say the same.
     (damaged / "assets.extra" / card.NAME).write_text(card.to_json({**about, "forced": True, "model": "a" * 64}))
     with pytest.raises(ValueError, match="`metadata` does not return what is in model_card"):
@@ -230,3 +230,20 @@ def test_validation_fails_a_model_whose_answers_cannot_be(exported, images, tmp_
     save_careless(tmp_path / "careless", exported / "assets.extra", {**HONEST, **change})
     with pytest.raises(ValueError, match=message):
         validate.run(tmp_path / "careless", images)
+
+
+def test_validation_does_not_load_a_graph_that_reaches_files_unless_it_is_trusted(tmp_path, images):
+    class Module(tf.Module):
+        @tf.function(input_signature=[])
+        def run(self):
+            tf.io.write_file(str(tmp_path / "elsewhere"), "x")
+            return {"one": tf.constant(1)}
+
+    module = Module()
+    tf.saved_model.save(module, str(tmp_path / "model"), signatures=module.run)
+    with pytest.raises(ValueError, match="does more than compute: its operations WriteFile could reach files"):
+        validate.run(tmp_path / "model", images)
+    assert not (tmp_path / "elsewhere").exists()
+    # Trusted, it gets as far as its card, which it has not.
+    with pytest.raises(FileNotFoundError, match="model_card"):
+        validate.run(tmp_path / "model", images, trust=True)
