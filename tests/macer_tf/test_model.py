@@ -78,7 +78,7 @@ class TestTrainStep:
         #        = -0.5 * (1 / 0.304734) * 0.177894 * 0.6 = -0.175131
         # w after a step of rate 0.1: 2 + 0.1 * (0.138885 + 0.175131) = 2.031402
         class Fixed(MACERModel):
-            def draw_noise(self, images, start):
+            def draw_noise(self, images, start, training=True):
                 return tf.fill([1, 1, 1, 1, 1], 0.1)
 
         classifier = linear(classes=2, shape=(1, 1, 1), use_bias=False)
@@ -351,7 +351,7 @@ class TestKeras:
     def test_other_ways_to_execute_give_the_same_weights(self, options, tolerance):
         class GivenNoise(MACERModel):
             # XLA's own noise from the same seed is different.
-            def draw_noise(self, images, start):
+            def draw_noise(self, images, start, training=True):
                 noise = tf.sin(100.0 * tf.cast(tf.range(1, 5), tf.float32)[None, :, None, None, None] * images[:, None])
                 return self.sigma * noise
 
@@ -626,7 +626,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("images", "labels", "message"),
         [
-            (data()[0], np.eye(3)[data()[1]], r"one-hot labels as their argmax. Received: shape=\(None, 3\)"),
+            (data()[0], np.eye(4)[data()[1]], r"as many columns as the classifier has outputs, 3. .*\(None, 4\)"),
+            (data()[0], data()[1][:, None, None], r"class indices.* or one-hot rows.* Received: shape=\(None, 1, 1\)"),
+            ([data()[0]] * 2, data()[1], "one tensor of images.* Received: 2 tensors"),
+            (data()[0], [data()[1]] * 2, "one tensor of images, one of labels.* Received: 2 tensors"),
             ((data()[0] * 255).astype(np.uint8), data()[1], "divide bytes by 255. Received: dtype=uint8"),
             (data()[0], None, "MACERModel needs labels"),
         ],
