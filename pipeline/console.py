@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 
+from pipeline.errors import InputError
+
 _SECONDS_BETWEEN_LINES = 15
 
 
@@ -19,7 +21,15 @@ def quiet():
 
 
 def import_tensorflow():
-    """Imports TensorFlow without the page that its C++ side writes to stderr before its log level counts."""
+    """Imports TensorFlow without the page that its C++ side writes to stderr before its log level counts.
+
+    Raises:
+        InputError: if Keras is told to compute with another backend.
+    """
+    try:
+        from macer_tf import tensorflow_backend  # noqa: F401
+    except ImportError as error:
+        raise InputError(str(error)) from None
     sys.stderr.flush()
     # Until what Ctrl-C says can be read.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
