@@ -244,7 +244,8 @@ class NoisyTrainingModel(keras.Model):
             & tf.reduce_all(tf.abs(tf.reduce_sum(logits, axis=-1) - 1) < 0.01)
         )
         with tf.control_dependencies([_batch_check(~are_probabilities, _PROBABILITIES)]):
-            return tf.reshape(logits, [-1, self.num_samples, logits.shape[-1]])
+            # The batch's size, if it is known: beside labels that know theirs, `tf.where` would forget all shapes.
+            return tf.reshape(logits, [images.shape[0] or -1, self.num_samples, logits.shape[-1]])
 
     def train_step(self, data):
         batch = self._unpack(data)
