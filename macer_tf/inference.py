@@ -1,5 +1,9 @@
 """A classifier as it is certified and served: batch norm folded into the layer before it, at a chosen precision."""
 
+from macer_tf import tensorflow_backend  # noqa: F401
+
+# isort: split
+
 from functools import partial
 
 import keras

@@ -1,5 +1,9 @@
 """SmoothedClassifier: draws noise, runs the base classifier and counts its votes (SAMPLEUNDERNOISE, Cohen et al.)."""
 
+from macer_tf import tensorflow_backend  # noqa: F401
+
+# isort: split
+
 import math
 import numbers
 import secrets

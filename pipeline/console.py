@@ -25,10 +25,12 @@ def import_tensorflow():
     """Imports TensorFlow without the page that its C++ side writes to stderr before its log level counts.
 
     Raises:
-        InputError: if Keras was told to run on something else.
+        InputError: if Keras is told to compute with another backend.
     """
-    if (backend := os.environ.get("KERAS_BACKEND", "tensorflow")) != "tensorflow":
-        raise InputError(f"Keras must run on TensorFlow: unset KERAS_BACKEND. Received: KERAS_BACKEND={backend}")
+    try:
+        from macer_tf import tensorflow_backend  # noqa: F401
+    except ImportError as error:
+        raise InputError(str(error)) from None
     sys.stderr.flush()
     # Until what Ctrl-C says can be read.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
