@@ -37,15 +37,17 @@ def check(classifier):
         )
     outputs = getattr(classifier, "_outputs_struct", None)
     if keras.tree.is_nested(outputs):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in keras.tree.flatten(outputs))
+        received = f"a dict of {', '.join(outputs)}" if isinstance(outputs, dict) else f"outputs of shapes {shapes}"
         raise ValueError(
-            "The classifier must return one tensor, logits [batch, classes]; make one that does, keras.Model(inputs, "
-            f"logits). Received: a {type(outputs).__name__} of {len(keras.tree.flatten(outputs))} outputs"
+            "The classifier must return one tensor [batch, classes]; make a keras.Model of one of its outputs. "
+            f"Received: {received}"
         )
     shape = getattr(classifier, "output_shape", None) if classifier.built else None
     if shape is not None and (not isinstance(shape, tuple) or len(shape) != 2 or shape[-1] is None or shape[-1] < 2):
+        # The largest of a single output is always class 0: everything would be certified.
         raise ValueError(
-            f"The classifier must return logits [batch, classes] for two classes or more. "
-            f"Received: output shape {shape}"
+            f"The classifier must return [batch, classes] for two classes or more. Received: output shape {shape}"
         )
 
 

@@ -54,33 +54,3 @@ def check_seed(seed):
     if seed != int(seed) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to 4294967295. Received: seed={seed}")
     return int(seed)
-
-
-def check_classifier(classifier):
-    """Raises ValueError, in one line, unless a Keras model maps one tensor of floats to one tensor [batch, classes].
-
-    A model that has no shapes before it is called passes, and so does one whose layers round pixels to whole numbers.
-    """
-    inputs, outputs = getattr(classifier, "inputs", None), getattr(classifier, "output", None)
-    if inputs is not None and (len(inputs) != 1 or "float" not in inputs[0].dtype):
-        # Pixels in [0, 1] plus noise would be cut to whole numbers, most of them 0: every image would look the same.
-        received = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in inputs)
-        raise ValueError(
-            f"The classifier must take one tensor of floats, images in [0, 1] plus noise. Received: {received}"
-        )
-    if isinstance(outputs, dict):
-        raise ValueError(
-            "The classifier must return one tensor [batch, classes]; make a keras.Model of one of its outputs. "
-            f"Received: a dict of {', '.join(outputs)}"
-        )
-    shape = getattr(classifier, "output_shape", None)
-    if isinstance(shape, list):
-        raise ValueError(
-            "The classifier must return one tensor [batch, classes]; make a keras.Model of one of its outputs. "
-            f"Received: {len(shape)} outputs of shapes {', '.join(map(str, shape))}"
-        )
-    if shape is not None and (len(shape) != 2 or (shape[-1] or 0) < 2):
-        # The largest of a single output is always class 0: everything would be certified.
-        raise ValueError(
-            f"The classifier must return [batch, classes] for two classes or more. Received: output shape {shape}"
-        )

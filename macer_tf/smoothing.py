@@ -9,12 +9,11 @@ import numbers
 import secrets
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from macer_tf import certificates, noise
-from macer_tf.checks import check, check_classifier, check_seed
+from macer_tf import base_classifier, certificates, noise
+from macer_tf.checks import check, check_seed
 from macer_tf.inference import InferenceGraph
 from macer_tf.noisy_training import NoisyTrainingModel
 from macer_tf.probing import are_probabilities, check_outputs, probe
@@ -75,9 +74,7 @@ class SmoothedClassifier:
         if isinstance(classifier, NoisyTrainingModel):
             sigma = classifier.sigma if sigma is None else sigma
             classifier = classifier.classifier
-        if not isinstance(classifier, keras.Model):
-            raise ValueError(f"classifier must be a keras.Model. Received: {type(classifier).__name__}")
-        check_classifier(classifier)
+        base_classifier.check(classifier)
         if sigma is None or not (np.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma, the noise level in [0, 1] pixel units, must be above 0. Received: sigma={sigma}")
         if micro_batch is not None and micro_batch < 1:

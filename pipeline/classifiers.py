@@ -16,7 +16,7 @@ import h5py
 import keras
 import tensorflow as tf
 
-from macer_tf.checks import check_classifier
+from macer_tf import base_classifier
 from macer_tf.inference import own_precision
 from macer_tf.noisy_training import NoisyTrainingModel
 from pipeline import models
@@ -201,7 +201,7 @@ def _check(name, classifier):
             f"Received: {shapes[0]} to {shapes[1]}"
         )
     try:
-        check_classifier(classifier)
+        base_classifier.check(classifier)
     except ValueError as error:
         raise InputError(f"The model {name} cannot be certified. {error}") from None
 

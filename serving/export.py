@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 import macer_tf
-from macer_tf.checks import check_classifier
+from macer_tf import base_classifier
 from macer_tf.smoothing import default_micro_batch
 from serving import card, manifest
 from serving.files import EXTRA
@@ -52,7 +52,7 @@ def export(
             no floats, returns more than one tensor, or is no function of one image (see `macer_tf.probing`).
     """
     directory, classifier = Path(directory), model.classifier
-    check_classifier(classifier)
+    base_classifier.check(classifier)
     num_classes = classifier.output_shape[-1]
     names = [str(number) for number in range(num_classes)] if class_names is None else list(class_names)
     if len(names) != num_classes:

@@ -537,8 +537,8 @@ def test_a_classifier_of_whole_numbers_is_refused(run, tmp_path, dtype):
     status, _, err = run("--model", path, "--dataset", "digits")
     assert (status, err.count("\n")) == (2, 1)
     assert (
-        "saved.keras cannot be certified. The classifier must take one tensor of floats, images in [0, 1] plus noise. "
-        f"Received: {dtype}"
+        f"saved.keras cannot be certified. The classifier's input is {dtype}, which cuts pixels in [0, 1] off to whole "
+        "numbers; make its input float"
     ) in err
 
 

@@ -136,13 +136,6 @@ def test_what_only_the_data_can_tell_is_one_line_too(line, arguments, message, t
     assert not list((tmp_path / "root").glob("*/model/model.keras"))
 
 
-def test_another_backend_of_keras_is_one_line(line, tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_BACKEND", "jax")
-    assert "Keras must run on TensorFlow: unset KERAS_BACKEND. Received: KERAS_BACKEND=jax" in line(
-        "--dataset", "digits", "--pipeline_root", tmp_path
-    )
-
-
 @pytest.mark.parametrize("below", ["", "/x", "/x/y"])
 def test_an_unwritable_root_is_one_line(line, tmp_path, below):
     (tmp_path / "file").write_text("")
