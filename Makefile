@@ -1,29 +1,33 @@
-# make run: the whole job on the embedded digits · make test: the whole suite · make lint · make clean
+# make run: the whole job on the embedded digits · make test: the whole suite · make attack: what tries to break it · make lint · make clean
 PYTHON ?= python3.11
 VENV := .venv
 ARGS ?= --dataset digits
 
-.PHONY: run test lint clean
+.PHONY: run test attack lint clean
 
 run: $(VENV)/runtime
 	$(VENV)/bin/python -m pipeline.run $(ARGS)
 
 test: $(VENV)/development
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not attack"
+
+# Some minutes, 15 at most.
+attack: $(VENV)/development
+	timeout 900 $(VENV)/bin/python -m pytest -n 2 --dist load -m attack
 
 lint: $(VENV)/development
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
 # A stamp is written only after pip has succeeded, so an interrupted installation is taken up again.
-$(VENV)/runtime: requirements.txt
+$(VENV)/runtime: requirements.lock
 	@echo "Installing the requirements into $(VENV): about 3 GB, some minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	touch $@
 
-$(VENV)/development: requirements-dev.txt $(VENV)/runtime
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/development: requirements-dev.lock $(VENV)/runtime
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	touch $@
 
 clean:

@@ -21,7 +21,7 @@ SHAPES = {"lenet": (28, 28, 1), "cifar_resnet110": (32, 32, 3)}
 SIGMA, N0, ALPHA = 0.25, 100, 0.001
 
 
-def main():
+def main(arguments=None):
     """Runs the rounds and prints what Beam adds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=SHAPES, default="lenet")
@@ -29,7 +29,7 @@ def main():
     parser.add_argument("--n", type=int, default=20_000, help="estimation samples of each (default: 20000)")
     parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         settings = (folder, arguments.network, arguments.images, arguments.n, arguments.threads)
         make(*settings[:3])

@@ -30,18 +30,26 @@ NUM_CLASSES = 10
 RADII = (0.25, 0.5, 0.75)
 
 
-def main():
+def main(arguments=None):
     """Prints one line for each log, budget and use of labels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logs", type=Path, required=True, help="directory of published logs")
     parser.add_argument("--n0", type=int, default=500, help="selection samples of PrecisionBudget (default: 500)")
     parser.add_argument("--precision", type=float, default=0.01, help="of PrecisionBudget (default: 0.01)")
     parser.add_argument("--seed", type=int, default=0, help="of the votes (default: 0)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     budgets = [(RadiusBudget(radius, N), N0, (radius,)) for radius in RADII]
     budgets.append((PrecisionBudget(arguments.precision, N), arguments.n0, (0,)))
-    for path in sorted(arguments.logs.glob("*sigma*.tsv")):
-        sigma = float(re.search(r"sigma([\d.]+)\.tsv", path.name)[1])
+    named = {path: re.search(r"sigma(\d+(\.\d+)?)\.tsv$", path.name) for path in sorted(arguments.logs.glob("*.tsv"))}
+    if not any(named.values()):
+        parser.error(
+            f"--logs must hold logs whose names end in their noise level: sigma0.25.tsv. Received: {arguments.logs}"
+        )
+    for path, match in named.items():
+        if match is None:
+            print(f"LEFT OUT: {path.name}, whose name does not end in its noise level, such as sigma0.25.tsv")
+            continue
+        sigma = float(match[1])
         log = logs.read(path)
         rng = np.random.default_rng(arguments.seed)
         p, correct = probabilities(log, sigma, rng), log.correct

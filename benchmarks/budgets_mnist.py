@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -36,9 +37,21 @@ FIGURE_RADIUS = 1.0
 FIGURE_CAPS = (1000, 10_000, 100_000)
 FIGURE_N = (1000, 3000, 10_000, 30_000, 100_000)
 FIGURE_PRECISIONS = (0.1, 0.05, 0.02, 0.01)
+# Of a label beside its point, in points; the first that is clear is taken. Ours begin at the end.
+LABEL_PLACES = (
+    ((6, -4), "left", "top"),
+    ((8, 0), "left", "center"),
+    ((0, -6), "center", "top"),
+    ((-6, -4), "right", "top"),
+    ((6, 5), "left", "bottom"),
+    ((0, 6), "center", "bottom"),
+    ((-4, 12), "right", "bottom"),
+    ((-8, 0), "right", "center"),
+    ((-6, 5), "right", "bottom"),
+)
 
 
-def main():
+def main(arguments=None):
     """Draws what the cache lacks, prints a line for each budget with and without labels, and writes the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a MACERModel of MNIST, saved")
@@ -48,7 +61,7 @@ def main():
     parser.add_argument("--n0", type=int, default=500, help="selection samples of PrecisionBudget (default: 500)")
     parser.add_argument("--precision", type=float, default=0.01, help="of PrecisionBudget (default: 0.01)")
     parser.add_argument("--figure", type=Path, help="PNG to write, of samples against what they certify")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     if arguments.n0 not in range(BLOCK, MOST_N0 + 1, BLOCK):
         parser.error(f"--n0 must be a multiple of {BLOCK} up to {MOST_N0}. Received: {arguments.n0}")
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -63,7 +76,7 @@ def main():
     samples = Recorded(blocks, test.labels[chosen], model.sigma)
     report(samples, arguments)
     if arguments.figure:
-        write_figure(samples, arguments)
+        write_figure(drawn_figure(panels_of(samples, arguments.n0)), arguments.figure)
 
 
 def spread(count):
@@ -78,10 +91,11 @@ def drawn(path, model, images, indices, cache):
     """uint8 [images, blocks, classes]: votes of each image's selection blocks, then of its estimation blocks."""
     from macer_tf import noise
     from macer_tf.smoothing import SmoothedClassifier
-    from pipeline import artifacts
+    from pipeline.artifacts import write_bytes
+    from serving.files import file_digest, fingerprint
 
-    identity = {"model": artifacts.file_digest(path), "precision": PRECISION, "seed": SEED, "block": BLOCK}
-    folder = cache / artifacts.fingerprint(identity)[:16]
+    identity = {"model": file_digest(path), "precision": PRECISION, "seed": SEED, "block": BLOCK}
+    folder = cache / fingerprint(identity)[:16]
     folder.mkdir(parents=True, exist_ok=True)
     classifier = SmoothedClassifier(model, seed=SEED, micro_batch=MICRO_BATCH, precision=PRECISION)
     missing = [place for place, index in enumerate(indices) if not (folder / f"{index:05d}.npy").exists()]
@@ -91,7 +105,7 @@ def drawn(path, model, images, indices, cache):
         votes = [votes_of_blocks(classifier, images[place], indices[place], *stream) for stream in streams]
         content = io.BytesIO()
         np.save(content, np.concatenate(votes).astype(np.uint8))
-        artifacts.write_bytes(folder / f"{indices[place]:05d}.npy", content.getvalue())
+        write_bytes(folder / f"{indices[place]:05d}.npy", content.getvalue())
         if done % 10 == 0 or done == len(missing):
             minutes = (time.monotonic() - started) / 60
             print(f"{done} of {len(missing)} images drawn in {minutes:.1f} minutes", file=sys.stderr, flush=True)
@@ -103,6 +117,21 @@ def votes_of_blocks(classifier, image, example_id, stream, blocks):
     images = np.broadcast_to(image, (blocks, *image.shape))
     starts = [block * BLOCK for block in range(blocks)]
     return classifier.draw(images, [int(example_id)] * blocks, stream, starts, [BLOCK] * blocks).counts
+
+
+class Line(NamedTuple):
+    """One line of the figure.
+
+    Attributes:
+        name: in the legend.
+        samples, values: of each point; samples are relative to those of CERTIFY.
+        labels: of each point.
+    """
+
+    name: str
+    samples: list
+    values: list
+    labels: list
 
 
 class Recorded:
@@ -136,6 +165,8 @@ def report(samples, arguments):
     """Prints what CERTIFY gives, and what each budget saves and costs."""
     fixed, fixed_samples = samples.spend(FixedBudget(N))
     acr, error = mean_and_standard_error(np.maximum(fixed, 0))
+    if acr == 0:
+        raise SystemExit("The model certifies none of the images: there is nothing that a budget could save.")
     print(
         f"{len(fixed):,} test images of MNIST, alpha={ALPHA:g}, {PRECISION}; CERTIFY (n0={N0}, n={N:,}): "
         f"ACR {acr:.4f} ± {error:.4f}, certified accuracy at "
@@ -158,28 +189,14 @@ def report(samples, arguments):
             print(f"  {name:<22}{'labels' * with_labels:<8}{fixed_samples / spent:7.2f} x fewer samples   {gives}")
 
 
-def write_figure(samples, arguments):
-    """Two panels: certified accuracy at FIGURE_RADIUS, and ACR, against samples."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-    from PIL import Image
-
-    from pipeline.artifacts import write_bytes
-    from pipeline.report.figures import BLUE, FAINT, GREY, INK, WIDTH, save_png
-
+def panels_of(samples, n0):
+    """The figure's two panels: certified accuracy at FIGURE_RADIUS, and ACR, against samples."""
     fixed, fixed_samples = samples.spend(FixedBudget(N))
     full_acr = np.maximum(fixed, 0).mean()
-    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained", facecolor="white")
-    left, right = figure.subplots(1, 2)
 
-    def draw(axes, value, budgets, n0, names, below, **style):
+    def line(name, value, budgets, n0, labels):
         spent = [samples.spend(budget, n0) for budget in budgets]
-        x, y = [mean / fixed_samples for _, mean in spent], [value(radii) for radii, _ in spent]
-        axes.plot(x, y, markersize=5.5, **style)
-        for *place, name in zip(x, y, names, strict=True):
-            # The last of ours stands on its point, clear of the one before.
-            offset, side = ((6, -10), "left") if below else ((10 if name == names[-1] else -6, 6), "right")
-            axes.annotate(name, place, offset, textcoords="offset points", ha=side, fontsize=8, color=style["color"])
+        return Line(name, [mean / fixed_samples for _, mean in spent], [value(radii) for radii, _ in spent], labels)
 
     def accuracy(radii):
         return np.mean(radii >= FIGURE_RADIUS)
@@ -187,20 +204,38 @@ def write_figure(samples, arguments):
     def acr(radii):
         return np.maximum(radii, 0).mean() / full_acr
 
-    plain = {"color": INK, "linewidth": 1.4, "linestyle": (0, (5, 1.5)), "marker": "s", "label": "fixed n"}
-    ours = {"color": BLUE, "linewidth": 2, "marker": "o"}
-    names = [f"{n:,}" for n in FIGURE_CAPS]
-    draw(left, accuracy, [FixedBudget(n) for n in FIGURE_CAPS], N0, names, True, **plain)
-    budgets = [RadiusBudget(FIGURE_RADIUS, n) for n in FIGURE_CAPS]
-    draw(left, accuracy, budgets, N0, names, False, **ours, label="RadiusBudget")
-    left.set_ylabel(f"certified accuracy at radius {FIGURE_RADIUS:g}", color=INK)
-    draw(right, acr, [FixedBudget(n) for n in FIGURE_N], N0, [f"{n:,}" for n in FIGURE_N], True, **plain)
-    budgets = [PrecisionBudget(precision, N) for precision in FIGURE_PRECISIONS]
-    names = [f"{precision:g}" for precision in FIGURE_PRECISIONS]
-    draw(right, acr, budgets, arguments.n0, names, False, **ours, label="PrecisionBudget")
-    right.set_ylabel(f"ACR, relative to n = {N:,}", color=INK)
-    right.yaxis.set_major_formatter(PercentFormatter(1, 0))
-    for axes in (left, right):
+    caps, ns = ([f"{n:,}" for n in several] for several in (FIGURE_CAPS, FIGURE_N))
+    radius_budgets = [RadiusBudget(FIGURE_RADIUS, n) for n in FIGURE_CAPS]
+    precision_budgets = [PrecisionBudget(precision, N) for precision in FIGURE_PRECISIONS]
+    precisions = [f"{precision:g}" for precision in FIGURE_PRECISIONS]
+    return (
+        (
+            line("fixed n", accuracy, [FixedBudget(n) for n in FIGURE_CAPS], N0, caps),
+            line("RadiusBudget", accuracy, radius_budgets, N0, caps),
+        ),
+        (
+            line("fixed n", acr, [FixedBudget(n) for n in FIGURE_N], N0, ns),
+            line("PrecisionBudget", acr, precision_budgets, n0, precisions),
+        ),
+    )
+
+
+def drawn_figure(panels):
+    """A Matplotlib figure of what `panels_of` returns, each panel a plain `Line` and ours."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    from pipeline.report.figures import BLUE, FAINT, GREY, INK, WIDTH
+
+    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained", facecolor="white")
+    left, right = figure.subplots(1, 2)
+    styles = (
+        {"color": INK, "linewidth": 1.4, "linestyle": (0, (5, 1.5)), "marker": "s"},
+        {"color": BLUE, "linewidth": 2, "marker": "o"},
+    )
+    for axes, lines in zip((left, right), panels, strict=True):
+        for line, style in zip(lines, styles, strict=True):
+            axes.plot(line.samples, line.values, markersize=5.5, label=line.name, **style)
         axes.margins(0.16, 0.16)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(PercentFormatter(1, None))
@@ -211,11 +246,61 @@ def write_figure(samples, arguments):
         axes.spines[["left", "bottom"]].set_color(FAINT)
         axes.tick_params(which="both", colors=GREY, labelsize=9, length=3)
         axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=INK, handlelength=1.6)
-    arguments.figure.parent.mkdir(parents=True, exist_ok=True)
+    left.set_ylabel(f"certified accuracy at radius {FIGURE_RADIUS:g}", color=INK)
+    right.set_ylabel(f"ACR, relative to n = {N:,}", color=INK)
+    right.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    figure.draw_without_rendering()  # only now are places known in pixels
+    figure.set_layout_engine("none")
+    for axes, lines in zip((left, right), panels, strict=True):
+        label_points(axes, lines)
+    return figure
+
+
+def label_points(axes, lines):
+    """Writes each point's label beside it, inside the axes, clear of lines, markers, the legend and other labels."""
+    taken = np.concatenate([_pixels_of(axes, line) for line in lines])
+    boxes = [axes.get_legend().get_window_extent()]
+    for line, curve, sides in zip(lines, axes.lines, (LABEL_PLACES, LABEL_PLACES[::-1]), strict=True):
+        for *point, name in zip(line.samples, line.values, line.labels, strict=True):
+            tried = []
+            for offset, ha, va in sides:
+                text = axes.annotate(
+                    name, point, offset, textcoords="offset points", ha=ha, va=va, fontsize=8, color=curve.get_color()
+                )
+                box = text.get_window_extent().padded(1)
+                inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1)
+                inside &= axes.bbox.containsy(box.y0) and axes.bbox.containsy(box.y1)
+                covered = box.count_contains(taken) + 1000 * box.count_overlaps(boxes) + 1000 * (not inside)
+                tried.append((covered, text, box))
+            _, best, box = min(tried, key=lambda entry: entry[0])
+            boxes.append(box)
+            for _, text, _ in tried:
+                if text is not best:
+                    text.remove()
+
+
+def _pixels_of(axes, line):
+    """float64 [points, 2]: where a line and its markers are drawn."""
+    places = axes.transData.transform(np.column_stack([line.samples, line.values]))
+    along = np.linspace(0, len(places) - 1, 100 * len(places))
+    between = [np.interp(along, np.arange(len(places)), column) for column in places.T]
+    half = 5.5 / 2 / 72 * axes.figure.dpi
+    corners = np.array([(x, y) for x in (-half, 0, half) for y in (-half, 0, half)])
+    return np.concatenate([np.column_stack(between), (places[:, None] + corners).reshape(-1, 2)])
+
+
+def write_figure(figure, path):
+    """Writes it as PNG."""
+    from PIL import Image
+
+    from pipeline.artifacts import write_bytes
+    from pipeline.report.figures import save_png
+
+    path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
     # Few colours make a small file.
     Image.open(io.BytesIO(save_png(figure))).convert("RGB").quantize(64).save(content, format="png", optimize=True)
-    write_bytes(arguments.figure, content.getvalue())
+    write_bytes(path, content.getvalue())
 
 
 if __name__ == "__main__":

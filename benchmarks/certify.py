@@ -4,8 +4,8 @@
 
 Both sides draw noise, run the network and count the votes of one image, with the same number of threads. Each round
 times the authors' `Smooth` at each of their batch sizes (whole batches), ours in float32 and in bfloat16 and a matrix
-product, one after the other; a round in which the process did not get its cores is dropped. Needs torch and statsmodels
-beside the project's requirements.
+product, one after the other; a round in which the process did not get its cores is dropped. The authors' code needs
+torch and statsmodels beside the project's requirements; without them or --reference ours alone is timed.
 """
 
 import argparse
@@ -18,6 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.interleaved import has_reference
+
 # network: image shape, multiply-adds of one forward pass, samples in a round
 NETWORKS = {"lenet": ((28, 28, 1), 2_293_000, 4096), "cifar_resnet110": ((32, 32, 3), 255_270_000, 1024)}
 SIGMA = 0.25
@@ -26,11 +28,11 @@ MATRIX_SIDE = 2048
 LOWEST_SHARE = 0.9
 
 
-def main():
+def main(arguments=None):
     """Runs the rounds and prints medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, default="lenet")
-    parser.add_argument("--reference", type=Path, required=True, help="clone of the authors' code")
+    parser.add_argument("--reference", type=Path, help="clone of the authors' code (default: without)")
     parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
     parser.add_argument("--rounds", type=int, default=11, help="rounds (default: 11)")
     parser.add_argument("--samples", type=int, help="samples in a round (default: 4096, ResNet-110: 1024)")
@@ -38,12 +40,15 @@ def main():
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[1000, 100], help="the authors' batch sizes (default: 1000 100)"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     arguments.samples = arguments.samples or NETWORKS[arguments.network][2]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    smooth = authors_smooth(arguments)
-    contestants = {f"authors, batch {batch}": authors_sampling(arguments, smooth, batch) for batch in arguments.batches}
+    contestants = {}
+    if has_reference(arguments.reference, ("torch", "statsmodels")):
+        smooth = authors_smooth(arguments)
+        for batch in arguments.batches:
+            contestants[f"authors, batch {batch}"] = authors_sampling(arguments, smooth, batch)
     contestants |= {f"ours, {precision}": our_sampling(arguments, precision) for precision in ("float32", "bfloat16")}
     contestants["matrix product"] = matrix_product()
     rounds = []
@@ -66,7 +71,7 @@ def report(arguments, rounds):
     """Prints the median time of a sample, the median ratios to the authors' code, and the share of the matrix peak."""
     multiply_adds = NETWORKS[arguments.network][1]
     *names, matrix = rounds[0]
-    references = names[: len(arguments.batches)]
+    references = [name for name in names if name.startswith("authors")]
     peak = statistics.median(2 * MATRIX_SIDE**3 / seconds[matrix] for seconds in rounds)
     print(
         f"{arguments.network}, {arguments.samples} samples, {arguments.threads} threads; medians of "

@@ -1,6 +1,7 @@
 """Fair timing on a machine that others use too: contestants take turns, and disturbed rounds are dropped."""
 
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import statistics
@@ -85,6 +86,25 @@ def _answer(pipe, name):
         return pipe.recv()
     except EOFError:
         raise SystemExit(f"{name} ended early; see above.") from None
+
+
+def has_reference(folder, modules):
+    """Whether the authors' code is there to be timed; if not, a line says so before anything is timed.
+
+    Args:
+        folder: a clone of github.com/RuntianZ/macer, or None.
+        modules: names of what it needs beside the project's requirements.
+
+    Raises:
+        SystemExit: if the folder is no such clone.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if folder is not None and not (folder / "macer.py").is_file():
+        raise SystemExit(f"--reference must be a clone of github.com/RuntianZ/macer. Received: {folder}")
+    if folder is None or missing:
+        reason = f"not installed: {', '.join(missing)}" if folder is not None else "no --reference was given"
+        print(f"LEFT OUT: the authors' code, and with it every comparison to it ({reason}).", flush=True)
+    return folder is not None and not missing
 
 
 def matrix_product(dtype):

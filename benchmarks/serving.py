@@ -24,7 +24,7 @@ MICRO_BATCHES = (64, 128, 256, 512, 1024, 2048)
 BATCHES = (1, 8, 32)
 
 
-def main():
+def main(arguments=None):
     """Runs all four measurements and prints them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a MACERModel, saved")
@@ -34,7 +34,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7, help="rounds of certification (default: 7)")
     parser.add_argument("--requests", type=int, default=100, help="requests for a percentile (default: 100)")
     parser.add_argument("--num_examples", type=int, default=500, help="images for early exit (default: 500)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 

@@ -11,9 +11,9 @@ import os
 import sys
 from pathlib import Path
 
-from interleaved import Rounds, constant_batches, training_step
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.interleaved import Rounds, constant_batches, training_step
 
 IMAGES = 50_000
 COPIES_AT_ONCE = 128
@@ -27,7 +27,7 @@ METHODS = {
 }
 
 
-def main():
+def main(arguments=None):
     """Runs the rounds and prints seconds per epoch and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="cifar_resnet110", help="lenet or cifar_resnet<depth> (default: 110)")
@@ -35,7 +35,7 @@ def main():
     parser.add_argument("--batch", type=int, default=64, help="images in a batch (default: 64)")
     parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     contestants = {name: (step, arguments, *copies_and_attack) for name, (*copies_and_attack, _) in METHODS.items()}
     report(arguments, Rounds(contestants, arguments.rounds, 1, arguments.threads))

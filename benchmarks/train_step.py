@@ -4,8 +4,8 @@
 
 Both sides take the same batch, k and number of threads, each in a process of its own. Each round times the authors'
 step, ours on a constant batch, ours behind the pipeline's shuffling, random crops and flips, that input pipeline alone,
-and a matrix product, one after the other; a round in which one did not get its cores is dropped. Needs torch beside the
-project's requirements.
+and a matrix product, one after the other; a round in which one did not get its cores is dropped. The authors' step
+needs torch beside the project's requirements; without it or --reference ours alone is timed.
 """
 
 import argparse
@@ -16,9 +16,16 @@ import os
 import sys
 from pathlib import Path
 
-from interleaved import MATRIX_FLOPS, Rounds, constant_batches, matrix_product, training_step
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.interleaved import (
+    MATRIX_FLOPS,
+    Rounds,
+    constant_batches,
+    has_reference,
+    matrix_product,
+    training_step,
+)
 
 # network: the usual batch, image shape
 NETWORKS = {"lenet": (64, (28, 28, 1)), "cifar_resnet110": (4, (32, 32, 3))}
@@ -28,21 +35,22 @@ NUM_SAMPLES = 16
 INPUT_BATCHES = 200
 
 
-def main():
+def main(arguments=None):
     """Runs the rounds and prints medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, default="lenet")
-    parser.add_argument("--reference", type=Path, required=True, help="clone of the authors' code")
+    parser.add_argument("--reference", type=Path, help="clone of the authors' code (default: without)")
     parser.add_argument("--precision", choices=POLICIES, help="ours in this precision alone (default: both)")
     parser.add_argument("--batch", type=int, help="images in a batch (default: 64 for lenet, 4 for cifar_resnet110)")
     parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
     parser.add_argument("--rounds", type=int, default=11, help="rounds (default: 11)")
     parser.add_argument("--steps", type=int, default=5, help="training steps in a round (default: 5)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     arguments.batch = arguments.batch or NETWORKS[arguments.network][0]
     policies = [arguments.precision] if arguments.precision else POLICIES
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    contestants = {"authors": (authors_step, arguments), "input": (input_alone, arguments)}
+    contestants = {"authors": (authors_step, arguments)} if has_reference(arguments.reference, ("torch",)) else {}
+    contestants["input"] = (input_alone, arguments)
     for policy in policies:
         contestants |= {
             policy: (our_step, arguments, policy, constant_batches),
@@ -50,23 +58,24 @@ def main():
             f"{policy} matrix": (matrix_product, policy.removeprefix("mixed_")),
         }
     rounds = Rounds(contestants, arguments.rounds, arguments.steps, arguments.threads, idle=("input",))
-    report(arguments, policies, rounds)
+    report(arguments, policies, rounds, "authors" in contestants)
 
 
-def report(arguments, policies, rounds):
+def report(arguments, policies, rounds, with_authors):
     """Prints the median time of a step, its ratio to the reference, its share of the matrix peak, and the input's."""
     batch = arguments.batch
     print(
         f"{arguments.network}, batch {batch}, k={NUM_SAMPLES}, {arguments.threads} threads; {rounds} of "
-        f"{arguments.steps} steps\n"
-        f"  authors, float32{1000 * rounds.median('authors'):15.1f} ms a step"
+        f"{arguments.steps} steps"
     )
+    if with_authors:
+        print(f"  authors, float32{1000 * rounds.median('authors'):15.1f} ms a step")
     work = step_flops(arguments.network) * batch * NUM_SAMPLES
     for policy in policies:
         peak = MATRIX_FLOPS / rounds.median(f"{policy} matrix")
+        faster = f"{rounds.ratio('authors', policy):7.2f} times as fast" if with_authors else ""
         print(
-            f"  ours, {policy:<15}{1000 * rounds.median(policy):10.1f} ms a step"
-            f"{rounds.ratio('authors', policy):7.2f} times as fast;"
+            f"  ours, {policy:<15}{1000 * rounds.median(policy):10.1f} ms a step{faster};"
             f" {100 * work / rounds.median(policy) / peak:3.0f} % of {peak / 1e9:.0f} GFLOP/s, the matrix peak"
         )
     print(
@@ -116,7 +125,7 @@ def our_step(arguments, policy, source):
 
 
 def pipeline_batches(shape, batch):
-    """The pipeline's own training batches of 50,000 random images, with random crops and flips."""
+    """The pipeline's own training batches of 50,000 random images, with random crops and flips, without end."""
     import numpy as np
 
     from pipeline.examples import Examples
@@ -131,8 +140,8 @@ def pipeline_batches(shape, batch):
         class_names=tuple("0123456789"),
     )
     return batches(
-        examples, np.arange(50_000), batch_size=batch, seed=0, first_epoch=0, epochs=100, crop_padding=4, flip=True
-    )
+        examples, np.arange(50_000), batch_size=batch, seed=0, first_step=0, epochs=100, crop_padding=4, flip=True
+    ).repeat()
 
 
 def input_alone(arguments):

@@ -148,8 +148,8 @@ class RadiusBudget(_Budget):
         largest = certificates.max_radius(sigma, self.n, alpha / 2)
         if self.radius > largest:
             raise ValueError(
-                f"n={self.n} samples certify up to radius {largest:.4f} at sigma={sigma:g}, alpha={alpha:g}. Received: "
-                f"radius={self.radius:g}"
+                f"n={self.n} samples certify up to radius {largest} at sigma={sigma:g}, alpha={alpha:g}. Received: "
+                f"radius={self.radius}"
             )
 
 

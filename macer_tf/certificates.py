@@ -6,13 +6,13 @@ import numpy as np
 from scipy import special, stats
 
 from macer_tf.confidence import (
+    SAMPLES_OFF,
     anytime_lower,
     check_alpha,
     clopper_pearson_lower,
     empirical_bernstein_lower,
     hoeffding_lower,
 )
-from macer_tf.grid_noise import SAMPLES_OFF
 
 ABSTAIN = -1
 # Of the class counts, and of the soft scores.

@@ -54,3 +54,16 @@ def check_seed(seed):
     if seed != int(seed) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to 4294967295. Received: seed={seed}")
     return int(seed)
+
+
+def check_levels(levels):
+    """Raises ValueError unless `levels` is a whole number from 1 to 65535."""
+    if levels != int(levels) or not 1 <= levels < 2**16:
+        raise ValueError(
+            f"levels, the level of a pixel at 1, must be a whole number from 1 to 65535. Received: levels={levels}"
+        )
+
+
+def levels_of(pixel_max):
+    """The grid for images whose bytes go up to `pixel_max`: its smallest multiple of 255 levels or more."""
+    return pixel_max * -(-255 // pixel_max)

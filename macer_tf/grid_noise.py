@@ -4,14 +4,14 @@ Images lie on the grid i / levels, i a whole number; levels is 255 for 8-bit pix
 
     K = floor(levels * sigma * N + 1/2),    N standard normal,
 
-and a noisy image is (i + K) / levels. Because floor(i + levels * sigma * N + 1/2) = i + K, a classifier f of such images
-is the classifier f(floor(levels * y + 1/2) / levels) of images y anywhere, smoothed by Gaussian noise in exact
-arithmetic. So Cohen's theorem holds for it as it stands. Float noise has two faults that this has not: TensorFlow's
-normals end at 5.68 standard deviations, and the last bits of a float32 sum tell which image it was (Jin et al., arXiv
-2205.10159; Voracek and Hein, ICLR 2023). docs/guarantee.md has the proof, step by step.
+and a noisy image is (i + K) / levels. Because floor(i + levels * sigma * N + 1/2) = i + K, voting on noisy images is
+voting of the classifier y -> f(floor(levels * y + 1/2) / levels) on y = x + N(0, sigma^2 I) in exact arithmetic, and
+Cohen's theorem holds for that one as it stands. Float noise has two faults that this has not: TensorFlow's normals end
+at 5.68 standard deviations, and the last bits of a float32 sum tell which image it was (Jin et al., arXiv 2205.10159;
+Voracek and Hein, ICLR 2023). docs/guarantee.md has the proof, step by step.
 
-K is the number of the thresholds 2^96 * Phi((k - 1/2) / (levels * sigma)), rounded, that a 96-bit word of Philox does not
-fall short of. 32 bits of the word decide nearly always; the other 64 are drawn for the pixels that they leave open.
+A 96-bit word of Philox decides K: it is the lowest value plus the number of thresholds 2^96 * Phi((k - 1/2) / (levels *
+sigma)), rounded, that the word reaches. Its first 32 bits nearly always do; the rest is drawn where they leave K open.
 """
 
 import functools
@@ -21,8 +21,8 @@ import mpmath
 import numpy as np
 import tensorflow as tf
 
-# A p-value is raised by this: more than n samples of d pixels are off in total variation, n * d up to 1e12.
-SAMPLES_OFF = 1e-13
+from macer_tf.checks import check_levels
+
 # The high half of Philox' counter, beside those in `noise`: where a stream's further bits are.
 _FURTHER_BITS = 2**32
 _PHILOX = 1
@@ -34,6 +34,7 @@ _OPEN = np.float32(2**24)
 _WORD = 96
 # Here there are 370,000 thresholds, which take ten seconds to compute.
 _WIDEST = 2**14
+_LOWEST = np.iinfo(np.int64).min
 
 
 class GridNoise:
@@ -60,7 +61,8 @@ class GridNoise:
         self._levels, self._sigma = int(levels), float(sigma)
         if not 0 < self._levels * self._sigma <= _WIDEST:
             raise ValueError(
-                f"sigma must be above 0, and levels * sigma at most {_WIDEST:,}. Received: levels={levels}, sigma={sigma}"
+                f"sigma must be above 0, and levels * sigma at most {_WIDEST:,}. Received: levels={levels}, "
+                f"sigma={sigma}"
             )
         self._lowest, self._high, self._low = _thresholds(self._levels, self._sigma)
         self._bits = int(np.clip(math.log2(_ENTRIES_PER_THRESHOLD * len(self._high)), _TABLE_BITS[0], _TABLE_BITS[-1]))
@@ -105,7 +107,7 @@ class GridNoise:
         return tf.reshape(values[:, :size], [count, *shape])
 
     def _decide(self, words, places, key, first_block, stream):
-        """K, float32, of the 32-bit words at these places of the stream from a block on, with further bits if needed."""
+        """K, float32, of 32-bit words at these places after the first block, by their further bits where needed."""
         words = tf.cast(words, tf.int64)
         # The thresholds that the word reaches if its further bits are all 0, and if they are all 1.
         least = tf.searchsorted(self._high + (self._low > _LOWEST), words, side="right")
@@ -144,8 +146,8 @@ def to_grid(images, levels):
     if (off > levels * rounding_of(images.dtype)).any():
         worst = np.asarray(images).flat[np.argmax(off)]
         raise ValueError(
-            f"Pixels must be multiples of 1/{levels}, where the certificate's noise is drawn. Received: {worst!r}. Round "
-            f"the images to that grid, or give the levels of theirs."
+            f"Pixels must be multiples of 1/{levels}, the grid that noise is drawn on. Received: {float(worst)!r}. Round "
+            "the images to that grid, or give the levels of theirs."
         )
     return nearest.astype(np.float32)
 
@@ -153,22 +155,6 @@ def to_grid(images, levels):
 def rounding_of(dtype):
     """How far from a multiple of 1 / levels a pixel in [0, 1] of this float type may be and still stand for it."""
     return max(np.finfo(dtype).eps, np.finfo(np.float32).eps)
-
-
-def check_levels(levels):
-    """Raises ValueError unless `levels` is a whole number from 1 to 65535."""
-    if levels != int(levels) or not 1 <= levels < 2**16:
-        raise ValueError(
-            f"levels, the level of a pixel at 1, must be a whole number from 1 to 65535. Received: levels={levels}"
-        )
-
-
-def levels_of(pixel_max):
-    """The grid for images whose bytes go up to `pixel_max`: its smallest multiple of 255 levels or more."""
-    return pixel_max * -(-255 // pixel_max)
-
-
-_LOWEST = np.iinfo(np.int64).min
 
 
 def _words(shape, key, block, stream, dtype):

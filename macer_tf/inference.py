@@ -1,5 +1,9 @@
 """A classifier as it is certified and served: batch norm folded into the layer before it, at a chosen precision."""
 
+from macer_tf import tensorflow_backend  # noqa: F401
+
+# isort: split
+
 from functools import partial
 
 import keras
@@ -165,13 +169,14 @@ def _foldable(model, config):
         for producer, *_ in _histories(nodes):
             consumers.setdefault(producer, []).append(name)
     outputs = {name for name, *_ in _histories(config["output_layers"])}
+    layers_by_name = {layer.name: layer for layer in model.layers}  # a raw operation, as of `x + y`, is no layer
     folded = {}
     for norm in model.layers:
         if type(norm) not in _NORMS or len(calls[norm.name]) != 1 or norm.renorm:
             continue
         (call,) = calls[norm.name]
         ((producer, *_),) = _histories(call)
-        layer = model.get_layer(producer)
+        layer = layers_by_name.get(producer)
         if (
             type(layer) in (layers.Conv2D, layers.Dense)
             and getattr(layer, "data_format", "channels_last") == "channels_last"

@@ -1,5 +1,9 @@
 """Batch normalisation by TensorFlow's fused kernels. Keras 3 computes it by elementwise operations, which is slower."""
 
+from macer_tf import tensorflow_backend  # noqa: F401
+
+# isort: split
+
 import keras
 import tensorflow as tf
 

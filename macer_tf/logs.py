@@ -2,20 +2,25 @@
 
 import csv
 import gzip
+import io
 import math
 import re
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from macer_tf import files
 from macer_tf.certificates import ABSTAIN
 
 HEADER = ("idx", "label", "predict", "radius", "correct", "time")
 
-_ACCEPTED = f"Accepted: tab-separated lines of {', '.join(HEADER)}, with that header or without"
+_ACCEPTED = f"Accepted: lines of {', '.join(HEADER)} between tabs or commas, with that header or without"
+_MOST_BYTES = 2**28  # of four million images
 _GZIP_MAGIC = b"\x1f\x8b"
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # what PowerShell writes
+_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")  # pandas writes 3.0 where a column once held a gap
+_TRUTHS = {"true": 1, "false": 0}
 # What Python's timedelta prints: 0:00:13.126220, or 1 day, 2:03:04 for the patient.
 _CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
@@ -77,38 +82,33 @@ def write(path, certificates, labels, ids):
 def read(path):
     """Reads a log as it occurs in the wild: ours, Cohen's, MACER's, SmoothAdv's and their descendants'.
 
-    The header may be missing, have its columns in another order, or have more of them; the time may be seconds or
-    h:mm:ss or missing; the radius may have any digits; lines may end by CRLF; blank lines are passed over; the file may
-    be gzipped. Of a last line that was cut off, `Log.cut_off` tells.
+    The header may be missing, have its columns in another order, have more of them, or be repeated, as by runs that
+    were appended; fields may be separated by commas; `correct` may be True or False; the time may be seconds or h:mm:ss
+    or missing; the radius may have any digits; lines may end by CRLF; blank lines and comments after # are passed over;
+    the file may be gzipped. Of a last line that was cut off, `Log.cut_off` tells.
 
     Returns:
         `Log`.
 
     Raises:
-        ValueError: in one line with the file and the line's number, if this is not such a log, holds no image or the
-            same image twice, a value is not a number, `correct` is not whether the prediction is the label, or the
-            radius of a correct prediction is not finite or is below 0.
+        ValueError: in one line with the file and the line's number, if this is not such a log, is larger than 256 MiB,
+            holds no image or the same image twice, a value is not a number, `correct` is not whether the prediction is
+            the label, or the radius of a correct prediction is not finite or is below 0.
         OSError: if the file cannot be read.
     """
-    lines = [(number, line.split("\t")) for number, line in enumerate(_lines(path), 1) if line.strip()]
+    lines = _lines(path)
     if not lines:
         raise ValueError(f"{path} is empty: it holds no image's certificate.")
-    columns, width, has_header = _columns(path, lines[0][1])
+    header = lines[0][1]
+    columns, width, has_header = _columns(path, header)
     if has_header:
-        del lines[0]
+        lines = _without_headers(path, lines, header)
     cut_off = None
     if lines and _is_cut_off(lines[-1][1], columns, width):
         cut_off = lines.pop()[0]
     if not lines:
         raise ValueError(f"{path} holds no image's certificate, only a header or a line that was cut off.")
-    rows, lines_of = [], {}
-    for number, fields in lines:
-        row = _row(f"{path}:{number}", fields, columns, width)
-        if row[0] in lines_of:
-            raise ValueError(f"{path}:{number}: image {row[0]} was on line {lines_of[row[0]]} already.")
-        lines_of[row[0]] = number
-        rows.append(row)
-    ids, labels, predictions, radii, seconds = zip(*rows, strict=True)
+    ids, labels, predictions, radii, seconds = zip(*_rows(path, lines, columns, width), strict=True)
     return Log(
         ids=np.array(ids, np.int64),
         labels=np.array(labels, np.int64),
@@ -120,22 +120,67 @@ def read(path):
 
 
 def _lines(path):
-    content = Path(path).read_bytes()
+    """The number and the fields of each line that is neither blank nor a comment."""
+    content = files.read(path, _MOST_BYTES, pipes=True)
     try:
         if content.startswith(_GZIP_MAGIC):
-            content = gzip.decompress(content)
-        text = content.decode("utf-8-sig")
+            with gzip.open(io.BytesIO(content)) as unpacked:
+                content = unpacked.read(_MOST_BYTES + 1)
+            if len(content) > _MOST_BYTES:
+                raise ValueError(f"{path} unpacks to more than {files.size_in_words(_MOST_BYTES)}, the most accepted.")
+        text = content.decode("utf-16" if content.startswith(_UTF_16_MARKS) else "utf-8-sig")
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is a damaged gzip file ({error}); copy it again.") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a certification log: it is not text. {_ACCEPTED}.") from None
-    return text.replace("\r\n", "\n").split("\n")
+    numbered = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1)
+    lines = [(number, bare) for number, line in numbered if (bare := _without_comment(line))]
+    # One kind of separator in all of a file: 1,5 may be two fields of one line, and half of one of another.
+    is_tabbed = bool(lines) and "\t" in lines[0][1]
+    return [(number, line.split("\t") if is_tabbed else _at_commas(path, number, line)) for number, line in lines]
+
+
+def _without_comment(line):
+    """The line, or nothing if it is blank or a comment; a header behind a # is one all the same, as NumPy writes it."""
+    if not line.lstrip().startswith("#"):
+        return line if line.strip() else ""
+    bare = line.lstrip().lstrip("#").lstrip()
+    return bare if _is_header(re.split("[\t,]", bare)) else ""
+
+
+def _at_commas(path, number, line):
+    try:
+        return next(csv.reader([line]))
+    except csv.Error as error:
+        raise ValueError(f"{path}:{number}: {error}. Received: {_shown([line])}") from None
+
+
+def _is_header(fields):
+    return len({field.strip() for field in fields} & set(HEADER)) > 1
+
+
+def _without_headers(path, lines, header):
+    """The lines but the header, wherever it is repeated."""
+    names = [name.strip() for name in header]
+    rows = []
+    for number, fields in lines:
+        if [field.strip() for field in fields] == names:
+            continue
+        if _is_header(fields):
+            raise ValueError(
+                f"{path}:{number}: another header than the first; make these logs two files. Received: {_shown(fields)}"
+            )
+        rows.append((number, fields))
+    return rows
 
 
 def _columns(path, first):
     """Column name -> its place, how many columns a line has, and whether the first line is a header."""
     names = [field.strip() for field in first]
     if not set(names).isdisjoint(HEADER):
+        twice = [name for name in HEADER if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{path} is not a certification log: it has two columns {twice[0]}. {_ACCEPTED}.")
         missing = [name for name in HEADER[:-1] if name not in names]
         if missing:
             raise ValueError(f"{path} is not a certification log: no column {', '.join(missing)}. {_ACCEPTED}.")
@@ -158,15 +203,26 @@ def _is_cut_off(fields, columns, width):
     return False
 
 
+def _rows(path, lines, columns, width):
+    rows, lines_of = [], {}
+    for number, fields in lines:
+        row = _row(f"{path}:{number}", fields, columns, width)
+        if row[0] in lines_of:
+            raise ValueError(f"{path}:{number}: image {row[0]} was on line {lines_of[row[0]]} already.")
+        lines_of[row[0]] = number
+        rows.append(row)
+    return rows
+
+
 def _row(where, fields, columns, width):
     """id, label, prediction, radius and seconds of one line."""
     if len(fields) != width:
-        raise ValueError(f"{where}: a line has {width} tab-separated fields. Received: {_shown(fields)}")
+        raise ValueError(f"{where}: a line has {width} fields. Received: {_shown(fields)}")
     try:
-        index, label, prediction, correct = (
-            np.int64(int(fields[columns[name]])) for name in ("idx", "label", "predict", "correct")
-        )
-        radius = float(fields[columns["radius"]])
+        index, label, prediction = (np.int64(_whole(fields[columns[name]])) for name in ("idx", "label", "predict"))
+        correct = fields[columns["correct"]].strip().lower()
+        correct = _TRUTHS[correct] if correct in _TRUTHS else _whole(correct)
+        radius = _number(fields[columns["radius"]])
         seconds = _seconds(fields[columns["time"]]) if "time" in columns else math.nan
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{where}: {error}. Received: {_shown(fields)}") from None
@@ -181,6 +237,18 @@ def _row(where, fields, columns, width):
     return index, label, prediction, radius, seconds
 
 
+def _whole(text):
+    if not _WHOLE.fullmatch(text.strip()):
+        raise ValueError(f"not a whole number: {text!r}")
+    return int(text.partition(".")[0])
+
+
+def _number(text):
+    if "_" in text:  # Python's own notation, and nobody else's
+        raise ValueError(f"not a number: {text!r}")
+    return float(text)
+
+
 def _is_correct(label, prediction):
     # Data without labels is often labelled -1, which is what abstaining is called.
     return (prediction == label) & (prediction != ABSTAIN)
@@ -189,7 +257,7 @@ def _is_correct(label, prediction):
 def _seconds(text):
     clock = _CLOCK.fullmatch(text.strip())
     if clock is None:
-        return float(text)
+        return _number(text)
     days, hours, minutes, seconds = clock.groups(default="0")
     return ((int(days) * 24 + int(hours)) * 60 + int(minutes)) * 60 + float(seconds)
 

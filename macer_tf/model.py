@@ -1,10 +1,14 @@
 """MACERModel: wraps any Keras classifier and trains it by Algorithm 1 of Zhai et al. (ICLR 2020)."""
 
+from macer_tf import tensorflow_backend  # noqa: F401
+
+# isort: split
+
 import keras
 import tensorflow as tf
 
 from macer_tf import checks, objective
-from macer_tf.noisy_training import LossTerms, NoisyTrainingModel
+from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
 
 
 @keras.saving.register_keras_serializable(package="macer_tf")
@@ -21,15 +25,16 @@ class MACERModel(NoisyTrainingModel):
     These are estimates from a few samples. They certify nothing: that is `SmoothedClassifier.certify`.
 
     Images are floats in [0, 1], [batch, height, width, channels]; noise is added to them as they come in, so
-    normalisation belongs inside `classifier`. Labels are integers, [batch] or [batch, 1].
+    normalisation belongs inside `classifier`. Labels are class indices, [batch] or [batch, 1], or one-hot rows,
+    [batch, classes]. `evaluate` draws noise of its own, the same each time, and changes nothing of the training.
 
     With lam=0 and num_samples=1 this is the Gaussian training of Cohen et al. (2019).
 
     Args:
-        classifier: a Keras model, images -> logits [batch, classes], without a softmax.
+        classifier: a Keras model, float images -> logits [batch, classes], without a softmax.
         sigma: noise level, the standard deviation of the noise in units of a pixel in [0, 1].
         num_samples: noisy copies of each image (k in the paper).
-        lam: weight of the robustness term. May be changed while training: `model.lam = 12.0`.
+        lam: weight of the robustness term. May be changed while training: `model.lam = 12.0`; no other argument may.
         gamma: hinge on xi = Phi^-1(z_y) - Phi^-1(max other z); above 0, at most 24.
         beta: inverse temperature of the softmax in the robustness term.
         seed: whole number in [0, 2**32) that fixes the training noise; drawn from NumPy's global generator if None.
@@ -42,14 +47,18 @@ class MACERModel(NoisyTrainingModel):
 
     LOSSES = ("classification_loss", "robustness_loss")
     REPORTS = ("hinge_fraction", "soft_radius")
+    HIGHER_IS_BETTER = ("smoothed_accuracy", "soft_radius")
+
+    gamma = fixed("gamma", "Hinge on xi.")
+    beta = fixed("beta", "Inverse temperature of the softmax in the robustness term.")
 
     def __init__(
         self, classifier, sigma, num_samples=16, lam=12.0, gamma=8.0, beta=16.0, seed=None, microbatch=None, **kwargs
     ):
         checks.check(lam=lam, gamma=gamma, beta=beta)
         super().__init__(classifier, sigma, num_samples, microbatch=microbatch, seed=seed, **kwargs)
-        self.gamma = float(gamma)
-        self.beta = float(beta)
+        self._gamma = float(gamma)
+        self._beta = float(beta)
         # A TensorFlow variable, not a weight: it changes without a retrace, and `load_weights` leaves it alone.
         self._lam = tf.Variable(float(lam), trainable=False, dtype=tf.float32, name="lam")
 
@@ -67,7 +76,7 @@ class MACERModel(NoisyTrainingModel):
         if jit_compile is True and self.gamma > checks.MAX_GAMMA_XLA:
             raise ValueError(
                 f"jit_compile=True needs gamma <= {checks.MAX_GAMMA_XLA:g}: XLA's normal quantile resolves no more. "
-                f"Received: gamma={self.gamma:g}"
+                f"Received: gamma={self.gamma}"
             )
         super().compile(optimizer, loss, jit_compile=jit_compile, **kwargs)
 
@@ -84,3 +93,7 @@ class MACERModel(NoisyTrainingModel):
 
     def get_config(self):
         return {**super().get_config(), "lam": self.lam, "gamma": self.gamma, "beta": self.beta}
+
+
+# In a .h5 file Keras looks for a model's class by its bare name.
+keras.saving.get_custom_objects()["MACERModel"] = MACERModel

@@ -6,6 +6,10 @@ with momentum 0.9 (torch: 0.1) and epsilon 1e-5. Layers are named as the authors
 `torch_checkpoints`.
 """
 
+from macer_tf import tensorflow_backend  # noqa: F401
+
+# isort: split
+
 import re
 
 import keras

@@ -10,8 +10,8 @@ import math
 
 import tensorflow as tf
 
-# The high half of Philox' 128-bit counter. Selection, estimation and training must never share a sample.
-SELECTION, ESTIMATION, TRAINING = 0, 1, 2
+# The high half of Philox' 128-bit counter. These four must never share a sample.
+SELECTION, ESTIMATION, TRAINING, EVALUATION = 0, 1, 2, 3
 STREAMS = (SELECTION, ESTIMATION)
 
 _PHILOX = 1
@@ -22,9 +22,9 @@ def gaussian(shape, seed, example_id, stream, start, count):
     """Samples `start` to `start + count - 1` of the standard normal noise of one image.
 
     Args:
-        shape: static shape of one sample, e.g. (height, width, channels).
+        shape: shape of one sample, e.g. (height, width, channels); integers, Python's or int64 scalar tensors.
         seed, example_id: integers in [0, 2**32), Python's or int64 scalar tensors; together Philox' key.
-        stream: SELECTION, ESTIMATION or TRAINING.
+        stream: SELECTION, ESTIMATION, TRAINING or EVALUATION.
         start, count: integers, Python's or int64 scalar tensors.
 
     Returns:

@@ -4,8 +4,14 @@ Addressed noise, checks of each batch, gradients that are right under a strategy
 a batch, metrics, saving. A method adds its loss.
 """
 
+from macer_tf import tensorflow_backend  # noqa: F401
+
+# isort: split
+
 import contextlib
 import functools
+import inspect
+import warnings
 from typing import NamedTuple
 
 import keras
@@ -13,10 +19,12 @@ import numpy as np
 import tensorflow as tf
 
 # Layers and optimizers are imported so that whoever loads a saved model by its class also finds what it holds.
-from macer_tf import checks, layers, optimizers  # noqa: F401
+from macer_tf import base_classifier, checks, layers, optimizers  # noqa: F401
 from macer_tf import noise as noise_lib
 
 _BAD_BATCH = "Bad batch: "
+_PROBABILITIES = "the classifier returned probabilities instead of logits; remove its softmax."
+_ROWS_THAT_TELL = 8
 # More than a replica's share of any batch: so many addresses of noise belong to each step.
 _IMAGES_PER_STEP = 2**20
 
@@ -37,20 +45,38 @@ class LossTerms(NamedTuple):
 
 class _Batch(NamedTuple):
     images: tf.Tensor
+    # Class indices, and the labels as metrics see them: the same, or one-hot if so they were given.
     labels: tf.Tensor
+    targets: tf.Tensor
     weights: tf.Tensor
     # 1, or 0 for an image that only pads an empty replica.
     present: tf.Tensor
+
+
+def fixed(name, meaning):
+    """A property that holds what `_<name>` was set to when the model was made: a step that is traced has read it."""
+
+    def refuse(self, value):
+        raise AttributeError(
+            f"{name} is fixed when the {type(self).__name__} is made; make another one of the same classifier. "
+            f"Received: {name}={value}"
+        )
+
+    return property(lambda self: getattr(self, "_" + name), refuse, doc=meaning)
 
 
 class NoisyTrainingModel(keras.Model):
     """Trains `classifier` on noisy copies of images; a subclass defines `loss_terms` and names its terms.
 
     Images are floats in [0, 1], [batch, height, width, channels]; noise is added to them as they come in, so
-    normalisation belongs inside `classifier`. Labels are integers, [batch] or [batch, 1].
+    normalisation belongs inside `classifier`. Labels are class indices, [batch] or [batch, 1], or one-hot rows,
+    [batch, classes], of any type of number.
+
+    Training and evaluation draw different noise. That of training never repeats; each evaluation begins with the same,
+    so evaluating changes neither training nor the next evaluation.
 
     Args:
-        classifier: a Keras model, images -> logits [batch, classes], without a softmax.
+        classifier: a Keras model, float images -> logits [batch, classes], without a softmax.
         sigma: noise level, the standard deviation of the noise in units of a pixel in [0, 1].
         num_samples: noisy copies of each image.
         microbatch: the gradient is accumulated over slices of a replica's batch of so many images, to save memory; None
@@ -58,32 +84,45 @@ class NoisyTrainingModel(keras.Model):
         seed: whole number in [0, 2**32) that fixes the training noise; drawn from NumPy's global generator if None.
 
     Raises:
-        ValueError: for an argument out of range or a classifier that does not return logits.
+        ValueError: for an argument out of range, or a classifier that does not take float images or return logits.
     """
 
     # Names of the `losses` and the `reports` of `loss_terms`.
     LOSSES = ()
     REPORTS = ()
+    # Those of all that `fit` reports that are the better the higher; a loss is the better the lower.
+    HIGHER_IS_BETTER = ("smoothed_accuracy",)
+
+    sigma = fixed("sigma", "Noise level, the standard deviation of the noise in units of a pixel in [0, 1].")
+    num_samples = fixed("num_samples", "Noisy copies of each image.")
+    microbatch = fixed("microbatch", "Images in a slice of the batch, or None.")
+    seed = fixed("seed", "What fixes the noise.")
 
     def __init__(self, classifier, sigma, num_samples, microbatch=None, seed=None, **kwargs):
         checks.check(sigma=sigma, num_samples=num_samples, microbatch=microbatch)
-        _check_returns_logits(classifier)
+        base_classifier.check(classifier)
+        base_classifier.check_returns_logits(classifier)
         # A mixed_float16 classifier needs `compile` to scale the loss, and compile looks at this policy.
         kwargs.setdefault("dtype", classifier.dtype_policy)
         super().__init__(**kwargs)
         self.classifier = classifier
-        self.sigma = float(sigma)
-        self.num_samples = int(num_samples)
-        self.microbatch = microbatch
-        self.seed = checks.check_seed(np.random.randint(2**31) if seed is None else seed)
+        self._sigma = float(sigma)
+        self._num_samples = int(num_samples)
+        self._microbatch = microbatch
+        self._seed = checks.check_seed(np.random.randint(2**31) if seed is None else seed)
         # How many batches of noise were drawn. A weight, so that a restored model goes on with fresh noise.
         self._noise_step = self.add_weight(
             name="noise_step", shape=(), dtype="int64", initializer="zeros", trainable=False,
             aggregation="only_first_replica",
         )  # fmt: skip
+        # How many images this evaluation has seen. Not a weight: each evaluation begins at 0.
+        self._evaluated = tf.Variable(
+            0, trainable=False, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="evaluated"
+        )
         self._means = [keras.metrics.Mean(name=name) for name in (*self.LOSSES, "smoothed_accuracy", *self.REPORTS)]
-        if classifier.built and getattr(classifier, "input_shape", None) is not None:
-            self.build(classifier.input_shape)
+        shape = base_classifier.image_shape(classifier)
+        if classifier.built and shape is not None:
+            self.build(shape)
 
     def loss_terms(self, images, labels, noise, training):
         """The method's `LossTerms`.
@@ -132,6 +171,8 @@ class NoisyTrainingModel(keras.Model):
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args, **kwargs):
+        arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
+        self._direct(arguments.get("callbacks"))
         with _one_line_errors():
             return super().fit(*args, **kwargs)
 
@@ -140,29 +181,71 @@ class NoisyTrainingModel(keras.Model):
         with _one_line_errors():
             return super().evaluate(*args, **kwargs)
 
-    def draw_noise(self, images, start):
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        with _one_line_errors():
+            return super().train_on_batch(*args, **kwargs)
+
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, *args, **kwargs):
+        with _one_line_errors():
+            return super().test_on_batch(*args, **kwargs)
+
+    @functools.wraps(keras.Model.export)
+    def export(self, *args, **kwargs):
+        # What `call` computes. Keras exports a subclassed model only once it was called; `fit` never calls this one.
+        return self.classifier.export(*args, **kwargs)
+
+    def reset_metrics(self):
+        """As `keras.Model.reset_metrics`, with which every evaluation begins; its noise begins again too."""
+        super().reset_metrics()
+        self._evaluated.assign(0)
+
+    def _direct(self, callbacks):
+        """Tells callbacks in automatic mode which way our own figures go; Keras knows that of its metrics only."""
+        modes = dict.fromkeys(self.LOSSES, "min") | dict.fromkeys(self.HIGHER_IS_BETTER, "max")
+        for callback in keras.tree.flatten(getattr(callbacks, "callbacks", callbacks)):
+            name = str(getattr(callback, "monitor", "")).removeprefix("val_")
+            if name in modes and getattr(callback, "mode", None) == "auto":
+                callback.mode = modes[name]
+
+    def draw_noise(self, images, start, training=True):
         """The step's noise, sigma * N(0, 1), for images `start` to `start + batch - 1` of this replica's batch.
 
         Returns:
             float32 [batch, num_samples, *image shape].
         """
-        first = (self._noise_step.value * _IMAGES_PER_STEP + tf.cast(start, tf.int64)) * self.num_samples
+        begun = self._noise_step.value * _IMAGES_PER_STEP if training else self._evaluated
+        first = (begun + tf.cast(start, tf.int64)) * self.num_samples
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         count = tf.shape(images, tf.int64)[0] * self.num_samples
-        noise = noise_lib.gaussian(images.shape[1:], self.seed, replica, noise_lib.TRAINING, first, count)
-        return self.sigma * tf.reshape(noise, [-1, self.num_samples, *images.shape[1:]])
+        # Each side as a number, where the data set tells it; else as a tensor.
+        shape = [side or tf.shape(images, tf.int64)[i + 1] for i, side in enumerate(images.shape[1:])]
+        stream = noise_lib.TRAINING if training else noise_lib.EVALUATION
+        noise = noise_lib.gaussian(shape, self.seed, replica, stream, first, count)
+        return self.sigma * tf.reshape(noise, [-1, self.num_samples, *shape])
 
     def noisy_logits(self, images, noise, training):
         """The classifier on the noisy copies, float32 [batch, num_samples, classes]."""
         logits = self.classifier(noise_lib.noisy_copies(images, noise), training=training)
-        if logits.shape.rank != 2:
-            raise ValueError(
-                f"The classifier must return logits [batch, classes]. Received: output shape {tuple(logits.shape)}"
-            )
+        if not tf.is_tensor(logits) or logits.shape.rank != 2:
+            received = f"output shape {tuple(logits.shape)}" if tf.is_tensor(logits) else type(logits).__name__
+            raise ValueError(f"The classifier must return logits [batch, classes]. Received: {received}")
         if not self.built:
             # A subclassed classifier is built by its first call; an unbuilt model would be saved without the rest.
             self.build(images.shape)
-        return tf.reshape(tf.cast(logits, tf.float32), [-1, self.num_samples, logits.shape[-1]])
+        logits = tf.cast(logits, tf.float32)
+        # Before the first step, while chance alone would not make rows of logits add up to 1: a subclassed classifier
+        # does not tell what it ends in.
+        are_probabilities = (
+            (self._noise_step.value == 0)
+            & (tf.shape(logits)[0] >= _ROWS_THAT_TELL)
+            & tf.reduce_all(logits >= 0)
+            & tf.reduce_all(tf.abs(tf.reduce_sum(logits, axis=-1) - 1) < 0.01)
+        )
+        with tf.control_dependencies([_batch_check(~are_probabilities, _PROBABILITIES)]):
+            # The batch's size, if it is known: beside labels that know theirs, `tf.where` would forget all shapes.
+            return tf.reshape(logits, [images.shape[0] or -1, self.num_samples, logits.shape[-1]])
 
     def train_step(self, data):
         batch = self._unpack(data)
@@ -181,7 +264,10 @@ class NoisyTrainingModel(keras.Model):
             # Keras skips the step where the first replica's gradients are not finite, so it must see the others'. It
             # sums over the replicas later.
             summed = replica.all_reduce(tf.distribute.ReduceOp.MEAN, list(summed))
-        self.optimizer.apply_gradients(zip(summed, self.trainable_variables, strict=True))
+        if self.trainable_variables:
+            self.optimizer.apply_gradients(zip(summed, self.trainable_variables, strict=True))
+        else:
+            warnings.warn("The model does not have any trainable weights.", stacklevel=2)
         self._noise_step.assign_add(1)
         return self.get_metrics_result()
 
@@ -190,35 +276,42 @@ class NoisyTrainingModel(keras.Model):
             self._losses_of(batch, start, training=False)
             return []
 
-        self._sum_over_slices(self._unpack(data), update_metrics)
-        self._noise_step.assign_add(1)
+        batch = self._unpack(data)
+        self._sum_over_slices(batch, update_metrics)
+        self._evaluated.assign_add(tf.shape(batch.images, tf.int64)[0])
         return self.get_metrics_result()
 
     def _unpack(self, data):
-        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        images, labels, weights = map(_the_only, keras.utils.unpack_x_y_sample_weight(data))
         if labels is None:
             raise ValueError(f"{type(self).__name__} needs labels: fit(images, labels) or a dataset of both.")
-        images, labels = tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
-        if not images.dtype.is_floating:
-            raise ValueError(
-                f"Images must be floats in [0, 1]; divide bytes by 255. Received: dtype={images.dtype.name}"
-            )
-        if labels.shape.rank == 2 and labels.shape[-1] == 1:
-            labels = tf.squeeze(labels, axis=-1)
-        if labels.shape.rank != 1:
-            raise ValueError(
-                f"Labels must be class indices of shape [batch]; give one-hot labels as their argmax. "
-                f"Received: shape={tuple(labels.shape)}"
-            )
-        images, labels = tf.cast(images, tf.float32), tf.cast(labels, tf.int64)
+        images = self._as_images(images)
+        labels, targets = _as_classes(labels)
         present = tf.ones_like(labels, tf.float32)
         weights = present if weights is None else tf.reshape(tf.cast(weights, tf.float32), [-1])
-        batch = _Batch(images, labels, weights, present)
+        batch = _Batch(images, labels, targets, weights, present)
         if self.distribute_strategy.num_replicas_in_sync > 1:
             # A replica left without an image by a small last batch would crash in the convolution.
             missing = tf.cast(tf.equal(tf.shape(images)[0], 0), tf.int32)
             batch = _Batch(*(tf.pad(tensor, [[0, missing]] + [[0, 0]] * (tensor.shape.rank - 1)) for tensor in batch))
         return batch
+
+    def _as_images(self, images):
+        """Float32 images; what shape the data set does not tell, the classifier does."""
+        images = tf.convert_to_tensor(images)
+        if not images.dtype.is_floating:
+            raise ValueError(
+                f"Images must be floats in [0, 1]; divide bytes by 255. Received: dtype={images.dtype.name}"
+            )
+        images = tf.cast(images, tf.float32)
+        shape = base_classifier.image_shape(self.classifier)
+        if shape is None:
+            return images
+        if images.shape.rank == len(shape) - 1 and shape[-1] == 1:
+            # As Keras' functional models take grey images without an axis for their channel.
+            images = images[..., None]
+        # Where the shapes contradict each other, the classifier says so.
+        return tf.ensure_shape(images, shape) if images.shape.is_compatible_with(shape) else images
 
     def _sum_over_slices(self, batch, function):
         """Sums of the tensors that `function(slice of the batch, its first image's place)` returns."""
@@ -229,21 +322,31 @@ class NoisyTrainingModel(keras.Model):
             return function(_Batch(*(tensor[start : start + self.microbatch] for tensor in batch)), start)
 
         def add_slice(start, *sums):
-            return start + self.microbatch, *(a + b for a, b in zip(sums, of_slice(start), strict=True))
+            parts = [part for part in of_slice(start) if part is not None]
+            return start + self.microbatch, *(a + b for a, b in zip(sums, parts, strict=True))
 
         size = tf.shape(batch.images)[0]
-        loop_variables = (tf.constant(self.microbatch), *of_slice(0))
-        return tf.while_loop(lambda start, *_: start < size, add_slice, loop_variables, parallel_iterations=1)[1:]
+        first = of_slice(0)
+        # None is the gradient of a variable that the loss does not depend on; that of an embedding is sparse.
+        dense = [tf.convert_to_tensor(part) for part in first if part is not None]
+        loop_variables = (tf.constant(self.microbatch), *dense)
+        _, *sums = tf.while_loop(lambda start, *_: start < size, add_slice, loop_variables, parallel_iterations=1)
+        return [None if part is None else sums.pop(0) for part in first]
 
     def _losses_of(self, batch, start, training):
         """Each image's weighted loss, regularisation included. Updates the metrics."""
-        images, labels, weights, present = batch
+        images, labels, targets, weights, present = batch
         pixels_ok = tf.reduce_all((images >= 0) & (images <= 1))
         # Before the classifier sees them: a NaN would stay in its batch norm's moving averages.
         with tf.control_dependencies([_batch_check(pixels_ok, "pixels must lie in [0, 1]; scale the images first.")]):
-            noise = self.draw_noise(images, start)
+            noise = self.draw_noise(images, start, training)
         terms = self.loss_terms(images, labels, noise, training)
         num_classes = terms.probabilities.shape[-1]
+        if targets.shape.rank == 2 and targets.shape[-1] != num_classes:
+            raise ValueError(
+                f"One-hot labels must have as many columns as the classifier has outputs, {num_classes}. "
+                f"Received: shape={tuple(targets.shape)}"
+            )
         labels_ok = tf.reduce_all((labels >= 0) & (labels < num_classes))
         message = f"labels must lie in 0..{num_classes - 1}, the classifier has {num_classes} outputs."
         with tf.control_dependencies([_batch_check(labels_ok, message)]):
@@ -258,11 +361,11 @@ class NoisyTrainingModel(keras.Model):
         values = {"loss": total, **losses, "smoothed_accuracy": correct, **terms.reports}
         for metric in (self._loss_tracker, *self._means):
             metric.update_state(values[metric.name], sample_weight=present)
-        seen = (images, labels, terms.probabilities, weights)
+        seen = (images, targets, terms.probabilities, weights)
         if self.distribute_strategy.num_replicas_in_sync > 1:
             seen = [tf.boolean_mask(tensor, present > 0) for tensor in seen]
-        images, labels, probabilities, weights = seen
-        self.compute_metrics(images, labels, probabilities, sample_weight=weights)
+        images, targets, probabilities, weights = seen
+        self.compute_metrics(images, targets, probabilities, sample_weight=weights)
         return total
 
     def get_config(self):
@@ -283,6 +386,42 @@ class NoisyTrainingModel(keras.Model):
             config["classifier"], custom_objects=custom_objects
         )
         return cls(**config)
+
+
+def _the_only(value):
+    """The tensor in a structure of one, as Keras takes it for a model of one input and one output."""
+    tensors = keras.tree.flatten(value)
+    if len(tensors) != 1:
+        raise ValueError(
+            "A batch must hold one tensor of images, one of labels and, if any, one of sample weights. "
+            f"Received: {len(tensors)} tensors in place of one"
+        )
+    return tensors[0]
+
+
+def _as_classes(labels):
+    """Labels as class indices, int64 [batch], and as metrics see them: those, or one-hot, float32 [batch, classes]."""
+    labels = tf.convert_to_tensor(labels)
+    if not (labels.dtype.is_floating or labels.dtype.is_integer or labels.dtype.is_bool):
+        raise ValueError(f"Labels must be class indices or one-hot rows. Received: dtype={labels.dtype.name}")
+    rank, columns = labels.shape.rank, labels.shape[-1] if labels.shape.rank else None
+    if rank == 1 or (rank == 2 and columns == 1):
+        labels = tf.reshape(labels, [-1])
+        classes = targets = tf.cast(labels, tf.int64)
+        labels_ok = tf.reduce_all(tf.cast(classes, labels.dtype) == labels)
+        message = "labels must be whole numbers, class indices."
+    elif rank == 2 and columns:
+        targets = tf.cast(labels, tf.float32)
+        classes = tf.argmax(targets, axis=-1)
+        labels_ok = tf.reduce_all(tf.one_hot(classes, columns) == targets)
+        message = "rows of one-hot labels must hold one 1 and 0 elsewhere; mixed and smoothed labels have no class."
+    else:
+        raise ValueError(
+            "Labels must be class indices, [batch] or [batch, 1], or one-hot rows, [batch, classes]. "
+            f"Received: shape={'unknown' if rank is None else tuple(labels.shape)}"
+        )
+    with tf.control_dependencies([_batch_check(labels_ok, message)]):
+        return tf.identity(classes), targets
 
 
 def _sum_over_replicas(value):
@@ -307,24 +446,3 @@ def _one_line_errors():
             raise
         line = error.message[error.message.index(_BAD_BATCH) :].split("\n")[0]
         raise ValueError(line.rstrip("]'\" ")) from None
-
-
-def _check_returns_logits(classifier):
-    """Raises unless `classifier` is a Keras model that, as far as it shows, ends in [batch, classes] logits."""
-    if not isinstance(classifier, keras.Model):
-        raise ValueError(f"classifier must be a keras.Model. Received: {type(classifier).__name__}")
-    shape = getattr(classifier, "output_shape", None) if classifier.built else None
-    if shape is not None and (not isinstance(shape, tuple) or len(shape) != 2 or shape[-1] is None or shape[-1] < 2):
-        raise ValueError(
-            f"The classifier must return logits [batch, classes] for two classes or more. "
-            f"Received: output shape {shape}"
-        )
-    last = classifier
-    while getattr(last, "layers", None):
-        last = last.layers[-1]
-    activation = getattr(getattr(last, "activation", None), "__name__", "")
-    if isinstance(last, keras.layers.Softmax) or activation in ("softmax", "log_softmax", "sigmoid"):
-        raise ValueError(
-            f"The classifier must return logits, but its last layer ({last.name}) applies "
-            f"{activation or 'softmax'}; remove that activation."
-        )

@@ -1,5 +1,9 @@
 """SGD as the paper's recipe has it, which is torch's: momentum, and L2 regularisation added to the gradient."""
 
+from macer_tf import tensorflow_backend  # noqa: F401
+
+# isort: split
+
 import keras
 import tensorflow as tf
 

@@ -26,8 +26,7 @@ import numpy as np
 from scipy import special
 
 from macer_tf.certificates import ABSTAIN, check_predict_alpha
-from macer_tf.confidence import check_alpha
-from macer_tf.grid_noise import SAMPLES_OFF
+from macer_tf.confidence import SAMPLES_OFF, check_alpha
 
 # Samples before the first look; later, half of what was drawn is added. On MNIST a first look at 16 saves 2 % of the
 # samples and is one pass more; one at 48 costs 20 % more samples.

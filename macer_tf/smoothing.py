@@ -1,19 +1,23 @@
 """SmoothedClassifier: draws noise, runs the base classifier and counts its votes (SAMPLEUNDERNOISE, Cohen et al.)."""
 
+from macer_tf import tensorflow_backend  # noqa: F401
+
+# isort: split
+
 import math
 import numbers
 import secrets
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from macer_tf import certificates, noise
+from macer_tf import base_classifier, certificates, noise
 from macer_tf.checks import check, check_seed
 from macer_tf.grid_noise import GridNoise, to_grid
 from macer_tf.inference import InferenceGraph
 from macer_tf.noisy_training import NoisyTrainingModel
+from macer_tf.probing import are_probabilities, check_outputs, probe
 from macer_tf.votes import UNITS, SoftMoments, Votes
 
 # Rows of a forward pass come in multiples of this: TensorFlow computes the odd values at the end of a tensor, after the
@@ -66,15 +70,16 @@ class SmoothedClassifier:
 
     Raises:
         ValueError: for a sigma, seed, micro_batch, beta or levels out of range, or a precision that the classifier
-            cannot be brought to.
+            cannot be brought to; for a classifier that takes no floats or returns more than one tensor, that
+            `probing.probe` finds to be no function of an image, or that returns probabilities where there are betas.
+            What a classifier of images of any size is like shows when the first are drawn.
     """
 
     def __init__(self, classifier, sigma=None, seed=None, micro_batch=None, precision=None, betas=(), levels=255):
         if isinstance(classifier, NoisyTrainingModel):
             sigma = classifier.sigma if sigma is None else sigma
             classifier = classifier.classifier
-        if not isinstance(classifier, keras.Model):
-            raise ValueError(f"classifier must be a keras.Model. Received: {type(classifier).__name__}")
+        base_classifier.check(classifier)
         if sigma is None or not (np.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma, the noise level in [0, 1] pixel units, must be above 0. Received: sigma={sigma}")
         if micro_batch is not None and micro_batch < 1:
@@ -88,6 +93,10 @@ class SmoothedClassifier:
         self._micro_batch = micro_batch
         self._graph = InferenceGraph(classifier, precision)
         self._passes = {}
+        self._probed = set()
+        shape = getattr(classifier, "input_shape", None)
+        if shape is not None and None not in shape[1:]:
+            self._probe(shape[1:])
 
     # Read-only: a traced graph holds them, and another sigma in the radius than in the noise is a false certificate.
     @property
@@ -152,6 +161,7 @@ class SmoothedClassifier:
                 raise ValueError(f"Received: example_id={example_id}, stream={stream}, start={start}; out of range.")
             _check_samples("count", count)
         images = to_grid(np.asarray(images), self.levels)
+        self._probe(images.shape[1:])
         totals = None
         for rows, pieces in passes(counts, self._micro_batch or default_micro_batch(images.shape[1:])):
             places, offsets, counted = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
@@ -174,6 +184,18 @@ class SmoothedClassifier:
             totals[:, 0],
             {beta: (totals[:, 1 + 2 * i], totals[:, 2 + 2 * i]) for i, beta in enumerate(self._betas)},
         )
+
+    def _probe(self, image_shape):
+        """Tries the base classifier, once for each image shape."""
+        if image_shape in self._probed:
+            return
+        outputs = probe(self._graph, image_shape, self.precision)
+        if self._betas and are_probabilities(outputs):
+            raise ValueError(
+                "Soft votes at betas are of logits, and the classifier returns probabilities; take the softmax off its "
+                "end, or leave betas out."
+            )
+        self._probed.add(image_shape)
 
     def _draw_pass(self, rows, images, addresses, counted):
         """`draw_pass` in a graph, traced once for each image shape and number of rows."""
@@ -330,12 +352,7 @@ def count_block(classifier, image, noise_of, seed, example_id, stream, start, co
 
 def _votes(outputs, owners, pieces, betas=()):
     """What `draw_pass` returns, of outputs whose rows belong to `owners`, int32 [rows] (below 0: to none)."""
-    if outputs.shape.rank != 2 or outputs.shape[-1] is None or outputs.shape[-1] < 2:
-        # The largest of a single output is always class 0: everything would be certified.
-        raise ValueError(
-            f"The classifier must return [batch, classes] for two classes or more. "
-            f"Received: output shape {outputs.shape}"
-        )
+    check_outputs(outputs)
     votes = [tf.one_hot(tf.argmax(outputs, axis=-1), outputs.shape[-1], dtype=tf.int64)]
     for beta in betas:
         soft = tf.nn.softmax(beta * tf.cast(outputs, tf.float32))

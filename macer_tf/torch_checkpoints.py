@@ -3,6 +3,10 @@
 Reading the file needs torch, which nothing else in `macer_tf` does: `pip install torch`.
 """
 
+from macer_tf import tensorflow_backend  # noqa: F401
+
+# isort: split
+
 import pickle
 import re
 import warnings

@@ -1,13 +1,15 @@
 """Artifacts: directories of finished files, known by a fingerprint of their contents; and how files get finished."""
 
 import contextlib
+import errno
 import hashlib
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import InputError
-from serving.files import directory_fingerprint, flush
+from serving.files import directory_fingerprint, flush, is_hidden
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Artifact:
 
     Attributes:
         path: a directory.
-        fingerprint: hexadecimal SHA-256 of its files' names and contents.
+        fingerprint: hexadecimal SHA-256 of its files' names and contents; hidden ones are left out.
     """
 
     path: Path
@@ -26,6 +28,29 @@ class Artifact:
     def of(cls, path):
         """The artifact in the directory `path`, its fingerprint computed from the files as they are."""
         return cls(Path(path), directory_fingerprint(path))
+
+
+def private_copy(artifact, directory):
+    """Copies an artifact to a directory that nobody else writes to: what was fingerprinted is what is loaded there.
+
+    Args:
+        artifact: an `Artifact`.
+        directory: `Path`, replaced if it is there.
+
+    Raises:
+        InputError: if the artifact is no longer what its fingerprint says, or cannot be copied.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        shutil.copytree(artifact.path, directory, ignore=lambda _, names: [*filter(is_hidden, names)])
+    except OSError as error:
+        reason = error.strerror or f"{len(error.args[0])} files could not be copied"
+        raise InputError(
+            f"Cannot copy {artifact.path} to {directory} ({reason}); make room there or mend it."
+        ) from None
+    if directory_fingerprint(directory) != artifact.fingerprint:
+        raise InputError(f"{artifact.path} was changed while this command ran; run the same command again.")
+    return directory
 
 
 def short_digest(content):
@@ -64,8 +89,10 @@ def writing(path, then):
         yield
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        is_forbidden = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
         raise InputError(
-            f"Cannot write {path} ({reason}). Make room there and run the same command again: {then}."
+            f"Cannot write {path} ({reason}). Make {'it writable' if is_forbidden else 'room there'} and run the same "
+            f"command again: {then}."
         ) from error
 
 

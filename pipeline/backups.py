@@ -1,6 +1,5 @@
 """The state of a training: what was done so far, backed up whole or not at all, and restored to the very step."""
 
-import json
 import re
 import shutil
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from pipeline import stability
+from pipeline import sealed, stability
 from pipeline.artifacts import finish_directory, write_text, writing
 from pipeline.errors import InputError
 from pipeline.training import learning_rate
@@ -104,7 +103,7 @@ class Backup(keras.callbacks.Callback):
     """Keeps the last state, and the best model at an epoch's end: the one with the highest smoothed training accuracy.
 
     A state is written after each epoch, and within one when a minute has passed. Its folder is renamed into place; the
-    one before is deleted only then.
+    one before is deleted only then. It carries a checksum of everything in it.
 
     Args:
         directory: where; each state is in a folder of its own, its model in `model.keras`.
@@ -126,8 +125,9 @@ class Backup(keras.callbacks.Callback):
         if latest is None:
             return
         try:
-            state = json.loads((latest / "state.json").read_text())
-            if state["model"] != file_digest(latest / "model.keras"):
+            state = sealed.loads((latest / "state.json").read_bytes())
+            is_of_this_folder = _folder_name(*divmod(state["done"], self._record.steps)) == latest.name
+            if not is_of_this_folder or state["model"] != file_digest(latest / "model.keras"):
                 raise ValueError
             model.load_weights(latest / "model.keras")
             self._record.restore(state, model)
@@ -168,7 +168,7 @@ class Backup(keras.callbacks.Callback):
                 unfinished.mkdir(parents=True)
                 self.model.save(unfinished / "model.keras")
                 state = {**self._record.state(), "model": file_digest(unfinished / "model.keras")}
-                write_text(unfinished / "state.json", json.dumps(state))
+                write_text(unfinished / "state.json", sealed.dumps(state))
                 finish_directory(unfinished, folder)
         except InputError:
             # What there is of it takes room that others may need.

@@ -21,6 +21,7 @@ from macer_tf.votes import Votes
 from pipeline import classifiers, sampling
 from pipeline import job as job_lib
 from pipeline.console import Progress, duration
+from pipeline.errors import InputError
 from pipeline.vote_store import Chunk, Piece
 
 # Beam 2.77's workers send what they have every so many milliseconds, from a thread that no lock keeps apart from the
@@ -28,6 +29,9 @@ from pipeline.vote_store import Chunk, Piece
 worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
 
 _SECONDS_BETWEEN_POLLS = 1.0
+# After so long in which no worker had anything in hand, there is none any more; and after an error or at the end, so
+# long do those that still draw have to come to an end.
+_SECONDS_OF_SILENCE = 120.0
 # Votes that the driver holds apart, and that ledgers hold, before they are added up: memory grows with them.
 _VALUES_AT_ONCE = 1_000_000
 
@@ -38,8 +42,10 @@ class Sampler:
 
     Attributes:
         model_path: a model that `classifiers.load` loads.
-        source: where the images are: `source.open()` has `image(id)` and `digest(id)`, as in `images`.
-        sigma, seed, betas, levels: see `SmoothedClassifier`.
+        source: where the images are: `source.open()` has what `images.Images` has of `image`, `digest` and `levels`.
+        sigma, seed, betas: see `SmoothedClassifier`.
+        loading: `classifiers.Loading`.
+        levels: see `SmoothedClassifier`; None is what the images say.
     """
 
     model_path: str
@@ -47,19 +53,28 @@ class Sampler:
     sigma: float
     seed: int
     betas: tuple = ()
-    levels: int = 255
+    loading: classifiers.Loading = classifiers.DEFAULT
+    levels: int | None = None
 
-    @property
-    def noise(self):
-        """What the votes' noise is, in words, for their identity."""
-        return f"exact, on the grid of 1/{self.levels}"
+    def load(self, model=None):
+        """The `SmoothedClassifier` and the opened images.
 
-    def load(self):
-        """The `SmoothedClassifier` and the opened images."""
-        smoothed = SmoothedClassifier(
-            classifiers.load(self.model_path), self.sigma, self.seed, betas=self.betas, levels=self.levels
-        )
-        return _Loaded(smoothed, self.source.open())
+        Args:
+            model: what `classifiers.load` returned, where it was loaded before.
+
+        Raises:
+            InputError: in one line, if the model cannot be loaded or certified, or the images cannot be opened.
+        """
+        model = classifiers.load(self.model_path, self.loading) if model is None else model
+        images = self.source.open()
+        levels = self.levels or images.levels
+        try:
+            smoothed = SmoothedClassifier(model, self.sigma, self.seed, betas=self.betas, levels=levels)
+        except ValueError as error:
+            raise InputError(
+                f"The model {self.loading.name or self.model_path} cannot be certified. {error}"
+            ) from error
+        return _Loaded(smoothed, images)
 
 
 @dataclass(frozen=True)
@@ -69,15 +84,18 @@ class _Loaded:
     smoothed: SmoothedClassifier
     images: object
 
+    @property
+    def noise(self):
+        """What the noise is, in words, as votes are told apart by it."""
+        return f"exact, on the grid of 1/{self.smoothed.levels}"
+
     def draw(self, chunks):
         """The pieces of chunks of one stream, and why there are none: example id -> reason."""
         pixels, failures = [], {}
         for chunk in chunks:
             try:
-                if self.images.digest(chunk.example_id) != chunk.digest:
-                    raise ValueError("the image was changed while it was certified")
-                pixels.append(self.images.image(chunk.example_id))
-            except ValueError as error:  # a damaged image: the others go on
+                pixels.append(self.images.image(chunk.example_id, chunk.digest))
+            except ValueError as error:  # a damaged or another image: the others go on
                 failures[chunk.example_id] = str(error)
         chunks = [chunk for chunk in chunks if chunk.example_id not in failures]
         if not chunks:
@@ -124,25 +142,64 @@ class _Loaded:
         return rate
 
 
+class _Watch:
+    """Sees whether workers are at work, and keeps what stops them.
+
+    Not Beam: of an error, it prints a page to a stderr that may lie on the very disk that is full, and if that fails it
+    waits for the worker for ever.
+
+    Attributes:
+        error: the first one of a worker, or None.
+    """
+
+    def __init__(self):
+        self.error = None
+        self._lock, self._in_hand, self._last = threading.Lock(), 0, time.monotonic()
+
+    @contextlib.contextmanager
+    def at_work(self):
+        """Around what a worker does; an exception in it is kept as `error` and goes no further."""
+        with self._lock:
+            self._in_hand += 1
+        try:
+            yield
+        except Exception as error:
+            self.error = self.error or error
+        finally:
+            with self._lock:
+                self._in_hand -= 1
+                self._last = time.monotonic()
+
+    def seconds_of_silence(self):
+        """For how long no worker has had anything in hand."""
+        with self._lock:
+            return 0.0 if self._in_hand else time.monotonic() - self._last
+
+
 class DrawVotes(beam.DoFn):
     """A list of `Chunk`s of one stream -> nothing; their votes, or why there are none, go to the ledger.
 
     Args:
         sampler: `Sampler`.
         shared: `Shared` of what it loads.
+        watched: `Shared` of a `_Watch`. After an error, workers draw no more.
         store: `VoteStore`.
     """
 
-    def __init__(self, sampler, shared, store):
-        self._sampler, self._shared, self._store = sampler, shared, store
+    def __init__(self, sampler, shared, watched, store):
+        self._sampler, self._shared, self._watched, self._store = sampler, shared, watched, store
 
     def setup(self):
-        # Under the lock of Shared: np.load parses its header by `ast`, which Python 3.11 cannot do in two threads.
-        self._loaded = self._shared.acquire(self._sampler.load)
-        self._ledger = self._store.ledger()
+        self._watch = self._watched.acquire(_Watch)
+        with self._watch.at_work():
+            # Under the lock of Shared: np.load parses its header by `ast`, which Python 3.11 cannot do in two threads.
+            self._loaded = self._shared.acquire(self._sampler.load)
+            self._ledger = self._store.ledger()
 
     def process(self, chunks):
-        self._ledger.record(*self._loaded.draw([Chunk(*chunk) for chunk in chunks]))
+        with self._watch.at_work():
+            if self._watch.error is None:
+                self._ledger.record(*self._loaded.draw([Chunk(*chunk) for chunk in chunks]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,16 +210,21 @@ class Outcome:
         ids: int64 [images], rising, of the images that have their votes.
         votes: `Votes` of these.
         failures: example id -> why it has none.
-        is_first_look: see `SamplingPlan.certificates`.
+        share_of_alpha: see `SamplingPlan.share_of_alpha`.
     """
 
     ids: np.ndarray
     votes: Votes
     failures: dict
-    is_first_look: bool
+    share_of_alpha: float | None = None
+
+    @property
+    def is_first_look(self):
+        """Whether the plan was made before any sample of this noise was drawn."""
+        return self.share_of_alpha is None
 
 
-def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers):
+def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loaded=None):
     """Draws on Beam's local runner what the plan asks for and the store does not hold.
 
     Args:
@@ -173,6 +235,7 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers):
         store: `VoteStore`.
         labels: int64 [images], -1 where not known; or None.
         num_workers: threads that draw side by side.
+        loaded: what `sampler.load` returned, where it was called before: images that are others by now get no votes.
 
     Returns:
         `Outcome`.
@@ -181,26 +244,27 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers):
         InputError: before any sampling, where the store's votes cannot be certified for this plan.
         RuntimeError: if a worker fails; its own error is in the message.
     """
-    is_first_look = store.first_plans == [plan.first_look]
-    if not is_first_look:
+    share_of_alpha = plan.share_of_alpha(store.first_plans)
+    if share_of_alpha is not None:
         first = next(first for first in store.first_plans if first != plan.first_look)
-        plan.check_another_look(first)
-        print(f"  Votes here were first drawn for {sampling.in_words(first)}: these certificates are by the bound that "
-              "holds whenever one looks (anytime-valid), which is a little lower.")  # fmt: skip
+        plan.check_another_look(first, share_of_alpha)
+        print(f"  Samples of this noise were first drawn for {sampling.in_words(first)}: these certificates are by the "
+              "bound that holds whenever one looks (anytime-valid), which is a little lower.")  # fmt: skip
     # Held on to, or every round would load the model anew.
     shared = Shared()
-    loaded = shared.acquire(sampler.load)
-    job = job_lib.Job(plan, sampler.sigma, num_classes, loaded.images, ids, labels, is_first_look)
+    loaded = shared.acquire(sampler.load if loaded is None else lambda: loaded)
+    job = job_lib.Job(plan, sampler.sigma, num_classes, loaded.images, ids, labels, share_of_alpha)
+    # What a killed run left on ledgers. Its failures are forgotten: what it could not read may have been mended.
+    store.compact()
     job.take(store.pieces())
     if job.held:
         print(f"  {job.held:,} samples were drawn before.")
     if job.missing(1):
         _forecast(loaded, job)
         _draw_all(sampler, shared, job, store, num_workers)
-    # What a killed run left on ledgers, too.
     store.compact()
     certified_ids = job.ids_with_votes()
-    return Outcome(certified_ids, job.votes(certified_ids.tolist()), job.failures, is_first_look)
+    return Outcome(certified_ids, job.votes(certified_ids.tolist()), job.failures, share_of_alpha)
 
 
 def tasks(chunks):
@@ -221,8 +285,7 @@ def _draw_all(sampler, shared, job, store, num_workers):
     on_ledgers = 0
     with _Follower(job, store) as follower:
         while chunks := job.missing(most_chunks):
-            with _told_in_one_line():
-                _draw(sampler, shared, chunks, store, num_workers)
+            _draw(sampler, shared, chunks, store, num_workers, follower)
             follower.poll()
             if job.missing(len(chunks)) == chunks:
                 raise RuntimeError("The certification workers wrote down nothing of what they were to draw.")
@@ -232,22 +295,49 @@ def _draw_all(sampler, shared, job, store, num_workers):
                 on_ledgers = 0
 
 
-def _draw(sampler, shared, chunks, store, num_workers):
+def _draw(sampler, shared, chunks, store, num_workers, follower):
+    """Has workers draw chunks. Beam runs in a thread of its own, as nothing else tells whether its workers live."""
     options = PipelineOptions(direct_num_workers=num_workers, direct_running_mode="multi_threading", flags=[])
-    with beam.Pipeline(runner=FnApiRunner(), options=options) as pipeline:
-        _ = (
-            pipeline
-            | "Chunks to draw" >> beam.Create([[tuple(chunk) for chunk in task] for task in tasks(chunks)])
-            # Otherwise one example's chunks all land on one worker.
-            | beam.Reshuffle()
-            | beam.ParDo(DrawVotes(sampler, shared, store))
-        )
+    watched = Shared()
+    watch, errors = watched.acquire(_Watch), []
+
+    def run():
+        try:
+            with beam.Pipeline(runner=FnApiRunner(), options=options) as pipeline:
+                _ = (
+                    pipeline
+                    | "Chunks to draw" >> beam.Create([[tuple(chunk) for chunk in task] for task in tasks(chunks)])
+                    # Otherwise one example's chunks all land on one worker.
+                    | beam.Reshuffle()
+                    | beam.ParDo(DrawVotes(sampler, shared, watched, store))
+                )
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    stopped_at = None
+    while thread.is_alive():
+        thread.join(0.05)
+        now = time.monotonic()
+        watch.error = watch.error or follower.error
+        if watch.error:
+            stopped_at = stopped_at or now
+        if watch.seconds_of_silence() > _SECONDS_OF_SILENCE or now - (stopped_at or now) > _SECONDS_OF_SILENCE:
+            errors.append(RuntimeError("no worker answers any more"))
+            break
+    for error in (watch.error, *errors):
+        if error is not None:
+            raise RuntimeError(f"A certification worker failed: {_in_one_line(error)}") from error
 
 
 class _Follower:
     """Follows the ledgers while workers write them, from a thread that also tells how far they are.
 
     No local runner of Beam says how far it is.
+
+    Attributes:
+        error: what stopped the thread, or None.
     """
 
     def __init__(self, job, store):
@@ -255,7 +345,7 @@ class _Follower:
         self._by_images = job.plan.radius is not None  # how many samples they will need is not known
         self._progress = Progress("Certification", *self._state()[::-1])
         self._started, self._first_held = time.monotonic(), job.held
-        self._lock, self._stop, self._error = threading.Lock(), threading.Event(), None
+        self._lock, self._stop, self.error = threading.Lock(), threading.Event(), None
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self):
@@ -272,8 +362,6 @@ class _Follower:
     def poll(self):
         """Takes what was written since the last call."""
         with self._lock:
-            if self._error:
-                raise self._error
             self._job.take(*self._reader.poll())
 
     def _follow(self):
@@ -283,7 +371,7 @@ class _Follower:
                 done, total = self._state()
                 self._progress.update(done, self._details(), total)
             except Exception as error:  # for the thread that waits for the workers
-                self._error = error
+                self.error = error
                 return
 
     def _state(self):
@@ -323,11 +411,8 @@ def _forecast(loaded, job):
     )
 
 
-@contextlib.contextmanager
-def _told_in_one_line():
-    """Turns Beam's page about a worker's error into that error's own line."""
-    try:
-        yield
-    except RuntimeError as error:
-        line = str(error).strip().splitlines()[-1].split(" [while running")[0]
-        raise RuntimeError(f"A certification worker failed: {line}") from error
+def _in_one_line(error):
+    """An exception's own line; of Beam's page about a worker's error, that error's."""
+    if isinstance(error, RuntimeError):
+        return (str(error).strip().splitlines() or ["RuntimeError"])[-1].split(" [while running")[0]
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +17,45 @@ from macer_tf import certificates as certificates_lib
 from macer_tf import evaluation, logs
 from pipeline import command_line, console, orchestrator, sampling
 from pipeline.artifacts import write_bytes, write_text
-from pipeline.command_line import ABOVE_0, FOLDER, FROM_0, INSIDE_0_1, PATH, SEED, TEXT, Setting, none_or, whole
-from pipeline.errors import InputError, exit_status, leave
-from serving.files import directory_fingerprint, file_digest, fingerprint, flush
+from pipeline.command_line import (
+    ABOVE_0,
+    FOLDER,
+    FROM_0,
+    INSIDE_0_1,
+    MODULE,
+    PATH,
+    SEED,
+    TEXT,
+    Setting,
+    choice,
+    none_or,
+    whole,
+)
+from pipeline.errors import InputError, exit_status, reason
+from serving import terminal
+from serving.files import fingerprint
+from serving.terminal import printable
 
 _GROUPS = {
     "Model and images": (
         Setting("model", PATH, ".keras or .h5 file, or a SavedModel's folder", None, "required"),
+        Setting(
+            "model_output", TEXT, "of a model with several outputs, the one of [batch, classes]", None, "its only one"
+        ),
+        Setting("custom_objects", MODULE, "module with the model's own layers; its code is run", None, "none"),
+        Setting("trust_model", choice(yes=True, no=False), "run a SavedModel that does more than compute", False),
         Setting("dataset", TEXT, "a data set of TFDS by its name, or digits", None, "or --images"),
         Setting("split", TEXT, "of the data set", None, "its test split"),
         Setting("data_dir", FOLDER, "folder of prepared TFDS data", None, "TFDS's own"),
         Setting("image_size", none_or("none", whole(1)), "resize and crop a data set to this side, pixels", None),
-        Setting("images", PATH, "a folder of PNG and JPEG files, or an .npz file", None, "or --dataset"),
+        Setting("images", PATH, "a folder of image files, or an .npz file", None, "or --dataset"),
+        Setting("classes", PATH, "file that numbers the folder's sub-folders", None, "by sorted name"),
         Setting("skip", whole(1), "certify images 0, skip, 2 skip, ...", 1),
         Setting("start", whole(0), "of these, from this image on", 0),
         Setting("max", none_or("all", whole(1)), "and up to this image: a bound on its number, not a count", None),
     ),
     "Certification": (
+        Setting("levels", command_line.LEVELS, "pixels are multiples of 1 / levels", None, "255, or a data set's own"),
         Setting("sigma", ABOVE_0, "noise level, in [0, 1] pixel units", None, "that of a model trained here"),
         sampling.N0,
         sampling.N,
@@ -52,7 +73,6 @@ _GROUPS = {
         Setting("num_workers", whole(1), "certification threads", None, "one a core"),
     ),
 }
-_ARCHIVE = ".npz"
 
 
 def main(arguments=None):
@@ -66,9 +86,14 @@ def main(arguments=None):
     def work(settings):
         output = Path(settings["output"])
         with orchestrator.locked(output, "--output"):
-            return _certify(settings, output)
+            # Only now, so that --help and a typo do not wait for TensorFlow.
+            console.import_tensorflow()
+            from pipeline import classifiers
 
-    return exit_status(parse, work, "What was drawn")
+            with classifiers.snapshot(settings["model"], output / ".model") as snapshot:
+                return _certify(settings, output, snapshot)
+
+    return exit_status(parse, work, "What was drawn is kept; run the same command again to go on.")
 
 
 def _settings(arguments):
@@ -88,6 +113,8 @@ def _settings(arguments):
     of_data_sets = [name for name in ("split", "data_dir", "image_size") if settings["images"] and name in given]
     if of_data_sets:
         raise InputError(f"--{of_data_sets[0]} is for --dataset, not for --images.")
+    if settings["classes"] and settings["images"] is None:
+        raise InputError("--classes is for the folders of --images, not for --dataset.")
     asked = [name for name in ("radius", "precision") if settings[name] is not None]
     if settings["budget"] == "adaptive" and len(asked) != 1:
         raise InputError("--budget adaptive needs --radius or --precision, one of them: when is an image decided?")
@@ -103,60 +130,70 @@ def _plan(settings):
     )
 
 
-def _certify(settings, output):
-    # Only now, so that --help and a typo do not wait for TensorFlow.
-    console.import_tensorflow()
+def _certify(settings, output, snapshot):
     from pipeline import certificate_files, certification, classifiers, images
     from pipeline.vote_store import VoteStore
 
-    plan = _plan(settings)
-    model = classifiers.load(settings["model"])
-    classifier = classifiers.base(model)
-    settings["sigma"] = settings["sigma"] or getattr(model, "sigma", None)
-    if settings["sigma"] is None:
-        raise InputError("--sigma is missing: the noise level that the model was trained at, in [0, 1] pixel units.")
-    plan.check_sigma(settings["sigma"])
-    source = _source(images, settings, classifier.input_shape[1:])
-    sampler = certification.Sampler(settings["model"], source, settings["sigma"], settings["seed"], plan.betas)
-    opened = sampler.source.open()
-    sampler = replace(sampler, levels=opened.levels)
+    plan, code = _plan(settings), _code(settings)
+    sampler, loaded = _load(settings, snapshot, plan)
+    if code != _code(settings):
+        raise InputError(f"{settings['custom_objects']} was changed while it was imported; run the same command again.")
+    classifier = loaded.smoothed.classifier
+    opened = loaded.images
     ids = images.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
-    labels = _labels(opened, ids, num_classes)
-    precision = classifiers.precision(settings["model"], classifier)
+    labels = _labels(sampler.source, opened, ids, num_classes)
+    precision = classifiers.precision(snapshot.path, classifier)
     _print_plan(settings, plan, classifier, precision, opened, ids)
 
     identity = {
-        "model": _fingerprint(settings["model"]),
+        "model": snapshot.fingerprint,
         **{name: settings[name] for name in ("sigma", "seed", "n0")},
         "precision": precision,
-        "noise": sampler.noise,
+        "noise": loaded.noise,
+        **{name: settings[name] for name in ("model_output",) if settings[name]},
+        **code,
     }
     folder = fingerprint(identity)[:16]
     store = VoteStore(output / "votes" / folder, identity, plan.first_look, num_classes, plan.betas)
     outcome = certification.run(
-        sampler, ids, num_classes, plan, store, labels=labels, num_workers=settings["num_workers"] or os.cpu_count()
-    )
+        sampler, ids, num_classes, plan, store, labels=labels, num_workers=settings["num_workers"] or os.cpu_count(),
+        loaded=loaded,
+    )  # fmt: skip
+    _check_unchanged(settings, snapshot)
     unfinished = output / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     certificate_files.write(unfinished, outcome, plan, settings["sigma"], precision)
     of_certified = labels[np.searchsorted(ids, outcome.ids)]
     metrics = _write(unfinished, settings, plan, num_classes, of_certified, outcome)
-    files = sorted(unfinished.iterdir())
-    for file in files:
-        flush(file)
-        os.replace(file, output / file.name)
-    unfinished.rmdir()
-    # Other kinds of certificates, of another run.
-    for file in output.glob("certificates-*.*"):
-        if file.name not in [new.name for new in files]:
-            file.unlink()
+    certificate_files.finish(unfinished, output)
     _print_result(output, metrics, outcome.failures)
     return 1 if outcome.failures else 0
 
 
-def _source(images, settings, shape):
+def _load(settings, snapshot, plan):
+    """The `Sampler`, and what it loads."""
+    from pipeline import certification, class_numbers, classifiers, images
+
+    loading = classifiers.Loading(
+        *(settings[name] for name in ("model_output", "custom_objects", "trust_model", "model"))
+    )
+    model = classifiers.load(snapshot.path, loading)
+    settings["sigma"] = settings["sigma"] or getattr(model, "sigma", None)
+    if settings["sigma"] is None:
+        raise InputError("--sigma is missing: the noise level that the model was trained at, in [0, 1] pixel units.")
+    plan.check_sigma(settings["sigma"])
+    classes = class_numbers.read(settings["classes"]) if settings["classes"] else None
+    source = _source(images, settings, classifiers.base(model).input_shape[1:], classes)
+    sampler = certification.Sampler(
+        str(snapshot.path), source, settings["sigma"], settings["seed"], plan.betas, loading,
+        settings["levels"],
+    )  # fmt: skip
+    return sampler, sampler.load(model)
+
+
+def _source(images, settings, shape, classes):
     size = settings["image_size"]
     shape = tuple(size if side is None else side for side in shape)
     if None in shape:
@@ -166,33 +203,53 @@ def _source(images, settings, shape):
         )
     if settings["dataset"] is not None:
         return images.TFDSSplit(settings["dataset"], shape, settings["data_dir"], settings["split"], size)
-    kind = images.Archive if Path(settings["images"]).suffix == _ARCHIVE else images.Folder
-    return kind(settings["images"], shape)
+    return images.at(settings["images"], shape, classes)
 
 
-def _labels(opened, ids, num_classes):
+def _labels(source, opened, ids, num_classes):
     """int64 [images], -1 where the source does not tell."""
+    from pipeline import images
+
     if not opened.has_labels:
         return np.full(len(ids), -1)
     labels = np.array([opened.label(image_id) for image_id in ids.tolist()], np.int64)
-    named = num_classes if opened.class_names is None else len(opened.class_names)
-    if named != num_classes or labels.max() >= num_classes:
-        # Numbers would mean other classes here than there.
+    names = opened.class_names
+    # Numbers would mean other classes here than there.
+    line = f"The model has {num_classes} classes, the images have"
+    if names is not None and len(names) != num_classes:
+        remedy = ""
+        if isinstance(source, images.Folder):
+            remedy = " Number the folders by --classes, or make an empty one for each class that is not there."
+        raise InputError(f"{line} {len(names)}, {images.some(names)}: their numbers must mean the same.{remedy}")
+    if labels.max() >= num_classes:
         raise InputError(
-            f"The model has {num_classes} classes, the images have {max(named, labels.max() + 1)}: their numbers must "
-            "mean the same."
+            f"{line} {labels.max() + 1}: their numbers must mean the same. Image {ids[labels.argmax()]} is of class "
+            f"{labels.max()}; accepted: 0 to {num_classes - 1}."
         )
     return labels
 
 
-def _fingerprint(path):
-    return directory_fingerprint(path) if Path(path).is_dir() else file_digest(path)
+def _code(settings):
+    """What tells the code that the model brings from another, as a part of what votes are of."""
+    from pipeline import classifiers
+
+    module = settings["custom_objects"]
+    return {} if module is None else {"custom_objects": classifiers.source_fingerprint(module)}
+
+
+def _check_unchanged(settings, snapshot):
+    """Raises InputError unless what was loaded is what was fingerprinted; tells if the model is another by now."""
+    from pipeline import classifiers
+
+    snapshot.check()
+    if not Path(settings["model"]).exists() or classifiers.fingerprint(settings["model"]) != snapshot.fingerprint:
+        print(f"{settings['model']} has been replaced since then: the certificates are of what was there before.")
 
 
 def _print_plan(settings, plan, classifier, precision, opened, ids):
     shape = "x".join(map(str, classifier.input_shape[1:]))
-    images = settings["dataset"] or settings["images"]
-    print(f"{settings['model']}: images {shape} to {classifier.output_shape[-1]} classes, precision: {precision}")
+    model, images = printable(settings["model"]), printable(settings["dataset"] or settings["images"])
+    print(f"{model}: images {shape} to {classifier.output_shape[-1]} classes, precision: {precision}")
     print(f"  Images: {len(ids):,} of {len(opened.ids):,} of {images} (ids {ids[0]} to {ids[-1]})"
           f"{'' if opened.has_labels else ', without labels'}, given to the model in [0, 1]")  # fmt: skip
     entries = [[setting.name, command_line.in_words(setting, settings[setting.name])]
@@ -213,7 +270,7 @@ def _write(directory, settings, plan, num_classes, labels, outcome):
     rows = io.StringIO()
     writer = csv.writer(rows, delimiter="\t", lineterminator="\n")
     writer.writerow(("idx", "reason"))
-    writer.writerows(sorted(outcome.failures.items()))
+    writer.writerows((image_id, reason(why)) for image_id, why in sorted(outcome.failures.items()))
     write_text(directory / "failed.tsv", rows.getvalue())
     # The source tells all labels or none.
     has_labels = (labels >= 0).any()
@@ -282,10 +339,12 @@ def _print_result(output, metrics, failures):
     if metrics["num_images"]:
         print(f"{metrics['num_images']:,} images; {console.cost_in_words(metrics)}")
     if failures:
-        image_id, reason = min(failures.items())
-        print(f"{len(failures):,} images failed and have no certificate, image {image_id} first: {reason}")
-    print(f"\nCertificates: {output / 'certificates.tsv'}; failed images: {output / 'failed.tsv'}")
+        image_id, why = min(failures.items())
+        print(f"{len(failures):,} images failed and have no certificate, image {image_id} first: {reason(why)}")
+    print(
+        f"\nCertificates: {printable(output / 'certificates.tsv')}; failed images: {printable(output / 'failed.tsv')}"
+    )
 
 
 if __name__ == "__main__":
-    leave(main())
+    terminal.run(main)

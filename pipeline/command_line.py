@@ -10,11 +10,14 @@ from pathlib import Path
 from macer_tf import checks
 from pipeline.errors import InputError
 
+_LARGEST_INT32 = 2**31 - 1
+_SMALLEST_FLOAT32, _LARGEST_FLOAT32 = 2.0**-126, 3.4028234e38
+
 
 @dataclass(frozen=True)
 class Kind:
     """What a setting accepts, in words; text -> value, which raises ValueError, KeyError, OverflowError or RuntimeError
-    for anything else; and the word for None, if that is a value.
+    for anything else, or InputError with what it must be; and the word for None, if that is a value.
     """
 
     accepts: str
@@ -42,12 +45,16 @@ class Setting:
 
 
 def number(accepts, parse_number, is_accepted):
-    """A finite number; `parse_number` is int or float."""
+    """A finite number that 32 bits hold, as TensorFlow computes; `parse_number` is int or float."""
 
     def parse(text):
         value = parse_number(text)
         if not (math.isfinite(value) and is_accepted(value)):
             raise ValueError
+        if parse_number is int and abs(value) > _LARGEST_INT32:
+            raise InputError(f"must be at most {_LARGEST_INT32}")
+        if parse_number is float and value != 0 and not _SMALLEST_FLOAT32 <= abs(value) <= _LARGEST_FLOAT32:
+            raise InputError(f"must be of a size that float32 holds, {_SMALLEST_FLOAT32:.2g} to {_LARGEST_FLOAT32:.2g}")
         return value
 
     return Kind(accepts, parse)
@@ -68,6 +75,12 @@ def choice(**values):
     return Kind(" or ".join(values), values.__getitem__)
 
 
+def _module(text):
+    if not all(name.isidentifier() for name in text.split(".")):
+        raise ValueError
+    return text
+
+
 TEXT = Kind("text", str)
 PATH = Kind("a path", lambda text: str(Path(text).expanduser()))
 FOLDER = Kind("a folder", PATH.parse)
@@ -75,6 +88,8 @@ ABOVE_0 = number("a number above 0", float, lambda value: value > 0)
 FROM_0 = number("a number from 0", float, lambda value: value >= 0)
 INSIDE_0_1 = number("a number above 0 and below 1", float, lambda value: 0 < value < 1)
 FROM_0_BELOW_1 = number("a number from 0 and below 1", float, lambda value: 0 <= value < 1)
+MODULE = Kind("a module such as package.layers", _module)
+LEVELS = number("a whole number from 1 to 65535", int, lambda value: 1 <= value < 2**16)
 SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_seed(int(text)))
 
 
@@ -140,6 +155,8 @@ def value(setting, text):
     """The value that a setting's text stands for. Raises InputError, in one line, if it is not accepted."""
     try:
         return setting.kind.parse(text)
+    except InputError as error:
+        raise InputError(f"--{setting.name} {error}. Received: {text}") from None
     except (ValueError, KeyError, OverflowError, RuntimeError):
         raise InputError(f"--{setting.name} must be {setting.kind.accepts}. Received: {text}") from None
 

@@ -5,18 +5,27 @@ Takes the field's logs and the evaluations of our own runs; prints one table and
 
 import dataclasses
 import json
+import math
+import re
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from macer_tf import logs
+from macer_tf import files, logs
 from pipeline import artifacts, command_line, console
 from pipeline.command_line import Kind, Setting
-from pipeline.errors import InputError
+from pipeline.errors import InputError, exit_status
 from pipeline.report import comparison, figures
+from serving import terminal
+from serving.terminal import printable
 
-_LOG, _METRICS = "certificates.tsv", "metrics.json"
+_LOG, _METRICS, _SWEEP = "certificates.tsv", "metrics.json", "sweep.json"
+# Ours beside others of the same evaluation: certificates-soft-hoeffding-1.tsv; of a sweep: 2-lam-4.0.tsv.
+_LOG_OF_KIND = re.compile(r"certificates-(.+)\.tsv")
+_LOG_OF_MEMBER = re.compile(r"(\d{1,6})-(.+)\.tsv")
+_MOST_BYTES = 2**24
 # Where a log lies in a folder of ours: an evaluation, an Evaluator's execution, a pipeline root.
 _PLACES = (_LOG, f"evaluation/{_LOG}", f"Evaluator-*/evaluation/{_LOG}")
 _SUFFIXES = (".gz", ".tsv", ".txt", ".log")
@@ -57,15 +66,16 @@ _GROUPS = {
 
 
 def main(arguments=None):
-    """Prints the table and writes the figure. Returns the exit status: 0, 2 for bad input, 130 for Ctrl-C."""
-    try:
-        _compare(sys.argv[1:] if arguments is None else arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Prints the table and writes the figure. Returns the exit status: 0, 1 if it failed, 2 for bad input."""
+
+    def parse():
+        return _parse(sys.argv[1:] if arguments is None else arguments), Path()
+
+    def work(settings):
+        _compare(settings)
+        return 0
+
+    return exit_status(parse, work, "Nothing was written; run the same command again.")
 
 
 def load(path, name):
@@ -100,7 +110,7 @@ def names_of(paths):
     ]
 
 
-def _compare(arguments):
+def _parse(arguments):
     values = command_line.given(
         arguments,
         _GROUPS,
@@ -111,11 +121,14 @@ def _compare(arguments):
         "error, and its paired difference to the first. In brackets: the default.",
         positional="paths",
     )
-    settings = {setting.name: setting.default for group in _GROUPS.values() for setting in group} | values
+    return {setting.name: setting.default for group in _GROUPS.values() for setting in group} | values
+
+
+def _compare(settings):
     paths = settings["paths"]
     if not 1 <= len(paths) <= figures.MAX_CURVES:
         raise InputError(f"Give 1 to {figures.MAX_CURVES} logs, or folders of runs. Received: {len(paths)}")
-    names = settings["names"] or names_of(paths)
+    names = [printable(name) for name in settings["names"] or names_of(paths)]
     if len(names) != len(paths) or len(set(names)) != len(names):
         raise InputError(f"--names must be one for each of the {len(paths)} logs, no two the same. Received: {names}")
     entries = [load(path, name) for path, name in zip(paths, names, strict=True)]
@@ -125,13 +138,16 @@ def _compare(arguments):
     print("Certified accuracy at l2 radius, and average certified radius (ACR ± standard error)")
     print(console.table(*comparison.table(entries, radii)))
     print("\n".join([comparison.VERSUS_FIRST, *comparison.remarks(entries)]))
-    print(f"\nFigure: {_write(Path(settings['output']), entries, radii)}")
+    print(f"\nFigure: {printable(_write(Path(settings['output']), entries, radii))}")
 
 
 def _find_log(path):
     if not path.is_dir():
         return path
-    found = next((logs for place in _PLACES if (logs := sorted(path.glob(place)))), [])
+    found = []
+    for place in _PLACES:
+        # What a kill left unfinished is no evaluation.
+        found = found or sorted(log for log in path.glob(place) if ".unfinished/" not in str(log.relative_to(path)))
     if len(found) == 1:
         return found[0]
     if found:
@@ -143,18 +159,36 @@ def _find_log(path):
 
 def _certified_at(log_path, num_images):
     """sigma, n and alpha of one of our own logs; nothing of anyone else's, which do not tell."""
-    path = log_path.with_name(_METRICS)
-    if log_path.name != _LOG or not path.exists():
+    path, find = _description(log_path)
+    if path is None or not path.exists():
         return {}
     try:
-        metrics = json.loads(path.read_text())
-        known = {name: metrics[name] for name in ("sigma", "n", "alpha")}
-        is_of_this_log = metrics["num_images"] == num_images
-    except (OSError, ValueError, KeyError, TypeError):
+        described = find(json.loads(files.read(path, _MOST_BYTES)))
+        known = {name: _positive(described[name]) for name in ("sigma", "n", "alpha")}
+        of_images = _positive(described["num_images"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise InputError(f"{path} is damaged; make the evaluation again.") from None
-    if not is_of_this_log:
-        raise InputError(f"{path} is of {metrics['num_images']} images, {log_path} of {num_images}: not of one run.")
+    if of_images != num_images:
+        raise InputError(f"{path} is of {of_images} images, {log_path} of {num_images}: not of one run.")
     return known
+
+
+def _description(log_path):
+    """The file that describes a log of ours, and what finds the log's description in it; None if it is not ours."""
+    of_kind, of_member = _LOG_OF_KIND.fullmatch(log_path.name), _LOG_OF_MEMBER.fullmatch(log_path.name)
+    if log_path.name == _LOG:
+        return log_path.with_name(_METRICS), lambda metrics: metrics
+    if of_kind:
+        return log_path.with_name(_METRICS), lambda metrics: metrics | metrics["certificates"][of_kind[1]]
+    if of_member and int(of_member[1]):
+        return log_path.with_name(_SWEEP), lambda sweep: sweep["members"][int(of_member[1]) - 1]
+    return None, None
+
+
+def _positive(value):
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise ValueError
+    return value
 
 
 def _telling_parts(path):
@@ -182,12 +216,15 @@ def _between(entry, first, last):
 
 
 def _write(path, entries, radii):
-    if path.suffix == ".html":
-        names = f"{len(entries)} models" if len(entries) > 1 else entries[0].name
-        content = comparison.html(f"Certified accuracy of {names}", entries, radii).encode()
-    else:
-        save = figures.save_png if path.suffix == ".png" else figures.save_svg
-        content = save(comparison.figure(entries))
+    with warnings.catch_warnings():
+        # A name in letters that the figure's font lacks is boxes there, and readable in the table.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        if path.suffix == ".html":
+            names = f"{len(entries)} models" if len(entries) > 1 else entries[0].name
+            content = comparison.html(f"Certified accuracy of {names}", entries, radii).encode()
+        else:
+            save = figures.save_png if path.suffix == ".png" else figures.save_svg
+            content = save(comparison.figure(entries))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         artifacts.write_bytes(path, content)
@@ -197,4 +234,4 @@ def _write(path, entries, radii):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -7,6 +7,9 @@ import signal
 import sys
 import time
 
+from pipeline.errors import InputError
+from serving.terminal import printable
+
 _SECONDS_BETWEEN_LINES = 15
 
 
@@ -19,7 +22,15 @@ def quiet():
 
 
 def import_tensorflow():
-    """Imports TensorFlow without the page that its C++ side writes to stderr before its log level counts."""
+    """Imports TensorFlow without the page that its C++ side writes to stderr before its log level counts.
+
+    Raises:
+        InputError: if Keras is told to compute with another backend.
+    """
+    try:
+        from macer_tf import tensorflow_backend  # noqa: F401
+    except ImportError as error:
+        raise InputError(str(error)) from None
     sys.stderr.flush()
     # Until what Ctrl-C says can be read.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -48,7 +59,7 @@ class Progress:
     def __init__(self, title, total, done=0):
         self._title, self._total, self._first = title, total, done
         self._started = self._printed = time.monotonic()
-        self._live = sys.stdout.isatty()
+        self._live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
     def update(self, done, details="", total=None):
         """Shows that `done` of the total, or of a new one, is done; `details` is appended."""
@@ -87,14 +98,21 @@ def print_plan(plan, note=None):
     if note:
         print(f"  Note: {note}")
     for group, entries in plan.items():
-        print(f"  {group}: " + ", ".join(f"{name}={value}" for name, value, *_ in entries))
+        print(f"  {group}: " + ", ".join(f"{name}={printable(value)}" for name, value, *_ in entries))
     print(flush=True)
 
 
 def cost_in_words(metrics):
-    """What an evaluation's certificates took, and the shares of its images that have none."""
-    words = f"{metrics['samples_per_image']:,.0f} samples an image, bound: {metrics['bound']}; "
+    """What an evaluation's certificates took, by which bounds, and the shares of its images that have none."""
+    kinds = {}
+    for name, of_kind in metrics["certificates"].items():
+        # Evaluations that were made before do not tell the bound of each kind.
+        kinds.setdefault(of_kind.get("bound", metrics["bound"]), []).append(name)
+    bounds = [bound if len(kinds) == 1 else f"{bound} ({', '.join(names)})" for bound, names in kinds.items()]
+    words = f"{metrics['samples_per_image']:,.0f} samples an image, bound: {', '.join(bounds)}; "
     words += f"{100 * metrics['abstained']:.1f} % abstained"
+    if len(kinds) > 1:
+        words += f" ({next(iter(metrics['certificates']))})"
     if metrics["unestimated"]:
         words += f", {100 * metrics['unestimated']:.1f} % spared as their selected class is wrong"
     return words
@@ -114,9 +132,10 @@ def duration(seconds):
 
 def table(header, rows):
     """Rows of text, set in columns under a header; the first column to the left, the others to the right."""
-    widths = [max(len(str(row[i])) for row in (header, *rows)) for i in range(len(header))]
+    header, *rows = ([printable(cell) for cell in row] for row in (header, *rows))
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = []
     for row in (header, ["-" * width for width in widths], *rows):
-        cells = [str(cell).rjust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join([str(row[0]).ljust(widths[0]), *cells[1:]]))
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from pipeline.errors import InputError
+from serving.terminal import printable
 
 SHORT_NAMES = {
     "digits": "digits",
@@ -128,7 +129,7 @@ def load(
             f"{dataset}: train images are {_by(train.images.shape[1:])}, test images "
             f"{_by(test.images.shape[1:])}; give image_size to bring them to one shape"
         )
-    return Dataset(dataset, train, test, 255, label.num_classes, tuple(label.names))
+    return Dataset(dataset, train, test, 255, label.num_classes, tuple(map(printable, label.names)))
 
 
 def load_split(
@@ -148,7 +149,11 @@ def load_split(
     builder = _builder(dataset, builder_name, data_dir)
     label = _classification_label(dataset, builder)
     _check_split(dataset, builder, "--split", split)
-    return _read_split(dataset, builder, "test", split, label.num_classes, image_size, None), 255, tuple(label.names)
+    return (
+        _read_split(dataset, builder, "test", split, label.num_classes, image_size, None),
+        255,
+        tuple(map(printable, label.names)),
+    )
 
 
 def _digits() -> Dataset:
@@ -218,7 +223,7 @@ def _versions(directory: Path) -> list[str]:
 
 def _prepared_names(root: Path) -> list[str]:
     """Every "name" and "name/config" with a version under root."""
-    builders = list(root.iterdir()) if root.is_dir() else []
+    builders = [entry for entry in root.iterdir() if not entry.name.startswith(".")] if root.is_dir() else []
     configs = [entry for builder in builders if _is_readable(builder) for entry in builder.iterdir()]
     return sorted(str(entry.relative_to(root)) for entry in builders + configs if _versions(entry))
 
@@ -375,8 +380,7 @@ def _read_split(
     """Reads one split in full and checks all of it."""
     count = builder.info.splits[split].num_examples
     where = f"{dataset}: split {split!r} in {builder.data_dir}"
-    images = None
-    labels = np.empty(count, np.int64)
+    images = labels = None
     ids: list[bytes] = []
     end = 0
     with _told_in_one_line(f"{where} cannot be read", _RENEW):
@@ -385,6 +389,7 @@ def _read_split(
             shape = batch["image"].shape[1:]
             if images is None:
                 images = _allocate(dataset, role, (count, *shape), scratch)
+                labels = np.empty(count, np.int64)
             if shape != images.shape[1:]:
                 raise InputError(
                     f"{dataset}: the images of split {split!r} have several shapes, {_by(images.shape[1:])} "
@@ -410,7 +415,7 @@ def _read_split(
         order = np.argsort(ids)
         images, labels = images[order], labels[order]
     full_name = " ".join(builder.info.full_name.rsplit("/", 1))
-    return Split(images, labels, f"{split} split of {full_name} ({count:,} images)")
+    return Split(images, labels, printable(f"{split} split of {full_name} ({count:,} images)"))
 
 
 def _batches(builder: Any, split: str, image_size: int | None) -> Iterator[dict[str, np.ndarray]]:

@@ -2,11 +2,16 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import traceback
 from pathlib import Path
 
+from serving.terminal import printable
+
+_REASON_CHARACTERS = 500
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _INTERRUPTED = 130
 
 
@@ -14,36 +19,47 @@ class InputError(ValueError):
     """Bad input, told in one line: what was received, what is accepted, what to do."""
 
 
+def reason(error):
+    """What an exception, or a text, says: in one line, the same in every run, without anything a terminal obeys."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return printable(_ADDRESS.sub("", line))[:_REASON_CHARACTERS]
+
+
 def in_one_line(error, root):
     """The line for an exception that is being handled; what it leaves out goes to the file error.log in `root`."""
     if isinstance(error, InputError):
-        return str(error)
+        return printable(error)
     first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first_line} ({_write_details(root)})"
+    return f"{type(error).__name__}: {printable(first_line)} ({printable(_write_details(root))})"
 
 
-def exit_status(parse, work, kept):
+def exit_status(parse, work, when_interrupted):
     """Carries out a command, and tells what stops it in one line.
 
     Args:
         parse: () -> what to do, and the directory that an unforeseen error's details go to.
         work: what to do -> the exit status.
-        kept: what Ctrl-C leaves, in words. Ctrl-C ends the process, with status 130.
+        when_interrupted: a sentence about what Ctrl-C leaves. Ctrl-C ends the process, with status 130.
 
     Returns:
         The exit status: that of `work`, 1 if it failed, 2 for bad input.
     """
     root = Path()
-    with _ctrl_c_ends_the_process(f"Interrupted. {kept} is kept; run the same command again to go on."):
+    with _ctrl_c_ends_the_process(f"Interrupted. {when_interrupted}"):
         try:
             parsed, root = parse()
             return work(parsed)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _print_error(printable(error))
             return 2
         except Exception as error:
-            print(f"error: {in_one_line(error, root)}", file=sys.stderr)
+            _print_error(in_one_line(error, root))
             return 1
+
+
+def _print_error(line):
+    with contextlib.suppress(OSError):  # stderr may lie on the disk that is full
+        print(f"error: {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -54,7 +70,8 @@ def _ctrl_c_ends_the_process(line):
         # The signal may have come within a write.
         with contextlib.suppress(RuntimeError, OSError):
             sys.stdout.flush()
-        print(f"\n{line}", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(f"\n{line}", file=sys.stderr, flush=True)
         os._exit(_INTERRUPTED)
 
     before = signal.getsignal(signal.SIGINT)
@@ -66,16 +83,6 @@ def _ctrl_c_ends_the_process(line):
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def leave(status):
-    """Ends this process, whatever its threads are doing.
-
-    Workers that an error left in the middle of a forward pass would crash in what Python does at its end.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _write_details(root):

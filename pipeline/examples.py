@@ -3,10 +3,12 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
-from pipeline.artifacts import short_digest, write_text
+from macer_tf.checks import levels_of
+from pipeline.artifacts import short_digest, write_text, writing
 
 _SPLITS = ("train", "test")
 
@@ -19,7 +21,7 @@ class Examples:
         images, labels: split name -> uint8 [N, H, W, C] and int64 [N].
         descriptions: split name -> what the images are, in words.
         pixel_max: a pixel in [0, 1] is image / pixel_max.
-        class_names: one an class.
+        class_names: one for each class.
     """
 
     images: dict
@@ -36,17 +38,32 @@ class Examples:
     def image_shape(self):
         return self.images["train"].shape[1:]
 
+    @property
+    def levels(self):
+        """Pixels in [0, 1] are multiples of 1 / levels."""
+        return levels_of(self.pixel_max)
+
     def scaled(self, split, ids):
         """float32 [len(ids), H, W, C] in [0, 1]."""
         return self.images[split][ids].astype(np.float32) / np.float32(self.pixel_max)
 
-    def image(self, image_id):
-        """float32 [H, W, C] in [0, 1], of the test split."""
-        return self.scaled("test", image_id)
+    def image(self, image_id, digest=None):
+        """float32 [H, W, C] in [0, 1], of the test split, from one read.
+
+        Raises:
+            ValueError: if it is another image than the one of this digest.
+        """
+        pixels = np.array(self.images["test"][image_id])
+        if digest is not None and self._digest_of(pixels) != digest:
+            raise ValueError("the image was changed while it was certified")
+        return pixels.astype(np.float32) / np.float32(self.pixel_max)
 
     def digest(self, image_id):
         """What tells this image of the test split from others: a whole number from 0, below 2**63."""
-        return short_digest(f"{self.pixel_max} {self.image_shape} ".encode() + self.images["test"][image_id].tobytes())
+        return self._digest_of(self.images["test"][image_id])
+
+    def _digest_of(self, pixels):
+        return short_digest(f"{self.pixel_max} {self.image_shape} ".encode() + pixels.tobytes())
 
 
 @dataclass(frozen=True)
@@ -61,11 +78,12 @@ class Source:
 
 
 def write(dataset, directory):
-    """Writes a `datasets.Dataset` as an examples artifact."""
+    """Writes a `datasets.Dataset` as an examples artifact. Raises InputError if the disk is full."""
     for name in _SPLITS:
         split = getattr(dataset, name)
-        np.save(directory / f"{name}_images.npy", split.images)
-        np.save(directory / f"{name}_labels.npy", split.labels)
+        with writing(directory, "the data are read again"):
+            _save(directory / f"{name}_images.npy", split.images)
+            _save(directory / f"{name}_labels.npy", split.labels)
     about = {
         "dataset": dataset.name,
         "descriptions": {name: getattr(dataset, name).description for name in _SPLITS},
@@ -73,6 +91,12 @@ def write(dataset, directory):
         "class_names": list(dataset.class_names),
     }
     write_text(directory / "examples.json", json.dumps(about, indent=1))
+
+
+def _save(path, array):
+    with open(path, "wb") as file:
+        # Not the file itself: NumPy would write to it in C, and not notice a disk that is full at the array's end.
+        np.save(SimpleNamespace(write=file.write), array)
 
 
 def read(directory):

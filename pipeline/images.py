@@ -1,37 +1,25 @@
-"""Images to certify, wherever they lie: a TFDS split, a folder of PNG and JPEG files, an .npz archive.
+"""Images to certify, wherever they lie: a TFDS split, a folder of image files, an .npz archive.
 
 A source is a few plain values, which any worker can be sent and opens by itself. An image's id is its place in its
 source. Images are never resized, cropped or padded unless a source says so: a radius is one of the pixels certified.
 """
 
-import io
-import os
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from macer_tf.grid_noise import levels_of
-from pipeline import datasets
+from macer_tf.checks import levels_of
+from pipeline import archives, datasets, image_files
 from pipeline.artifacts import short_digest
 from pipeline.errors import InputError
+from pipeline.image_files import ImageError
+from serving.terminal import printable
 
-_SUFFIXES = (".png", ".jpg", ".jpeg")
-# Exact in the wanted number of channels. A transparent, a printer's or a 16-bit image is not.
-_EXACT_MODES = {1: ("L", "1"), 3: ("RGB", "P", "L", "1")}
-_PIL_MODES = {1: "L", 3: "RGB"}
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_PNG_BIT_DEPTH = 24  # byte of the file
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-
-
-class ImageError(ValueError):
-    """One image that cannot be certified, and the reason; the others can."""
+_CHANNELS = (1, 3)
+_ARCHIVE = ".npz"
+_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +37,26 @@ class Images:
     class_names: tuple[str, ...] | None
     has_labels: bool
     levels: int
-    _read: Callable
     _label: Callable
     _content: Callable
+    _pixels: Callable
 
-    def image(self, image_id):
-        """float32 [H, W, C] in [0, 1], of the source's shape.
+    def image(self, image_id, digest=None):
+        """float32 [H, W, C] in [0, 1], of the source's shape, from one read.
+
+        Args:
+            image_id: which.
+            digest: what `digest` said of the image that is meant.
 
         Raises:
-            ImageError: if the image is damaged, of another shape or kind, not finite or outside [0, 1].
+            ImageError: if it cannot be read, is damaged, of another shape or kind, not finite or outside [0, 1], or
+                if it is another image than the digest's.
         """
-        return self._read(self._checked(image_id))
+        image_id = self._checked(image_id)
+        content = self._content(image_id)
+        if digest is not None and short_digest(content) != digest:
+            raise ImageError("the image was changed while it was certified")
+        return self._pixels(image_id, content)
 
     def label(self, image_id):
         """The image's class, from 0; None if the source does not tell."""
@@ -105,53 +102,73 @@ class TFDSSplit:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of .png, .jpg and .jpeg files, in the order of their paths; other files and hidden ones are passed over.
+    """A folder of PNG, JPEG, WebP and BMP files, in the order of their paths; others and hidden ones are passed over.
 
-    If they lie in sub-folders these are the classes, numbered by sorted name ("10" comes before "2"), empty ones too.
-    If they lie in the folder itself there are no labels. Greyscale is taken as colour where the shape asks for colour.
+    If they lie in sub-folders these are the classes, numbered by sorted name ("10" comes before "2"), empty ones too,
+    unless `classes` says their numbers. If they lie in the folder itself there are no labels. What is made of a file is
+    `image_files.decode`'s to say.
 
-    shape: (H, W, C) that the images must have.
+    shape: (H, W, C) that the images must have. classes: a sub-folder's name -> its class, from 0.
     """
 
     path: str
     shape: tuple[int, int, int]
+    classes: dict[str, int] | None = None
 
     def open(self):
         """`Images`; reads the names only.
 
         Raises:
-            InputError: if it is no folder, has no such file, or has some in sub-folders and some not.
+            InputError: if it is no folder, has no such file, has some in sub-folders and some not, has a folder that
+                can be reached in two ways, or one that `classes` has no number for.
         """
         shape = _checked_shape(self.shape)
         root = Path(self.path)
         try:
-            classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
-            files = sorted(_image_files(root), key=lambda file: file.relative_to(root).parts)
+            entries = sorted(root.iterdir(), key=image_files.in_order)
+            names = [entry.name for entry in entries if entry.is_dir() and not image_files.is_hidden(entry.name)]
+            files = image_files.find(root)
         except OSError as error:
             raise InputError(f"Cannot read the folder {error.filename or root} ({error.strerror}).") from None
         if not files:
-            raise InputError(f"{root} holds no image. Accepted: files that end in {', '.join(_SUFFIXES)}.")
+            raise InputError(f"{root} holds no image. Accepted: files that end in {', '.join(image_files.SUFFIXES)}.")
+        labels = self._labels(root, files, names)
+        return Images(
+            ids=np.arange(len(files)),
+            class_names=None if labels is None or self.classes is not None else tuple(names),
+            has_labels=labels is not None,
+            levels=255,
+            _label=lambda i: None if labels is None else labels[i],
+            _content=lambda i: image_files.content(files[i]),
+            _pixels=lambda i, content: image_files.decode(files[i], content, shape),
+        )
+
+    def _labels(self, root, files, names):
+        """One for each file, or None."""
         loose = [file.name for file in files if file.parent == root]
         if loose and len(loose) < len(files):
             raise InputError(
                 f"{root} has {len(loose):,} images of its own, such as {loose[0]}, and {len(files) - len(loose):,} "
-                "in sub-folders: put all into sub-folders, one a class, or none."
+                "in sub-folders: put all into sub-folders, one for each class, or none."
             )
-        labels = None if loose else [classes.index(file.relative_to(root).parts[0]) for file in files]
-        return Images(
-            ids=np.arange(len(files)),
-            class_names=None if loose else tuple(classes),
-            has_labels=not loose,
-            levels=255,
-            _read=lambda i: _read_file(files[i], shape),
-            _label=lambda i: None if labels is None else labels[i],
-            _content=lambda i: _content_of(files[i]),
-        )
+        if self.classes is None:
+            places = {name: place for place, name in enumerate(names)}
+            return None if loose else [places[file.relative_to(root).parts[0]] for file in files]
+        if loose:
+            raise InputError(f"Class numbers are for sub-folders, and the images lie in {root} itself.")
+        # Also in the file, an accent may be spelt in another way than by the file system.
+        numbers = {image_files.spelling(name): number for name, number in self.classes.items()}
+        without = [name for name in names if image_files.spelling(name) not in numbers]
+        if without:
+            raise InputError(f"No class number is given for the sub-folders {some(without)} of {root}.")
+        return [numbers[image_files.spelling(file.relative_to(root).parts[0])] for file in files]
 
 
 @dataclass(frozen=True)
 class Archive:
     """An .npz file: `images`, uint8 or floats in [0, 1], [N, H, W, C] or [N, H, W]; and `labels` [N], if it has them.
+
+    Other usual names, such as x_test and y_test, are taken if they leave no doubt; labels may be one-hot.
 
     shape: (H, W, C) that the images must have.
     """
@@ -163,37 +180,42 @@ class Archive:
         """`Images`; reads the whole file.
 
         Raises:
-            InputError: if there is no such file, it is damaged, or its arrays are not as above.
+            InputError: as `archives.read`.
         """
-        images, labels = self._load()
-        if images.dtype != np.uint8 and images.dtype.kind != "f":
-            raise InputError(f"{self.path}: images must be uint8, or floats in [0, 1]. Received: {images.dtype}")
-        if images.ndim == 3:
-            images = images[..., None]
-        if labels is not None:
-            if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
-                raise InputError(
-                    f"{self.path}: labels must be integers, one for each of the {len(images)} images. Received: "
-                    f"{labels.dtype} {list(labels.shape)}"
-                )
-            if labels.size and labels.min() < 0:
-                raise InputError(f"{self.path}: labels are from 0. Received: {labels.min()}")
-        return _of_arrays(self.path, images, labels, self.shape, 255, None)
+        images, labels, num_classes = archives.read(self.path, _checked_shape(self.shape))
+        names = None if num_classes is None else tuple(str(number) for number in range(num_classes))
+        return _of_arrays(self.path, images, labels, self.shape, 255, names)
 
-    def _load(self):
-        try:
-            # np.load leaves open what it cannot read.
-            with open(self.path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                names = archive.files
-                images, labels = (archive[name] if name in names else None for name in ("images", "labels"))
-        except FileNotFoundError:
-            raise InputError(f"There is no file {self.path}.") from None
-        except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{self.path} cannot be read as an .npz file of plain arrays ({reason}).") from None
-        if images is None:
-            raise InputError(f"{self.path} has no array 'images'. It has: {', '.join(names) or 'none'}")
-        return images, labels
+
+def at(path, shape, classes=None):
+    """The source of images at a path: a `Folder`, or the `Archive` that an .npz file is.
+
+    Args:
+        path: of either.
+        shape: (H, W, C) that the images must have.
+        classes: see `Folder`.
+
+    Raises:
+        InputError: if it is neither, or has no folders that `classes` could number.
+    """
+    if Path(path).is_dir():
+        return Folder(path, shape, classes)
+    if not Path(path).exists():
+        raise InputError(f"There is no folder or file {path}.")
+    if Path(path).suffix.lower() != _ARCHIVE:
+        raise InputError(
+            f"Images are in a folder of {', '.join(image_files.SUFFIXES)} files, or in an .npz file with the arrays "
+            f"images and labels, as np.savez writes it. Received: {path}"
+        )
+    if classes is not None:
+        raise InputError(f"Class numbers are for a folder's sub-folders; an .npz file has its own. Received: {path}")
+    return Archive(path, shape)
+
+
+def some(names):
+    """A few names in words."""
+    more = len(names) - _NAMED
+    return ", ".join(map(printable, names[:_NAMED])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def select(ids, *, skip=1, start=0, max=None):
@@ -209,8 +231,12 @@ def select(ids, *, skip=1, start=0, max=None):
         raise InputError(f"--skip must be a whole number from 1. Received: {skip}")
     chosen = [int(i) for i in ids if i % skip == 0 and i >= start and (max is None or i < max)]
     if not chosen:
-        below = "" if max is None else f", --max {max}"
-        raise InputError(f"--skip {skip}, --start {start}{below} leave none of the {len(ids):,} images.")
+        bounds = [("--skip", skip, 1), ("--start", start, 0), ("--max", max, None)]
+        given = [f"{flag} {value}" for flag, value, default in bounds if value != default]
+        raise InputError(
+            f"{', '.join(given)} {'leaves' if len(given) == 1 else 'leave'} none of the {len(ids):,} images, which are "
+            f"from 0 to {len(ids) - 1}."
+        )
     return np.array(chosen, np.int64)
 
 
@@ -220,29 +246,29 @@ def _of_arrays(name, images, labels, shape, pixel_max, class_names):
     if images.shape[1:] != shape or not len(images):
         raise InputError(f"{name}: one or more images of shape {_by(shape)} are needed. Received: {_by(images.shape)}")
 
-    def read(i):
-        if images.dtype == np.uint8:
-            return images[i].astype(np.float32) / np.float32(pixel_max)
-        return _checked_pixels(images[i])
-
     def content(i):
-        image = np.ascontiguousarray(images[i])
-        return image.tobytes() + f" {image.dtype.str} {image.shape} {pixel_max}".encode()
+        return images[i].tobytes() + f" {images.dtype.str} {shape} {pixel_max}".encode()
+
+    def pixels(_, content):
+        image = np.frombuffer(content, images.dtype, np.prod(shape)).reshape(shape)
+        if images.dtype == np.uint8:
+            return image.astype(np.float32) / np.float32(pixel_max)
+        return _checked_pixels(image)
 
     return Images(
         ids=np.arange(len(images)),
         class_names=class_names,
         has_labels=labels is not None,
         levels=levels_of(pixel_max),
-        _read=read,
         _label=lambda i: None if labels is None else int(labels[i]),
         _content=content,
+        _pixels=pixels,
     )
 
 
 def _checked_shape(shape):
     shape = tuple(shape)
-    if len(shape) != 3 or shape[-1] not in _EXACT_MODES or min(shape) < 1:
+    if len(shape) != 3 or shape[-1] not in _CHANNELS or min(shape) < 1:
         raise InputError(f"Images are of shape (height, width, 1 or 3). Received: {shape}")
     return shape
 
@@ -251,54 +277,10 @@ def _checked_pixels(image):
     if not np.isfinite(image).all():
         raise ImageError(f"{np.count_nonzero(~np.isfinite(image))} of its values are not finite")
     if image.min() < 0 or image.max() > 1:
-        raise ImageError(f"its pixels must be in [0, 1]; they are from {image.min():g} to {image.max():g}")
+        # With all their digits: 1.0000001 is not in [0, 1] either.
+        ends = " to ".join(str(end).removesuffix(".0") for end in (image.min(), image.max()))
+        raise ImageError(f"its pixels must be in [0, 1]; they are from {ends}")
     return image.astype(np.float32)
-
-
-def _image_files(root):
-    def refuse(error):
-        raise error
-
-    # Followed links: a class that is a link to a folder must not vanish without a word.
-    for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not _is_hidden(name)]
-        yield from (
-            Path(folder, name) for name in names if not _is_hidden(name) and name.lower().endswith(_SUFFIXES)
-        )  # fmt: skip
-
-
-def _is_hidden(name):
-    return name.startswith(".")
-
-
-def _read_file(path, shape):
-    height, width, channels = shape
-    try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-            # Looked at before a pixel is decoded: a few bytes can claim to be gigabytes.
-            if image.size != (width, height):
-                raise ImageError(f"{path} is {image.height}x{image.width}, not {height}x{width}")
-            # Pillow reads 16 bits a colour without a word, and drops half of them.
-            is_deep = content.startswith(_PNG_MAGIC) and content[_PNG_BIT_DEPTH] == 16
-            if is_deep or image.mode not in _EXACT_MODES[channels] or "transparency" in image.info:
-                kind = "16 bits deep" if is_deep else f"of the kind {image.mode}"
-                clear = ", with transparency" if "transparency" in image.info else ""
-                raise ImageError(f"{path} is {kind}{clear}; accepted for {channels} channels: 8-bit "
-                                 f"{', '.join(_EXACT_MODES[channels])}, opaque")  # fmt: skip
-            pixels = np.asarray(image.convert(_PIL_MODES[channels]))
-    except ImageError:
-        raise
-    except _DAMAGE as error:
-        raise ImageError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
-    return pixels.reshape(shape).astype(np.float32) / np.float32(255)
-
-
-def _content_of(path):
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def _by(shape):

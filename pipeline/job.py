@@ -36,7 +36,7 @@ class Job:
         num_classes: of the model.
         images: opened source.
         ids, labels: of the images; labels are -1 where not known, or None.
-        is_first_look: see `SamplingPlan.certificates`.
+        share_of_alpha: see `SamplingPlan.share_of_alpha`; None on a first look.
 
     Attributes:
         plan: as given.
@@ -47,10 +47,10 @@ class Job:
         outcomes: Counter of the images that are done: "certified", "correct", "wrong", "abstained" and "spared".
     """
 
-    def __init__(self, plan, sigma, num_classes, images, ids, labels, is_first_look):
-        self.plan, self._sigma, self._is_first_look = plan, sigma, is_first_look
+    def __init__(self, plan, sigma, num_classes, images, ids, labels, share_of_alpha=None):
+        self.plan, self._sigma, self._share_of_alpha = plan, sigma, share_of_alpha
         self._shape = (1 + 2 * len(plan.betas), num_classes)
-        self._budget, self._is_exact = plan.budget, is_first_look and plan.is_exact
+        self._budget, self._is_exact = plan.budget, share_of_alpha is None and plan.is_exact
         self.spares = plan.spares(labels)
         self._images, self.failures, self.num_images = {}, {}, len(ids)
         self.held, self.outcomes = 0, Counter()
@@ -155,7 +155,7 @@ class Job:
 
     def _finish(self, example_ids):
         votes = self.votes(example_ids)
-        certified, *_ = self.plan.certificates(votes, self._sigma, self._is_first_look).values()
+        certified, *_ = self.plan.certificates(votes, self._sigma, self._share_of_alpha).values()
         for example_id, n, prediction in zip(example_ids, votes.n, certified.predictions, strict=True):
             image = self._images[example_id]
             if not n:

@@ -61,9 +61,9 @@ def hyperparameter_schedule(settings):
     return callback(*(settings[name] for name in names))
 
 
-def load(path):
-    """The model in a file that was trained here, without its optimizer."""
-    return keras.models.load_model(path, compile=False)
+def load(path, custom_objects=None):
+    """The model in a file that was trained here, without its optimizer; `custom_objects` as Keras takes them."""
+    return keras.models.load_model(path, custom_objects, compile=False)
 
 
 def _strategy_scope(strategy):

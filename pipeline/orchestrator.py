@@ -6,8 +6,10 @@ called `….unfinished`; a rename, after everything is flushed, is what makes it
 """
 
 import contextlib
+import errno
 import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -18,15 +20,17 @@ import macer_tf
 from pipeline.artifacts import Artifact, finish_directory, write_text
 from pipeline.console import duration
 from pipeline.errors import InputError
-from serving.files import fingerprint
+from serving.files import differences, file_digests, fingerprint, read_json, sealed, unsealed
 
 _RECORD = "execution.json"
 _SCRATCH = "scratch"
 _UNFINISHED = ".unfinished"
-_FORMAT = 1
-_RECORD_KEYS = {
-    "format", "component", "inputs", "outputs", "parameters", "version", "output_fingerprints", "started_at",
-    "finished_at",
+_FORMAT = 2
+# How the system says that there is no room to write: on the disk, in a quota, below the limit of a file.
+_NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+_SCHEMA = {
+    "format": int, "component": str, "inputs": dict, "outputs": list, "parameters": dict, "version": str,
+    "output_fingerprints": dict, "output_files": dict, "started_at": float, "finished_at": float,
 }  # fmt: skip
 
 
@@ -96,7 +100,7 @@ def run(components, settings, root, num_workers):
         name -> `Artifact`, all of them.
 
     Raises:
-        InputError: if a finished directory of this root was changed or is not ours.
+        InputError: if a finished directory of this root was changed or is not ours, or the disk is full.
     """
     artifacts = {}
     for component in components:
@@ -117,8 +121,9 @@ def run(components, settings, root, num_workers):
             print(f"{component.name:<15} cached in {directory}", flush=True)
         else:
             print(f"{component.name:<15} running", flush=True)
-            execution = _prepare(component, inputs, parameters, directory, root, num_workers)
-            seconds = _execute(component, execution, declaration, directory)
+            with _told_if_no_room(component, directory):
+                execution = _prepare(component, inputs, parameters, directory, root, num_workers)
+                seconds = _execute(component, execution, declaration, directory)
             print(f"{component.name:<15} done in {duration(seconds)}: {directory}", flush=True)
         artifacts.update(_finished_outputs(component, declaration, directory))
         # Not before the rename: a kill in between would cost what scratch holds.
@@ -160,6 +165,23 @@ def locked(root, flag="--pipeline_root"):
         yield
 
 
+@contextlib.contextmanager
+def _told_if_no_room(component, directory):
+    # TensorFlow and Beam raise errors of their own, with the system's words in them.
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = next((words for words in _NO_ROOM if words in str(error)), None)
+        if reason is None:
+            raise
+        raise InputError(
+            f"{component.name} cannot write ({reason}) in {directory.parent}. Make room there and run the same command "
+            "again: what was finished is kept."
+        ) from error
+
+
 def _prepare(component, inputs, parameters, directory, root, num_workers):
     unfinished = _unfinished(directory)
     outputs = {name: unfinished / name for name in component.outputs}
@@ -174,14 +196,16 @@ def _prepare(component, inputs, parameters, directory, root, num_workers):
 def _execute(component, execution, declaration, directory):
     started = time.time()
     component.execute(execution)
+    files = {name: file_digests(path) for name, path in execution.outputs.items()}
     record = {
         "format": _FORMAT,
         **declaration,
-        "output_fingerprints": {name: Artifact.of(path).fingerprint for name, path in execution.outputs.items()},
+        "output_fingerprints": {name: fingerprint(digests) for name, digests in files.items()},
+        "output_files": files,
         "started_at": started,
         "finished_at": time.time(),
     }
-    write_text(_unfinished(directory) / _RECORD, json.dumps(record, indent=1))
+    write_text(_unfinished(directory) / _RECORD, json.dumps(sealed(record), indent=1))
     finish_directory(_unfinished(directory), directory)
     return record["finished_at"] - started
 
@@ -203,17 +227,33 @@ def _finished_outputs(component, declaration, directory):
 def _read_record(directory):
     """The record of a finished execution, or None if there is none or it is damaged."""
     try:
-        record = json.loads((directory / _RECORD).read_text())
+        found = read_json(directory / _RECORD)
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and record.keys() == _RECORD_KEYS else None
+    record = unsealed(found)
+    if record is None and isinstance(found, dict) and found.get("format") == 1:
+        # Of a time when records had neither a checksum nor the digests of single files.
+        record = {**found, "output_files": {}} if found.keys() == _SCHEMA.keys() - {"output_files"} else None
+    if record is None or record.keys() != _SCHEMA.keys():
+        return None
+    return record if all(isinstance(record[name], kind) for name, kind in _SCHEMA.items()) else None
 
 
 def _checked_outputs(record, directory):
-    artifacts = {name: Artifact.of(directory / name) for name in record["outputs"]}
+    artifacts = {name: _found_output(directory / name, directory) for name in record["outputs"]}
     for name, artifact in artifacts.items():
         if artifact.fingerprint != record["output_fingerprints"].get(name):
+            recorded = record["output_files"].get(name)
+            which = differences(recorded, file_digests(artifact.path)) if recorded else ""
             raise InputError(
-                f"{artifact.path} was changed or damaged after it was finished; delete {directory} to make it again."
+                f"{artifact.path} was changed or damaged after it was finished{which and f' ({which})'}; put back what "
+                f"was there, or delete {directory} to make it again."
             )
     return artifacts
+
+
+def _found_output(path, directory):
+    try:
+        return Artifact.of(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read {path} ({error}); delete {directory} to make it again.") from None

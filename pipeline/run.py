@@ -12,7 +12,8 @@ from pathlib import Path
 from pipeline import console, orchestrator, presets
 from pipeline import settings as settings_lib
 from pipeline import sweep as sweep_lib
-from pipeline.errors import exit_status, leave
+from pipeline.errors import exit_status
+from serving import terminal
 
 
 def main(arguments=None):
@@ -37,7 +38,7 @@ def main(arguments=None):
             _run(settings, preset, root)
         return 0
 
-    return exit_status(parse, work, "What was finished")
+    return exit_status(parse, work, "What was finished is kept; run the same command again to go on.")
 
 
 def _run(settings, preset, root):
@@ -104,4 +105,4 @@ def _print_results(artifacts, paper):
 
 
 if __name__ == "__main__":
-    leave(main())
+    terminal.run(main)

@@ -1,6 +1,6 @@
 """What certification draws and by which bounds it certifies: its settings as one value, and their flags."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -102,13 +102,19 @@ class SamplingPlan:
         """(name, bound, beta) of every kind of certificate; the first one is the run's own."""
         hard = (HARD, "clopper-pearson" if self.radius is None else "anytime", None)
         names = _SOFT if self.certify == ALL else [self.certify]
-        soft = [(f"{name}-{beta:g}", _SOFT[name], beta) for name in names if name in _SOFT for beta in self.betas]
+        # With all their digits, or two betas could have one name.
+        soft = [
+            (f"{name}-{str(float(beta)).removesuffix('.0')}", _SOFT[name], beta)
+            for name in names
+            if name in _SOFT
+            for beta in self.betas
+        ]
         return [hard, *soft] if self.certify in (HARD, ALL) else soft
 
     @property
     def first_look(self):
-        """What the number of estimation samples depends on, as a JSON value."""
-        return {"n": self.n, "radius": self.radius, "precision": self.precision}
+        """What the estimation samples, and the class that they are for, depend on; as a JSON value."""
+        return {"n0": self.n0, "n": self.n, "radius": self.radius, "precision": self.precision}
 
     def check_sigma(self, sigma):
         """Raises InputError if n samples could never decide what is asked for at this noise level."""
@@ -133,35 +139,57 @@ class SamplingPlan:
         """Whether an image must not have more samples than its budget asked for."""
         return self.radius is None
 
-    def certificates(self, votes, sigma, is_first_look):
+    def share_of_alpha(self, first_plans):
+        """The share of alpha that is left for each image, None on a first look.
+
+        Args:
+            first_plans: what the samples were first drawn for, `first_look` of each plan; None for one not known.
+
+        Returns:
+            None if it was this plan, made before any of the samples was drawn. Otherwise its number of samples was
+            chosen after a look: 1. If its class may have been, too, as another n0 had selected one before: 1/2, as
+            false certificates of the most likely class and of all others are then two events.
+        """
+        if first_plans == [self.first_look]:
+            return None
+        return 1 if all(first and first["n0"] == self.n0 for first in first_plans) else 0.5
+
+    def certificates(self, votes, sigma, share_of_alpha=None):
         """Kind's name -> `Certificates`.
 
         Args:
             votes: `Votes` of what the budget asked for.
             sigma: noise level.
-            is_first_look: whether this plan was made before any of the votes was drawn. If not, its number of samples
-                was chosen after a look, and the certificates are by the anytime bound, which allows for that.
+            share_of_alpha: as above. After a look, the certificates are by the anytime bound, which allows for that.
         """
-        if not is_first_look:
-            return {HARD: certificates.certify(votes, sigma, self.alpha, "anytime")}
+        if share_of_alpha is not None:
+            certified = certificates.certify(votes, sigma, self.alpha * share_of_alpha, "anytime")
+            return {HARD: replace(certified, alpha=self.alpha)}
         if self.certify == HARD:
             return {HARD: self.budget.certify(votes, sigma, self.alpha)}
         return {name: self.budget.certify(votes, sigma, self.alpha, bound, beta) for name, bound, beta in self.kinds}
 
-    def check_another_look(self, first):
+    def check_another_look(self, first, share_of_alpha):
         """Raises InputError if votes that were drawn for `first` cannot be certified for this plan as well."""
         if self.certify != HARD:
             raise InputError(
-                f"These votes were first drawn for {in_words(first)}, and soft bounds hold for a number of samples "
-                "fixed before any was seen: give another --seed."
+                f"Samples of this noise were first drawn for {in_words(first)}, and soft bounds hold for a number of "
+                "samples fixed before any was seen: give another --seed."
             )
         try:
-            certificates.check_can_certify(self.n, self.alpha, "anytime")
+            certificates.check_can_certify(self.n, self.alpha * share_of_alpha, "anytime")
         except ValueError as error:
-            raise InputError(f"--n is too small for the anytime-valid bound. {error}") from None
+            raise InputError(
+                f"Votes of this model, sigma and seed were first drawn for {in_words(first)}, so another n is a choice "
+                "after a look and its certificates are by the anytime-valid bound; "
+                f"--n {self.n} is too small for that. "
+                f"{error} Or give {in_words(first)} again, or another --seed, whose votes are drawn anew."
+            ) from None
 
 
 def in_words(first_look):
-    """`SamplingPlan.first_look` in words."""
+    """`SamplingPlan.first_look` in words; None is one that is not known."""
+    if first_look is None:
+        return "something that cannot be read any more"
     asked = [f"{name}={first_look[name]:g}" for name in ("radius", "precision") if first_look[name] is not None]
-    return ", ".join([f"n={first_look['n']:,}", *asked])
+    return ", ".join([f"n0={first_look['n0']:,}", f"n={first_look['n']:,}", *asked])

@@ -3,10 +3,14 @@
 While samples are drawn, every worker appends to a ledger of its own, one line a chunk of samples. `compact` then moves
 the ledgers' lines into a shard, a Parquet file. A line that a kill cut off is passed over, and its chunk drawn again:
 as noise is addressed, the votes come out the same. Shards of other machines merge by being copied into the folder.
+
+A bound for a number of samples fixed beforehand holds for the plan that was made before any sample of the noise was
+seen, in whatever folder. So the first plans stand in a register beside the folders, one for each model, sigma and seed;
+and, should it be lost, in `votes.json`, each shard and the first line of each ledger. All of them carry a checksum.
 """
 
+import hashlib
 import json
-import os
 import uuid
 import zlib
 from pathlib import Path
@@ -17,10 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from macer_tf import noise
-from pipeline.artifacts import write_text
+from pipeline import sealed
+from pipeline.artifacts import write_bytes, write_text
 from pipeline.errors import InputError
-from serving.files import flush
+from serving.files import fingerprint, flush
 
+# Where what is drawn for one plan would show what will be drawn for another: n0 and precision do not change the noise.
+_NOISE = ("model", "sigma", "seed")
+_VOTES = "votes.json"
 _ABOUT = b"macer_tf"
 _ADDRESS = ("example_id", "digest", "stream", "start", "count")
 
@@ -52,56 +60,55 @@ class VoteStore:
 
     Attributes:
         directory: the folder.
-        first_plans: what the votes in it were first planned to be drawn for, JSON values: one, unless shards of other
-            plans were copied here. A certificate by a bound for a number of samples fixed beforehand is for this plan.
+        betas: as given, a list.
+        first_plans: what the samples seen of this noise were first planned to be drawn for, JSON values: one, unless
+            votes of other plans were copied here; None among them stands for a plan that cannot be read any more. A
+            certificate by a bound for a number of samples fixed beforehand is for the only plan.
 
     Args:
-        directory: a folder.
+        directory: a folder. Those beside it may hold votes of the same noise, for other numbers of selection samples.
         identity: what the votes are of, JSON values by name; votes of anything else are refused.
         plan: JSON value, what the samples are to be drawn for now.
         num_classes: of the classifier.
         betas: inverse temperatures that soft votes are counted at.
 
     Raises:
-        InputError: if the folder, or a shard in it, holds votes of something else, or cannot be read.
+        InputError: if the folder, or a shard in it, holds votes of something else, or cannot be read; or if the
+            register of first plans cannot.
     """
 
     def __init__(self, directory, identity, plan, num_classes, betas=()):
         self.directory = Path(directory)
         self._identity = {**identity, "num_classes": num_classes}
-        self._num_classes, self._betas = num_classes, list(betas)
+        self._num_classes, self.betas = num_classes, list(betas)
         self._shape = (1 + 2 * len(betas), num_classes)
         self.directory.mkdir(parents=True, exist_ok=True)
-        about = self.directory / "votes.json"
-        if about.exists():
-            self._plan = self._checked(about, _read_json(about))["plan"]
-        else:
-            # Before the first sample: what was planned later has seen votes.
-            self._plan = plan
-            write_text(about, json.dumps({**self._identity, "plan": plan}, indent=1))
-        self.first_plans = [self._plan]
-        for path in self._shards():
-            first = self._checked(path, _read_about(path))["plan"]
-            if first not in self.first_plans:
-                self.first_plans.append(first)
+        self.first_plans = self._seen() or [plan]
+        # Before the first sample: what is planned later has seen votes.
+        noise_of = {name: self._identity.get(name) for name in _NOISE}
+        _write_if_new(self._register, {**noise_of, "plans": self.first_plans})
+        _write_if_new(self.directory / _VOTES, {**self._identity, "plans": self.first_plans})
 
     def pieces(self):
         """Every `Piece` in shards and ledgers that has soft votes at all betas wanted. They may overlap."""
-        for path in self._shards():
+        for path in _shards(self.directory):
             yield from self._read_shard(path)
         yield from self.follow().poll()[0]
 
     def follow(self):
         """A `LedgerReader` of what the workers append."""
-        return LedgerReader(self.directory, self._key, self._shape)
+        return LedgerReader(self.directory, self._kind, self._shape)
 
     def ledger(self):
         """A new `LedgerWriter`, for a worker."""
-        return LedgerWriter(self.directory, self._key)
+        return LedgerWriter(self.directory, self._kind, self.first_plans)
 
     def compact(self):
-        """Moves the ledgers' pieces into a new shard, adjacent ones as one. Only when no worker is writing."""
-        ledgers = ledgers_of(self.directory, self._key)
+        """Moves the ledgers' pieces into a new shard, adjacent ones as one; failures are forgotten.
+
+        Only when no worker is writing.
+        """
+        ledgers = ledgers_of(self.directory, self._kind)
         pieces = joined(self.follow().poll()[0])
         if pieces:
             self._write_shard(pieces)
@@ -109,39 +116,56 @@ class VoteStore:
         for ledger in ledgers:
             ledger.unlink()
 
-    def _about(self):
-        return {**self._identity, "plan": self._plan, "betas": self._betas}
+    @property
+    def _kind(self):
+        return {**self._identity, "betas": self.betas}
 
     @property
-    def _key(self):
-        return zlib.crc32(json.dumps(self._about(), sort_keys=True).encode())
+    def _register(self):
+        noise_of = {name: self._identity.get(name) for name in _NOISE}
+        return self.directory.parent / f"looks-{fingerprint(noise_of)[:16]}.json"
 
-    def _shards(self):
-        return sorted(self.directory.glob("*.parquet"))
+    def _seen(self):
+        """The first plans of whatever was seen of this noise, each once."""
+        plans, is_known = [], self._register.exists()
+        if is_known:
+            plans += _read_sealed(self._register)["plans"]
+        if (self.directory / _VOTES).exists():
+            _read_sealed(self.directory / _VOTES)
+        for path in _shards(self.directory):
+            _read_shard(path)
+        for folder in sorted(path for path in self.directory.parent.iterdir() if path.is_dir()):
+            about, unreadable = _of_folder(folder)
+            if folder == self.directory:
+                for path, one in about:
+                    self._check(path, one)
+            same = [one for _, one in about if all(one.get(name) == self._identity.get(name) for name in _NOISE)]
+            plans += [plan for one in same for plan in one["plans"]]
+            is_of_other_noise = about and not same
+            has_votes_json = any(path.name == _VOTES for path, _ in about)
+            if unreadable and not (is_known or is_of_other_noise or has_votes_json):
+                plans.append(None)
+        return [plan for place, plan in enumerate(plans) if plan not in plans[:place]]
 
-    def _checked(self, path, about):
+    def _check(self, path, about):
+        if path.suffix == ".jsonl":  # passed over, unless they are of this very kind
+            return
         for name, value in self._identity.items():
             if about.get(name) != value:
                 raise InputError(
                     f"{path} holds votes of another {name}: {about.get(name)}. This run's is {value}; take it out of "
                     "the folder, or give this run a folder of its own."
                 )
-        if "plan" not in about:
-            raise InputError(f"{path} does not say what its votes were drawn for; take it out of the folder.")
-        return about
 
     def _read_shard(self, path):
-        try:
-            betas = _read_about(path)["betas"]
-            if not set(self._betas) <= set(betas):
-                return
-            table = pq.read_table(path, page_checksum_verification=True)
-            addresses = np.stack([table[name].to_numpy() for name in _ADDRESS], axis=1)
-            votes = table["votes"].combine_chunks().flatten().to_numpy()
-            soft = [1 + 2 * betas.index(beta) + moment for beta in self._betas for moment in (0, 1)]
-            votes = votes.reshape(-1, 1 + 2 * len(betas), self._num_classes)[:, [0, *soft]]
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            raise _unreadable(path, error) from None
+        about, table = _read_shard(path)
+        betas = about["betas"]
+        if not set(self.betas) <= set(betas):
+            return
+        addresses = np.stack([table[name].to_numpy() for name in _ADDRESS], axis=1)
+        votes = table["votes"].combine_chunks().flatten().to_numpy()
+        soft = [1 + 2 * betas.index(beta) + moment for beta in self.betas for moment in (0, 1)]
+        votes = votes.reshape(-1, 1 + 2 * len(betas), self._num_classes)[:, [0, *soft]]
         for address, piece_votes in zip(addresses.tolist(), votes, strict=True):
             chunk = Chunk(*address)
             if not _fits(chunk, piece_votes, self._shape):
@@ -153,22 +177,25 @@ class VoteStore:
         votes = np.stack([piece.votes for piece in pieces]).reshape(-1)
         columns = {name: pa.array(column) for name, column in zip(_ADDRESS, addresses.T, strict=True)}
         columns["votes"] = pa.FixedSizeListArray.from_arrays(pa.array(votes), int(np.prod(self._shape)))
-        table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(self._about())})
-        beside = self.directory / f"{uuid.uuid4().hex}.writing"
-        pq.write_table(table, beside, compression="zstd", write_page_checksum=True)
-        flush(beside)
-        os.replace(beside, beside.with_suffix(".parquet"))
+        about = {**self._kind, "plans": self.first_plans}
+        table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about)})
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content, compression="zstd")
+        content = content.getvalue().to_pybytes()
+        write_bytes(self.directory / f"{_digest(content)}.parquet", content)
         flush(self.directory)
 
 
 class LedgerWriter:
     """Appends to a new ledger in `directory`.
 
-    Lines are checksummed from `key` on, so that votes of anything else are taken for damaged ones.
+    Its first line says what the votes are of, `kind`, and what the samples were first drawn for, `plans`. The others
+    are checksummed from the kind on, so that votes of anything else are taken for damaged ones.
     """
 
-    def __init__(self, directory, key):
-        self._path, self._key = Path(directory) / f"{key:08x}-{uuid.uuid4().hex}.jsonl", key
+    def __init__(self, directory, kind, plans):
+        self._path = Path(directory) / f"{_key(kind):08x}-{uuid.uuid4().hex}.jsonl"
+        self._key, self._about = _key(kind), {**kind, "plans": plans}
 
     def record(self, pieces, failures):
         """Writes down pieces, and failures: example id -> why it cannot be certified."""
@@ -176,6 +203,8 @@ class LedgerWriter:
         rows += [[int(example_id), reason] for example_id, reason in failures.items()]
         # Opened anew each time: a worker that Ctrl-C leaves behind must not find it closed.
         with open(self._path, "a") as file:
+            if not file.tell():
+                file.write(sealed.dumps(self._about) + "\n")
             file.writelines(self._line(row) for row in rows)
 
     def _line(self, row):
@@ -184,29 +213,21 @@ class LedgerWriter:
 
 
 class LedgerReader:
-    """Follows the ledgers in `directory`; `key` is their writers', `shape` that of a piece's votes."""
+    """Follows the ledgers in `directory`; `kind` is their writers', `shape` that of a piece's votes."""
 
-    def __init__(self, directory, key, shape):
-        self._directory, self._key, self._shape = Path(directory), key, shape
-        self._offsets = {}
+    def __init__(self, directory, kind, shape):
+        self._directory, self._kind, self._shape = Path(directory), kind, shape
+        self._offsets, self._damaged = {}, set()
 
     def poll(self):
         """The pieces, and the failures (example id -> reason), that were appended since the last call."""
         pieces, failures = [], {}
-        for path in ledgers_of(self._directory, self._key):
-            try:
-                with open(path, "rb") as file:
-                    file.seek(self._offsets.get(path, 0))
-                    appended = file.read()
-            except FileNotFoundError:  # moved to a shard meanwhile
-                continue
-            whole = appended[: appended.rfind(b"\n") + 1]
-            self._offsets[path] = self._offsets.get(path, 0) + len(whole)
-            for line in whole.splitlines():
-                checksum, _, text = line.partition(b" ")
-                if checksum != b"%08x" % zlib.crc32(text, self._key):
+        for path in ledgers_of(self._directory, self._kind):
+            for line in self._appended(path):
+                row = self._row(line)
+                if row is None:
                     continue
-                *address, votes = json.loads(text)
+                *address, votes = row
                 if len(address) == 1:
                     failures[address[0]] = votes
                     continue
@@ -215,10 +236,32 @@ class LedgerReader:
                     pieces.append(Piece(chunk, votes))
         return pieces, failures
 
+    def _appended(self, path):
+        """The new lines that are whole, without the first; none if the first says something else, or is damaged."""
+        offset = self._offsets.get(path, 0)
+        try:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                appended = file.read()
+        except FileNotFoundError:  # moved to a shard meanwhile
+            return []
+        whole = appended[: appended.rfind(b"\n") + 1]
+        self._offsets[path] = offset + len(whole)
+        lines = whole.split(b"\n")[:-1]
+        if lines and not offset:
+            about = _ledger_about(lines.pop(0))
+            if about is None or any(about.get(name) != value for name, value in self._kind.items()):
+                self._damaged.add(path)
+        return [] if path in self._damaged else lines
 
-def ledgers_of(directory, key):
+    def _row(self, line):
+        checksum, _, text = line.partition(b" ")
+        return json.loads(text) if checksum == b"%08x" % zlib.crc32(text, _key(self._kind)) else None
+
+
+def ledgers_of(directory, kind):
     """The ledgers of one kind of votes."""
-    return sorted(directory.glob(f"{key:08x}-*.jsonl"))
+    return sorted(directory.glob(f"{_key(kind):08x}-*.jsonl"))
 
 
 def cover(spans, goal, limit):
@@ -263,19 +306,91 @@ def _fits(chunk, votes, shape):
     return is_address and votes.shape == shape and votes.min() >= 0 and votes[0].sum() == chunk.count
 
 
-def _read_json(path):
+def _key(kind):
+    return zlib.crc32(json.dumps(kind, sort_keys=True).encode())
+
+
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _shards(directory):
+    return sorted(directory.glob("*.parquet"))
+
+
+def _of_folder(folder):
+    """What the files in a folder say they are of: [(path, about)]; and the files that say nothing that can be read."""
+    about, unreadable = [], []
+    for path in [folder / _VOTES, *_shards(folder), *sorted(folder.glob("*.jsonl"))]:
+        if not path.exists():
+            continue
+        try:
+            read = {".json": _read_sealed, ".parquet": lambda path: _read_shard(path)[0], ".jsonl": _read_ledger_about}
+            about.append((path, read[path.suffix](path)))
+        except InputError:
+            unreadable.append(path)
+    return about, unreadable
+
+
+def _write_if_new(path, content):
+    if not path.exists() or _read_sealed(path) != json.loads(json.dumps(content)):
+        write_text(path, sealed.dumps(content, indent=1))
+        flush(path.parent)
+
+
+def _read_sealed(path):
+    """The content of votes.json, or of the register."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
+        content = sealed.loads(path.read_bytes())
+        if not isinstance(content["plans"], list):
+            raise ValueError
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}, which says what samples were first drawn for, was changed or damaged ({type(error).__name__}); "
+            "delete it: what the votes themselves say will count."
+        ) from None
+    return content
 
 
-def _read_about(path):
+def _read_ledger_about(path):
+    """What a ledger is of. One without a whole line has no votes, and no plans."""
+    with open(path, "rb") as file:
+        line = file.readline()
+    about = _ledger_about(line[:-1]) if line.endswith(b"\n") else {"plans": []}
+    if about is None:
+        raise _unreadable(path, "its first line is damaged")
+    return about
+
+
+def _ledger_about(line):
     try:
-        return json.loads(pq.read_schema(path).metadata[_ABOUT])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise _unreadable(path, error) from None
+        about = sealed.loads(line)
+    except ValueError:
+        return None
+    return about if isinstance(about.get("plans"), list) else None
 
 
-def _unreadable(path, error):
-    return InputError(f"Cannot read the votes in {path} ({type(error).__name__}); delete it to draw its samples again.")
+def _read_shard(path):
+    """What a shard is of, and its table."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error.strerror) from None
+    # Before anything parses it.
+    if _digest(content) != path.stem:
+        raise _unreadable(path, "they do not add up to the checksum that is its name")
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+        about = json.loads(table.schema.metadata[_ABOUT])
+        if not isinstance(about["plans"], list) or not isinstance(about["betas"], list):
+            raise TypeError
+        columns = {*_ADDRESS, "votes"} - set(table.column_names)
+        if columns:
+            raise KeyError
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(path, type(error).__name__) from None
+    return about, table
+
+
+def _unreadable(path, reason):
+    return InputError(f"Cannot read the votes in {path} ({reason}); delete it to draw its samples again.")

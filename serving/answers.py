@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from macer_tf.certificates import ABSTAIN
+from macer_tf.confidence import clopper_pearson_lower
 
 CERTIFY_OUTPUTS = {
     "predicted_class": np.int64,
@@ -14,6 +16,14 @@ CERTIFY_OUTPUTS = {
     "seed": np.int64,
 }
 PREDICT_OUTPUTS = {"predicted_class": np.int64, "p_value": np.float64, "samples": np.int64, "seed": np.int64}
+
+
+# Noise of a hundred times the range of pixels leaves nothing of an image: no classifier is certified at more.
+_MAX_SIGMA = 100.0
+# float32 radii differ by less from what they were rounded from.
+_ROUNDING = 1e-6
+# Counts up to here, and their sums, are exact in float64.
+_MAX_COUNT = 2**53
 
 
 class ServingError(RuntimeError):
@@ -74,16 +84,22 @@ def check_images(images):
         )
     low, high = images.min(), images.max()
     if not (low >= 0 and high <= 1):
-        raise ValueError(f"images must be finite and lie in [0, 1]; divide by 255? Received: {low:g} to {high:g}")
+        raise ValueError(f"images must be finite and lie in [0, 1]; divide by 255? Received: {low} to {high}")
     return np.ascontiguousarray(images)
 
 
-def certified(outputs, num_images):
+def certified(outputs, num_images, num_samples=None, alpha=None):
     """Outputs of certify, name -> array -> `Certified`.
 
+    Args:
+        outputs: name -> array.
+        num_images: that were asked about.
+        num_samples, alpha: that were asked for; None if they are the export's, which the answer does not tell.
+
     Raises:
-        AnswerError: if an output is missing or of another type or shape, or a row says what CERTIFY cannot say: no
-            number, a class that is not there, a class without a majority, a radius where it abstains.
+        AnswerError: if an output is missing or of another type or shape, or says what CERTIFY cannot say: no number, a
+            class that is not there or has no majority, a radius where it abstains, other votes than were asked for,
+            bounds above what the votes give, radii that do not follow from the bounds by one sigma.
     """
     _check_types(outputs, CERTIFY_OUTPUTS)
     classes, radii, p_lower, votes, seeds = (outputs[name] for name in CERTIFY_OUTPUTS)
@@ -96,15 +112,29 @@ def certified(outputs, num_images):
     _require((classes >= ABSTAIN) & (classes < num_classes), "a class that is not one of those voted for", classes)
     # In float64, where no sum of counts overflows: negative counts and sums of 0 are refused on the way.
     totals = votes.sum(axis=1, dtype=np.float64)
-    _require((votes >= 0).all(axis=1) & (totals > 0), "votes that are no counts", votes)
+    _require((votes >= 0).all(axis=1) & (totals > 0) & (totals <= _MAX_COUNT), "votes that are no counts", votes)
+    asked = totals[0] if num_samples is None else num_samples
+    _require(totals == asked, f"other votes than {asked:.0f} for each image", votes)
     _require(np.isfinite(radii) & (radii >= 0), "a radius that is no radius", radii)
-    _require((p_lower >= 0) & (p_lower <= 1), "a p_lower that is no probability", p_lower)
+    _require((p_lower >= 0) & (p_lower < 1), "a p_lower that is no lower bound on a probability", p_lower)
     abstained = classes == ABSTAIN
     _require(~abstained | (radii == 0), "a radius where it abstains", radii)
-    _require(abstained | (p_lower > 0.5), "a class with p_lower not above 1/2", p_lower)
-    shares = np.take_along_axis(votes, np.maximum(classes, 0)[:, None], axis=1)[:, 0] / totals
-    _require(abstained | (p_lower <= shares), "a p_lower above the class' share of the votes", p_lower)
+    _require(abstained == (p_lower <= 0.5), "a class with p_lower not above 1/2, or none with one above", p_lower)
+    successes = np.take_along_axis(votes, np.maximum(classes, 0)[:, None], axis=1)[:, 0]
+    _require(abstained | (p_lower <= successes / totals), "a p_lower above the class' share of the votes", p_lower)
+    if alpha is not None:
+        bounds = clopper_pearson_lower(successes, totals.astype(np.int64), alpha)
+        _require(abstained | (p_lower <= bounds), "a p_lower above Clopper-Pearson's at the alpha asked for", p_lower)
+    _check_radii(radii[~abstained].astype(np.float64), p_lower[~abstained])
     return Certified(classes, radii, p_lower, votes, seeds)
+
+
+def _check_radii(radii, p_lower):
+    """Raises `AnswerError` unless one sigma brings all radii about: radius = sigma * Phi^-1(p_lower), rounded."""
+    sigmas = radii / special.ndtri(p_lower)
+    _require(sigmas <= _MAX_SIGMA, f"a radius that takes noise of more than sigma = {_MAX_SIGMA:g}", radii)
+    if sigmas.size:
+        _require(sigmas <= sigmas.min() * (1 + _ROUNDING), "radii that do not follow from p_lower by one sigma", radii)
 
 
 def predicted(outputs, num_images):
@@ -120,7 +150,12 @@ def predicted(outputs, num_images):
     _check_shape("seed", seeds, (num_images, 2))
     _require(classes >= ABSTAIN, "a class that is none", classes)
     _require((p_values >= 0) & (p_values <= 1), "a p_value that is no probability", p_values)
-    _require(samples > 0, "a number of samples that is none", samples)
+    _require((samples > 0) & (samples <= _MAX_COUNT), "a number of samples that is none", samples)
+    decided = classes != ABSTAIN
+    if decided.any() and not decided.all():
+        _require(
+            ~decided | (p_values < p_values[~decided].min()), "a class at a p_value at which it abstains too", p_values
+        )
     return Predicted(classes, p_values, samples, seeds)
 
 

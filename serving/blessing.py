@@ -1,9 +1,16 @@
-"""The blessing that the pipeline's Evaluator gives a model, and whether it is for what is to be published."""
+"""The blessing that the pipeline's Evaluator gives a model, and whether it is for what is to be published.
+
+It names the weights by their values, which are compared with those that the SavedModel restores; the SavedModel's own
+manifest vouches for its graph, card and warm-up requests. Both are checksums: they protect from damage and mix-ups,
+and not from somebody who can write these files and means harm.
+"""
 
 from pathlib import Path
 
 from serving import card as card_lib
-from serving.files import read_json
+from serving import manifest
+from serving.files import read_json, sealed, unsealed
+from serving.weights import fingerprint_of_saved_model
 
 # Of a fingerprint, as `serving.publish list` prints it.
 _MAX_LETTERS = 12
@@ -19,46 +26,110 @@ _SCHEMA = {
     "blessed": ("true or false", lambda value: isinstance(value, bool)),
     "reasons": ("a list of texts, a line each", _are_lines),
     "model": card_lib.OPTIONAL["model"],
+    "weights": card_lib.SCHEMA["fingerprint"],
     "sigma": card_lib.SCHEMA["sigma"],
 }
 
 
-def reason_against(path, saved_model):
+def make(model, weights, sigma, reasons, **about):
+    """The Evaluator's verdict, as the JSON value that blessing.json holds.
+
+    Args:
+        model: fingerprint of the trained artifact.
+        weights: fingerprint of the weights in it; see `serving.card.fingerprint`.
+        sigma: noise level that it was certified at.
+        reasons: why it is not blessed, a line each; empty if it is.
+        about: what else is to be written down.
+    """
+    return sealed(
+        {"blessed": not reasons, "reasons": reasons, "model": model, "weights": weights, "sigma": sigma, **about}
+    )
+
+
+def read(path):
+    """The blessing in a file, as `make` returned it.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: in one line, if it is none, or was changed since it was written.
+    """
+    # The caller may mean a link; what is in a SavedModel may not be one.
+    blessing = read_json(Path(path).resolve())
+    check(blessing, path)
+    return blessing
+
+
+def check(blessing, name):
+    """Passes a blessing as `make` returned it.
+
+    Raises:
+        ValueError: in one line, which calls it `name`.
+    """
+    for field, (accepts, is_accepted) in _SCHEMA.items():
+        if not isinstance(blessing, dict) or field not in blessing:
+            raise ValueError(f"{name} is no blessing of the pipeline's Evaluator: it has no {field}")
+        if not is_accepted(blessing[field]):
+            raise ValueError(f"{field} in {name} must be {accepts}. Received: {blessing[field]!r}")
+    if blessing["blessed"] and blessing["reasons"]:
+        raise ValueError(f"{name} says blessed, and reasons against it: {'; '.join(blessing['reasons'])}")
+    if unsealed(blessing) is None:
+        raise ValueError(f"{name} was changed or damaged after the Evaluator wrote it; evaluate the model again")
+
+
+def judge(path, saved_model):
+    """Reads a blessing, and says whether it blesses a SavedModel.
+
+    Returns:
+        The blessing and None if it does; else None and the reason, in one line. See `reason_against`.
+    """
+    try:
+        blessing = read(path)
+    except OSError as error:
+        return None, f"cannot read {error.filename} ({error.strerror})"
+    except ValueError as error:
+        return None, str(error)
+    reason = reason_against(blessing, saved_model, path)
+    return (None, reason) if reason else (blessing, None)
+
+
+def reason_against(blessing, saved_model, name="its blessing"):
     """Why a blessing does not bless a SavedModel.
 
     Args:
-        path: blessing.json, as the Evaluator writes it.
-        saved_model: directory with a model card.
+        blessing: as `read` returns it.
+        saved_model: directory of a SavedModel that nobody else writes to.
+        name: of the blessing, for the reason.
 
     Returns:
-        None if it does: it says blessed, of the model and sigma that the card names. Else the reason, in one line.
+        None if it does: it says blessed, of the weights that the SavedModel restores and of the model and sigma that
+        its card names, and no file was changed since it was exported. Else the reason, in one line.
     """
+    if not blessing["blessed"]:
+        return "; ".join(blessing["reasons"]) or f"{name} does not say why"
     try:
-        blessing = _read(path)
         card = card_lib.read(saved_model)
+        if "model" not in card:
+            return "its card does not name the model that it was exported from, as cards of the pipeline's Exporter do"
+        for field in ("model", "sigma"):
+            if blessing[field] != card[field]:
+                theirs, ours = _short(blessing[field]), _short(card[field])
+                return f"{name} is for another {field}, {theirs}; its card says {ours}"
+        manifest.check(saved_model)
+        weights = fingerprint_of_saved_model(saved_model)
+    except FileNotFoundError as error:
+        return f"it has no {Path(error.filename).name}; export it again"
     except OSError as error:
         return f"cannot read {error.filename} ({error.strerror})"
     except ValueError as error:
         return str(error)
-    if not blessing["blessed"]:
-        return "; ".join(blessing["reasons"]) or f"{path} does not say why"
-    if "model" not in card:
-        return "its card does not name the model that it was exported from, as cards of the pipeline's Exporter do"
-    for name in ("model", "sigma"):
-        if blessing[name] != card[name]:
-            ours, theirs = (str(of[name])[:_MAX_LETTERS] for of in (card, blessing))
-            return f"{path} is for another {name}, {theirs}; its card says {ours}"
-    return None
+    if weights != blessing["weights"]:
+        return _are_other_weights(name, blessing["weights"], weights)
+    return None if weights == card["fingerprint"] else _are_other_weights("its card", card["fingerprint"], weights)
 
 
-def _read(path):
-    # The caller may mean a link; what is in a SavedModel may not be one.
-    blessing = read_json(Path(path).resolve())
-    for name, (accepts, is_accepted) in _SCHEMA.items():
-        if not isinstance(blessing, dict) or name not in blessing:
-            raise ValueError(f"{path} is no blessing of the pipeline's Evaluator: it has no {name}")
-        if not is_accepted(blessing[name]):
-            raise ValueError(f"{name} in {path} must be {accepts}. Received: {blessing[name]!r}")
-    if blessing["blessed"] and blessing["reasons"]:
-        raise ValueError(f"{path} says blessed, and reasons against it: {'; '.join(blessing['reasons'])}")
-    return blessing
+def _are_other_weights(name, theirs, ours):
+    return f"{name} is for other weights, {_short(theirs)}; those of its variables are {_short(ours)}"
+
+
+def _short(value):
+    return str(value)[:_MAX_LETTERS]

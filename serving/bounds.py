@@ -4,7 +4,7 @@ import math
 
 import tensorflow as tf
 
-from macer_tf.grid_noise import SAMPLES_OFF
+from macer_tf.confidence import SAMPLES_OFF
 from macer_tf.sequential import ROUNDING
 
 _BISECTIONS = 60

@@ -3,12 +3,12 @@
 The same text is in the graph, which `metadata` returns; publishing adds to the file alone that a version was forced.
 """
 
-import hashlib
 import json
 import math
 import numbers
 import sys
 
+from serving import weights
 from serving.files import read_extra
 
 NAME = "model_card.json"
@@ -18,12 +18,7 @@ _MAX_VALUES = 2**26
 
 def fingerprint(classifier):
     """Hexadecimal SHA-256 of a Keras model's weights: their shapes, types and values, in order."""
-    digest = hashlib.sha256()
-    for weight in classifier.weights:
-        value = weight.numpy()
-        digest.update(f"{value.shape} {value.dtype}".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
+    return weights.fingerprint(weight.numpy() for weight in classifier.weights)
 
 
 def to_json(card):
@@ -125,7 +120,7 @@ OPTIONAL = {
 def _check(card):
     if isinstance(card, dict) and card.get("format") == 1:
         raise ValueError(
-            "The model card is of format 1, of a model whose noise is drawn and added in floats: rounding can betray its "
+            "The model card is of format 1, of a model that draws and adds its noise in floats: rounding can betray such "
             "certificates. Export the model again."
         )
     if not isinstance(card, dict) or not SCHEMA.keys() <= card.keys() <= SCHEMA.keys() | OPTIONAL.keys():

@@ -16,11 +16,19 @@ import numpy as np
 
 from serving import answers
 from serving.answers import AnswerError, ServingError
+from serving.deadlines import TooLargeError, connected
 
 _CERTIFY, _CERTIFY_CUSTOM, _PREDICT = "serving_default", "certify_custom", "predict"
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 2.0
 _DEADLINE_HINT = "raise timeout or send fewer images"
 _MAX_WORDS = 300
+# Answers for 128 images of 16,000 classes in JSON, or for many more in gRPC.
+_MAX_REPLY_BYTES = 2**25
+_PART_BYTES = 2**16
+_NAME_HINT = "check the model's name, version and label"
+_TOO_LARGE_HINT = "send fewer images at once"
+# As the `signatures` have them: one row for each image, of one or two dimensions.
+_MAX_DIMENSIONS = 2
 
 
 class GrpcClient:
@@ -29,7 +37,7 @@ class GrpcClient:
     Args:
         address: "host:port" of the server; port 8500 by TensorFlow Serving's default.
         model_name: name that the server has for the model.
-        timeout: seconds for a call, all of its repetitions together.
+        timeout: seconds for a call, all of its repetitions together: none takes longer, whatever the server does.
         version: version to ask, by number; the server's latest by default.
         label: version to ask, by label; instead of a number.
 
@@ -50,8 +58,11 @@ class GrpcClient:
             address,
             options=[
                 # The votes of many images pass the 4 MB that gRPC accepts by default.
-                ("grpc.max_receive_message_length", -1),
+                ("grpc.max_receive_message_length", _MAX_REPLY_BYTES),
                 ("grpc.max_send_message_length", -1),
+                # The limit is on what arrives: a small compressed message could become a large one behind it.
+                ("grpc.per_message_decompression", 0),
+                ("grpc.compression_enabled_algorithms_bitset", 1),
                 # Or a channel that has failed would wait longer before it connects again than a call may take.
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 100),
@@ -95,7 +106,8 @@ class GrpcClient:
             for name, dtype, value in (("num_samples", np.int64, num_samples), ("alpha", np.float64, alpha))
             if value is not None
         }
-        return answers.certified(self._ask(_CERTIFY_CUSTOM, images, answers.CERTIFY_OUTPUTS, scalars), len(images))
+        outputs = self._ask(_CERTIFY_CUSTOM, images, answers.CERTIFY_OUTPUTS, scalars)
+        return answers.certified(outputs, len(images), num_samples, alpha)
 
     def predict(self, images):
         """Images float32 [batch, H, W, C] in [0, 1] -> `Predicted`: the class without a radius, from fewer samples.
@@ -140,7 +152,7 @@ class GrpcClient:
             raise _UnavailableError(f"{self._address} is unavailable; does a model server listen there? {said}")
         if status == code.DEADLINE_EXCEEDED:
             raise ServingError(f"{self._address} did not answer within {self._timeout:g} s; {_DEADLINE_HINT}.")
-        hint = "; check the model's name, version and label" if status == code.NOT_FOUND else ""
+        hint = {code.NOT_FOUND: f"; {_NAME_HINT}", code.RESOURCE_EXHAUSTED: f"; {_TOO_LARGE_HINT}"}.get(status, "")
         raise ServingError(f"{self._address} refused ({status.name}{hint}): {said}")
 
 
@@ -162,8 +174,8 @@ class RestClient:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"url must be like http://localhost:8501. Received: {url!r}")
-        self._connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._url, self._host, self._port, self._timeout = url, parts.hostname, parts.port, timeout
+        self._url, self._timeout = url, timeout
+        self._server = parts.scheme, parts.hostname, parts.port
         model = urllib.parse.quote(model_name, safe="")
         selected = "" if version is None else f"/versions/{version}"
         selected += "" if label is None else f"/labels/{urllib.parse.quote(label, safe='')}"
@@ -194,44 +206,46 @@ class RestClient:
         request = json.dumps({"signature_name": signature, "inputs": {"images": images.tolist()}}).encode()
         body = _repeat_while_unavailable(lambda seconds: self._call(request, seconds), self._timeout)
         try:
-            outputs = json.loads(body)["outputs"]
+            outputs = json.loads(body, object_pairs_hook=_without_repetition)["outputs"]
             # One output alone comes without its name; every signature here has several.
             return {name: _json_array(outputs[name], dtype) for name, dtype in expected.items() if name in outputs}
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise AnswerError(f"{self._url} answered no outputs that can be read: {_first_line(error)}") from None
 
     def _call(self, request, seconds):
-        deadline = time.monotonic() + seconds
-        connection = self._connection(self._host, self._port, timeout=seconds)
+        deadline, response = time.monotonic() + seconds, None
         try:
-            connection.request("POST", self._path, request, {"Content-Type": "application/json"})
-            # Kept, since the connection lets go of it once it has read the head of the last answer.
-            sock = connection.sock
-            response = connection.getresponse()
-            body = bytearray()
-            while part := response.read1(2**20):
-                body += part
-                if not response.isclosed():
-                    sock.settimeout(max(deadline - time.monotonic(), 1e-3))
-            if response.length:
-                raise http.client.IncompleteRead(bytes(body), response.length)
+            with connected(*self._server, deadline, _MAX_REPLY_BYTES) as connection:
+                connection.request("POST", self._path, request, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                body = bytearray()
+                # By parts: a whole one would be given the memory that the server says it takes.
+                while part := response.read1(_PART_BYTES):
+                    body += part
+                if response.length:
+                    raise http.client.IncompleteRead(bytes(body), response.length)
         except TimeoutError:
             raise ServingError(f"{self._url} did not answer within {self._timeout:g} s; {_DEADLINE_HINT}.") from None
+        except TooLargeError:
+            raise AnswerError(
+                f"{self._url} answered with more than {_MAX_REPLY_BYTES:,} bytes; {_TOO_LARGE_HINT}."
+            ) from None
         except ssl.SSLError as error:
             raise ServingError(f"{self._url} has no TLS to trust: {_first_line(error)}") from None
         except OSError as error:
             said = _first_line(error)
+            if response:
+                raise AnswerError(f"{self._url} broke off in the middle of an answer: {said}") from None
             raise _UnavailableError(f"{self._url} is unavailable; does a model server listen there? {said}") from None
-        except http.client.HTTPException as error:
+        # ValueError: for what `http.client` takes for a number and is none.
+        except (http.client.HTTPException, ValueError) as error:
             raise AnswerError(f"{self._url} did not answer in whole HTTP: {type(error).__name__}") from None
-        finally:
-            connection.close()
         if response.status == http.HTTPStatus.OK:
             return body
         said = _error_message(body)
         if response.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
             raise _UnavailableError(f"{self._url} is unavailable; does a model server listen there? {said}")
-        hint = "; check the model's name, version and label" if response.status == http.HTTPStatus.NOT_FOUND else ""
+        hint = f"; {_NAME_HINT}" if response.status == http.HTTPStatus.NOT_FOUND else ""
         raise ServingError(f"{self._url} refused (HTTP {response.status}{hint}): {said}")
 
 
@@ -287,10 +301,14 @@ def _array(name, proto):
         types_pb2.DT_DOUBLE: (np.float64, proto.double_val),
         types_pb2.DT_INT64: (np.int64, proto.int64_val),
     }
-    shape = [dimension.size for dimension in proto.tensor_shape.dim]
     dtype, values = kinds.get(proto.dtype, (None, ()))
     if dtype is None:
         raise AnswerError(f"The server answered {name} as a tensor of type {proto.dtype}, which no output has.")
+    if proto.tensor_shape.unknown_rank or len(proto.tensor_shape.dim) > _MAX_DIMENSIONS:
+        raise AnswerError(f"The server answered {name} with a shape that no output has.")
+    if proto.tensor_content and values:
+        raise AnswerError(f"The server answered {name} twice, as bytes and as numbers.")
+    shape = [dimension.size for dimension in proto.tensor_shape.dim]
     try:
         array = np.frombuffer(proto.tensor_content, dtype) if proto.tensor_content else np.array(values, dtype)
     except ValueError:
@@ -300,6 +318,14 @@ def _array(name, proto):
     return array.reshape(shape)
 
 
+def _without_repetition(pairs):
+    """A JSON object; each of its names may stand there once, or readers would differ in which one they take."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) != len(names):
+        raise ValueError("a name that stands there twice")
+    return dict(pairs)
+
+
 def _json_array(value, dtype):
     """Nested lists -> array. Raises ValueError unless every leaf is a number of the kind, on the same level.
 
@@ -307,6 +333,8 @@ def _json_array(value, dtype):
     from its neighbours.
     """
     leaves = np.array(value, dtype=object)
+    if leaves.ndim > _MAX_DIMENSIONS:
+        raise ValueError("more dimensions than an output has")
     accepted = {int} if np.issubdtype(dtype, np.integer) else {int, float}
     if not {type(leaf) for leaf in leaves.flat} <= accepted:
         raise ValueError(f"expected an array of {np.dtype(dtype)}")

@@ -7,9 +7,10 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 import macer_tf
-from macer_tf.grid_noise import levels_of
+from macer_tf import base_classifier
+from macer_tf.checks import levels_of
 from macer_tf.smoothing import default_micro_batch
-from serving import card
+from serving import card, manifest
 from serving.files import EXTRA
 from serving.signatures import SmoothedSignatures
 
@@ -34,8 +35,8 @@ def export(
     Its signatures are those of `SmoothedSignatures`: `serving_default` certifies, `certify_custom` does so with the
     request's `num_samples` and `alpha`, `predict` returns the class alone and sooner, `metadata` the model card. A
     certificate is false with probability at most alpha. Beside the graph, in assets.extra, are model_card.json (see
-    `serving.card`) and a warm-up request for every signature: a model server runs them as it loads a version, and
-    does not serve one that fails them.
+    `serving.card`), manifest.json (see `serving.manifest`), by which publishing notices damage, and a warm-up request
+    for every signature: a model server runs them as it loads a version, and does not serve one that fails them.
 
     Args:
         model: a `MACERModel` or another `NoisyTrainingModel`.
@@ -49,9 +50,11 @@ def export(
         model_fingerprint: what a blessing calls the model (see `serving.blessing`); by default none blesses it.
 
     Raises:
-        ValueError: if n and alpha could never certify an image, or an option is out of range.
+        ValueError: if n and alpha could never certify an image, or an option is out of range; if the classifier takes
+            no floats, returns more than one tensor, or is no function of one image (see `macer_tf.probing`).
     """
     directory, classifier = Path(directory), model.classifier
+    base_classifier.check(classifier)
     num_classes = classifier.output_shape[-1]
     names = [str(number) for number in range(num_classes)] if class_names is None else list(class_names)
     if len(names) != num_classes:
@@ -86,6 +89,7 @@ def export(
     with tf.io.TFRecordWriter(str(directory / WARMUP)) as writer:
         for log in _warmup(image_shape, n, alpha):
             writer.write(log.SerializeToString())
+    manifest.write(directory)
 
 
 def _warmup(image_shape, n, alpha):

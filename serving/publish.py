@@ -1,8 +1,8 @@
 """Publishes SavedModels to a model server's base directory: python -m serving.publish publish|rollback|list
 
-What was published says so itself, in assets.extra/publication.json: when, whether it was blessed or forced, and the
-fingerprint of its files; that it was forced is in its model card too. That guards against mistakes, not against
-somebody who can write into the directory.
+What was published says so itself, in assets.extra/publication.json: when, by which blessing or whether it was forced,
+and the fingerprint of its files; that it was forced is in its model card too. That guards against damage and mix-ups,
+not against somebody who can write into the directory and means harm.
 """
 
 import argparse
@@ -12,14 +12,18 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from serving import blessing as blessing_lib
 from serving import card as card_lib
-from serving.files import EXTRA, directory_fingerprint, flush, read_extra
+from serving import manifest, terminal
+from serving.files import EXTRA, directory_fingerprint, flush, read_extra, sealed, unsealed
+from serving.manifest import PUBLICATION
 from serving.versions import add, versions
 
-_PUBLICATION = "publication.json"
+# What a blessing and a card both name, each by its own word.
+_NAMED_BY_CARD = {"model": "model", "weights": "fingerprint", "sigma": "sigma"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Publication:
         forced: whether it was published without a blessing.
         fingerprint: hexadecimal SHA-256 of the version's other files.
         rolled_back_to: version it is a copy of, if it was published by `rollback`; else None.
+        blessing: the Evaluator's (see `serving.blessing`) if it is blessed; else None.
     """
 
     published: str
@@ -39,10 +44,15 @@ class Publication:
     forced: bool
     fingerprint: str
     rolled_back_to: int | None = None
+    blessing: dict | None = None
 
 
-def load_test(saved_model):
+def load_test(saved_model, trust=False):
     """Loads a SavedModel in a fresh process, as the InfraValidator does, and runs it on a grey image.
+
+    Args:
+        saved_model: directory.
+        trust: whether its graph may do more than compute; see `serving.graph_safety`.
 
     Raises:
         OSError, ValueError: if it has no model card, as `serving.card.read`.
@@ -55,7 +65,7 @@ def load_test(saved_model):
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch) / "images.npy"
         np.save(images, np.zeros((1, *card_lib.read(saved_model)["image_shape"]), np.float32))
-        _, problem = in_fresh_process(saved_model, images)
+        _, problem = in_fresh_process(saved_model, images, trust)
     if problem:
         raise RuntimeError(f"Not published, since it failed in a fresh process: {problem}")
 
@@ -75,7 +85,8 @@ def publish(saved_model, base, *, blessing=None, force=False, check=load_test):
         `Path` of the new version.
 
     Raises:
-        ValueError: if it is not blessed, is no SavedModel or has no model card, or as `serving.versions.add`.
+        ValueError: if it is not blessed; if it is no SavedModel, has no model card or was changed since it was
+            exported, which no force makes up for; or as `serving.versions.add`.
         OSError: if something cannot be read or written.
         RuntimeError: as `load_test`.
     """
@@ -84,10 +95,11 @@ def publish(saved_model, base, *, blessing=None, force=False, check=load_test):
 
     def finish(copy):
         # Of the copy, which nobody else writes to.
-        reason = _reason_against_earlier(copy) if blessing is None else blessing_lib.reason_against(blessing, copy)
+        _require_undamaged(copy, saved_model)
+        found, reason = _earlier_blessing(copy) if blessing is None else blessing_lib.judge(blessing, copy)
         if reason and not force:
             raise ValueError(f"{saved_model} is not blessed: {reason}; give its blessing by --blessing, or --force.")
-        _finish(copy, check, blessed=not reason, forced=bool(reason))
+        _finish(copy, check, blessing=found, forced=bool(reason))
 
     return add(saved_model, base, finish)
 
@@ -126,13 +138,15 @@ def rollback(base, to=None, *, check=load_test):
     _require_exported(source)
 
     def finish(copy):
-        before = read_publication(copy)
         if _model_fingerprint(copy) == served_model:
             raise ValueError(f"Version {served} of {base}, which is served, is version {to} already.")
-        if before and before.fingerprint != content_fingerprint(copy):
-            raise ValueError(f"Version {to} of {base} was changed after it was published; publish it anew.")
-        blessed, forced = (before.blessed, before.forced) if before else (False, False)
-        _finish(copy, check, blessed=blessed, forced=forced, rolled_back_to=to)
+        _require_undamaged(copy, source)
+        before = read_publication(copy)
+        reason = _reason_against_publication(before, copy) if before else _reason_without_publication(copy)
+        if reason:
+            raise ValueError(f"Version {to} of {base} is not what was published: {reason}; publish it anew.")
+        blessing, forced = (before.blessing, before.forced) if before else (None, False)
+        _finish(copy, check, blessing=blessing, forced=forced, rolled_back_to=to)
 
     return add(source, base, finish)
 
@@ -170,18 +184,12 @@ def listing(base):
     for path in published:
         publication, fingerprint, card = read_publication(path), content_fingerprint(path), _card(path)
         changed = _time(path.stat().st_mtime)
-        if publication is None:
-            blessing = "forced" if card.get("forced") else "unblessed"
-        elif publication.fingerprint != fingerprint:
-            blessing = "changed"
-        else:
-            blessing = "blessed" if publication.blessed else "forced" if publication.forced else "unblessed"
         lines.append(
             Listed(
                 version=int(path.name),
                 published=publication.published if publication else changed,
                 served=path == published[-1],
-                blessing=blessing,
+                blessing=_standing(path, publication, card),
                 fingerprint=card.get("fingerprint", fingerprint),
                 rolled_back_to=publication.rolled_back_to if publication else None,
             )
@@ -189,43 +197,86 @@ def listing(base):
     return lines
 
 
+def _standing(version, publication, card):
+    """What `Listed.blessing` says of a version. Its variables were compared with the blessing when it was published."""
+    if publication is None:
+        if _reason_without_publication(version):
+            return "changed"
+        return "forced" if card.get("forced") else "unblessed"
+    if publication.fingerprint != content_fingerprint(version):
+        return "changed"
+    if publication.blessed:
+        named = {name: card.get(card_name) for name, card_name in _NAMED_BY_CARD.items()}
+        return "blessed" if named.items() <= publication.blessing.items() else "changed"
+    return "forced" if publication.forced else "unblessed"
+
+
 def content_fingerprint(directory):
     """Hexadecimal SHA-256 of the names and contents of a SavedModel's files, publication.json excepted."""
-    return directory_fingerprint(directory, without=(f"{EXTRA}/{_PUBLICATION}",))
+    return directory_fingerprint(directory, without=(f"{EXTRA}/{PUBLICATION}",))
 
 
 def read_publication(version):
-    """The `Publication` of a version's directory; None where there is none that can be read."""
+    """The `Publication` of a version's directory; None where there is none that can be read or that is whole."""
     try:
-        publication = Publication(**read_extra(version, _PUBLICATION))
+        publication = Publication(**unsealed(read_extra(version, PUBLICATION)))
+        if publication.blessing is not None:
+            blessing_lib.check(publication.blessing, PUBLICATION)
     except (OSError, ValueError, TypeError):
         return None
-    kinds = {"published": str, "blessed": bool, "forced": bool, "fingerprint": str, "rolled_back_to": int | None}
+    kinds = {
+        "published": str, "blessed": bool, "forced": bool, "fingerprint": str, "rolled_back_to": int | None,
+        "blessing": dict | None,
+    }  # fmt: skip
     # A bool is an int to isinstance; True is no version.
     if publication.rolled_back_to is True or publication.rolled_back_to is False:
         return None
     if not all(isinstance(getattr(publication, name), kind) for name, kind in kinds.items()):
         return None
+    if publication.blessed is (publication.blessing is None) or (publication.blessed and publication.forced):
+        return None
     return publication if re.fullmatch(r"[0-9T:+-]{1,40}", publication.published) else None
 
 
-def _reason_against_earlier(copy):
-    """Why a SavedModel does not count as blessed by where it was published before; None if it does."""
+def _require_undamaged(copy, given):
+    try:
+        manifest.check(copy)
+    except FileNotFoundError:
+        pass  # Nothing vouches for its files, and no blessing holds.
+    except manifest.DamagedError as error:
+        raise ValueError(f"{given} is damaged: {error}; export it again.") from None
+
+
+def _earlier_blessing(copy):
+    """The blessing that a SavedModel was published by before, and None; or None and why there is none that holds."""
     before = read_publication(copy)
     if not (before and before.blessed):
-        return "nothing says that the Evaluator blessed it"
-    return None if before.fingerprint == content_fingerprint(copy) else "it was changed after it was published"
+        return None, "nothing says that the Evaluator blessed it"
+    reason = _reason_against_publication(before, copy)
+    return (None, reason) if reason else (before.blessing, None)
 
 
-def _finish(copy, check, *, blessed, forced, rolled_back_to=None):
+def _reason_against_publication(publication, copy):
+    """Why the files of a published SavedModel are not what its publication says; None if they are."""
+    if publication.fingerprint != content_fingerprint(copy):
+        return "it was changed after it was published"
+    return blessing_lib.reason_against(publication.blessing, copy) if publication.blessed else None
+
+
+def _reason_without_publication(copy):
+    return f"its {PUBLICATION} was changed or damaged" if (copy / EXTRA / PUBLICATION).exists() else None
+
+
+def _finish(copy, check, *, blessing, forced, rolled_back_to=None):
     """Has the card and publication.json of a copy say how it was published, and checks what will be served."""
     card = card_lib.read(copy)
     exported = card_lib.unforced(card)
     published = {**exported, "forced": True} if forced else exported
     if published != card:
         _write(copy / EXTRA / card_lib.NAME, card_lib.to_json(published))
-    publication = Publication(_now(), blessed, forced, content_fingerprint(copy), rolled_back_to)
-    _write(copy / EXTRA / _PUBLICATION, json.dumps(asdict(publication), indent=1))
+    blessed = blessing is not None
+    publication = Publication(_now(), blessed, forced, content_fingerprint(copy), rolled_back_to, blessing)
+    _write(copy / EXTRA / PUBLICATION, json.dumps(sealed(asdict(publication)), indent=1))
     flush(copy / EXTRA)
     if check:
         check(copy)
@@ -239,7 +290,7 @@ def _write(path, text):
 
 def _model_fingerprint(directory):
     """Of what is served: all files but those that say how it was published. What the card says is in the graph too."""
-    return directory_fingerprint(directory, without=(f"{EXTRA}/{_PUBLICATION}", f"{EXTRA}/{card_lib.NAME}"))
+    return directory_fingerprint(directory, without=(f"{EXTRA}/{PUBLICATION}", f"{EXTRA}/{card_lib.NAME}"))
 
 
 def _before(published, served, served_model):
@@ -291,14 +342,20 @@ class _Parser(argparse.ArgumentParser):
 def _parse(arguments):
     parser = _Parser(prog="python -m serving.publish", description="Versions in a model server's base directory.")
     verbs = parser.add_subparsers(dest="verb", required=True)
+    trust = {
+        "action": "store_true",
+        "help": "load it although its graph could reach files, the network or this process",
+    }
     verb = verbs.add_parser("publish", help="copy a SavedModel to the next version, after loading it")
     verb.add_argument("saved_model", help="directory of a SavedModel")
     verb.add_argument("base", help="the model's base directory")
     verb.add_argument("--blessing", metavar="FILE", help="blessing.json, which the pipeline's Evaluator wrote")
     verb.add_argument("--force", action="store_true", help="also if it is not blessed; its card then says so")
+    verb.add_argument("--trust_model", **trust)
     verb = verbs.add_parser("rollback", help="publish an older version again, under a new number")
     verb.add_argument("base", help="the model's base directory")
     verb.add_argument("--to", type=_version_number, metavar="N", help="version; the model before the served one")
+    verb.add_argument("--trust_model", **trust)
     verb = verbs.add_parser("list", help="show the versions, and which one is served")
     verb.add_argument("base", help="the model's base directory")
     return parser.parse_args(arguments)
@@ -327,28 +384,32 @@ def main(arguments=None):
     try:
         options = _parse(arguments)
         if options.verb == "publish":
-            version = publish(options.saved_model, options.base, blessing=options.blessing, force=options.force)
+            check = partial(load_test, trust=options.trust_model)
+            given = {"blessing": options.blessing, "force": options.force}
+            version = publish(options.saved_model, options.base, **given, check=check)
             forced = ", forced: it is not blessed" if read_publication(version).forced else ""
             print(f"Published {version}{forced}.")
         elif options.verb == "rollback":
-            version = rollback(options.base, options.to)
+            check = partial(load_test, trust=options.trust_model)
+            version = rollback(options.base, options.to, check=check)
             print(f"Published {version}, which is version {read_publication(version).rolled_back_to} again.")
         else:
             _print_listing(options.base)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {terminal.printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted; `list` shows what is published.", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"error: cannot use {error.filename or 'the directory'}: {error.strerror or error}", file=sys.stderr)
+        where = terminal.printable(error.filename or "the directory")
+        print(f"error: cannot use {where}: {error.strerror or error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {terminal.printable(error)}", file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    terminal.run(main)

@@ -7,6 +7,7 @@ from macer_tf import noise, sequential
 from macer_tf.certificates import ABSTAIN, check_can_certify
 from macer_tf.grid_noise import GridNoise, rounding_of
 from macer_tf.inference import InferenceGraph
+from macer_tf.probing import probe
 from macer_tf.smoothing import count_block, default_micro_batch
 from serving.bounds import anytime_p_value, certified_radius, clopper_pearson_lower
 
@@ -33,7 +34,7 @@ class SmoothedSignatures(tf.Module):
 
     Raises:
         ValueError: if n and alpha could never certify an image, n is above max_num_samples, or the classifier has
-            fewer than two classes.
+            fewer than two classes or is no function of one image.
     """
 
     def __init__(self, classifier, sigma, levels, n0, n, alpha, max_num_samples, max_batch_size, model_card):
@@ -54,7 +55,11 @@ class SmoothedSignatures(tf.Module):
         self._micro_batch = default_micro_batch(self._image_shape)
         # A Keras model that is tracked here loads in Python and fails in C++; its plain variables do not.
         self._classifier = InferenceGraph(classifier)
-        self.model_variables = self._classifier.variables
+        probe(self._classifier, self._image_shape, self._classifier.precision)
+        # The weights by themselves, in order: `serving.weights` finds them by this name.
+        self.model_variables = [weight.value for weight in classifier.weights]
+        weights = {id(variable) for variable in self.model_variables}
+        self.other_variables = [variable for variable in self._classifier.variables if id(variable) not in weights]
 
     def signatures(self):
         """Name -> `tf.function`, as `tf.saved_model.save` takes them. Every output is batch-major."""
@@ -97,7 +102,8 @@ class SmoothedSignatures(tf.Module):
 
         Raises:
             tf.errors.InvalidArgumentError: for more images than max_batch_size, another shape, or pixels that are not
-                finite, outside [0, 1] or no multiples of 1 / levels; if the classifier returns NaN or infinity. No pixel is in the message.
+                finite, outside [0, 1] or no multiples of 1 / levels; if the classifier returns NaN or infinity. No
+                pixel is in the message.
         """
         images = self._checked(images)
         batch = tf.shape(images)[:1]

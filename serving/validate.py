@@ -1,14 +1,19 @@
 """Loads a SavedModel as a model server does and tries it: python -m serving.validate SAVED_MODEL IMAGES.npy
 
-No Keras and no code of the model: a graph and its variables, by the loader of `saved_model_cli`. Prints one JSON
-object: `answers`, the outputs of `serving_default` for the images, name -> list; `checks`, what was found in order.
+No Keras and no code of the model: a graph and its variables, by the loader of `saved_model_cli`, once
+`serving.graph_safety` has found that the graph does nothing but compute; a third argument, `trust`, leaves that out.
+Prints one JSON object as its last line: `answers`, the outputs of `serving_default` for the images, name -> list;
+`checks`, what was found in order.
 """
 
+import contextlib
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +21,17 @@ from scipy import special
 
 from serving import card as card_lib
 from serving.files import EXTRA
+from serving.graph_safety import check_effects
 
 _TIMEOUT_SECONDS = 600
+# Of what a model may make the process print, and of what it may write at all.
+_MAX_PRINTED_BYTES = 2**24
+_TRUST = "trust"
 _TAKE_IMAGES = ("serving_default", "certify_custom", "predict")
 # What `tf.saved_model.save` adds for loaders.
 _INITIALIZER = "__saved_model_init_op"
 _CHECKS = (
+    "the graph does nothing but compute, unless it is trusted",
     "the model card meets its schema, and `metadata` returns it",
     "every signature answers with one row an image",
     "radii follow from n votes: p_lower is not above SciPy's Clopper-Pearson, and nothing is certified at 1/2 or below",
@@ -31,8 +41,13 @@ _CHECKS = (
 )
 
 
-def in_fresh_process(saved_model, images):
+def in_fresh_process(saved_model, images, trust=False):
     """What this module prints of a SavedModel and an .npy file of images, run in a process of its own.
+
+    Args:
+        saved_model: directory.
+        images: path of the file.
+        trust: whether the graph may do more than compute.
 
     Returns:
         The JSON object; and why the model does not pass, in one line, empty if it does. Then there is no object.
@@ -41,18 +56,35 @@ def in_fresh_process(saved_model, images):
         RuntimeError: if it does not answer in time, which says more of this machine than of the model.
     """
     command = [sys.executable, "-m", "serving.validate", Path(saved_model).resolve(), Path(images).resolve()]
+    command += [_TRUST] if trust else []
     root = Path(__file__).resolve().parents[1]
-    try:
-        process = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"the SavedModel did not answer within {_TIMEOUT_SECONDS} s; try again") from None
-    if process.returncode == 0:
-        return json.loads(process.stdout), ""
+    # Files and not pipes: what prints without end fills no memory, and what outlives its parent is not waited for.
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            status = subprocess.run(
+                command,
+                cwd=root,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                timeout=_TIMEOUT_SECONDS,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"the SavedModel did not answer within {_TIMEOUT_SECONDS} s; try again") from None
+        printed, errors = (_read(file) for file in (out, err))
+    with contextlib.suppress(ValueError, IndexError):
+        found = json.loads(printed.splitlines()[-1])
+        if status == 0 and isinstance(found, dict) and found.keys() == {"answers", "checks"}:
+            return found, ""
     # TensorFlow's messages go on for lines behind the first.
-    errors = re.findall(r"^[\w.]*(?:Error|Exception): .*", process.stderr, re.MULTILINE)
-    return None, errors[-1] if errors else f"the process died with exit status {process.returncode}"
+    named = re.findall(r"^[\w.]*(?:Error|Exception): .*", errors, re.MULTILINE)
+    return None, named[-1] if named else f"the process died with exit status {status}"
+
+
+def _read(file):
+    file.seek(0)
+    return file.read(_MAX_PRINTED_BYTES).decode(errors="replace")
 
 
 class Server:
@@ -77,12 +109,13 @@ class Server:
         return self._session.run({name: tensor.name for name, tensor in definition.outputs.items()}, feed)
 
 
-def run(saved_model, images):
+def run(saved_model, images, trust=False):
     """Carries out all checks.
 
     Args:
         saved_model: directory.
         images: float32 [images, H, W, C] in [0, 1], no more than a request takes.
+        trust: whether the graph may do more than compute.
 
     Returns:
         answers, name -> array, of `serving_default`; and the checks that were passed, in words.
@@ -92,6 +125,8 @@ def run(saved_model, images):
     """
     import tensorflow as tf
 
+    if not trust:
+        check_effects(saved_model)
     card, warmup = card_lib.unforced(card_lib.read(saved_model)), read_warmup(saved_model)
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         server = Server(session, saved_model)
@@ -176,5 +211,7 @@ def _check_refusals(server, signature, images, card):
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    answers, checks = run(sys.argv[1], np.load(sys.argv[2]))
-    print(json.dumps({"answers": {name: values.tolist() for name, values in answers.items()}, "checks": checks}))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_PRINTED_BYTES, _MAX_PRINTED_BYTES))
+    answers, checks = run(sys.argv[1], np.load(sys.argv[2]), trust=_TRUST in sys.argv[3:])
+    # Behind whatever the model has printed.
+    print("\n" + json.dumps({"answers": {name: values.tolist() for name, values in answers.items()}, "checks": checks}))

@@ -1,18 +1,22 @@
 """The numbered versions in a model server's base directory: which there are, and a new one put there by one rename."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
-from serving.files import flush
+from serving.files import flush, is_hidden, open_plain
 
 # A model server reads only names that are numbers.
 _UNFINISHED = ".publishing-"
 _MAX_VERSION = 2**63 - 1
+# Held for a rename, or for removing what dead publishers left.
+_LOCK_SECONDS = 60
 
 
 def versions(base):
@@ -44,9 +48,9 @@ def versions(base):
 def add(saved_model, base, finish):
     """Copies a directory to `<base>/<highest version + 1>`.
 
-    It is copied beside, under a name that a model server ignores, readable by everybody, flushed to the disk, finished
-    and then renamed: a server never sees a part of it. Publishers that run at once get different numbers; what
-    publishers left behind that are dead is removed, and nothing of those that live.
+    It is copied beside, hidden files excepted, under a name that a model server ignores, readable by everybody, flushed
+    to the disk, finished and then renamed: a server never sees a part of it. Publishers that run at once get different
+    numbers; what publishers left behind that are dead is removed, and nothing of those that live.
 
     Args:
         saved_model: directory of plain files and directories.
@@ -59,7 +63,7 @@ def add(saved_model, base, finish):
     Raises:
         ValueError: if `saved_model` is no directory, holds a link or another thing that is no plain file, or contains
             `base`; or as `versions`.
-        OSError: if something cannot be read or written.
+        OSError: if something cannot be read or written, or another publisher does not come to its end.
     """
     given, saved_model, base = Path(base), Path(saved_model).resolve(), Path(base).resolve()
     if not saved_model.is_dir():
@@ -113,8 +117,22 @@ def _remove_abandoned(base):
 
 @contextlib.contextmanager
 def _locked(directory):
-    """One process at a time; the lock ends with its process, however that ends."""
-    descriptor = _lock(directory, fcntl.LOCK_EX)
+    """One process at a time; the lock ends with its process, however that ends.
+
+    Raises:
+        TimeoutError: if another process holds it for longer than publishing ever does, as one that was stopped.
+    """
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            descriptor = _lock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, "another publisher holds it; end that process and try again", str(directory)
+                ) from None
+        time.sleep(0.01)
     try:
         yield
     finally:
@@ -132,10 +150,12 @@ def _lock(directory, operation):
 
 
 def _copy(source, target):
-    """Copies what is in a directory into another, files as 0644 and directories as 0755, flushed to the disk."""
+    """Copies what is in a directory, hidden files excepted: files as 0644, directories as 0755, flushed to the disk."""
     with os.scandir(source) as entries:
         for entry in entries:
             copy = target / entry.name
+            if is_hidden(entry.name):
+                continue
             if entry.is_dir(follow_symlinks=False):
                 copy.mkdir()
                 _copy(entry.path, copy)
@@ -150,9 +170,8 @@ def _copy(source, target):
 
 
 def _copy_file(source, target):
-    # Not through a link that took the file's place in between.
-    descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
-    with open(descriptor, "rb") as reader, open(target, "xb") as writer:
+    # Not through a link or a pipe that took the file's place in between.
+    with open_plain(source) as reader, open(target, "xb") as writer:
         shutil.copyfileobj(reader, writer)
         os.fchmod(writer.fileno(), 0o644)
         writer.flush()

@@ -1,11 +1,15 @@
 """SmoothAdvModel: adversarial training of smoothed classifiers (Salman et al. 2019), which the paper compares with."""
 
+from macer_tf import tensorflow_backend  # noqa: F401
+
+# isort: split
+
 import keras
 import tensorflow as tf
 
 from macer_tf import checks
 from macer_tf.baselines import attacks
-from macer_tf.noisy_training import LossTerms, NoisyTrainingModel
+from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
 
 _ATTACKS = {"pgd": attacks.pgd, "ddn": attacks.ddn}
 
@@ -23,9 +27,10 @@ class SmoothAdvModel(NoisyTrainingModel):
     Images, labels, noise and metrics as in `MACERModel`.
 
     Args:
-        classifier: a Keras model, images -> logits [batch, classes], without a softmax.
+        classifier: a Keras model, float images -> logits [batch, classes], without a softmax.
         sigma: noise level, the standard deviation of the noise in units of a pixel in [0, 1].
-        epsilon: l2 radius of the attack, in [0, 1] pixel units. May be changed while training (warm-up).
+        epsilon: l2 radius of the attack, in [0, 1] pixel units. May be changed while training (warm-up); no other
+            argument may.
         attack: "pgd" or "ddn".
         attack_steps: gradient steps of the attack.
         num_samples: noise samples of each image (m in Salman et al.).
@@ -37,6 +42,9 @@ class SmoothAdvModel(NoisyTrainingModel):
 
     LOSSES = ("classification_loss",)
     REPORTS = ("perturbation",)
+
+    attack = fixed("attack", "Name of the attack.")
+    attack_steps = fixed("attack_steps", "Gradient steps of the attack.")
 
     def __init__(
         self,
@@ -52,8 +60,8 @@ class SmoothAdvModel(NoisyTrainingModel):
     ):
         checks.check(epsilon=epsilon, attack=attack, attack_steps=attack_steps)
         super().__init__(classifier, sigma, num_samples, microbatch=microbatch, seed=seed, **kwargs)
-        self.attack = attack
-        self.attack_steps = int(attack_steps)
+        self._attack = attack
+        self._attack_steps = int(attack_steps)
         # A TensorFlow variable, not a weight: it changes without a retrace, and `load_weights` leaves it alone.
         self._epsilon = tf.Variable(float(epsilon), trainable=False, dtype=tf.float32, name="epsilon")
 
@@ -88,3 +96,7 @@ class SmoothAdvModel(NoisyTrainingModel):
         return {
             **super().get_config(), "epsilon": self.epsilon, "attack": self.attack, "attack_steps": self.attack_steps
         }  # fmt: skip
+
+
+# In a .h5 file Keras looks for a model's class by its bare name.
+keras.saving.get_custom_objects()["SmoothAdvModel"] = SmoothAdvModel

@@ -6,12 +6,14 @@ import numpy as np
 
 from macer_tf import certificates as certificates_lib
 from macer_tf import evaluation, logs, noise
-from macer_tf.grid_noise import GridNoise, levels_of
-from pipeline import certificate_files
+from macer_tf.grid_noise import GridNoise
+from pipeline import certificate_files, models
 from pipeline import examples as examples_lib
-from pipeline.artifacts import Artifact, write_text
+from pipeline.artifacts import Artifact, private_copy, write_text
 from pipeline.orchestrator import Component, Resolver, finished
 from pipeline.report import certification_report
+from serving import blessing as blessing_lib
+from serving import card
 
 _NO_BASELINE = Artifact(None, "none")
 _COMPARABLE = ("sigma", "n0", "n", "alpha", "certify", "budget")
@@ -38,14 +40,16 @@ def evaluate(execution):
     # Twice chance would ask for perfection of two classes.
     min_accuracy = settings["min_accuracy"] or min(2 * chance, (1 + chance) / 2)
     reasons = _reasons_against(result, difference, min_accuracy)
-    blessing = {
-        "blessed": not reasons,
-        "reasons": reasons,
-        "model": execution.inputs["model"].fingerprint,
-        "examples": execution.inputs["examples"].fingerprint,
-        "num_test_examples": len(ids),
+    model = private_copy(execution.inputs["model"], execution.scratch / "model")
+    blessing = blessing_lib.make(
+        execution.inputs["model"].fingerprint,
+        card.fingerprint(models.load(model / "model.keras").classifier),
+        reasons=reasons,
+        examples=execution.inputs["examples"].fingerprint,
+        num_test_examples=len(ids),
+        bound=certified.bound,
         **{name: settings[name] for name in _COMPARABLE},
-    }
+    )
     write_text(output / "blessing.json", json.dumps(blessing, indent=1))
     metrics = {
         "num_images": result.num_images,
@@ -62,6 +66,7 @@ def evaluate(execution):
         "certified_accuracy": result.certified_accuracy,
         "certificates": {
             name: {key: getattr(one, key) for key in ("acr", "acr_standard_error", "certified_accuracy")}
+            | {"bound": kinds[name].bound}
             for name, one in results.items()
         },
         "difference_to_last_blessed": difference,
@@ -69,7 +74,7 @@ def evaluate(execution):
     write_text(output / "metrics.json", json.dumps(metrics, indent=1))
 
     def noisy(position):
-        grid = GridNoise(settings["sigma"], levels_of(examples.pixel_max))
+        grid = GridNoise(settings["sigma"], examples.levels)
         sample = grid.draw(examples.image_shape, settings["seed"], int(ids[position]), noise.ESTIMATION, 0, 2)
         return examples.scaled("test", ids[position]) + sample.numpy() / grid.levels
 
@@ -86,14 +91,18 @@ def evaluate(execution):
         class_names=examples.class_names,
         image=lambda position: examples.scaled("test", ids[position]),
         noisy=noisy,
-        history=np.genfromtxt(execution.inputs["model"].path / "history.csv", delimiter=",", names=True, ndmin=1),
+        history=np.genfromtxt(model / "history.csv", delimiter=",", names=True, ndmin=1),
     )
 
 
 def latest_blessed(artifacts, settings, root):
-    """The evaluation of the model blessed last, other than this one, on the same images, noise level, n and alpha."""
+    """The evaluation of the model blessed last, other than this one, on the same images, noise level, n and alpha.
+
+    By the same bound, too: an n that was chosen after a look takes another, which says nothing of the model.
+    """
     total = len(examples_lib.read(artifacts["examples"].path).labels["test"])
     count = len(examples_lib.evenly_spaced(total, settings["num_test_examples"]))
+    bound = certificate_files.read(artifacts["certificates"].path)[0]["kinds"][0]["bound"]
     for outputs in finished(root, "Evaluator"):
         evaluated = outputs["evaluation"]
         blessing = json.loads((evaluated.path / "blessing.json").read_text())
@@ -102,6 +111,7 @@ def latest_blessed(artifacts, settings, root):
             and blessing["model"] != artifacts["model"].fingerprint
             and blessing["examples"] == artifacts["examples"].fingerprint
             and blessing["num_test_examples"] == count
+            and blessing.get("bound") == bound
             and all(blessing.get(name) == settings[name] for name in _COMPARABLE)
         ):
             return evaluated

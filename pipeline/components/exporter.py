@@ -2,6 +2,7 @@
 
 from pipeline import examples as examples_lib
 from pipeline import models
+from pipeline.artifacts import private_copy
 from pipeline.orchestrator import Component
 from serving.export import export
 
@@ -10,8 +11,9 @@ def export_model(execution):
     """Exports with n = serving_n, since a request cannot wait for the n of an evaluation."""
     settings = execution.parameters
     examples = examples_lib.read(execution.inputs["examples"].path)
+    model = private_copy(execution.inputs["model"], execution.scratch / "model")
     export(
-        models.load(execution.inputs["model"].path / "model.keras"),
+        models.load(model / "model.keras"),
         execution.outputs["saved_model"],
         n0=settings["n0"],
         n=settings["serving_n"],

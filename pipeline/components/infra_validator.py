@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from pipeline import examples as examples_lib
-from pipeline.artifacts import write_text
+from pipeline.artifacts import private_copy, write_text
 from pipeline.orchestrator import Component
 from serving.validate import in_fresh_process
 
@@ -22,7 +22,8 @@ def validate(execution):
     ids = examples_lib.evenly_spaced(len(examples.labels["test"]), _NUM_IMAGES)
     images = execution.scratch / "images.npy"
     np.save(images, examples.scaled("test", ids))
-    found, problem = in_fresh_process(execution.inputs["saved_model"].path, images)
+    saved_model = private_copy(execution.inputs["saved_model"], execution.scratch / "saved_model")
+    found, problem = in_fresh_process(saved_model, images)
     found = found or {"answers": None, "checks": []}
     result = {"passed": not problem, "reason": problem, "image_ids": ids.tolist(), **found}
     write_text(execution.outputs["infra_blessing"] / "infra_blessing.json", json.dumps(result, indent=1))

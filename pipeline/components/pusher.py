@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.artifacts import write_text
 from pipeline.errors import InputError
 from pipeline.orchestrator import Component
-from serving.blessing import reason_against
+from serving.blessing import judge
 from serving.publish import content_fingerprint, publish, read_publication
 from serving.versions import versions
 
@@ -16,15 +16,20 @@ def push(execution):
     blessing = execution.inputs["evaluation"].path / "blessing.json"
     infra = json.loads((execution.inputs["infra_blessing"].path / "infra_blessing.json").read_text())
     saved_model, pushed_to = execution.inputs["saved_model"].path, None
-    reason = reason_against(blessing, saved_model)
+
+    def check(copy):
+        # InfraValidator has loaded these very files.
+        if content_fingerprint(copy) != execution.inputs["saved_model"].fingerprint:
+            raise ValueError(f"{saved_model} was changed while it was published; run the same command again.")
+
+    _, reason = judge(blessing, saved_model)
     reasons = [f"not blessed: {reason}"] if reason else []
     if not infra["passed"]:
         reasons.append(f"failed in a fresh process: {infra['reason']}")
     if not reasons:
         base = Path(execution.parameters["push_dir"])
         try:
-            # InfraValidator has loaded these very files.
-            pushed = _pushed_before(base, saved_model) or publish(saved_model, base, blessing=blessing, check=None)
+            pushed = _pushed_before(base, saved_model) or publish(saved_model, base, blessing=blessing, check=check)
         except OSError as error:
             raise InputError(f"Cannot push to {base} ({error.strerror}); give another one by --push_dir.") from None
         except ValueError as error:

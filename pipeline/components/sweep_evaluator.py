@@ -54,6 +54,7 @@ def evaluate(execution):
             "seconds_per_epoch": seconds_per_epoch(model_path / "seconds.csv"),
             "num_images": result.num_images,
             "image_set": evaluator.image_set(examples, ids),
+            "bound": certified.bound,
             "acr": result.acr,
             "acr_standard_error": result.acr_standard_error,
             "abstained": result.abstained,

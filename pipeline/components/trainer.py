@@ -8,6 +8,7 @@ import numpy as np
 from pipeline import backups, curves, models, stability, training
 from pipeline import examples as examples_lib
 from pipeline.artifacts import writing
+from pipeline.errors import InputError
 from pipeline.orchestrator import Component
 
 
@@ -16,6 +17,11 @@ def train(execution):
     settings, output = execution.parameters, execution.outputs["model"]
     examples = examples_lib.read(execution.inputs["examples"].path)
     chosen = examples_lib.evenly_spaced(len(examples.labels["train"]), settings["train_examples"])
+    if settings["crop_padding"] >= min(examples.image_shape[:2]):
+        raise InputError(
+            "crop_padding must be less than the images' shorter side, or crops would miss the image. Received: "
+            f"{settings['crop_padding']} for images of {examples.image_shape[0]}x{examples.image_shape[1]} pixels"
+        )
     steps = math.ceil(len(chosen) / settings["batch_size"])
     model = models.build(settings, examples.image_shape, examples.num_classes, steps)
 

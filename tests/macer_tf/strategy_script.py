@@ -22,7 +22,7 @@ tf.config.set_logical_device_configuration(
 class GivenNoise(MACERModel):
     """Noise that is a function of the image, and so the same on whichever replica the image lands."""
 
-    def draw_noise(self, images, start):
+    def draw_noise(self, images, start, training=True):
         copies = tf.cast(tf.range(1, self.num_samples + 1), tf.float32)[None, :, None, None, None]
         return self.sigma * tf.sin(100.0 * copies * images[:, None])
 
@@ -30,9 +30,9 @@ class GivenNoise(MACERModel):
 class InfiniteAtTheEnd(GivenNoise):
     """Infinite noise for a batch's second half, which is the second replica's."""
 
-    def draw_noise(self, images, start):
+    def draw_noise(self, images, start, training=True):
         second = tf.distribute.get_replica_context().replica_id_in_sync_group == 1
-        return super().draw_noise(images, start) + tf.where(second, float("inf"), 0.0)
+        return super().draw_noise(images, start, training) + tf.where(second, float("inf"), 0.0)
 
 
 def build(kind, clip_norm=None, **options):

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -237,6 +239,10 @@ def test_a_radius_out_of_reach_is_refused_before_any_sampling():
     votes = two_classes(9, 10, 0, 0)
     with pytest.raises(ValueError, match=r"n=100 samples certify up to radius 0\.\d+ at sigma=0.5.* radius=2"):
         RadiusBudget(2, 100).more(votes, SIGMA, ALPHA)
+    largest = float(certificates.max_radius(SIGMA, 100, ALPHA / 2))
+    beyond = math.nextafter(largest, 2)
+    with pytest.raises(ValueError, match=rf"up to radius {largest} .* radius={beyond}"):
+        RadiusBudget(beyond, 100).more(votes, SIGMA, ALPHA)
     for budget in (FixedBudget(9), PrecisionBudget(0.1, 9), RadiusBudget(0.0, 9)):
         with pytest.raises(ValueError, match="No image could be certified"):
             budget.more(votes, SIGMA, 0.001)

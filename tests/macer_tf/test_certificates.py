@@ -71,7 +71,7 @@ def test_the_smallest_n_that_it_suggests_is_the_smallest_that_works(alpha):
 
 
 def test_a_prediction_at_an_alpha_below_what_the_noise_is_off_is_refused():
-    with pytest.raises(ValueError, match="prediction's alpha must be at least 1e-12. Received: alpha=1e-13"):
+    with pytest.raises(ValueError, match=r"prediction's alpha must be at least 1e-12. Received: alpha=1e-13"):
         certificates.predict(np.array([[1000, 0]]), 1e-13)
 
 

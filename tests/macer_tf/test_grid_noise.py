@@ -5,7 +5,8 @@ import tensorflow as tf
 from scipy import special, stats
 
 from macer_tf import noise
-from macer_tf.grid_noise import GridNoise, levels_of, to_grid
+from macer_tf.checks import levels_of
+from macer_tf.grid_noise import GridNoise, to_grid
 
 SHAPES = [(5, 5, 1), (3, 3, 3), (28, 28, 1), (32, 32, 3)]
 GRIDS = [(0.25, 255), (1.0, 255), (0.25, 16)]
@@ -35,7 +36,7 @@ def test_the_rarest_values_have_their_probabilities_too():
 
 def test_the_error_in_total_variation_is_what_the_docstring_says():
     noise_of = GridNoise(0.25, 255)
-    values, probabilities = noise_of.probabilities()
+    values, _ = noise_of.probabilities()
     assert len(values) <= 23 * 255 * 0.25
     # What lies beyond the last values has no probability here.
     assert 2 * special.ndtr((values[0] - 0.5) / 63.75) < 2.0**-95

@@ -7,8 +7,55 @@ import keras
 import pytest
 
 from macer_tf import networks
+from macer_tf.baselines.smoothadv import SmoothAdvModel
 from macer_tf.model import MACERModel
 from macer_tf.optimizers import SGD
+
+
+def run(program, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+@pytest.mark.parametrize("first", ["import macer_tf, keras", "import keras; from macer_tf import SmoothedClassifier"])
+def test_importing_the_package_is_enough_to_load_what_its_models_saved(first, tmp_path):
+    for kind, options in ((MACERModel, {}), (SmoothAdvModel, {"epsilon": 0.5})):
+        model = kind(networks.small_cnn(), 0.25, **options)
+        model.compile(SGD(0.1))
+        model.save(tmp_path / f"{kind.__name__}.keras")
+    program = f"import sys; {first}\nfor path in sys.argv[1:]: print(type(keras.models.load_model(path)).__name__)"
+    process = run(program, *sorted(tmp_path.iterdir()))
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == ["MACERModel", "SmoothAdvModel"]
+
+
+def test_importing_the_package_does_not_import_tensorflow():
+    process = run("import sys, macer_tf; print('tensorflow' in sys.modules or 'keras' in sys.modules)")
+    assert process.stdout == "False\n", process.stderr
+
+
+@pytest.mark.parametrize("module", ["layers", "model", "smoothing", "baselines.smoothadv", "noisy_training"])
+@pytest.mark.parametrize("backend", ["jax", "torch", "numpy"])
+def test_another_backend_of_keras_is_told_in_one_line(module, backend):
+    process = run(f"import macer_tf.{module}", KERAS_BACKEND=backend)
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1] == (
+        "ImportError: macer_tf needs Keras' TensorFlow backend: set the environment variable KERAS_BACKEND=tensorflow, "
+        f"or leave it out, before Keras is imported. Received: {backend}"
+    )
+
+
+def test_a_command_line_tells_of_another_backend_in_one_line():
+    process = run("from pipeline.console import import_tensorflow; import_tensorflow()", KERAS_BACKEND="jax")
+    assert process.stderr.splitlines()[-1].startswith("pipeline.errors.InputError: macer_tf needs Keras' TensorFlow")
 
 
 @pytest.mark.slow

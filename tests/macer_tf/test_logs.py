@@ -1,4 +1,5 @@
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -68,8 +69,38 @@ def test_an_image_is_not_dropped_silently(tmp_path):
         # Columns in another order and one more, as logs of sample-wise noise levels have it.
         "predict\tidx\tlabel\tradius\tcorrect\tsigma\ttime\n"
         "3\t0\t3\t0.378\t1\t0.25\t15.4\n-1\t20\t7\t0.0\t0\t0.25\t15.6\n0\t40\t2\t0.941\t0\t0.5\t16.9\n",
+        COHEN.replace("\t", ","),
+        COHEN.removeprefix(HEADER).replace("\t", ", "),
+        "# sigma 0.25\n" + COHEN.replace("40\t2", "  # resumed\n40\t2") + "# done",
+        COHEN.replace("40\t2", HEADER + "40\t2"),
+        COHEN.replace("\t1\t15", "\tTrue\t15").replace("\t0\t1", "\tfalse\t1"),
+        COHEN.replace("\n", "\r"),
+        COHEN.encode("utf-16"),
+        # As pandas writes a data frame with its index, and a column that once held a gap.
+        ",idx,label,predict,radius,correct,time\n"
+        "0,0,3.0,3,0.378,True,15.4\n1,20,7.0,-1,0.0,False,15.6\n2,40,2.0,0,0.941,False,16.9\n",
+        # As NumPy writes a header.
+        "# idx,predict,label,correct,radius,time\n0,3,3,1,0.378,15.4\n20,-1,7,0,0.0,15.6\n40,0,2,0,0.941,16.9\n",
     ],
-    ids=["as Cohen's", "no header", "CRLF", "blank lines", "no last newline", "BOM", "gzip", "other columns"],
+    ids=[
+        "as Cohen's",
+        "no header",
+        "CRLF",
+        "blank lines",
+        "no last newline",
+        "BOM",
+        "gzip",
+        "other columns",
+        "CSV",
+        "CSV without header",
+        "comments",
+        "second header",
+        "True and False",
+        "CR",
+        "UTF-16",
+        "pandas",
+        "NumPy",
+    ],
 )
 def test_the_kinds_of_log_in_the_wild_say_the_same(log, content):
     read = logs.read(log(content))
@@ -127,7 +158,7 @@ def test_a_kill_inside_the_time_loses_no_image(log):
         (HEADER + "0\t1", "log.tsv holds no image's certificate, only a header or a line that was cut off."),
         (
             '{"id": 0}\n',
-            "is not a certification log: its first line is '{\"id\": 0}'. Accepted: tab-separated lines of",
+            "is not a certification log: its first line is '{\"id\": 0}'. Accepted: lines of",
         ),
         (b"\x89PNG\r\n\x1a\n\xff", "is not a certification log: it is not text."),
         (gzip.compress(COHEN.encode(), mtime=0)[:-9], "is a damaged gzip file"),
@@ -136,10 +167,19 @@ def test_a_kill_inside_the_time_loses_no_image(log):
         (COHEN + "60\t1\t1\t0.7\t0\t2\n", "log.tsv:5: correct must be 1 for label 1 and prediction 1. Received: 0"),
         (COHEN + "60\t-1\t-1\t0.7\t1\t2\n", "log.tsv:5: correct must be 0 for label -1 and prediction -1. Received: 1"),
         (COHEN + "20\t1\t1\t0.7\t1\t2\n", "log.tsv:5: image 20 was on line 3 already."),
-        (COHEN.replace("-1\t0.0\t0", "-1\t0"), "log.tsv:3: a line has 6 tab-separated fields. Received: '20\\t7"),
+        (COHEN.replace("-1\t0.0\t0", "-1\t0"), "log.tsv:3: a line has 6 fields. Received: '20\\t7"),
         (COHEN.replace("0.378", "far"), "log.tsv:2: could not convert string to float: 'far'. Received: '0\\t3\\t3"),
         (COHEN.replace("0.378", "nan"), "log.tsv:2: the radius of a correct prediction must be finite, from 0."),
         (COHEN.replace("0.378", "-0.1"), "log.tsv:2: the radius of a correct prediction must be finite, from 0."),
+        (COHEN.replace("0.378", "3_7"), "log.tsv:2: not a number: '3_7'. Received: '0\\t3\\t3"),
+        (COHEN.replace("20\t7", "20\t7.5"), "log.tsv:3: not a whole number: '7.5'."),
+        (COHEN.replace("20\t7", "True\t7"), "log.tsv:3: not a whole number: 'True'."),
+        (COHEN.replace("\t1\t15", "\tyes\t15"), "log.tsv:2: not a whole number: 'yes'."),
+        (COHEN.replace("0\t3", "0,3", 1), "log.tsv:2: a line has 6 fields. Received: '0,3"),
+        (COHEN.replace("\t", ";"), "is not a certification log: its first line is 'idx;label"),
+        (COHEN + "idx\tpredict\tlabel\tradius\tcorrect\ttime\n", "log.tsv:5: another header than the first;"),
+        (COHEN.replace("time", "label"), "is not a certification log: it has two columns label."),
+        (gzip.compress(bytes(2**28 + 1), 1, mtime=0), "log.tsv unpacks to more than 256 MiB, the most accepted."),
         (COHEN.replace("20\t7", "2" * 30 + "\t7"), "log.tsv:3: Python int too large"),
     ],
 )
@@ -166,3 +206,25 @@ def test_published_logs_give_the_published_figures(published_logs, name, everywh
     assert len(radii) == 10_000
     assert radii.mean() == pytest.approx(everywhere, abs=5e-4)
     assert radii[(read.ids >= 500) & (read.ids <= 999)].mean() == pytest.approx(images_500_to_999, abs=5e-4)
+
+
+def test_a_quoted_time_of_a_csv_file_may_have_a_comma(log):
+    read = logs.read(log('idx,label,predict,radius,correct,time\n0,3,3,0.5,1,"1 day, 0:00:01"\n1,3,3,0.5,1,"1 day, 0:'))
+    assert (read.seconds.tolist(), read.cut_off) == ([86401], 3)
+
+
+def test_what_never_ends_is_refused_and_a_pipe_is_read(tmp_path):
+    with pytest.raises(ValueError, match="/dev/zero is a pipe or a device, not a plain file"):
+        logs.read("/dev/zero")
+    os.mkfifo(tmp_path / "nobody-writes")
+    with pytest.raises(ValueError, match="nobody-writes is empty"):
+        logs.read(tmp_path / "nobody-writes")
+    end, written = os.pipe()
+    os.write(written, COHEN.encode())
+    os.close(written)
+    assert logs.read(f"/dev/fd/{end}").ids.tolist() == [0, 20, 40]
+    os.close(end)
+    with open(tmp_path / "large.tsv", "wb") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(ValueError, match=r"large\.tsv is larger than 256 MiB, the most that is accepted\.$"):
+        logs.read(tmp_path / "large.tsv")

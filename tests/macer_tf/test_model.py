@@ -34,6 +34,14 @@ def regularised():
     return keras.Model(inputs, keras.layers.Dense(3, kernel_regularizer=keras.regularizers.L2(0.01))(x))
 
 
+def outer(classifier, *before):
+    """A model of float images that hands them, through the layers `before`, to the classifier."""
+    inputs = x = keras.Input(SHAPE)
+    for layer in before:
+        x = layer(x)
+    return keras.Model(inputs, classifier(x))
+
+
 def macer(classifier=None, sigma=0.25, num_samples=4, beta=4.0, seed=5, **options):
     return MACERModel(classifier or linear(), sigma, num_samples=num_samples, beta=beta, seed=seed, **options)
 
@@ -78,7 +86,7 @@ class TestTrainStep:
         #        = -0.5 * (1 / 0.304734) * 0.177894 * 0.6 = -0.175131
         # w after a step of rate 0.1: 2 + 0.1 * (0.138885 + 0.175131) = 2.031402
         class Fixed(MACERModel):
-            def draw_noise(self, images, start):
+            def draw_noise(self, images, start, training=True):
                 return tf.fill([1, 1, 1, 1, 1], 0.1)
 
         classifier = linear(classes=2, shape=(1, 1, 1), use_bias=False)
@@ -351,7 +359,7 @@ class TestKeras:
     def test_other_ways_to_execute_give_the_same_weights(self, options, tolerance):
         class GivenNoise(MACERModel):
             # XLA's own noise from the same seed is different.
-            def draw_noise(self, images, start):
+            def draw_noise(self, images, start, training=True):
                 noise = tf.sin(100.0 * tf.cast(tf.range(1, 5), tf.float32)[None, :, None, None, None] * images[:, None])
                 return self.sigma * noise
 
@@ -464,6 +472,116 @@ class TestKeras:
         model = macer(Classifier())
         model.compile("sgd", metrics=["accuracy"])
         assert set(fit(model, *data())) == REPORTED | {"accuracy"}
+
+    @pytest.mark.parametrize("microbatch", [None, 5])
+    def test_evaluation_never_changes_training(self, microbatch):
+        images, labels = data(13)
+        weights = []
+        for validation in (None, (images, labels)):
+            model = macer(microbatch=microbatch)
+            model.compile(SGD(0.1, momentum=0.9))
+            fit(model, images, labels, batch_size=4, epochs=2, validation_data=validation)
+            if validation:
+                model.evaluate(images, labels, verbose=0)
+                model.test_on_batch(images, labels)
+            fit(model, images, labels, batch_size=4)
+            weights.append(model.get_weights())
+        for without, with_validation in zip(*weights, strict=True):
+            np.testing.assert_array_equal(without, with_validation)
+
+    def test_evaluations_in_a_row_give_the_same_figures_in_batches_of_any_size(self):
+        images, labels = data(13)
+        model = macer(sigma=1.0)
+        model.compile("sgd")
+        first, second, other = (
+            model.evaluate(images, labels, batch_size=size, verbose=0, return_dict=True) for size in (4, 4, 13)
+        )
+        assert first == second
+        assert other == pytest.approx(first, rel=1e-5)
+
+    def test_evaluation_and_training_share_no_noise(self):
+        images = tf.constant(data()[0])
+        model = macer()
+        assert not np.isin(model.draw_noise(images, 0, training=False), model.draw_noise(images, 0)).any()
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("sigma", 1.0),
+            ("sigma", -1.0),
+            ("gamma", 2.0),
+            ("beta", 1.0),
+            ("num_samples", 2),
+            ("seed", 3),
+            ("microbatch", 1),
+        ],
+    )
+    def test_what_a_traced_step_has_read_cannot_be_set_later(self, name, value):
+        model = macer()
+        before = getattr(model, name)
+        with pytest.raises(AttributeError, match=f"^{name} is fixed when the MACERModel is made;.* {name}={value}$"):
+            setattr(model, name, value)
+        assert getattr(model, name) == before
+
+    def test_one_hot_labels_of_any_type_train_as_their_classes_do(self):
+        images, labels = data()
+        weights = []
+        one_hot = np.eye(3)[labels]
+        for given in (labels, one_hot, one_hot.astype(np.int32), one_hot.astype(bool), labels.astype(np.float64)):
+            model = macer()
+            model.compile(SGD(0.1), metrics=["accuracy"])
+            history = fit(model, images, given)
+            assert history["accuracy"] == history["smoothed_accuracy"]
+            weights.append(model.get_weights()[0])
+        for other in weights[1:]:
+            np.testing.assert_array_equal(other, weights[0])
+
+    @pytest.mark.parametrize("monitor", ["val_soft_radius", "smoothed_accuracy", "val_robustness_loss"])
+    def test_callbacks_know_which_way_our_figures_go(self, monitor):
+        images, labels = data()
+        stop = keras.callbacks.EarlyStopping(monitor, patience=0)
+        model = macer(lam=1.0)
+        model.compile("sgd")
+        fit(model, images, labels, validation_data=(images, labels), callbacks=[stop])
+        assert stop.monitor_op is (keras.ops.less if monitor.endswith("loss") else keras.ops.greater)
+
+    @pytest.mark.parametrize("microbatch", [None, 5])
+    def test_a_fully_convolutional_classifier_trains_at_several_sizes(self, microbatch):
+        inputs = keras.Input((None, None, 1))
+        x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, padding="same")(inputs))
+        model = macer(keras.Model(inputs, layers.Dense(3)(x)), microbatch=microbatch)
+        model.compile("sgd")
+        for side in (6, 8, 5):
+            images = np.random.default_rng(side).random((12, side, side, 1), np.float32)
+            twin = macer(seed=5)
+            twin._noise_step.assign(model._noise_step.value)
+            drawn = twin.draw_noise(tf.constant(images), 0).numpy()
+            np.testing.assert_array_equal(model.draw_noise(tf.constant(images), 0), drawn)
+            assert np.isfinite(fit(model, images, data()[1])["loss"]).all()
+
+    def test_variables_without_a_gradient_and_sparse_gradients_in_slices_of_a_batch(self):
+        class Positions(layers.Layer):
+            def build(self, shape):
+                self.unused = self.add_weight(shape=(2,))
+                self.embedding = layers.Embedding(16, 1)
+                self.embedding.build(None)
+
+            def call(self, flat):
+                return flat + self.embedding(keras.ops.arange(16))[None, :, 0]
+
+        images, labels = data()
+        weights = []
+        for microbatch in (None, 5):
+            keras.utils.set_random_seed(0)
+            inputs = keras.Input(SHAPE)
+            flat = Positions()(layers.Flatten()(inputs))
+            model = macer(keras.Model(inputs, layers.Dense(3)(flat)), microbatch=microbatch)
+            model.compile(keras.optimizers.SGD(0.1))
+            with pytest.warns(UserWarning, match="Gradients do not exist"):
+                fit(model, images, labels)
+            weights.append(model.classifier.get_weights())
+        for whole, slices in zip(*weights, strict=True):
+            np.testing.assert_allclose(slices, whole, atol=1e-6)
 
 
 # h5py's datasets, which Keras saves weights in, under NumPy 2.
@@ -626,7 +744,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("images", "labels", "message"),
         [
-            (data()[0], np.eye(3)[data()[1]], r"one-hot labels as their argmax. Received: shape=\(None, 3\)"),
+            (data()[0], np.eye(4)[data()[1]], r"as many columns as the classifier has outputs, 3. .*\(None, 4\)"),
+            (data()[0], data()[1][:, None, None], r"class indices.* or one-hot rows.* Received: shape=\(None, 1, 1\)"),
+            ([data()[0]] * 2, data()[1], "one tensor of images.* Received: 2 tensors"),
+            (data()[0], [data()[1]] * 2, "one tensor of images, one of labels.* Received: 2 tensors"),
             ((data()[0] * 255).astype(np.uint8), data()[1], "divide bytes by 255. Received: dtype=uint8"),
             (data()[0], None, "MACERModel needs labels"),
         ],
@@ -658,6 +779,65 @@ class TestBadInput:
             MACERModel(keras.Model(inputs, x), 0.25)
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize(
+        "last",
+        [
+            keras.ops.softmax,
+            keras.activations.softmax,
+            lambda x: layers.Activation("linear")(layers.Softmax()(x)),
+            lambda x: layers.Dropout(0.1)(keras.ops.cast(keras.ops.softmax(x), "float32")),
+            lambda x: (keras.ops.softmax(x) + keras.ops.softmax(2 * x)) / 2,
+            lambda x: layers.Lambda(tf.nn.softmax)(x),
+        ],
+    )
+    def test_probabilities_however_they_are_made(self, last):
+        inputs = keras.Input(SHAPE)
+        logits = layers.Dense(3)(layers.Flatten()(inputs))
+        with pytest.raises(ValueError, match=r"must return logits, but its last layer .* applies softmax"):
+            MACERModel(keras.Model(inputs, last(logits)), 0.25)
+        # Probabilities that are only a part of the logits are none.
+        MACERModel(keras.Model(inputs, logits + last(logits)), 0.25)
+
+    def test_probabilities_of_a_subclassed_classifier(self):
+        class Softmax(keras.Model):
+            def __init__(self):
+                super().__init__()
+                self.flatten, self.dense = layers.Flatten(), layers.Dense(3)
+
+            def call(self, images):
+                return keras.ops.softmax(self.dense(self.flatten(images)))
+
+        model = macer(Softmax())
+        model.compile("sgd")
+        with pytest.raises(ValueError, match=r"^Bad batch: the classifier returned probabilities instead of logits"):
+            fit(model, *data())
+
+    @pytest.mark.parametrize("nested", [keras.Sequential, lambda parts: parts[0], lambda parts: outer(parts[0])])
+    def test_a_classifier_that_cuts_pixels_off_to_whole_numbers(self, nested):
+        inputs = keras.Input(SHAPE, dtype="uint8")
+        classifier = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(layers.Rescaling(1 / 255)(inputs))))
+        with pytest.raises(ValueError, match=r"input is uint8, which cuts pixels.*; make its input float") as caught:
+            MACERModel(nested([classifier]), 0.25)
+        assert "\n" not in str(caught.value)
+        # Scaled to 0..255 first, it may: that is what its rounding is made for.
+        MACERModel(outer(classifier, layers.Rescaling(255.0)), 0.25)
+
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            (data()[1] + 0.5, "labels must be whole numbers"),
+            (np.full((12, 3), 1 / 3), "rows of one-hot labels must hold one 1"),
+            (np.zeros((12, 3)), "rows of one-hot labels must hold one 1"),
+            (np.full(12, np.nan), "labels must be whole numbers"),
+        ],
+    )
+    def test_labels_that_name_no_class(self, labels, message):
+        model = macer()
+        model.compile("sgd")
+        with pytest.raises(ValueError, match=message) as caught:
+            model.evaluate(data()[0], labels, verbose=0)
+        assert "\n" not in str(caught.value)
+
     def test_a_classifier_that_shows_its_output_only_when_called(self):
         class Rank3(keras.Model):
             def call(self, images):
@@ -678,6 +858,8 @@ class TestBadInput:
     def test_compile(self, options, message):
         with pytest.raises(ValueError, match=message):
             macer(gamma=15.0).compile("sgd", **options)
+        with pytest.raises(ValueError, match=r"gamma <= 14: .*Received: gamma=14.0000001"):
+            macer(gamma=14.0000001).compile("sgd", jit_compile=True)
         macer(gamma=14.0).compile("sgd", jit_compile=True)
 
 

@@ -140,7 +140,7 @@ class TestModel:
     def test_the_loss_is_the_mean_cross_entropy_of_the_attacked_copies(self):
         images, labels, _ = data(6)
         model = SmoothAdvModel(network(), 0.25, epsilon=0.5, attack_steps=3, num_samples=4, seed=3)
-        noise = model.draw_noise(tf.constant(images), 0)
+        noise = model.draw_noise(tf.constant(images), 0, training=False)
         attacked = attacks.pgd(model.classifier, images, labels, noise, 0.5, 3)
         logits = model.classifier(noisy_copies(attacked, noise)).numpy().reshape(6, 4, 3)
         log_softmax = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))

@@ -158,8 +158,9 @@ def test_the_classifier_sees_the_image_plus_sigma_times_the_addressed_noise():
         noisy_copies(image, 0.25, 8, example_id, noise.SELECTION, start, count)
         for image, example_id, start, count in zip(images, (77, 2**32 - 1, 5), (2, 0, 2**33), (10, 21, 4), strict=True)
     ]
-    assert [len(batch) for batch in seen] == [32, 32]
-    np.testing.assert_allclose(np.concatenate(seen)[:35], np.concatenate(expected), atol=1e-7)
+    drawn = seen[3:]  # it was tried on three batches before
+    assert [len(batch) for batch in drawn] == [32, 32]
+    np.testing.assert_allclose(np.concatenate(drawn)[:35], np.concatenate(expected), atol=1e-7)
 
 
 def test_passes_are_filled_across_images():
@@ -496,7 +497,7 @@ def test_of_several_images_the_one_with_bad_outputs_is_named():
     with pytest.raises(ValueError, match="NaN or infinite outputs for image 31; it cannot be certified") as caught:
         smoothed.votes(images, 10, 20, [5, 8, 31, 2])
     assert "\n" not in str(caught.value)
-    assert len(seen) == 1
+    assert len(seen) == 3 + 1  # it was tried on three batches before
     assert smoothed.votes(images[[0, 1, 3]], 10, 20).n.tolist() == [20] * 3
 
 
@@ -562,7 +563,7 @@ def test_one_trace_serves_every_image_range_and_rest():
     smoothed = SmoothedClassifier(Counting(), SIGMA, seed=1, micro_batch=7)
     for example_id in (0, 1, 2**31, 2**32 - 1):
         smoothed.votes(GOOD[:1], 10, 50 + example_id % 3, [example_id])
-    assert len(calls) == 1
+    assert len(calls) == 3 + 1  # it was tried on three batches before
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -609,3 +610,78 @@ def test_votes_carry_the_soft_moments_that_are_drawn(linear):
         np.testing.assert_array_equal(moments.selection_sums, selection.soft[beta][0])
     certified = certificates.certify(votes, 0.5, 0.001, "empirical-bernstein", beta=16.0)
     assert (certified.p_lower <= votes.soft[16.0].mean(votes.n).max(axis=1)).all()
+
+
+# What the base classifier must be
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool"])
+def test_a_classifier_that_takes_no_floats_is_refused(dtype):
+    inputs = keras.Input((2, 2, 1), dtype=dtype)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Rescaling(1 / 255)(inputs))))
+    with pytest.raises(ValueError, match=rf"input is {dtype}, which cuts pixels .* Received: input dtype {dtype}"):
+        SmoothedClassifier(model, SIGMA)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_a_classifier_of_other_floats_is_certified(dtype):
+    # A function of rounded pixels is a function of pixels.
+    inputs = keras.Input((2, 2, 1), dtype=dtype)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(inputs)))
+    assert SmoothedClassifier(model, SIGMA, seed=1).votes(random_images(2), 10, 20).n.tolist() == [20, 20]
+
+
+def heads(outputs):
+    """A model whose outputs are made of three dense layers by `outputs`."""
+    inputs = keras.Input((2, 2, 1))
+    flat = layers.Flatten()(inputs)
+    return keras.Model(inputs, outputs(*(layers.Dense(2, name=name)(flat) for name in "abc")))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "received"),
+    [
+        (lambda a, b, c: {"a": a, "b": b}, "a dict of a, b"),
+        (lambda a, b, c: {"a": a}, "a dict of a"),
+        (lambda a, b, c: [a, b, c], r"outputs of shapes \(None, 2\), \(None, 2\), \(None, 2\)"),
+    ],
+)
+def test_several_outputs_are_refused(outputs, received):
+    with pytest.raises(ValueError, match=rf"must return one tensor \[batch, classes\]; .* Received: {received}$") as e:
+        SmoothedClassifier(heads(outputs), SIGMA)
+    assert "\n" not in str(e.value)
+    assert SmoothedClassifier(heads(lambda a, b, c: [a]), SIGMA).classifier
+
+
+@pytest.mark.parametrize("outputs", [lambda flat: {"a": flat, "b": flat}, lambda flat: (flat, flat)])
+def test_several_outputs_that_show_only_in_a_call_are_refused_then(outputs):
+    model, _ = probe(lambda images: outputs(tf.reshape(images, [-1, 4])))
+    with pytest.raises(
+        ValueError, match=r"must return one tensor \[batch, classes\]. Received: (dict of a, b|tuple), 2"
+    ):
+        SmoothedClassifier(model, SIGMA).certify(random_images(1))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda x: layers.Dense(3, activation="softmax")(x),
+        lambda x: layers.Softmax()(layers.Dense(3)(x)),
+        lambda x: keras.ops.softmax(layers.Dense(3)(x)),
+        lambda x: layers.Activation("linear")(layers.Softmax()(layers.Dense(3)(x))),
+    ],
+)
+def test_soft_votes_of_probabilities_are_refused_and_hard_ones_are_not(end):
+    inputs = keras.Input((2, 2, 1))
+    model = keras.Model(inputs, end(layers.Flatten()(inputs)))
+    with pytest.raises(ValueError, match="Soft votes at betas are of logits, and the classifier returns probabilities"):
+        SmoothedClassifier(model, SIGMA, betas=(1.0,))
+    assert SmoothedClassifier(model, SIGMA).votes(random_images(1), 10, 20).n.tolist() == [20]
+
+
+def test_a_classifier_of_images_of_any_size_is_tried_when_the_first_are_drawn():
+    inputs = keras.Input((None, None, 1))
+    pooled = layers.GlobalAveragePooling2D()(layers.Conv2D(3, 2)(inputs))
+    model = keras.Model(inputs, pooled - keras.ops.mean(pooled, axis=0, keepdims=True))
+    with pytest.raises(ValueError, match="depends on the rest of its batch"):
+        SmoothedClassifier(model, SIGMA).certify(random_images(1))

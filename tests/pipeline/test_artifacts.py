@@ -1,11 +1,13 @@
 """Fingerprints say what is in a directory; files and directories are finished whole or not at all."""
 
 import os
+import shutil
 
 import pytest
 
 from pipeline import artifacts
 from pipeline.artifacts import Artifact, finish_directory, write_text
+from pipeline.errors import InputError
 from serving.files import fingerprint
 
 
@@ -77,3 +79,20 @@ def test_a_finished_directory_is_never_replaced(tmp_path):
     with pytest.raises(OSError, match="not empty"):
         finish_directory(tmp_path / "d.unfinished", tmp_path / "d")
     assert (tmp_path / "d" / "file").read_text() == "d"
+
+
+def test_a_private_copy_is_what_was_fingerprinted_or_refused(tmp_path):
+    (tmp_path / "made" / "b").mkdir(parents=True)
+    (tmp_path / "made" / "b" / "text").write_text("text")
+    (tmp_path / "made" / ".DS_Store").write_text("litter")
+    artifact = artifacts.Artifact.of(tmp_path / "made")
+    for _ in range(2):  # The second time over the first.
+        copy = artifacts.private_copy(artifact, tmp_path / "copy")
+        assert [path.relative_to(copy).as_posix() for path in sorted(copy.rglob("*"))] == ["b", "b/text"]
+        assert artifacts.Artifact.of(copy).fingerprint == artifact.fingerprint
+    (tmp_path / "made" / "b" / "text").write_text("tex.")
+    with pytest.raises(InputError, match="was changed while this command ran; run the same command again"):
+        artifacts.private_copy(artifact, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "made")
+    with pytest.raises(InputError, match=r"Cannot copy .*made to .*copy \(No such file or directory\)"):
+        artifacts.private_copy(artifact, tmp_path / "copy")

@@ -49,7 +49,7 @@ def certify(tmp_path):
         source = examples_lib.Source(str(examples))
         sampler = certification.Sampler(str(model), source, sigma, seed, plan.betas)
         num_classes = examples_lib.read(examples).num_classes
-        votes = VoteStore(tmp_path / store, {"n0": plan.n0}, plan.first_look, num_classes, plan.betas)
+        votes = VoteStore(tmp_path / store / "votes", {"n0": plan.n0}, plan.first_look, num_classes, plan.betas)
         outcome = certification.run(
             sampler, np.asarray(ids), num_classes, plan, votes, labels=labels, num_workers=num_workers
         )  # fmt: skip
@@ -88,8 +88,21 @@ class Lines:
         return sum(chunk.count for chunk in drawn)
 
 
-def ledger_key(directory):
-    return next(directory.glob("*.jsonl")).name.partition("-")[0]
+def ledgers(store):
+    """The ledgers of a folder that `certify` made, the oldest first."""
+    return sorted((store / "votes").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def lines_of(store):
+    """The name of a ledger of a folder that `certify` made, its first line, and the lines of all."""
+    lines = [path.read_text().splitlines() for path in ledgers(store)]
+    return ledgers(store)[0].name, lines[0][0], [line for one in lines for line in one[1:]]
+
+
+def leave_ledger(store, name, lines, torn):
+    """A folder as a killed run leaves it: a ledger, but for its last `torn` characters."""
+    (store / "votes").mkdir(parents=True)
+    (store / "votes" / name).write_text("\n".join(lines)[:-torn])
 
 
 @pytest.fixture
@@ -124,18 +137,15 @@ def test_votes_half_drawn_give_the_same_and_only_the_rest_is_drawn(
     undisturbed = text(certify(small_model, digit_examples, range(4), store="undisturbed"))
     assert "drawn before" not in capsys.readouterr().out
     assert drawn.samples() == 4 * (N0 + N)
-    lines = [line for path in (tmp_path / "undisturbed").glob("*.jsonl") for line in path.read_text().splitlines()]
+    name, first, lines = lines_of(tmp_path / "undisturbed")
     assert len(lines) == 4 * (1 + 7)
     lines.sort(key=lambda line: json.loads(line.partition(" ")[2])[2])  # selection comes first
     monkeypatch.undo()
     monkeypatch.setattr(job, "SAMPLES_PER_CHUNK", 100)
     drawn = Lines(monkeypatch)
 
-    (tmp_path / "resumed").mkdir()
     # Half of the chunks, the last one torn: it is drawn again.
-    (tmp_path / "resumed" / f"{ledger_key(tmp_path / 'undisturbed')}-killed.jsonl").write_text(
-        "\n".join(lines[:16])[:-5]
-    )
+    leave_ledger(tmp_path / "resumed", name, [first, *lines[:16]], torn=5)
     assert text(certify(small_model, digit_examples, range(4), store="resumed")) == undisturbed
     before = sum(json.loads(line.partition(" ")[2])[4] for line in lines[:15])
     assert drawn.samples() == 4 * (N0 + N) - before
@@ -155,10 +165,10 @@ def test_shards_of_other_machines_merge_by_copying(certify, small_model, digit_e
     for name, ids in (("first", range(3)), ("second", range(2, 6))):
         certify(small_model, digit_examples, ids, store=name)
     assert drawn.samples() == 7 * (N0 + N)
-    merged = tmp_path / "merged"
-    merged.mkdir()
+    merged = tmp_path / "merged" / "votes"
+    merged.mkdir(parents=True)
     for name in ("first", "second"):
-        (shard,) = (tmp_path / name).glob("*.parquet")
+        (shard,) = (tmp_path / name / "votes").glob("*.parquet")
         shard.rename(merged / shard.name)
     # Image 2 is in both, and counts once.
     assert text(certify(small_model, digit_examples, range(6), store="merged")) == whole
@@ -172,7 +182,7 @@ def test_more_samples_later_extend_and_the_bound_allows_for_the_look(
     drawn.samples()
     extended = certify(small_model, digit_examples, range(4), n=3 * N)
     assert drawn.samples() == 4 * 2 * N
-    assert f"first drawn for n={N}: these certificates are by the bound" in capsys.readouterr().out
+    assert f"first drawn for n0={N0}, n={N}: these certificates are by the bound" in capsys.readouterr().out
     about, _, votes, kinds = certificate_files.read(extended)
     assert about["is_first_look"] is False
     assert (kinds["hard"].bound, kinds["hard"].n) == ("anytime", 3 * N)
@@ -192,10 +202,23 @@ def test_more_samples_later_extend_and_the_bound_allows_for_the_look(
     assert (kinds["hard"].bound, kinds["hard"].n) == ("anytime", N // 2)
 
 
+def test_too_few_samples_after_a_look_are_told_of_the_look(certify, small_model, digit_examples):
+    """At alpha = 0.1 four votes are enough for Clopper-Pearson, and no less than eight for the bound after a look."""
+    certify(small_model, digit_examples, range(2), alpha=0.1)
+    with pytest.raises(InputError) as told:
+        certify(small_model, digit_examples, range(2), n=4, alpha=0.1)
+    message = str(told.value)
+    assert message.startswith(
+        f"Votes of this model, sigma and seed were first drawn for n={N}, so another n is a choice after a look and "
+        "its certificates are by the anytime-valid bound; --n 4 is too small for that. "
+    )
+    assert message.endswith(f" Or give n={N} again, or another --seed, whose votes are drawn anew.")
+
+
 def test_soft_certificates_are_refused_after_another_look(certify, small_model, digit_examples):
     soft = {"certify": "all", "betas": (16.0,)}
     certify(small_model, digit_examples, range(2), **soft)
-    with pytest.raises(InputError, match=f"first drawn for n={N}, and soft bounds hold for .* give another --seed"):
+    with pytest.raises(InputError, match=f"n0={N0}, n={N}, and soft bounds hold for .* give another --seed"):
         certify(small_model, digit_examples, range(2), n=2 * N, **soft)
 
 
@@ -285,14 +308,11 @@ def test_interrupted_anywhere_it_ends_the_same(
     undisturbed = certify(small_model, digit_examples, range(5), store="undisturbed", **run)
     total = drawn.samples()
     monkeypatch.setattr(VoteStore, "compact", compact)
-    ledgers = sorted((tmp_path / "undisturbed").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
-    lines = [line for path in ledgers for line in path.read_text().splitlines()]
+    name, first, lines = lines_of(tmp_path / "undisturbed")
     rng = np.random.default_rng(0)
     for place, kept in enumerate(rng.integers(1, len(lines), 3)):
         store = tmp_path / f"killed{place}"
-        store.mkdir()
-        key = ledger_key(tmp_path / "undisturbed")
-        (store / f"{key}-killed.jsonl").write_text("\n".join(lines[:kept])[: -int(rng.integers(1, 40))])
+        leave_ledger(store, name, [first, *lines[:kept]], torn=int(rng.integers(1, 40)))
         whole = sum(json.loads(line.partition(" ")[2])[4] for line in lines[: kept - 1])
         resumed = certify(small_model, digit_examples, range(5), store=store.name, **run)
         assert text(resumed) == text(undisturbed)
@@ -327,8 +347,8 @@ def test_memory_is_bounded_by_moving_ledgers_to_shards_on_the_way(
     monkeypatch.setattr(certification, "_VALUES_AT_ONCE", 40)  # four chunks
     monkeypatch.setattr(job, "SAMPLES_PER_CHUNK", 300)
     assert text(certify(small_model, digit_examples, range(6))) == expected
-    assert len(list((tmp_path / "votes").glob("*.parquet"))) == 6  # 6 + 18 chunks
-    assert list((tmp_path / "votes").glob("*.jsonl")) == []
+    assert len(list((tmp_path / "votes" / "votes").glob("*.parquet"))) == 6  # 6 + 18 chunks
+    assert ledgers(tmp_path / "votes") == []
 
 
 def test_before_sampling_it_says_how_much_and_how_long(certify, small_model, digit_examples, capsys):
@@ -349,7 +369,7 @@ def test_an_image_that_fails_stops_no_other(small_model, digit_examples, tmp_pat
         plan = SamplingPlan(N0, N, ALPHA)
         outcome = certification.run(
             certification.Sampler(str(small_model), source, SIGMA, SEED), np.arange(8), 10, plan,
-            VoteStore(tmp_path / name, {}, plan.first_look, 10), num_workers=num_workers,
+            VoteStore(tmp_path / name / "votes", {}, plan.first_look, 10), num_workers=num_workers,
         )  # fmt: skip
         certificate_files.write(tmp_path / name, outcome, plan, SIGMA, "float32")
         return outcome.failures, [json.loads(line) for line in text(tmp_path / name).splitlines()]
@@ -371,12 +391,28 @@ class Damaged:
     def open(self):
         images = self.source.open()
 
-        def image(image_id):
+        def image(image_id, digest=None):
             if image_id == 2:
                 raise images_lib.ImageError("it is damaged")
-            return images.image(image_id)
+            return images.image(image_id, digest)
 
         return SimpleNamespace(image=image, digest=images.digest)
+
+
+def test_two_betas_are_two_kinds_however_near_they_are():
+    plan = SamplingPlan(N0, N, ALPHA, "all", (16.0, 16.0000001))
+    hoeffding = [name for name, bound, _ in plan.kinds if bound == "hoeffding"]
+    assert hoeffding == ["soft-hoeffding-16", "soft-hoeffding-16.0000001"]
+
+
+def test_what_a_killed_run_could_not_read_is_tried_again(small_model, digit_examples, tmp_path):
+    plan = SamplingPlan(N0, N, ALPHA)
+    store = VoteStore(tmp_path / "votes", {}, plan.first_look, 10)
+    store.ledger().record([], {2: "it is damaged"})
+    source = examples_lib.Source(str(digit_examples))
+    sampler = certification.Sampler(str(small_model), source, SIGMA, SEED)
+    outcome = certification.run(sampler, np.arange(4), 10, plan, store, num_workers=2)
+    assert (outcome.failures, outcome.ids.tolist()) == ({}, [0, 1, 2, 3])
 
 
 def test_an_image_that_is_changed_meanwhile_has_no_certificate(small_model, digit_examples, tmp_path):
@@ -425,14 +461,53 @@ def test_a_missing_model_is_one_line(certify, digit_examples, tmp_path):
         certify(tmp_path / "model.keras", digit_examples, range(3))
 
 
-def test_a_worker_s_error_is_one_line(certify, small_model, digit_examples, monkeypatch):
-    def process(self, chunks):
+def test_a_worker_s_error_is_one_line_and_beam_prints_no_page(certify, small_model, digit_examples, monkeypatch, capfd):
+    def record(self, pieces, failures):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(certification.DrawVotes, "process", process)
+    monkeypatch.setattr(LedgerWriter, "record", record)
     with pytest.raises(RuntimeError, match="A certification worker failed: OSError: No space left on") as error:
         certify(small_model, digit_examples, range(3))
     assert "\n" not in str(error.value)
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_full_disk_under_the_log_as_well_ends_certification(certify, small_model, digit_examples, monkeypatch):
+    """Where neither votes nor what is said of it can be written: it waits for no worker that died of that."""
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(LedgerWriter, "record", full)
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(write=full, flush=full))
+    with pytest.raises(RuntimeError, match="A certification worker failed: OSError: No space left on"):
+        certify(small_model, digit_examples, range(3))
+
+
+def test_workers_that_have_nothing_in_hand_and_never_end_are_an_error(
+    certify, small_model, digit_examples, monkeypatch
+):
+    class Stuck(certification.FnApiRunner):
+        def run_pipeline(self, *_):
+            time.sleep(3600)
+
+    monkeypatch.setattr(certification, "FnApiRunner", Stuck)
+    monkeypatch.setattr(certification, "_SECONDS_OF_SILENCE", 0.5)
+    with pytest.raises(RuntimeError, match="A certification worker failed: no worker answers any more"):
+        certify(small_model, digit_examples, range(3))
+
+
+def test_another_n0_after_a_look_is_certified_at_half_of_alpha(certify, small_model, digit_examples, tmp_path):
+    """Its class may have been chosen for its votes, too: two events, of which each has half."""
+    certify(small_model, digit_examples, range(4))
+    plan = SamplingPlan(N0 + 1, N, ALPHA)
+    store = VoteStore(tmp_path / "votes" / "beside", {"n0": N0 + 1}, plan.first_look, 10)
+    sampler = certification.Sampler(str(small_model), examples_lib.Source(str(digit_examples)), SIGMA, SEED)
+    outcome = certification.run(sampler, np.arange(4), 10, plan, store, num_workers=2)
+    certified = plan.certificates(outcome.votes, SIGMA, outcome.share_of_alpha)["hard"]
+    expected = certificates.certify(outcome.votes, SIGMA, ALPHA / 2, bound="anytime")
+    np.testing.assert_array_equal(certified.radii, expected.radii)
+    assert (outcome.is_first_look, certified.alpha, certified.bound) == (False, ALPHA, "anytime")
 
 
 def test_lines_are_in_the_order_of_ids_with_all_their_digits(certify, small_model, digit_examples):

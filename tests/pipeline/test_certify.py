@@ -1,17 +1,27 @@
 """Certifying anyone's classifier: every kind of file, the library's own certificates, failed images, refusals."""
 
+import importlib
+import itertools
 import json
+import os
+import pkgutil
 import re
+import shutil
 import signal
+import sys
+import zipfile
+from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from macer_tf import logs
 from macer_tf.smoothing import SmoothedClassifier
-from pipeline import certify, classifiers, compare, vote_store
+from pipeline import certificate_files, certify, classifiers, compare, vote_store
 from pipeline.errors import InputError
 
 SETTINGS = ("--sigma", "0.5", "--n0", "20", "--n", "300", "--alpha", "0.01", "--seed", "3", "--num_workers", "2")
@@ -46,6 +56,7 @@ def run(tmp_path, capsys):
 
 
 def saved(classifier, tmp_path, kind):
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / f"saved{kind}"
     if kind:
         classifier.save(path)
@@ -171,6 +182,62 @@ def test_an_archive_with_labels(run, model, digits, tmp_path):
     assert "Certified accuracy at l2 radius" in out
 
 
+def test_folders_are_numbered_as_a_file_says(run, model, digits, tmp_path):
+    for name in ("seven", "two"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / name / "a.png")
+    status, _, err = run("--model", model, "--images", tmp_path / "images")
+    assert status == 2
+    assert err == (
+        "error: The model has 10 classes, the images have 2, seven, two: their numbers must mean the same. Number the "
+        "folders by --classes, or make an empty one for each class that is not there.\n"
+    )
+    (tmp_path / "classes.csv").write_text("two,2\nseven,7\n")
+    assert run("--model", model, "--images", tmp_path / "images", "--classes", tmp_path / "classes.csv")[0] == 0
+    assert logs.read(tmp_path / "output" / "certificates.tsv").labels.tolist() == [7, 2]
+    (tmp_path / "classes.csv").write_text("two,2\nseven,17\n")
+    _, _, err = run("--model", model, "--images", tmp_path / "images", "--classes", tmp_path / "classes.csv")
+    assert err.endswith(
+        "the images have 18: their numbers must mean the same. Image 0 is of class 17; accepted: 0 to 9.\n"
+    )
+
+
+def test_an_archive_that_is_replaced_after_it_was_read_is_certified_as_it_was_read(
+    run, model, digits, tmp_path, monkeypatch
+):
+    """Otherwise the labels of one archive would stand beside the votes on another's images."""
+    from pipeline import images as images_lib
+
+    np.savez(tmp_path / "some.npz", images=digits[0][:2], labels=digits[1][:2])
+    assert run("--model", model, "--images", tmp_path / "some.npz")[0] == 0
+    expected = (tmp_path / "output" / "certificates.tsv").read_text()
+    open_archive = images_lib.Archive.open
+
+    def replace_after(source):
+        opened = open_archive(source)
+        np.savez(tmp_path / "some.npz", images=digits[0][[0, 5]], labels=digits[1][[0, 5]])
+        return opened
+
+    monkeypatch.setattr(images_lib.Archive, "open", replace_after)
+    shutil.rmtree(tmp_path / "output")
+    assert run("--model", model, "--images", tmp_path / "some.npz")[0] == 0
+    assert (tmp_path / "output" / "certificates.tsv").read_text() == expected
+
+
+def test_names_of_files_command_no_terminal_and_reasons_are_the_same_in_every_run(run, model, folder, tmp_path):
+    (folder / "03.png").rename(folder / "\x1b[2J\n03.png")
+    texts = []
+    for _ in range(2):
+        status, out, err = run("--model", model, "--images", folder)
+        assert (status, err) == (1, "")
+        assert "\x1b" not in out
+        texts.append((tmp_path / "output" / "failed.tsv").read_text())
+    assert texts[0] == texts[1]
+    assert texts[0].count("\n") == 2
+    assert "\x1b" not in texts[0]
+    assert " at 0x" not in texts[0]
+
+
 # Going on, and what comes of it
 
 
@@ -193,7 +260,52 @@ def test_the_same_command_draws_nothing_again_and_another_alpha_neither(run, mod
     assert [(tmp_path / "output" / name).read_bytes() for name in files] == first
     assert run(*arguments, settings=(*SETTINGS, "--alpha", "0.2"))[0] == 0
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["alpha"] == 0.2
-    assert sorted(path.name for path in (tmp_path / "output").iterdir()) == sorted([".lock", "votes", *files])
+    names = {path.name for path in (tmp_path / "output").iterdir()}
+    (results,) = (name for name in names if name.startswith("results-"))
+    assert names == {".lock", "votes", "results", results, *files}
+
+
+def test_results_of_two_runs_never_lie_side_by_side(run, model, tmp_path, monkeypatch):
+    """Stopped before each rename of the results: what is read is of the run before, or of this one."""
+    arguments = ("--model", model, "--dataset", "digits", "--max", "3")
+    assert run(*arguments)[0] == 0
+    output = tmp_path / "output"
+    replace, left = os.replace, [None]
+
+    def stopping(source, target):
+        if Path(target).parent == output and not left[0]:
+            raise OSError("stopped")
+        left[0] -= Path(target).parent == output
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", stopping)
+    alphas = []
+    for renames in range(12):
+        left[0] = renames
+        status, *_ = run(*arguments, settings=(*SETTINGS, "--alpha", "0.2"))
+        read = certificate_files.read(output)[0]["alpha"]
+        assert json.loads((output / "metrics.json").read_text())["alpha"] == read
+        alphas.append(read)
+        if status == 0:
+            break
+    assert status == 0
+    assert alphas == [0.01] * renames + [0.2]
+    assert renames >= 5
+
+
+def test_a_copy_without_links_is_certified_anew_and_whole(run, model, tmp_path):
+    arguments = ("--model", model, "--dataset", "digits", "--max", "3")
+    assert run(*arguments)[0] == 0
+    output = tmp_path / "output"
+    output.rename(tmp_path / "linked")
+    shutil.copytree(tmp_path / "linked", output)  # follows links
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert f"{output / 'results'} is in the way" in err
+    shutil.rmtree(output / "results")
+    assert run(*arguments, settings=(*SETTINGS, "--alpha", "0.2"))[0] == 0
+    assert certificate_files.read(output)[0]["alpha"] == 0.2
+    assert all(path.is_symlink() for path in output.glob("certificat*"))
 
 
 def test_hard_and_soft_certificates_in_one_table_and_one_figure(run, model, tmp_path):
@@ -203,6 +315,10 @@ def test_hard_and_soft_certificates_in_one_table_and_one_figure(run, model, tmp_
     assert status == 0
     kinds = ["hard", "soft-hoeffding-1", "soft-hoeffding-16", "soft-bernstein-1", "soft-bernstein-16"]
     assert re.findall(r"^(hard|soft-\S+) ", out, re.MULTILINE) == kinds
+    assert (
+        "bound: clopper-pearson (hard), hoeffding (soft-hoeffding-1, soft-hoeffding-16), empirical-bernstein "
+        "(soft-bernstein-1, soft-bernstein-16); "
+    ) in out
     output = tmp_path / "output"
     metrics = json.loads((output / "metrics.json").read_text())
     assert list(metrics["certificates"]) == kinds
@@ -230,7 +346,7 @@ def test_adaptive_budgets(run, model, tmp_path):
     # Another question of the same votes, by the bound that allows for looks.
     status, out, _ = run(*on_digits, "--budget", "adaptive", "--precision", "0.05", settings=settings)
     assert status == 0
-    assert "first drawn for n=5,000, radius=0.1: these certificates are by the bound" in out
+    assert "first drawn for n0=20, n=5,000, radius=0.1: these certificates are by the bound" in out
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["bound"] == "anytime"
 
 
@@ -253,12 +369,15 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         (ours, "Give the images by --dataset or by --images, one of them."),
         ((*on_digits, "--images", folder), "Give the images by --dataset or by --images, one of them."),
         ((*ours, "--images", folder, "--split", "test"), "--split is for --dataset, not for --images."),
+        ((*on_digits, "--classes", "x"), "--classes is for the folders of --images, not for --dataset."),
         (("--model", tmp_path / "none.keras", "--dataset", "digits"), "There is no model"),
         (("--model", tmp_path / "text.txt", "--dataset", "digits"), "A model is a .keras, .h5, .hdf5 file or"),
         (("--model", folder, "--dataset", "digits"), "A model is a .keras, .h5, .hdf5 file or"),
-        ((*ours, "--images", tmp_path / "nowhere"), "nowhere"),
+        ((*ours, "--images", tmp_path / "no\x1b[2J\nwhere"), r"There is no folder or file"),
+        ((*ours, "--images", tmp_path / "no\x1b[2J\nwhere"), r"no\x1b[2J\nwhere"),
+        ((*ours, "--images", tmp_path / "text.txt"), "or in an .npz file with the arrays images and labels"),
         ((*ours, "--images", tmp_path / "eleven.npz"), "The model has 10 classes, the images have 11"),
-        ((*on_digits, "--start", "360"), "leave none of the 360 images"),
+        ((*on_digits, "--start", "360"), "--start 360 leaves none of the 360 images"),
         ((*on_digits, "--skip", "0"), "--skip must be a whole number from 1. Received: 0"),
         ((*on_digits, "--n", "3", "--alpha", "0.001"), "--n is too small. No image could be certified"),
         ((*on_digits, "--modle", "x"), "Unknown argument --modle. Did you mean --model"),
@@ -309,3 +428,301 @@ def test_ctrl_c_is_not_lost_where_an_exception_would_be(run, model, monkeypatch,
     monkeypatch.setattr("pipeline.certification.run", lose)
     run("--model", model, "--dataset", "digits")
     assert ended == [130]
+
+
+# What is certified is what was there
+
+
+@pytest.fixture
+def two_models(classifier):
+    """Two classifiers that differ in what they return."""
+    other = keras.models.clone_model(classifier)
+    rng = np.random.default_rng(5)
+    other.set_weights([rng.normal(0, 1, weight.shape) for weight in classifier.get_weights()])
+    return classifier, other
+
+
+def replaced(path, other):
+    """Puts another model where one is, as a training that goes on does."""
+    if path.is_dir():
+        shutil.rmtree(path)
+        shutil.copytree(other, path)
+    else:
+        shutil.copyfile(other, path)
+
+
+@pytest.mark.parametrize("kind", ["", ".keras"])
+@pytest.mark.parametrize(
+    "before",
+    ["keras.models.load_model", "tensorflow.saved_model.load", "pipeline.certification.run",
+     "pipeline.classifiers.fingerprint", "pipeline.certification.Sampler.load"],
+)  # fmt: skip
+def test_a_model_replaced_at_any_moment_gets_no_other_models_votes(
+    run, two_models, digits, tmp_path, monkeypatch, kind, before
+):
+    paths = [saved(model, tmp_path / name, kind) for name, model in zip("ab", two_models, strict=True)]
+    path = saved(two_models[0], tmp_path / "used", kind)
+    function, calls = pkgutil.resolve_name(before), []
+
+    def replacing(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            replaced(path, paths[1])
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(before, replacing)
+    on_digits = ("--dataset", "digits", "--skip", "30", "--skip_wrong", "no")
+    assert run("--model", path, *on_digits)[0] == 0
+    monkeypatch.undo()
+    if calls:
+        # Its votes are found again under the fingerprint of what they are of, and of nothing else.
+        for model, expected in zip(paths, two_models, strict=True):
+            replaced(path, model)
+            assert run("--model", path, *on_digits)[0] == 0
+            ids = np.arange(0, 360, 30)
+            right = SmoothedClassifier(expected, 0.5, seed=3).certify(
+                digits[0][1437:][ids], 20, 300, 0.01, example_ids=ids
+            )
+            log = logs.read(tmp_path / "output" / "certificates.tsv")
+            np.testing.assert_array_equal(log.predictions, right.predictions)
+            np.testing.assert_array_equal(log.radii, right.radii)
+    assert not (tmp_path / "output" / ".model").exists()
+
+
+def test_it_tells_that_the_model_is_another_by_now(run, two_models, tmp_path, monkeypatch):
+    path, other = (saved(model, tmp_path / name, ".keras") for name, model in zip("ab", two_models, strict=True))
+    function = vote_store.VoteStore.compact
+    monkeypatch.setattr(vote_store.VoteStore, "compact", lambda store: (function(store), replaced(path, other)))
+    status, out, _ = run("--model", path, "--dataset", "digits", "--max", "2")
+    assert status == 0
+    assert f"{path} has been replaced since then: the certificates are of what was there before." in out
+
+
+def test_a_model_that_is_written_to_all_the_time_is_refused(model, tmp_path, monkeypatch):
+    path, texts = tmp_path / "changing.keras", itertools.count()
+    copy = shutil.copyfile
+    monkeypatch.setattr(shutil, "copyfile", lambda *paths: (copy(*paths), path.write_text(f"{next(texts)}")))
+    path.write_text("")
+    with pytest.raises(InputError, match=r"changing\.keras is being written to; wait until that is done"):
+        classifiers.snapshot(path, tmp_path / "copy").__enter__()
+    assert not (tmp_path / "copy").exists()
+
+
+def test_what_a_killed_run_left_of_the_model_is_removed(run, model, tmp_path):
+    left = tmp_path / "output" / ".model"
+    left.mkdir(parents=True)
+    (left / model.name).write_bytes(b"half a mod")
+    (left / "other").write_bytes(b"")
+    assert run("--model", model, "--dataset", "digits", "--max", "1")[0] == 0
+    assert not left.exists()
+
+
+# Models that are not as they should be
+
+
+def head(*outputs, dtype="float32", shape=(8, 8, 1)):
+    """A model with a dense layer for each size in `outputs`, which may also be a dict of them."""
+    keras.utils.set_random_seed(0)
+    images = keras.Input(shape, dtype=dtype)
+    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(images))
+    if isinstance(outputs[0], dict):
+        return keras.Model(images, {name: keras.layers.Dense(size)(flat) for name, size in outputs[0].items()})
+    made = [keras.layers.Dense(size, name=f"head{i}")(flat) for i, size in enumerate(outputs)]
+    return keras.Model(images, made if len(made) > 1 else made[0])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "bool"])
+def test_a_classifier_of_whole_numbers_is_refused(run, tmp_path, dtype):
+    path = saved(head(10, dtype=dtype), tmp_path, ".keras")
+    status, _, err = run("--model", path, "--dataset", "digits")
+    assert (status, err.count("\n")) == (2, 1)
+    assert (
+        f"saved.keras cannot be certified. The classifier's input is {dtype}, which cuts pixels in [0, 1] off to whole "
+        "numbers; make its input float"
+    ) in err
+
+
+@pytest.mark.parametrize("kind", ["", ".keras"])
+@pytest.mark.parametrize("outputs", [(10, 3), ({"digit": 10, "style": 3},)])
+def test_of_several_outputs_the_one_that_is_named_is_certified(run, digits, tmp_path, kind, outputs):
+    model = head(*outputs)
+    path = saved(model, tmp_path, kind)
+    on_digits = ("--model", path, "--dataset", "digits", "--max", "2", "--skip_wrong", "no")
+    status, _, err = run(*on_digits)
+    assert (status, err.count("\n")) == (2, 1)
+    names = re.search(r"has outputs (\S+), (\S+): say which counts \(model_output\)\. Received: none", err).groups()
+    first = next(iter(model.output.values())) if isinstance(model.output, dict) else model.output[0]
+    assert run(*on_digits, "--model_output", names[0])[0] == 0
+    right = SmoothedClassifier(keras.Model(model.inputs, first), 0.5, seed=3).certify(
+        digits[0][1437:1439], 20, 300, 0.01
+    )
+    np.testing.assert_array_equal(logs.read(tmp_path / "output" / "certificates.tsv").radii, right.radii)
+    # Another output is another classifier, with votes of its own; here, with other classes than the digits have.
+    assert "The model has 3 classes" in run(*on_digits, "--model_output", names[1])[2]
+    assert "Received: third" in run(*on_digits, "--model_output", "third")[2]
+
+
+def test_which_of_one_output_need_not_be_said(run, model):
+    status, _, err = run("--model", model, "--dataset", "digits", "--model_output", "logits")
+    assert status == 2
+    assert "has one output; which one need not be said. Received: logits" in err
+
+
+OWN = """
+import keras
+
+{decorator}
+class Twice(keras.layers.Layer):
+    def call(self, images):
+        return {factor} * images
+
+class Net(keras.Model):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.parts = [Twice(), keras.layers.Flatten(), keras.layers.Dense(10)]
+
+    def call(self, images):
+        for part in self.parts:
+            images = part(images)
+        return images
+"""
+
+
+@pytest.fixture
+def own_layers(tmp_path, monkeypatch):
+    """A function: text of the module `own_layers` in the current folder -> the module, imported anew."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text):
+        forget()
+        (tmp_path / "own_layers.py").write_text(text)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(tmp_path)
+            module = importlib.import_module("own_layers")
+        forget()
+        return module
+
+    def forget():
+        sys.modules.pop("own_layers", None)
+        keras.saving.get_custom_objects().clear()
+
+    registered = dict(keras.saving.get_custom_objects())
+    yield write
+    forget()
+    keras.saving.get_custom_objects().update(registered)
+
+
+@pytest.mark.parametrize("decorator", ["", "@keras.saving.register_keras_serializable('own')"])
+@pytest.mark.parametrize("kind", [".keras", ".h5", "subclassed"])
+def test_a_model_with_layers_of_its_own_needs_the_module_that_defines_them(run, own_layers, tmp_path, kind, decorator):
+    module = own_layers(OWN.format(decorator=decorator, factor=2))
+    if kind == "subclassed":
+        model, kind = module.Net(), ".keras"
+        model(np.zeros((1, 8, 8, 1), np.float32))
+    else:
+        model = keras.Sequential(
+            [keras.Input((8, 8, 1)), module.Twice(), keras.layers.Flatten(), keras.layers.Dense(10)]
+        )
+    on_digits = ("--model", saved(model, tmp_path, kind), "--dataset", "digits", "--max", "2")
+    status, _, err = run(*on_digits)
+    assert (status, err.count("\n")) == (2, 1)
+    assert re.search(r"holds (Twice|Net), which is not Keras' own: it is loaded only together with the module", err)
+    status, out, err = run(*on_digits, "--custom_objects", "own_layers")
+    assert (status, err) == (0, "")
+    assert "drawn before" not in out
+    assert "samples were drawn before" in run(*on_digits, "--custom_objects", "own_layers")[1]
+    # Other code is another classifier.
+    own_layers(OWN.format(decorator=decorator, factor=3))
+    assert "drawn before" not in run(*on_digits, "--custom_objects", "own_layers")[1]
+
+
+def test_a_module_that_cannot_be_imported_is_told(run, own_layers, model):
+    on_digits = ("--model", model, "--dataset", "digits")
+    assert "There is no module no_such_module to import" in run(*on_digits, "--custom_objects", "no_such_module")[2]
+    assert "--custom_objects must be a module such as" in run(*on_digits, "--custom_objects", "own_layers.py/x")[2]
+    (Path.cwd() / "own_layers.py").write_text("1 / 0")
+    assert "Cannot import own_layers (ZeroDivisionError" in run(*on_digits, "--custom_objects", "own_layers")[2]
+
+
+def of_keras_2(path, change):
+    """A file as Keras 2 writes it: the configuration changed by `change`, and Keras' version."""
+    if path.suffix == ".h5":
+        with h5py.File(path, "r+") as file:
+            file.attrs["model_config"] = change(file.attrs["model_config"])
+            file.attrs["keras_version"] = "2.15.0"
+        return path
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    contents["config.json"] = change(contents["config.json"].decode())
+    contents["metadata.json"] = json.dumps({"keras_version": "2.15.0", "date_saved": "2024-01-01@00:00:00"})
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.replace('"depth_multiplier"', '"groups": 1, "depth_multiplier"'),
+        lambda config: re.sub(r'"module": "keras[\w.]*", "class_name": "(Functional|DepthwiseConv2D)"',
+                              r'"module": "keras.src.engine.functional", "class_name": "\1", "groups": 1', config)
+        .replace('"depth_multiplier"', '"groups": 1, "depth_multiplier"'),
+    ],
+    ids=["a layer", "a module"],
+)  # fmt: skip
+def test_a_file_of_keras_2_is_told_as_such(tmp_path, suffix, change):
+    inputs = keras.Input((8, 8, 1))
+    outputs = keras.layers.Dense(10)(keras.layers.Flatten()(keras.layers.DepthwiseConv2D(3)(inputs)))
+    path = of_keras_2(saved(keras.Model(inputs, outputs), tmp_path, suffix), change)
+    with pytest.raises(
+        InputError, match=r"was written by Keras 2 \(2\.15\.0\); save it as a SavedModel there"
+    ) as error:
+        classifiers.load(path)
+    assert "\n" not in str(error.value)
+    # One that Keras 3 can read is taken.
+    readable = of_keras_2(saved(keras.Model(inputs, outputs), tmp_path, suffix), lambda config: config)
+    assert classifiers.load(readable).output_shape == (None, 10)
+
+
+def test_a_saved_model_that_writes_files_is_run_only_on_trust(run, tmp_path):
+    written = tmp_path / "written"
+
+    class Writing(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 1], tf.float32)])
+        def __call__(self, images):
+            with tf.control_dependencies([tf.io.write_file(str(written), "x")]):
+                return tf.reshape(images, [-1, 64])[:, :10]
+
+    module = Writing()
+    tf.saved_model.save(module, str(tmp_path / "writes"), signatures=module.__call__)
+    on_digits = ("--model", tmp_path / "writes", "--dataset", "digits", "--max", "2")
+    status, _, err = run(*on_digits)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"The SavedModel {tmp_path / 'writes'} does more than compute: its operations WriteFile could" in err
+    assert "(trust_model=yes)" in err
+    assert not written.exists()
+    assert run(*on_digits, "--trust_model", "yes")[0] == 0
+    assert written.exists()
+
+
+@pytest.mark.parametrize("kind", ["", ".keras"])
+def test_a_model_whose_answer_depends_on_the_batch_is_refused(run, tmp_path, kind):
+    images = keras.Input((8, 8, 1))
+    flat = keras.layers.Flatten()(images)
+    flat = flat - keras.ops.mean(flat, axis=0, keepdims=True)
+    path = saved(keras.Model(images, keras.layers.Dense(10)(flat)), tmp_path, kind)
+    status, _, err = run("--model", path, "--dataset", "digits")
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"{path} cannot be certified. The classifier's output for an image depends on the rest of its batch" in err
+
+
+def test_soft_certificates_of_probabilities_are_refused_and_hard_ones_are_not(run, tmp_path):
+    model = keras.Sequential([head(10), keras.layers.Softmax()])
+    on_digits = ("--model", saved(model, tmp_path, ".keras"), "--dataset", "digits", "--max", "1")
+    status, _, err = run(*on_digits, "--certify", "all")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "Soft votes at betas are of logits, and the classifier returns probabilities" in err
+    assert run(*on_digits)[0] == 0

@@ -192,6 +192,52 @@ def test_a_line_cut_off_is_told(write_log):
     assert "Warning: a is not whole: line 5 was cut off and is left out." in remarks
 
 
+def test_settings_of_every_log_of_an_evaluation_and_of_a_sweep_are_known(write_evaluation, write_log, tmp_path):
+    of_kind = {"soft-hoeffding-16": {"acr": 0.1}}
+    folder = write_evaluation("ours", certificates={"hard": {}, **of_kind})
+    soft = compare.load(write_log("ours/certificates-soft-hoeffding-16.tsv", FIRST), "soft")
+    assert (soft.sigma, soft.n, soft.alpha) == (0.25, 1000, 0.001)
+    with pytest.raises(InputError, match=r"metrics\.json is damaged"):
+        compare.load(write_log("ours/certificates-other.tsv", FIRST), "other")
+    members = [{"sigma": 0.25 * i, "n": 10 * i, "alpha": 0.01, "num_images": 4} for i in (1, 2)]
+    (folder / "sweep.json").write_text(json.dumps({"members": members}))
+    for place in (1, 2):
+        member = compare.load(write_log(f"ours/{place}-lam-4.0.tsv", FIRST), "member")
+        assert (member.sigma, member.n, member.alpha) == (0.25 * place, 10 * place, 0.01)
+    with pytest.raises(InputError, match=r"sweep\.json is damaged"):
+        compare.load(write_log("ours/3-lam-4.0.tsv", FIRST), "none")
+    # Of anyone's log whose name happens to be like these, nothing is known.
+    assert compare.load(write_log("theirs/1-lam-4.0.tsv", FIRST), "theirs").sigma is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[1]", "null", '{"sigma": "x", "n": 1, "alpha": 0.1, "num_images": 4}', "[" * 100_000, "\xff",
+     '{"sigma": NaN, "n": 1, "alpha": 0.1, "num_images": 4}', '{"sigma": 1, "n": true, "alpha": 0.1, "num_images": 4}',
+     '{"sigma": 1, "n": -1, "alpha": 0.1, "num_images": 4}', '{"sigma": 1, "n": 1, "num_images": 4}'],
+)  # fmt: skip
+def test_a_damaged_description_beside_a_log_is_one_line(write_evaluation, line, content):
+    (write_evaluation("ours") / "metrics.json").write_bytes(content.encode("latin-1"))
+    assert "metrics.json is damaged; make the evaluation again." in line("ours")
+
+
+def test_names_of_files_command_no_terminal_and_are_no_formulas(write_log, run, tmp_path):
+    names = ["\x1b[2J\u202eb.tsv", "$\\frac{$.tsv", "\u65e5\u672c.tsv", "two\nlines.tsv"]
+    printed = run(*(write_log(name, FIRST) for name in names), "--output", tmp_path / "\x1b[2J.png")
+    assert "\x1b" not in printed
+    assert "\u202e" not in printed
+    assert r"\x1b[2J\u202eb" in printed
+    assert r"two\nlines" in printed
+
+
+def test_ctrl_c_is_status_130(write_log, monkeypatch, ctrl_c, capsys):
+    path = write_log("a.tsv", FIRST)
+    monkeypatch.setattr("pipeline.compare.load", lambda *_: ctrl_c())
+    with pytest.raises(SystemExit, match="130"):
+        compare.main([str(path)])
+    assert capsys.readouterr().err == "\nInterrupted. Nothing was written; run the same command again.\n"
+
+
 # Where logs are found
 
 
@@ -200,6 +246,14 @@ def test_run_folders_are_found_wherever_the_evaluation_lies(write_evaluation, tm
     for folder in ("root", "root/Evaluator-0123", "root/Evaluator-0123/evaluation"):
         entry = compare.load(tmp_path / folder, "name")
         assert (entry.sigma, entry.n, entry.alpha, len(entry.log.ids)) == (0.25, 1000, 0.001, 4)
+
+
+def test_what_is_unfinished_is_no_evaluation(write_evaluation, tmp_path, run):
+    write_evaluation("root/Evaluator-0123/evaluation")
+    write_evaluation("root/Evaluator-4567.unfinished/evaluation")
+    assert compare.load(tmp_path / "root", "name").sigma == 0.25
+    with pytest.raises(InputError, match="is neither an evaluation nor a pipeline root"):
+        compare.load((tmp_path / "root" / "Evaluator-0123").rename(tmp_path / "root" / ".old").parent, "name")
 
 
 def test_names_are_as_short_as_tells_them_apart(tmp_path):

@@ -1,19 +1,24 @@
 """ExampleGen, Evaluator, InfraValidator and Pusher, each by itself on small artifacts."""
 
+import hashlib
 import json
 import re
+import resource
 import shutil
+from importlib import import_module
 
 import numpy as np
 import pytest
 
+from pipeline import models, sealed
 from pipeline import settings as settings_lib
 from pipeline.artifacts import Artifact
 from pipeline.components import evaluator, example_gen, exporter, infra_validator, pusher
 from pipeline.errors import InputError
 from serving import card as card_lib
-from serving import validate
-from serving.blessing import reason_against
+from serving import manifest, validate
+from serving.blessing import judge
+from serving.export import export
 from tests.serving import saved_models
 
 IMAGES, LABELS = np.zeros((4, 8, 8, 1), np.uint8), np.arange(4)
@@ -60,6 +65,19 @@ def test_example_gen_writes_what_later_components_read(execution):
     np.testing.assert_array_equal(scaled, data.images["test"][[0, 359]] / np.float32(16))
 
 
+def test_examples_on_a_full_disk_are_told_in_one_line(write_examples, tmp_path):
+    images = np.zeros((40, 8, 8, 1), np.uint8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(
+            InputError, match=rf"^Cannot write {tmp_path}/examples \(.*\)\. Make room there and run the same"
+        ):
+            write_examples(images, np.zeros(40, np.int64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 # Five images of classes 0, 1, 2, 0, 1 at sigma 1, n = 100, alpha = 0.05:
 # correct at radius 1.0; correct at 0.5; wrong (class 0 at 2.0); abstained; correct at 0.0.
 ROWS = [(0, 0, 1.0), (1, 1, 0.5), (2, 0, 2.0), (0, -1, 0.0), (1, 1, 0.0)]
@@ -72,10 +90,12 @@ SETTINGS = {**PARAMETERS, "num_test_examples": None}
 class Evaluations:
     """Evaluates fake certificates in one root, as the orchestrator does."""
 
-    def __init__(self, root, examples):
-        self.root, self.examples = root, examples
+    def __init__(self, root, examples, trained):
+        self.root, self.examples, self.trained = root, examples, trained
 
-    def run(self, model, radii=None, num_test_examples=None, estimation=(60, 20, 20), **changed):
+    def run(
+        self, model, radii=None, num_test_examples=None, estimation=(60, 20, 20), bound="clopper-pearson", **changed
+    ):
         """Certifies correctly at `radii` if given, else as in ROWS -> the folder of the evaluation."""
         from pipeline import orchestrator
         from pipeline.orchestrator import Component
@@ -86,6 +106,7 @@ class Evaluations:
         def make_model(execution):
             (execution.outputs["model"] / "history.csv").write_text("epoch,loss\n1,2.5\n2,1.5\n")
             (execution.outputs["model"] / "name").write_text(model)
+            shutil.copy(self.trained, execution.outputs["model"] / "model.keras")
 
         def make_examples(execution):
             shutil.copytree(self.examples, execution.outputs["examples"], dirs_exist_ok=True)
@@ -99,18 +120,19 @@ class Evaluations:
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (execution.outputs["certificates"] / "certificates.jsonl").write_text(text)
             about = {name: PARAMETERS[name] for name in ("sigma", "alpha", "n0", "n")}
-            about["kinds"] = [{"name": "hard", "bound": "clopper-pearson", "beta": None}]
-            (execution.outputs["certificates"] / "certification.json").write_text(json.dumps(about))
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            about["kinds"] = [{"name": "hard", "bound": execution.parameters["bound"], "beta": None, "sha256": digest}]
+            (execution.outputs["certificates"] / "certification.json").write_text(sealed.dumps(about))
 
         settings = {
             **SETTINGS, "seed": 0, "min_accuracy": 0.4, "paper": None, "model": model,
             "rows": [list(row) for row in rows], "plan": {"Data": [["dataset", "tiny", "x"], ["method", "macer", "x"]]},
-            "num_test_examples": num_test_examples, **changed,
+            "num_test_examples": num_test_examples, "bound": bound, **changed,
         }  # fmt: skip
         components = [
             Component("Examples", (), ("examples",), (), make_examples),
             Component("Model", (), ("model",), ("model",), make_model),
-            Component("Fake", (), ("certificates",), ("rows", "num_test_examples"), make_certificates),
+            Component("Fake", (), ("certificates",), ("rows", "num_test_examples", "bound"), make_certificates),
             evaluator.LATEST_BLESSED,
             evaluator.EVALUATOR,
         ]
@@ -124,12 +146,12 @@ def no_report(monkeypatch):
 
 
 @pytest.fixture
-def evaluations(tmp_path, write_examples):
+def evaluations(tmp_path, write_examples, threshold_model):
     images = np.random.default_rng(0).integers(0, 16, (5, 4, 4, 1)).astype(np.uint8)
     labels = np.array([row[0] for row in ROWS])
     root = tmp_path / "root"
     root.mkdir()
-    return Evaluations(root, write_examples(images, labels, class_names=("a", "b", "c")))
+    return Evaluations(root, write_examples(images, labels, class_names=("a", "b", "c")), threshold_model(0.9))
 
 
 def read(folder, name):
@@ -247,6 +269,16 @@ def test_only_like_is_compared_with_like(evaluations, changed):
 
 
 @pytest.mark.usefixtures("no_report")
+def test_certificates_by_another_bound_are_not_compared(evaluations):
+    """As after a look: the same model's radii by the anytime-valid bound are smaller."""
+    evaluations.run("A", radii=[1.0, 1.0, 1.0, 1.0, 1.0])
+    looked = evaluations.run("B", radii=[0.9, 0.9, 0.9, 0.9, 0.9], bound="anytime")
+    assert read(looked, "metrics.json")["difference_to_last_blessed"] is None
+    again = evaluations.run("C", radii=[0.9, 0.9, 0.9, 0.9, 0.8], bound="anytime")
+    assert read(again, "metrics.json")["difference_to_last_blessed"]["baseline"] == str(looked)
+
+
+@pytest.mark.usefixtures("no_report")
 def test_the_last_comparable_model_counts_not_the_last_one(evaluations):
     evaluations.run("A", [1.0] * 5)
     evaluations.run("B", [0.5] * 5, num_test_examples=3)
@@ -290,21 +322,33 @@ def test_the_exporters_card_names_the_model_as_the_orchestrator_does(
 
 @pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(("min_accuracy", "reason"), [(0.6, None), (0.61, "certified accuracy at radius 0 is 0.600")])
-def test_what_the_evaluator_writes_is_a_blessing_to_the_pusher(evaluations, tmp_path, min_accuracy, reason):
-    folder = evaluations.run("A", min_accuracy=min_accuracy)
+def test_what_the_evaluator_writes_blesses_what_the_exporter_makes_of_the_same_model_alone(
+    evaluations, execution, write_examples, threshold_model, tmp_path, min_accuracy, reason
+):
+    folder = evaluations.run("A", min_accuracy=min_accuracy, sigma=0.5)
     (model,) = evaluations.root.glob("Model-*/model")
-    saved_model = saved_models.write(tmp_path / "saved_model")
-    card = {**saved_models.CARD, "sigma": 1.0, "model": Artifact.of(model).fingerprint}
-    (saved_model / "assets.extra" / card_lib.NAME).write_text(card_lib.to_json(card))
-    found = reason_against(folder / "blessing.json", saved_model)
+    examples = write_examples(np.zeros((2, 2, 2, 1), np.uint8), np.arange(2), class_names=("a", "b"), name="two")
+    parameters = {"n0": 10, "serving_n": 50, "alpha": 0.01}
+    run = execution({"model": model, "examples": examples}, ("saved_model",), parameters)
+    exporter.export_model(run)
+    saved_model = run.outputs["saved_model"]
+    _, found = judge(folder / "blessing.json", saved_model)
     assert found is None if reason is None else found.startswith(reason)
+    # The variables of another model of the same shapes, under everything else of this one.
+    shutil.copy(threshold_model(0.8), tmp_path / "other.keras")
+    export(models.load(tmp_path / "other.keras"), tmp_path / "other", n0=10, n=50, alpha=0.01)
+    shutil.rmtree(saved_model / "variables")
+    shutil.copytree(tmp_path / "other" / "variables", saved_model / "variables")
+    if reason is None:
+        assert "'variables/variables." in judge(folder / "blessing.json", saved_model)[1]
+        manifest.write(saved_model)
+        assert "is for other weights" in judge(folder / "blessing.json", saved_model)[1]
 
 
 @pytest.fixture
 def saved_model(tmp_path):
     from macer_tf import networks
     from macer_tf.model import MACERModel
-    from serving.export import export
 
     export(MACERModel(networks.small_cnn(), sigma=0.25, seed=0), tmp_path / "saved_model", n0=10, n=50, alpha=0.01)
     return tmp_path / "saved_model"
@@ -349,6 +393,7 @@ def test_a_damaged_saved_model_does_not_pass_and_says_why(execution, saved_model
 
 def test_a_model_that_does_not_answer_in_time_is_not_judged(execution, tmp_path, digit_examples, monkeypatch):
     monkeypatch.setattr(validate, "_TIMEOUT_SECONDS", 0.01)
+    (tmp_path / "no_model").mkdir()
     with pytest.raises(RuntimeError, match=r"did not answer within 0\.01 s"):
         infra(execution, tmp_path / "no_model", digit_examples)
 
@@ -437,3 +482,23 @@ def test_every_declared_parameter_is_a_setting():
     assert training <= set(TRAINER.parameters)
     # alpha and the threshold must not train or sample anew.
     assert not {"alpha", "n", "n0", "min_accuracy", "num_workers"} & set(TRAINER.parameters)
+
+
+@pytest.mark.parametrize("component", ["certifier", "exporter"])
+def test_a_model_that_is_not_what_was_finished_is_neither_certified_nor_exported(
+    execution, digit_examples, threshold_model, tmp_path, component
+):
+    (tmp_path / "trained").mkdir()
+    shutil.move(threshold_model(0.9), tmp_path / "trained" / "model.keras")
+    settings = {"num_test_examples": 2, "n0": 10, "n": 50, "serving_n": 50, "alpha": 0.01, "sigma": 0.5, "seed": 0,
+                "certify": "hard", "budget": "fixed", "beta": 16.0}  # fmt: skip
+    outputs = ("certificates", "saved_model")
+    inputs = {"model": tmp_path / "trained", "examples": digit_examples}
+    made = execution(inputs, outputs, settings)
+    with open(tmp_path / "trained" / "model.keras", "ab") as file:
+        file.write(b"changed")
+    module = import_module(f"pipeline.components.{component}")
+    with pytest.raises(InputError, match="was changed after it was finished"):
+        getattr(module, component.upper()).execute(made)
+    assert [list(made.outputs[name].iterdir()) for name in outputs] == [[], []]
+    assert not (made.scratch / "model").exists()

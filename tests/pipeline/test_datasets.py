@@ -253,6 +253,28 @@ def test_description_that_counts_too_few(tmp_path):
     assert "holds at least 9 examples where its description says 2" in refused("tiny", tmp_path)
 
 
+def test_description_that_counts_more_than_any_memory_holds(tmp_path):
+    directory = prepare(tmp_path)
+    info = json.loads((directory / "dataset_info.json").read_text())
+    for split in info["splits"]:
+        split["shardLengths"] = [str(10**15)]
+    (directory / "dataset_info.json").write_text(json.dumps(info))
+    assert "take 72000000.0 GB, too much for memory" in refused("tiny", tmp_path)
+
+
+def test_names_in_a_description_command_no_terminal(tmp_path):
+    directory = prepare(tmp_path)
+    (directory / "label.labels.txt").write_text("cat\x1b[2J\ndog\u202e\nemu")
+    assert datasets.load("tiny", tmp_path).class_names == (r"cat\x1b[2J", r"dog\u202e", "emu")
+
+
+def test_hidden_folders_are_no_data_sets(tmp_path):
+    directory = prepare(tmp_path)
+    shutil.copytree(directory, tmp_path / ".trash" / "1.0.0")
+    assert f"what is prepared in {tmp_path}: tiny" in refused("tyni", tmp_path)
+    assert ".trash" not in refused("tyni", tmp_path)
+
+
 def test_unreadable_description(tmp_path):
     directory = prepare(tmp_path)
     (directory / "dataset_info.json").write_text("{")

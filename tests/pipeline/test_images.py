@@ -1,8 +1,14 @@
 """Images of any source arrive as the pixels that are in it, under everybody's numbers, or with the reason why not."""
 
 import json
+import os
 import pickle
+import socket
+import struct
+import zipfile
+import zlib
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,8 +97,11 @@ def test_selection_is_the_fields(skip, multiple):
     ("settings", "said"),
     [
         ({"skip": 0}, "--skip must be a whole number from 1. Received: 0"),
-        ({"start": 10}, "--skip 1, --start 10 leave none of the 10 images."),
-        ({"skip": 20, "start": 1, "max": 5}, "--skip 20, --start 1, --max 5 leave none of the 10 images."),
+        ({"start": 10}, "--start 10 leaves none of the 10 images, which are from 0 to 9."),
+        (
+            {"skip": 20, "start": 1, "max": 5},
+            "--skip 20, --start 1, --max 5 leave none of the 10 images, which are from 0 to 9.",
+        ),
     ],
 )
 def test_an_empty_selection_is_refused(settings, said):
@@ -185,6 +194,76 @@ def test_a_class_that_is_a_link_counts(save, tmp_path):
     assert [opened.label(i) for i in opened.ids] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    "place", ["parent", "itself", "root of the disk", "sibling", "inside of a sibling", "loop outside"]
+)
+def test_a_folder_that_is_reached_in_two_ways_is_refused(save, tmp_path, place):
+    """Its images would count twice, or without end."""
+    save("cat/deep/a.png", pixels(0))
+    folder = tmp_path / "folder"
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "back").symlink_to(folder)
+    target = {
+        "parent": tmp_path, "itself": folder / "link", "root of the disk": "/", "sibling": folder / "cat",
+        "inside of a sibling": folder / "cat" / "deep", "loop outside": tmp_path / "outside",
+    }[place]  # fmt: skip
+    name = "cat/deep/link" if place in ("parent", "root of the disk") else "a_link"
+    if place == "itself":
+        (folder / "cat" / "link").symlink_to(folder)
+    else:
+        (folder / name).symlink_to(target)
+    assert "remove the link" in refused(images.Folder(str(folder), SHAPE))
+
+
+def test_links_to_folders_elsewhere_and_to_files_are_followed(save, tmp_path):
+    path = save("cat/a.png", pixels(0))
+    (path.parent / "b.png").symlink_to(path)
+    (path.parent / "c.png").hardlink_to(path)
+    (path.parent / "d.png").symlink_to(tmp_path / "gone.png")
+    opened = open_folder(tmp_path)
+    for i in range(3):
+        np.testing.assert_array_equal(opened.image(i) * 255, pixels(0))
+    with pytest.raises(images.ImageError, match=r"d\.png cannot be read \(No such file or directory\)"):
+        opened.image(3)
+
+
+def test_hidden_files_are_nobodys_content(save, tmp_path):
+    save("cat/a.png", pixels(0))
+    save("dog/b.png", pixels(1))
+    for name in ("cat/._a.png", ".git/x.png", "__MACOSX/cat/a.png", "dog/.ipynb_checkpoints/b.png", "cat/@eaDir/a.jpg"):
+        save(name, pixels(2))
+    for name in (".DS_Store", "cat/Thumbs.db", "dog/.DS_Store"):
+        (tmp_path / "folder" / name).touch()
+    opened = open_folder(tmp_path)
+    assert (opened.class_names, len(opened.ids)) == (("cat", "dog"), 2)
+
+
+def test_the_order_is_the_same_however_accents_are_spelt(save, tmp_path):
+    """U+00E9 comes behind z, e and U+0301 behind e: as some file systems give them back for the same name."""
+    orders = []
+    for place, name in enumerate(["caf\u00e9", "cafe\u0301"]):
+        for folder in (name, "cafz"):
+            save(f"../{place}/{folder}/a.png", pixels(0))
+        opened = images.Folder(str(tmp_path / str(place)), SHAPE, {"caf\u00e9": 7, "cafz": 3}).open()
+        orders.append([opened.label(i) for i in opened.ids])
+    assert orders == [[3, 7], [3, 7]]
+
+
+def test_class_numbers_are_those_that_are_given(save, tmp_path):
+    for name in ("cat", "dog", "emu"):
+        save(f"{name}/a.png", pixels(0))
+    numbers = {"emu": 0, "cat": 5, "dog": 5, "yak": 8}
+    opened = images.Folder(str(tmp_path / "folder"), SHAPE, numbers).open()
+    assert [opened.label(i) for i in opened.ids] == [5, 5, 0]
+    assert opened.class_names is None
+    del numbers["dog"]
+    assert refused(images.Folder(str(tmp_path / "folder"), SHAPE, numbers)).startswith(
+        "No class number is given for the sub-folders dog of"
+    )
+    save("../flat/a.png", pixels(0))
+    assert "Class numbers are for sub-folders" in refused(images.Folder(str(tmp_path / "flat"), SHAPE, numbers))
+
+
 def test_a_flat_folder_has_no_labels(save, tmp_path):
     save("b.png", pixels(0))
     save("a.jpg", pixels(1), quality=95)
@@ -210,9 +289,9 @@ def test_greyscale_and_palettes_are_taken_exactly(save, tmp_path):
     ("shape", "array", "mode", "said"),
     [
         (SHAPE, pixels(0, (6, 4, 3)), None, "bad.png is 6x4, not 4x6"),
-        (SHAPE, pixels(0), "RGBA", "bad.png is of the kind RGBA; accepted for 3 channels: 8-bit RGB, P, L, 1, opaque"),
-        ((4, 6, 1), pixels(0), None, "bad.png is of the kind RGB; accepted for 1 channels: 8-bit L, 1, opaque"),
-        ((4, 6, 1), pixels(0, (4, 6, 1)).astype(np.uint16) * 257, None, "bad.png is 16 bits deep"),
+        (SHAPE, pixels(0, (4, 6, 4)), None, "bad.png is not opaque: what lies behind it is not known; save it on a"),
+        ((4, 6, 1), pixels(0), None, "bad.png is of the kind RGB; accepted for 1 channel: 1, L, LA, I;16, opaque"),
+        ((4, 6, 1), pixels(0, (4, 6, 4)), None, "bad.png is of the kind RGBA; accepted for 1 channel"),
     ],
 )
 def test_an_image_of_another_kind_is_an_error_of_its_own(save, tmp_path, shape, array, mode, said):
@@ -223,6 +302,152 @@ def test_an_image_of_another_kind_is_an_error_of_its_own(save, tmp_path, shape, 
         opened.image(0)
     assert said in str(refusal.value)
     np.testing.assert_array_equal(opened.image(1), pixels(1, shape) / np.float32(255))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_opaque_throughout_is_taken_and_what_is_not_refused(tmp_path, mode):
+    (tmp_path / "folder").mkdir()
+    grey = pixels(0, (4, 6))
+    image = Image.fromarray(grey).convert(mode)
+    image.save(tmp_path / "folder" / "a.png", **({"transparency": bytes([255] * 256)} if mode == "P" else {}))
+    if mode == "P":
+        image.save(tmp_path / "folder" / "b.png", transparency=bytes([254] * 256))
+    else:
+        image.putalpha(254)
+        image.save(tmp_path / "folder" / "b.png")
+    opened = open_folder(tmp_path)
+    np.testing.assert_array_equal(opened.image(0), np.repeat(grey[..., None], 3, axis=-1) / np.float32(255))
+    with pytest.raises(images.ImageError, match=r"b\.png is not opaque"):
+        opened.image(1)
+
+
+def test_sixteen_bits_of_greyscale_are_scaled_by_their_own_largest_value(save, tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (4, 6, 1), np.uint16)
+    deep[0, :2, 0] = 0, 65535
+    save("a.png", deep)
+    opened, coloured = open_folder(tmp_path, (4, 6, 1)), open_folder(tmp_path)
+    np.testing.assert_allclose(opened.image(0), deep / 65535, rtol=1e-7)
+    assert (opened.image(0).min(), opened.image(0).max()) == (0, 1)
+    np.testing.assert_array_equal(coloured.image(0), np.repeat(opened.image(0), 3, axis=-1))
+
+
+def test_sixteen_bits_of_colour_are_refused(tmp_path):
+    """Pillow reads their upper halves and says nothing."""
+
+    def chunk(kind, content):
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    rows = b"".join(b"\0" + bytes(6 * 6) for _ in range(4))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.png").write_bytes(png + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    with pytest.raises(images.ImageError, match=r"a\.png is of the kind RGB, 16 bits deep; accepted for 3 channels"):
+        open_folder(tmp_path).image(0)
+
+
+def test_webp_and_bmp_are_taken_and_a_printers_colours_are_not(save, tmp_path):
+    save("a.webp", pixels(0), lossless=True)
+    save("b.BMP", pixels(1))
+    save("c.jpg", pixels(2), mode="CMYK")
+    opened = open_folder(tmp_path)
+    for i in (0, 1):
+        np.testing.assert_array_equal(opened.image(i), pixels(i) / np.float32(255))
+    with pytest.raises(
+        images.ImageError, match=r"c\.jpg is of the kind CMYK; accepted for 3 channels: 1, L, LA, I;16, RGB"
+    ):
+        opened.image(2)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp"])
+def test_what_moves_is_refused(save, tmp_path, name):
+    more = [Image.fromarray(pixels(1))]
+    save(name, pixels(0), save_all=True, append_images=more)
+    with pytest.raises(images.ImageError, match=r"is animated: it has 2 images"):
+        open_folder(tmp_path).image(0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_upright_as_their_orientation_says(save, tmp_path, orientation):
+    """The eight of EXIF's table: which side of the scene row 0 and column 0 of the file are."""
+    as_seen = pixels(0)
+    stored = {
+        1: as_seen, 2: as_seen[:, ::-1], 3: as_seen[::-1, ::-1], 4: as_seen[::-1],
+        5: as_seen.swapaxes(0, 1), 6: np.rot90(as_seen, 1), 7: as_seen[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(as_seen, -1),
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save("a.png", np.ascontiguousarray(stored), exif=exif)
+    np.testing.assert_array_equal(open_folder(tmp_path).image(0), as_seen / np.float32(255))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder's name"])
+def test_what_is_no_plain_file_is_an_error_of_its_own(save, tmp_path, kind):
+    save("b.png", pixels(1))
+    path = tmp_path / "folder" / "a.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "socket":
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(os.path.relpath(path))
+        listening.close()
+    else:
+        path.mkdir()
+        (tmp_path / "folder" / "b.png").rename(path / "b.png")
+        assert open_folder(tmp_path).label(0) == 0
+        return
+    opened = open_folder(tmp_path)
+    with pytest.raises(images.ImageError, match=r"a\.png (is a pipe or a device|cannot be read)") as refusal:
+        opened.image(0)
+    with pytest.raises(images.ImageError):
+        opened.digest(0)
+    assert "\n" not in str(refusal.value)
+    assert opened.image(1).shape == SHAPE
+
+
+def test_no_image_is_larger_than_a_bound_in_bytes_or_in_pixels(save, tmp_path):
+    path = save("a.png", pixels(0))
+    with open(save("b.png", pixels(0)), "ab") as file:
+        file.truncate(2**26 + 1)
+    content = path.read_bytes()
+    for name, side in (("c.png", 60_000), ("d.png", 10_000)):
+        claim = b"IHDR" + struct.pack(">II", side, side) + content[24:29]
+        claimed = content[:12] + claim + struct.pack(">I", zlib.crc32(claim)) + content[33:]
+        (path.parent / name).write_bytes(claimed)
+    opened = open_folder(tmp_path)
+    with pytest.raises(images.ImageError, match=r"b\.png is larger than 64 MiB, the most that is accepted$"):
+        opened.image(1)
+    for i in (2, 3):
+        with pytest.raises(
+            images.ImageError, match=r"[cd]\.png cannot be read \(Image size \(\d+ pixels\) exceeds limit"
+        ):
+            opened.image(i)
+
+
+def test_no_line_about_an_image_differs_from_run_to_run_or_commands_a_terminal(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "\x1b[2Jb\nad\u202e.png").write_bytes(b"no image")
+    with pytest.raises(images.ImageError) as refusal:
+        open_folder(tmp_path).image(0)
+    assert str(refusal.value).endswith(
+        r"\x1b[2Jb\nad\u202e.png cannot be read (it is no PNG, JPEG, WebP or BMP image, or is damaged)"
+    )
+    assert "0x" not in str(refusal.value)
+
+
+def test_pixels_and_digest_are_of_one_read(save, tmp_path):
+    path = save("a.png", pixels(0))
+    other = save("../other.png", pixels(1)).read_bytes()
+    opened = open_folder(tmp_path)
+    digest = opened.digest(0)
+    np.testing.assert_array_equal(opened.image(0, digest), pixels(0) / np.float32(255))
+    path.write_bytes(other)
+    with pytest.raises(images.ImageError, match="the image was changed while it was certified"):
+        opened.image(0, digest)
+    np.testing.assert_array_equal(opened.image(0, opened.digest(0)), pixels(1) / np.float32(255))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped", "gone"])
@@ -250,11 +475,33 @@ def test_a_damaged_image_is_an_error_of_its_own(save, tmp_path, damage):
         assert opened.digest(0) != before
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.bmp"])
+def test_whatever_is_damaged_fails_alone_and_in_one_line(save, tmp_path, name):
+    """Pillow raises a dozen kinds of exceptions, and any that were let through would end the whole job."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = save(name, pixels(0), **({} if name == "a.bmp" else {"exif": exif}))
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    opened, failed = open_folder(tmp_path), 0
+    for _ in range(300):
+        damaged = np.frombuffer(content, np.uint8).copy()
+        damaged[rng.integers(0, len(damaged), 3)] = rng.integers(0, 256, 3)
+        path.write_bytes(damaged[: rng.integers(len(damaged) // 2, 2 * len(damaged))].tobytes())
+        try:
+            image = opened.image(0)
+        except images.ImageError as error:
+            failed += "\n" not in str(error)
+        else:
+            assert (image.shape, image.dtype) == (SHAPE, np.float32)
+            assert 0 <= image.min() <= image.max() <= 1
+    assert failed > 30
+
+
 def test_folders_without_order_are_refused(save, tmp_path):
     folder = tmp_path / "folder"
     assert "Cannot read the folder" in refused(images.Folder(str(folder), SHAPE))
     folder.mkdir()
-    said = "holds no image. Accepted: files that end in .png, .jpg, .jpeg."
+    said = "holds no image. Accepted: files that end in .png, .jpg, .jpeg, .webp, .bmp."
     assert said in refused(images.Folder(str(folder), SHAPE))
     save("cat/a.png", pixels(0))
     save("b.png", pixels(0))
@@ -289,6 +536,8 @@ def test_archives_without_labels_or_channels(archive):
         (np.inf, "1 of its values are not finite"),
         (1.5, "its pixels must be in [0, 1]; they are from 0 to 1.5"),
         (-0.25, "its pixels must be in [0, 1]; they are from -0.25 to 0"),
+        (1 + 1e-7, "its pixels must be in [0, 1]; they are from 0 to 1.0000001"),
+        (-1e-30, "its pixels must be in [0, 1]; they are from -1e-30 to 0"),
     ],
 )
 def test_an_image_that_is_no_image_is_an_error_of_its_own(archive, value, said):
@@ -304,18 +553,140 @@ def test_an_image_that_is_no_image_is_an_error_of_its_own(archive, value, said):
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"x": pixels(0)}, "has no array 'images'. It has: x"),
+        (
+            {"z\x1b[2J": pixels(0)},
+            r"has no array 'images', nor image, x_test, X_test, test_images, x, X, data, arr_0. It "
+            r"has: z\x1b[2J",
+        ),
+        (
+            {"x": pixels(0), "X_test": pixels(0)},
+            "which arrays are meant? Call them 'images' and 'labels'. It has: x, X_t",
+        ),
+        ({f"arr_{i}": pixels(0) for i in range(4)}, "which arrays are meant?"),
+        ({f"z{i}": pixels(0) for i in range(30)}, "z18, z19, ..."),
+        (
+            {"x": np.zeros((2, *SHAPE)), "label": [0, 1], "targets": [0, 1]},
+            "which array has the labels of 'x'? Call it 'y'",
+        ),
         ({"images": np.zeros((2, *SHAPE), np.int64)}, "images must be uint8, or floats in [0, 1]. Received: int64"),
         ({"images": np.zeros((2, 3, 4, 6))}, "images of shape 4x6x3 are needed. Received: 2x3x4x6"),
         ({"images": np.zeros((0, *SHAPE))}, "one or more images of shape 4x6x3 are needed. Received: 0x4x6x3"),
         ({"images": np.zeros((2, *SHAPE)), "labels": np.zeros(3, int)}, "one for each of the 2 images"),
-        ({"images": np.zeros((2, *SHAPE)), "labels": np.zeros(2)}, "labels must be integers"),
+        ({"images": np.zeros((2, *SHAPE)), "labels": np.array([0, 0.5])}, "labels must be integers"),
+        ({"images": np.zeros((2, *SHAPE)), "labels": np.array([0, np.nan])}, "labels must be integers"),
+        ({"images": np.zeros((2, *SHAPE)), "labels": np.array(["0", "1"])}, "labels must be integers"),
+        ({"images": np.zeros((2, *SHAPE)), "labels": np.array([[0.9, 0.1], [0, 1]])}, "not one 1 and else 0"),
+        ({"images": np.zeros((2, *SHAPE)), "labels": np.array([[1, 1], [0, 1]])}, "not one 1 and else 0"),
+        ({"images": np.zeros((2, *SHAPE)), "labels": np.zeros((2, 0))}, "labels must be integers"),
+        ({"images": np.zeros((2, *SHAPE)), "labels": np.array([0, 2**63], np.uint64)}, "labels are up to 2147483647"),
         ({"images": np.zeros((2, *SHAPE)), "labels": np.array([0, -1])}, "labels are from 0. Received: -1"),
         ({"images": np.array([None])}, "cannot be read as an .npz file of plain arrays"),
     ],
 )
 def test_other_archives_are_refused(archive, arrays, said):
     assert said in refused(images.Archive(archive(**arrays), SHAPE))
+
+
+@pytest.mark.parametrize(
+    "names", ["image label", "x_test y_test", "test_images test_labels", "x y", "X y", "data targets", "arr_0 arr_1"]
+)
+def test_the_names_that_people_give_arrays_are_known(archive, names):
+    of_images, of_labels = names.split()
+    arrays = {
+        of_images: pixels(0, (2, *SHAPE)),
+        of_labels: [3, 1],
+        "x_train": pixels(1, (5, *SHAPE)),
+        "y_train": [0] * 5,
+    }
+    opened = images.Archive(archive(**arrays), SHAPE).open()
+    assert [opened.label(i) for i in opened.ids] == [3, 1]
+    np.testing.assert_array_equal(opened.image(1), arrays[of_images][1] / np.float32(255))
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        (np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]], np.float32), ("0", "1", "2")),
+        (np.array([[False, False, True], [True, False, False], [False, True, False]]), ("0", "1", "2")),
+        (np.array([[2], [0], [1]]), None),
+        (np.array([2.0, 0.0, 1.0]), None),
+    ],
+    ids=["one-hot", "one-hot of truths", "a column", "floats"],
+)
+def test_labels_as_people_have_them(archive, labels, named):
+    opened = images.Archive(archive(images=pixels(0, (3, *SHAPE)), labels=labels), SHAPE).open()
+    assert [opened.label(i) for i in opened.ids] == [2, 0, 1]
+    assert opened.class_names == named
+
+
+def test_columns_first_in_memory_are_the_same_images(archive):
+    stored = np.asfortranarray(pixels(0, (2, *SHAPE)))
+    opened = images.Archive(archive(images=stored), SHAPE).open()
+    np.testing.assert_array_equal(opened.image(1), stored[1] / np.float32(255))
+
+
+def claiming(path, shape, dtype="|u1", content=b""):
+    """An .npz file whose images claim to be of a shape."""
+    header = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode() + b"\n"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content)
+    return images.Archive(str(path), SHAPE)
+
+
+def test_no_archive_takes_more_memory_than_a_bound(tmp_path):
+    of_terabytes = (2**35, *SHAPE)
+    assert "images would take 2.25 TiB; the most that is accepted is 8 GiB: make it several files." in refused(
+        claiming(tmp_path / "a.npz", of_terabytes)
+    )
+    # 300 MB of zeros are 300 kB when packed; it is the size that is claimed and packed that counts.
+    bomb = claiming(tmp_path / "b.npz", (2**22, *SHAPE), content=b"\0" * 4096)
+    assert "images would grow from" in refused(bomb)
+    assert "cannot be read" in refused(claiming(tmp_path / "c.npz", (3, *SHAPE), content=bytes(71)))
+    assert "images is cut off" in refused(claiming(tmp_path / "d.npz", (1, *SHAPE), content=bytes(71)))
+    assert "images is longer than it says" in refused(claiming(tmp_path / "e.npz", (1, *SHAPE), content=bytes(73)))
+    assert "4x6x3 are needed. Received: -1x4x6x3" not in refused(claiming(tmp_path / "f.npz", (-1, *SHAPE)))
+    assert claiming(tmp_path / "g.npz", (1, *SHAPE), content=bytes(72)).open().image(0).max() == 0
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "g.npz", "a") as twice:
+        twice.writestr("images.npy", b"")
+    assert "two of its arrays have one name" in refused(images.Archive(str(tmp_path / "g.npz"), SHAPE))
+    os.mkfifo(tmp_path / "h.npz")
+    assert "is a pipe or a device" in refused(images.Archive(str(tmp_path / "h.npz"), SHAPE))
+
+
+def test_what_lies_at_a_path_is_told_by_what_it_is(save, archive, tmp_path):
+    folder = save("cat/a.png", pixels(0)).parent.parent
+    upper = tmp_path / "A.NPZ"
+    upper.write_bytes(Path(archive(images=pixels(0, (1, *SHAPE)))).read_bytes())
+    assert images.at(str(folder), SHAPE, {"cat": 3}) == images.Folder(str(folder), SHAPE, {"cat": 3})
+    assert images.at(str(upper), SHAPE).open().image(0).shape == SHAPE
+    (tmp_path / "x.npy").touch()
+    for path, classes, said in [
+        (
+            tmp_path / "x.npy",
+            None,
+            "or in an .npz file with the arrays images and labels, as np.savez writes it. Received",
+        ),
+        (tmp_path / "nowhere", None, "There is no folder or file"),
+        (upper, {"cat": 3}, "Class numbers are for a folder's sub-folders"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            images.at(str(path), SHAPE, classes)
+
+
+def test_a_byte_of_an_archive_that_is_flipped_is_found_or_changes_nothing(archive, tmp_path):
+    stored, labels = pixels(0, (1, 2, 2, 1)), np.array([3], np.uint8)
+    content = Path(archive(images=stored, labels=labels)).read_bytes()
+    path, found = tmp_path / "flipped.npz", 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0x41]) + content[place + 1 :])
+        try:
+            opened = images.Archive(str(path), (2, 2, 1)).open()
+        except InputError as refusal:
+            found += "\n" not in str(refusal)
+            continue
+        np.testing.assert_array_equal(opened.image(0), stored[0] / np.float32(255))
+        assert opened.label(0) in (3, None)  # the name of the labels may be another
+    assert found > len(content) / 2
 
 
 def test_damaged_archives_are_refused(archive, tmp_path):

@@ -1,6 +1,7 @@
 """The orchestrator runs what is new, skips what is finished, and takes nothing half-written for finished."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pipeline import artifacts, orchestrator
 from pipeline.artifacts import Artifact
 from pipeline.errors import InputError
 from pipeline.orchestrator import Component, Resolver
+from serving.files import sealed
 
 SETTINGS = {"text": "hello", "times": 2, "suffix": "!", "unused": 0}
 
@@ -145,7 +147,7 @@ def stop_at(monkeypatch, step, pipeline, how):
         inner(execution)
         (execution.scratch / "kept").write_text("kept")
         if step == "hashing":
-            monkeypatch.setattr(Artifact, "of", reached)
+            monkeypatch.setattr(orchestrator, "file_digests", reached)
         elif step == "writing the record":
             monkeypatch.setattr(os, "replace", reached)
         elif step == "flushing":
@@ -215,7 +217,8 @@ def damage_record(directory, change):
     path = directory / "execution.json"
     record = json.loads(path.read_text())
     change(record)
-    path.write_text(json.dumps(record))
+    del record["checksum"]
+    path.write_text(json.dumps(sealed(record)))
 
 
 @pytest.mark.parametrize(
@@ -260,11 +263,73 @@ def test_a_directory_that_is_not_ours_is_told_in_one_line(pipeline, damage):
 def test_a_changed_output_is_told_in_one_line(pipeline, change):
     pipeline.run()
     change(pipeline.directory("Repeat") / "repeated")
-    with pytest.raises(InputError, match="was changed or damaged after it was finished; delete") as error:
+    with pytest.raises(InputError, match=r"was changed or damaged after it was finished .*delete") as error:
         pipeline.run()
     assert "\n" not in str(error.value)
     shutil.rmtree(pipeline.directory("Repeat"))
     assert pipeline.run() == ("hellohello!", ["Repeat"])
+
+
+LITTER = (".DS_Store", "._text", ".nfs0001", ".sync/state", "__MACOSX/text", "Thumbs.db", "desktop.ini")
+
+
+@pytest.mark.parametrize("name", LITTER)
+def test_what_a_desktop_leaves_behind_is_nobodys_content(pipeline, name):
+    pipeline.run()
+    for directory in (pipeline.directory("Repeat"), pipeline.directory("Repeat") / "repeated"):
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text("litter")
+    assert pipeline.run() == ("hellohello!", [])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda output: (output / "text").write_text("other"), "'text' was changed"),
+        (lambda output: (output / "text").unlink(), "'text' is missing"),
+        (lambda output: (output / "text").rename(output / "moved"), "'moved' is new, 'text' is missing"),
+        (lambda output: (output / "a\x1b[31m").write_text(""), r"'a\x1b[31m' is new"),
+        (lambda output: [(output / f"{i}").write_text("") for i in range(9)],
+         "'0' is new, '1' is new, '2' is new, 6 more"),
+    ],
+    ids=["changed", "missing", "renamed", "escape sequence", "many"],
+)  # fmt: skip
+def test_the_file_that_was_changed_is_named(pipeline, change, named):
+    pipeline.run()
+    output = pipeline.directory("Repeat") / "repeated"
+    change(output)
+    with pytest.raises(InputError) as error:
+        pipeline.run()
+    assert f"{output} was changed or damaged after it was finished ({named}); put back what was there" in str(
+        error.value
+    )
+
+
+def test_every_flipped_byte_of_a_record_is_told_in_one_line(pipeline):
+    pipeline.run()
+    path = pipeline.directory("Repeat") / "execution.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(InputError, match="is not a finished Repeat execution") as error:
+            pipeline.run()
+        assert "\n" not in str(error.value)
+    path.write_bytes(whole)
+    assert pipeline.run() == ("hellohello!", [])
+
+
+def test_a_record_of_before_they_had_a_checksum_still_counts(pipeline):
+    """A trained model is worth it."""
+    pipeline.run()
+    path = pipeline.directory("Repeat") / "execution.json"
+    record = json.loads(path.read_text())
+    for name in ("checksum", "output_files"):
+        del record[name]
+    path.write_text(json.dumps({**record, "format": 1}))
+    assert pipeline.run() == ("hellohello!", [])
+    (pipeline.directory("Repeat") / "repeated" / "text").write_text("other")
+    with pytest.raises(InputError, match="was changed or damaged after it was finished; put back"):
+        pipeline.run()
 
 
 def test_two_runs_at_once_in_one_root(tmp_path):
@@ -342,3 +407,46 @@ def test_finished_lists_the_latest_first_and_passes_over_what_is_not_finished(pi
     (latest[1]["repeated"].path / "text").write_text("changed")
     with pytest.raises(InputError, match="was changed or damaged"):
         orchestrator.finished(pipeline.root, "Repeat")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/text"),
+        RuntimeError("OSError: [Errno 28] No space left on device [while running 'Draw-ptransform-9']"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line_whatever_it_is_raised_as(pipeline, error):
+    def fail(execution):
+        raise error
+
+    execute = pipeline.components[1].execute
+    pipeline.replace(1, execute=fail)
+    with pytest.raises(InputError) as told:
+        pipeline.run()
+    reason = "Disk quota exceeded" if getattr(error, "errno", 0) == errno.EDQUOT else "No space left on device"
+    assert str(told.value) == (
+        f"Repeat cannot write ({reason}) in {pipeline.root}. Make room there and run the same command again: what was "
+        "finished is kept."
+    )
+    pipeline.replace(1, execute=execute)
+    assert pipeline.run() == ("hellohello!", ["Repeat", "Suffix"])
+
+
+def test_another_error_is_not_taken_for_a_full_disk(pipeline):
+    def fail(execution):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    pipeline.replace(1, execute=fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        pipeline.run()
+
+
+def test_a_disk_that_is_full_before_a_component_begins_is_told_too(pipeline, monkeypatch):
+    def no_folder(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "mkdir", no_folder)
+    with pytest.raises(InputError, match=r"^Source cannot write \(No space left on device\)"):
+        pipeline.run()

@@ -32,6 +32,25 @@ BAD = [
     (["--dataset", "digits", "--sgima", "1"], "Unknown argument --sgima. Did you mean --sigma"),
     (["--dataset", "digits", "--epoch", "1"], "Unknown argument --epoch. Did you mean --epochs"),
     (["--dataset", "digits", "--xyzzy"], "Unknown argument --xyzzy. See --help."),
+    *(
+        (
+            ["--dataset", "digits", f"--{name}", value],
+            f"--{name} must be of a size that float32 holds, 1.2e-38 to 3.4e+38.",
+        )
+        for name in ("sigma", "beta", "lam", "learning_rate", "l2", "clip_norm")
+        for value in ("1e39", "1e-39")
+    ),
+    *(
+        (
+            ["--dataset", "digits", f"--{name}", "2147483648"],
+            f"--{name} must be at most 2147483647. Received: 2147483648",
+        )
+        for name in ("epochs", "num_samples", "n", "n0", "microbatch", "serving_n", "crop_padding")
+    ),
+    (
+        ["--dataset", "digits", "--lr_drop_epochs", "1,2147483648"],
+        "--lr_drop_epochs must be at most 2147483647. Received: 1,",
+    ),
     (["--dataset", "digits", "--sgima=1"], "Did you mean --sigma"),
     (["digits"], "Unknown argument digits"),
     ([], "--dataset is missing. Accepted: digits, mnist, svhn, cifar10, imagenet"),
@@ -105,6 +124,10 @@ def test_the_smallest_n_that_can_certify_is_accepted():
         (["--dataset", "digits", "--network", "lenet"], "lenet takes images of at least 16x16 pixels. Received: 8x8"),
         (["--dataset", "digits", "--network", "cifar_resnet9"], "depth of a cifar_resnet must be 6n + 2"),
         (["--dataset", "digits", "--image_size", "16"], "digits are embedded"),
+        (
+            ["--dataset", "digits", "--crop_padding", "8"],
+            "shorter side, or crops would miss the image. Received: 8 for",
+        ),
     ],
 )
 def test_what_only_the_data_can_tell_is_one_line_too(line, arguments, message, tmp_path):

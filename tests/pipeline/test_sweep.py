@@ -1,9 +1,11 @@
 """A sweep is the plain command once for each value, and its one table is what their certificates say."""
 
 import csv
+import hashlib
 import json
 import math
 import re
+import shutil
 import statistics
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +14,14 @@ import numpy as np
 import pytest
 
 from macer_tf import evaluation
-from pipeline import backups
+from pipeline import backups, orchestrator, sealed
 from pipeline import run as run_lib
 from pipeline import settings as settings_lib
 from pipeline import sweep as sweep_lib
 from pipeline.components import sweep_evaluator
+from pipeline.components.certifier import CERTIFIER
+from pipeline.components.example_gen import EXAMPLE_GEN
+from pipeline.components.trainer import TRAINER
 from pipeline.report import figures, page, sweep_report
 
 TINY = (
@@ -38,6 +43,12 @@ def sweep(capsys, tmp_path):
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder for the root of the one sweep that several tests look at."""
+    return tmp_path_factory.mktemp("kept") / "root"
 
 
 # The command line.
@@ -171,9 +182,10 @@ def credited_radii(rows, labels):
     return [row["radius"] if row["prediction"] == labels[row["id"]] else 0.0 for row in rows]
 
 
-def test_the_table_is_what_the_members_certificates_say(sweep, digits):
+def test_the_table_is_what_the_members_certificates_say(sweep, digits, kept):
     done = sweep("--sweep", "lam=0,8")
     assert (done.status, done.err) == (0, "")
+    shutil.copytree(done.root, kept)
     (directory,) = done.directories
     comparison = json.loads((directory / "sweep.json").read_text())
     labels = digits[1][1437:]
@@ -232,13 +244,16 @@ def test_the_table_is_what_the_members_certificates_say(sweep, digits):
     assert re.search(r"^SweepEvaluator +running", longer.out, re.MULTILINE)
 
 
-def test_a_member_equals_the_same_training_by_itself(sweep, tmp_path, capsys):
+def test_a_member_equals_the_same_training_by_itself(sweep, kept, tmp_path):
     """Whatever ran before it in the process: the same weights, so the same votes."""
-    done = sweep("--sweep", "lam=0,8")
-    alone = run_lib.main([*TINY, "--lam", "8", "--pipeline_root", str(tmp_path / "alone")])
-    assert alone == 0
+    if not kept.exists():  # where this test runs by itself
+        shutil.copytree(sweep("--sweep", "lam=0,8").root, kept)
+    (tmp_path / "alone").mkdir()
+    settings, _ = settings_lib.parse([*TINY, "--lam", "8", "--pipeline_root", str(tmp_path / "alone")])
+    # What the command does up to the certificates; it exports and pushes besides.
+    orchestrator.run((EXAMPLE_GEN, TRAINER, CERTIFIER), settings, tmp_path / "alone", 2)
     rows, seconds = certificates(tmp_path / "alone", lam=8.0)
-    swept_rows, swept_seconds = certificates(done.root, lam=8.0)
+    swept_rows, swept_seconds = certificates(kept, lam=8.0)
     assert swept_rows == rows
 
     def losses(path):
@@ -316,7 +331,7 @@ class Compare:
         self._execution, self._write_examples, self._root = execution, write_examples, tmp_path
         self.inputs, self.members = {}, []
 
-    def add(self, value, rows, examples, seconds=("1.5",), **changed):
+    def add(self, value, rows, examples, seconds=("1.5",), bound="clopper-pearson", **changed):
         """A member whose image i is certified as class rows[i][0] with radius rows[i][1]."""
         place = len(self.members)
         model, certified = (self._root / f"{name}-{place}" for name in ("model", "certificates"))
@@ -330,10 +345,12 @@ class Compare:
              "selected": max(prediction, 0), "radius": radius, "p_lower": 0.6}
             for i, (prediction, radius) in enumerate(rows)
         ]  # fmt: skip
-        (certified / "certificates.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-        kinds = [{"name": "hard", "bound": "clopper-pearson", "beta": None}]
+        text = "\n".join(map(json.dumps, lines)) + "\n"
+        (certified / "certificates.jsonl").write_text(text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        kinds = [{"name": "hard", "bound": bound, "beta": None, "sha256": digest}]
         about = {"sigma": 0.5, "alpha": 0.001, "n0": 1, "n": 10, "kinds": kinds}
-        (certified / "certification.json").write_text(json.dumps(about))
+        (certified / "certification.json").write_text(sealed.dumps(about))
         self.inputs |= {f"examples_{place}": examples, f"model_{place}": model, f"certificates_{place}": certified}
         entry = {"value": value, "failure": None, "paper": None, "dataset": "tiny", "sigma": 0.5, "n0": 1, "n": 1000}
         self.members.append({**entry, "alpha": 0.001, "epochs": len(seconds), "seed": 0, **changed})
@@ -419,6 +436,13 @@ def test_other_n_is_no_other_model(compare, four):
     lines = sweep_report.conditions(compare.result())
     assert lines[0].startswith("n=500 | 1,000, ")
     assert any("ACR grows with n" in line for line in lines)
+
+
+def test_members_by_several_bounds_are_told_apart(compare, four):
+    compare.add("500", [(1, 0.5), (1, 0.25)], four[0], n=500)
+    compare.add("1000", [(1, 0.5), (1, 0.25)], four[0], n=1000, bound="anytime")
+    (line,) = (line for line in sweep_report.conditions(compare.result()) if line.startswith("bound: "))
+    assert line.startswith("bound: clopper-pearson | anytime, as some n was chosen after a look")
 
 
 def test_the_papers_rows_stand_beside_it_as_reported(compare, four):

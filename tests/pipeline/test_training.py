@@ -21,7 +21,7 @@ import pytest
 import tensorflow as tf
 
 from macer_tf.smoothing import SmoothedClassifier
-from pipeline import backups, curves, models, stability, training
+from pipeline import backups, curves, models, sealed, stability, training
 from pipeline.components import trainer
 from pipeline.errors import InputError
 from pipeline.examples import Examples, evenly_spaced
@@ -386,9 +386,9 @@ def test_the_metrics_within_an_epoch_are_needed_for_that(train, undisturbed):
     with pytest.raises(KeyboardInterrupt):
         train("killed", 9)
     (backup,) = (train.executions["killed"].scratch / "backup").glob("*-step-*")
-    content = json.loads((backup / "state.json").read_text())
+    content = sealed.loads((backup / "state.json").read_text())
     content["metrics"] = [0.0] * len(content["metrics"])
-    (backup / "state.json").write_text(json.dumps(content))
+    (backup / "state.json").write_text(sealed.dumps(content))
     killed = state(train("killed"))
     for ours, theirs in zip(killed[0], undisturbed[0], strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -1,7 +1,9 @@
 """The vote store: what was written is read again, each sample counts once, and votes of anything else are refused."""
 
+import hashlib
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +20,13 @@ NUM_CLASSES, BETAS = 4, (1.0, 16.0)
 
 
 def make(directory, plan=PLAN, betas=BETAS, **changed):
+    """The store in `directory`, whose parent is what the register of first plans lies in."""
     return VoteStore(directory, IDENTITY | changed, plan, NUM_CLASSES, betas)
 
 
 @pytest.fixture
 def store(tmp_path):
-    return make(tmp_path / "store")
+    return make(tmp_path / "votes" / "store")
 
 
 def piece(example_id, start, count, stream=noise.ESTIMATION, digest=7, betas=BETAS):
@@ -57,7 +60,7 @@ def test_what_workers_write_is_read_again_by_ledger_and_by_shard(store):
     whole = [piece(5, 0, 37), pieces[2]]
     assert_same(list(store.pieces()), whole)
     about = json.loads(pq.read_schema(shard).metadata[b"macer_tf"])
-    assert about == {**IDENTITY, "num_classes": NUM_CLASSES, "betas": list(BETAS), "plan": PLAN}
+    assert about == {**IDENTITY, "num_classes": NUM_CLASSES, "betas": list(BETAS), "plans": [PLAN]}
 
     store.ledger().record([piece(5, 37, 3)], {})
     store.compact()
@@ -84,7 +87,7 @@ def test_a_line_cut_off_at_any_byte_is_passed_over_until_it_is_whole(store):
     store.ledger().record([piece(1, 0, 5), piece(2, 0, 6)], {})
     (path,) = store.directory.glob("*.jsonl")
     content = path.read_bytes()
-    first = content.index(b"\n") + 1
+    first = content.index(b"\n", content.index(b"\n") + 1) + 1
     for size in range(len(content) + 1):
         path.write_bytes(content[:size])
         whole = (size >= first) + (size == len(content))
@@ -106,7 +109,7 @@ def test_no_damaged_byte_becomes_a_vote(store):
 
 def test_a_ledger_of_another_store_is_no_vote(store, tmp_path):
     """Copied from a folder of another noise level, it would be a false certificate."""
-    other = make(tmp_path / "other", sigma=0.25)
+    other = make(tmp_path / "elsewhere" / "other", sigma=0.25)
     other.ledger().record([piece(1, 0, 5)], {})
     (path,) = other.directory.glob("*.jsonl")
     # Even under a name of this store's.
@@ -121,7 +124,7 @@ def test_a_ledger_of_another_store_is_no_vote(store, tmp_path):
 )
 def test_votes_of_anything_else_are_refused_by_name(store, tmp_path, name, value):
     received = rf"holds votes of another {name}: {value}. This run's is {IDENTITY[name]}; take it out of the folder"
-    other = make(tmp_path / "other", **{name: value})
+    other = make(tmp_path / "elsewhere" / "other", **{name: value})
     other.ledger().record([piece(1, 0, 5)], {})
     other.compact()
     (shard,) = other.directory.glob("*.parquet")
@@ -155,12 +158,44 @@ def test_the_first_plan_stays_the_first_and_those_of_shards_count(store, tmp_pat
     assert store.first_plans == [PLAN]
     assert make(store.directory, plan=later).first_plans == [PLAN]
     for plan, expected in [(PLAN, [PLAN]), (elsewhere, [PLAN, elsewhere])]:
-        other = make(tmp_path / f"other{plan['n']}", plan=plan)
+        other = make(tmp_path / f"elsewhere{plan['n']}" / "other", plan=plan)
         other.ledger().record([piece(1, 0, 5)], {})
         other.compact()
         (shard,) = other.directory.glob("*.parquet")
         shard.rename(store.directory / shard.name)
         assert make(store.directory, plan=later).first_plans == expected
+
+
+@pytest.mark.parametrize("lost", [(), ("store/votes.json",), ("store",), ("store/votes.json", "looks-*.json")])
+def test_the_noise_s_first_plan_is_known_in_every_folder_whatever_was_lost(store, lost):
+    """As if n = 1000 had been looked at, and then n = 3000 were chosen with another n0, or in the same folder."""
+    store.ledger().record([piece(1, 0, 5)], {})
+    for pattern in lost:
+        (path,) = store.directory.parent.glob(pattern)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    later = PLAN | {"n": 3000}
+    assert make(store.directory.with_name("another n0"), later, n0=101).first_plans == [PLAN]
+    assert make(store.directory, later).first_plans == [PLAN]
+    assert make(store.directory.with_name("another seed"), later, seed=4).first_plans == [later]
+
+
+@pytest.mark.parametrize("name", ["store/votes.json", "looks-*.json"])
+def test_an_edited_plan_is_refused_by_name(store, name):
+    (path,) = store.directory.parent.glob(name)
+    path.write_text(path.read_text().replace("1000", "3000"))
+    with pytest.raises(InputError, match=f"{path}, which says what samples were first drawn for, was changed") as error:
+        make(store.directory, PLAN | {"n": 3000})
+    assert "\n" not in str(error.value)
+
+
+def test_votes_whose_plan_nobody_knows_are_a_look(store):
+    store.ledger().record([piece(1, 0, 5)], {})
+    (path,) = store.directory.glob("*.jsonl")
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+    assert make(store.directory).first_plans == [PLAN]
+    (store.directory / "votes.json").unlink()
+    next(store.directory.parent.glob("looks-*.json")).unlink()
+    assert make(store.directory).first_plans == [None]
 
 
 @pytest.mark.parametrize(
@@ -188,6 +223,10 @@ def test_a_shard_whose_votes_do_not_add_up_is_refused(store):
     (shard,) = store.directory.glob("*.parquet")
     table = pq.read_table(shard)
     pq.write_table(table.set_column(4, "count", pa.array([6])), shard)
+    with pytest.raises(InputError, match="do not add up to the checksum that is its name"):
+        list(store.pieces())
+    # Nor by a shard whose name fits.
+    shard.rename(shard.with_stem(hashlib.sha256(shard.read_bytes()).hexdigest()[:32]))
     with pytest.raises(InputError, match="do not add up"):
         list(store.pieces())
 

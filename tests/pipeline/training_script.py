@@ -20,7 +20,7 @@ from pipeline.components import trainer
 from pipeline.orchestrator import Execution
 
 
-def noise_of_the_image(self, images, start):
+def noise_of_the_image(self, images, start, training=True):
     copies = tf.cast(tf.range(1, self.num_samples + 1), tf.float32)[None, :, None, None, None]
     return self.sigma * tf.sin(100.0 * copies * (images[:, None] + 0.1))
 

@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from serving import card
+from serving import card, manifest
 from serving.publish import content_fingerprint, publish, rollback
 from serving.versions import versions
 from tests.serving import saved_models
@@ -52,10 +52,11 @@ def contents(version):
     """The content of a version; fails if it is not whole, or does not say that it was forced if it was."""
     files = {str(path.relative_to(version)): path for path in version.rglob("*") if path.is_file()}
     assert sorted(files) == [
-        "assets.extra/model_card.json", "assets.extra/publication.json", "saved_model.pb", "variables/variables.index"
+        "assets.extra/manifest.json", "assets.extra/model_card.json", "assets.extra/publication.json", "saved_model.pb",
+        "variables/variables.data-00000-of-00001", "variables/variables.index",
     ], files  # fmt: skip
     content = files["saved_model.pb"].read_text()
-    assert files["variables/variables.index"].read_text() == content * 2
+    manifest.check(version)
     record = json.loads(files["assets.extra/publication.json"].read_text())
     is_forced = content == "two"
     assert (record["blessed"], record["forced"]) == (not is_forced, is_forced)

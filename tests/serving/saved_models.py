@@ -1,9 +1,13 @@
-"""Directories that look like exported SavedModels, with a model card and the blessing for it; none can be loaded."""
+"""Directories that look like exported SavedModels, variables included, and the blessing for them; none has a graph."""
 
 import hashlib
 import json
 
-from serving import card
+import numpy as np
+
+from serving import card, manifest
+from serving.files import sealed
+from serving.weights import fingerprint
 
 CARD = {
     "format": 1, "sigma": 0.25, "n0": 100, "n": 1000, "alpha": 0.001, "max_num_samples": 100_000, "max_batch_size": 128,
@@ -18,19 +22,44 @@ def model(content):
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def weights(content):
+    """The one variable of the SavedModel with this content."""
+    return np.frombuffer(content.encode(), np.uint8).astype(np.float32)
+
+
+def write_variables(directory, content):
+    """Writes the variables of a SavedModel with this content, as TensorFlow does."""
+    import tensorflow as tf
+
+    (directory / "variables").mkdir(exist_ok=True)
+    tf.raw_ops.SaveV2(
+        prefix=str(directory / "variables" / "variables"),
+        tensor_names=["model_variables/0/.ATTRIBUTES/VARIABLE_VALUE"],
+        shape_and_slices=[""],
+        tensors=[weights(content)],
+    )
+
+
 def write(directory, content="graph"):
     """Writes a SavedModel of this content, as the pipeline's Exporter leaves it -> its directory."""
-    for folder in ("variables", "assets.extra"):
-        (directory / folder).mkdir(parents=True)
+    (directory / "assets.extra").mkdir(parents=True)
     (directory / "saved_model.pb").write_text(content)
-    (directory / "variables" / "variables.index").write_text(content * 2)
-    (directory / "assets.extra" / "model_card.json").write_text(card.to_json({**CARD, "model": model(content)}))
+    write_variables(directory, content)
+    about = {**CARD, "model": model(content), "fingerprint": fingerprint([weights(content)])}
+    write_card(directory, about)
     (directory / "saved_model.pb").chmod(0o600)
     return directory
 
 
-def write_blessing(path, content="graph", **changed):
-    """Writes the Evaluator's blessing of the model of this content -> its path."""
-    blessing = {"blessed": True, "reasons": [], "model": model(content), "sigma": 0.25, "n": 10_000, "alpha": 0.001}
-    path.write_text(json.dumps({**blessing, **changed}))
+def write_card(directory, about):
+    """Gives a SavedModel another card, as if it had been exported with it."""
+    (directory / "assets.extra" / card.NAME).write_text(card.to_json(about))
+    manifest.write(directory)
+
+
+def write_blessing(path, content="graph", *, weights_of=None, **changed):
+    """Writes the Evaluator's blessing of the model of this content, with its checksum -> its path."""
+    about = {"model": model(content), "weights": fingerprint([weights(weights_of or content)]), "sigma": 0.25}
+    blessing = {"blessed": True, "reasons": [], **about, "n": 10_000, "alpha": 0.001, **changed}
+    path.write_text(json.dumps(sealed(blessing)))
     return path

@@ -15,6 +15,7 @@ from statistics import NormalDist
 import grpc
 import numpy as np
 import pytest
+from scipy import special, stats
 
 from serving import answers
 from serving.answers import AnswerError, ServingError
@@ -143,7 +144,7 @@ def test_both_transports_bring_the_same_bits(server):
         (random.integers(1, 4000, count // 2) / 1000).astype(np.float32),
     ])  # fmt: skip
     assert (radii.astype(np.float64) < [float(decimal(radius)) for radius in radii]).mean() > 0.2
-    p_lower = 0.5 + random.random(count) / 2
+    p_lower = special.ndtr(radii.astype(np.float64))  # at sigma = 1
     sent = {
         "predicted_class": np.zeros(count, np.int64), "radius": radii, "p_lower": p_lower,
         "votes": np.tile(np.array([[2**40, 0]]), (count, 1)), "seed": random.integers(-(2**63), 2**63, (count, 2)),
@@ -412,6 +413,12 @@ BROKEN_CERTIFICATES = {
     "p_lower above the votes' share": with_value("p_lower", 0, 0.9000001),
     "class without votes": with_value("predicted_class", 0, 1),
     "ABSTAIN made a class": with_value("predicted_class", 2, 0),
+    "radius that no sigma gives": with_value("radius", slice(None), [1e30, 1e30, 0, 1e30, 1e30]),
+    "radius of another sigma": with_value("radius", 0, np.float32(0.12501)),
+    "p_lower of 1": with_value("p_lower", 0, 1.0),
+    "ABSTAIN with p_lower above 1/2": with_value("p_lower", 2, 0.6),
+    "more votes in a row": with_value("votes", 0, [91, 10]),
+    "votes beyond what is exact": with_value("votes", slice(None), [2**62, 2**61]),
     "negative votes": with_value("votes", 0, [110, -10]),
     "no votes": with_value("votes", 0, [0, 0]),
     "one class": with_array("votes", lambda votes: votes[:, :1]),
@@ -437,6 +444,7 @@ BROKEN_PREDICTIONS = {
     "NaN p_value": with_value("p_value", 0, np.nan),
     "p_value above 1": with_value("p_value", 0, 1.5),
     "no samples": with_value("samples", 0, 0),
+    "a class at the p_value of an ABSTAIN": with_value("predicted_class", 0, -1),
     **{f"without {name}": without(name) for name in answers.PREDICT_OUTPUTS},
     **{f"a row too few of {name}": with_array(name, lambda array: array[:-1]) for name in answers.PREDICT_OUTPUTS},
 }
@@ -469,7 +477,9 @@ def test_a_broken_prediction_is_none(client, server, name):
 @pytest.mark.parametrize(
     "body",
     [b"", b"no JSON", b"[]", b"3", b"null", b"{}", b'{"outputs": 3}', b'{"outputs": []}', b'{"outputs": {}}',
-     b'{"predictions": []}', b"[" * 100_000, b'{"outputs": ' * 5000, b"\xff\xfe", b'{"outputs": {"radius": [0'],
+     b'{"predictions": []}', b"[" * 100_000, b'{"outputs": ' * 5000, b"\xff\xfe", b'{"outputs": {"radius": [0',
+     b'{"outputs": {"radius": [' + b"9" * 10_000 + b"]}}", b'{"outputs": {}, "outputs": {}}',
+     b'{"outputs": {"radius": ' + b"[" * 900 + b"]" * 900 + b"}}"],
 )  # fmt: skip
 def test_a_body_that_is_no_answer(server, body):
     server.raw = lambda _: body
@@ -481,7 +491,8 @@ def test_a_body_that_is_no_answer(server, body):
 @pytest.mark.parametrize(
     "classes",
     [[True, 1, -1, 0, 1], ["0", 1, -1, 0, 1], [None, 1, -1, 0, 1], [[0], 1, -1, 0, 1], [0.0, 1, -1, 0, 1],
-     [10**30, 1, -1, 0, 1], {"0": 0}, "01101", 0, [], [[0, 1], [0]], [{}] * 5],
+     [10**30, 1, -1, 0, 1], {"0": 0}, "01101", 0, [], [[0, 1], [0]], [{}] * 5,
+     [1e30, 1, -1, 0, 1], [2**63, 1, -1, 0, 1]],
 )  # fmt: skip
 def test_json_that_only_looks_like_classes(server, classes):
     server.raw = lambda _: json.dumps({"outputs": {**plain(valid_certified(5)), "predicted_class": classes}}).encode()
@@ -499,6 +510,11 @@ def tensor(dtype, shape, **values):
     return proto
 
 
+def unknown_rank(proto):
+    proto.tensor_shape.unknown_rank = True
+    return proto
+
+
 @pytest.mark.parametrize(
     "proto",
     [
@@ -510,6 +526,12 @@ def tensor(dtype, shape, **values):
         lambda: tensor(9, [5], tensor_content=bytes(48)),
         lambda: tensor(7, [5], string_val=[b"0"] * 5),
         lambda: tensor(4711, [5]),
+        lambda: tensor(9, [1] * 64 + [5], int64_val=[0] * 5),
+        lambda: tensor(9, [1] * 1000 + [5], int64_val=[0] * 5),
+        lambda: tensor(9, [2**62] * 20_000, int64_val=[0] * 5),
+        lambda: tensor(9, [0] * 5, int64_val=[]),
+        lambda: tensor(9, [5], int64_val=[0] * 5, tensor_content=bytes(40)),
+        lambda: unknown_rank(tensor(9, [], int64_val=[0] * 5)),
     ],
 )
 def test_a_tensor_that_is_none(server, proto):
@@ -523,6 +545,41 @@ def test_a_tensor_that_is_none(server, proto):
     server.change, server.raw = lambda outputs: valid_certified(5), damage
     with client_of("grpc", server) as client, pytest.raises(AnswerError) as error:
         client.certify(IMAGES)
+    one_line(error)
+
+
+def test_an_answer_with_a_name_twice_is_none(server):
+    whole = json.dumps({"outputs": plain(valid_certified(5))})
+    twice = whole.replace('"outputs": {', '"outputs": {"radius": [9.0, 9.0, 0.0, 9.0, 9.0], ')
+    server.raw = lambda _: twice.encode()
+    with pytest.raises(AnswerError, match="a name that stands there twice"):
+        client_of("rest", server).certify(IMAGES)
+    server.raw = lambda _: whole.encode()
+    assert client_of("rest", server).certify(IMAGES).classes.tolist() == [0, 1, -1, 0, 1]
+
+
+def test_what_was_asked_for_is_what_is_answered(server):
+    """n = 100 and alpha = 0.01 of 90 votes: Clopper-Pearson's bound is the 1 % quantile of Beta(90, 11), 0.80867."""
+    assert stats.beta.ppf(0.01, 90, 11) == pytest.approx(0.80867, abs=5e-6)
+    with client_of("grpc", server) as client:
+        for p_lower, fits in ((0.8086, True), (0.8087, False)):
+            sent = valid_certified(1)
+            sent["p_lower"][0] = p_lower
+            server.change = lambda outputs, sent=sent: sent
+            if fits:
+                assert client.certify_custom(IMAGES[:1], num_samples=100, alpha=0.01).classes.tolist() == [0]
+                with pytest.raises(AnswerError, match="other votes than 101 for each image"):
+                    client.certify_custom(IMAGES[:1], num_samples=101)
+                continue
+            with pytest.raises(AnswerError, match="a p_lower above Clopper-Pearson's at the alpha asked for"):
+                client.certify_custom(IMAGES[:1], num_samples=100, alpha=0.01)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_an_answer_beyond_any_size_is_not_taken_in(server, transport):
+    server.raw = lambda body: bytes(2**25 + 1)
+    with pytest.raises(ServingError, match="send fewer images at once") as error:
+        client_of(transport, server).certify(IMAGES)
     one_line(error)
 
 
@@ -586,7 +643,9 @@ def test_damaged_bytes_never_crash_the_client(server, transport):
             outcomes["refused"] += 1
             said = str(error)
         assert "\n" not in said
-    assert min(outcomes.values()) > 30, outcomes
+    # Few survive: a changed number has to agree with the others.
+    assert outcomes["whole"] > 10, outcomes
+    assert outcomes["refused"] > 30, outcomes
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

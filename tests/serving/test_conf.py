@@ -1,5 +1,6 @@
 """The model server's configuration: each file parsed by its message, and the health check run."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -103,6 +104,9 @@ def test_the_server_may_write_nothing_and_is_not_root(service):
     assert service["read_only"] is True
     assert service["user"].split(":")[0] not in ("0", "root")
     assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"] == service["memswap_limit"] == "${MACER_SERVING_MEMORY:-4g}"
+    assert 0 < service["pids_limit"] <= 4096
     assert all(volume["read_only"] for volume in service["volumes"])
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
@@ -119,8 +123,9 @@ def test_every_file_named_is_mounted_and_there(service, models):
 def test_the_image_is_of_the_tensorflow_that_exports(service):
     pinned = (CONF.parents[1] / "requirements.txt").read_text().splitlines()
     (version,) = [line.split("==")[1] for line in pinned if line.startswith("tensorflow==")]
-    name, tag = service["image"].split(":")
-    assert name == "tensorflow/serving"
+    chosen, default = re.fullmatch(r"\$\{(\w+):-(.+)\}", service["image"]).groups()
+    name, tag = default.split(":")
+    assert (chosen, name) == ("MACER_SERVING_IMAGE", "tensorflow/serving")
     assert tag.split(".")[:2] == version.split(".")[:2]
 
 

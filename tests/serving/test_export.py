@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -46,10 +47,10 @@ def test_a_fresh_process_without_our_code_loads_it_and_it_passes_all_checks(expo
         [sys.executable, "-c", program, exported, tmp_path / "images.npy"], capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
-    found = json.loads(process.stdout)
+    found = json.loads(process.stdout.splitlines()[-1])
     assert sorted(found["answers"]) == sorted(SIGNATURES["serving_default"])
     assert max(found["answers"]["predicted_class"]) >= 0
-    assert len(found["checks"]) == 6
+    assert len(found["checks"]) == 7
 
 
 def test_the_signatures_are_batch_major_and_named_as_promised(exported, images):
@@ -79,6 +80,15 @@ def test_what_the_pipeline_calls_the_model_is_in_the_card_and_in_the_graph(linea
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         (text,) = validate.Server(session, tmp_path)("metadata")["model_card"]
     assert card.from_json(text.decode()) == card.read(tmp_path)
+
+
+def test_a_classifier_that_is_no_function_of_an_image_is_not_exported(tmp_path):
+    inputs = keras.Input((4, 4, 1))
+    flat = keras.layers.Flatten()(inputs)
+    by_batch = keras.Model(inputs, keras.layers.Dense(3)(flat - keras.ops.mean(flat, axis=0, keepdims=True)))
+    with pytest.raises(ValueError, match="depends on the rest of its batch"):
+        export(MACERModel(by_batch, sigma=0.25, seed=0), tmp_path / "m", n0=10, n=50, alpha=0.01)
+    assert not (tmp_path / "m").exists()
 
 
 def test_only_plain_variables_are_tracked(exported, digits_model):
@@ -162,7 +172,7 @@ def test_validation_ignores_of_the_card_only_that_it_was_forced(exported, damage
     about = card.read(exported)
     (damaged / "assets.extra" / card.NAME).write_text(card.to_json({**about, "forced": True}))
     answers, checks = validate.run(damaged, images)
-    assert (len(answers["radius"]), len(checks)) == (4, 6)
+    assert (len(answers["radius"]), len(checks)) == (4, 7)
     # Of the other optional field, as of all, card and graph must say the same.
     (damaged / "assets.extra" / card.NAME).write_text(card.to_json({**about, "forced": True, "model": "a" * 64}))
     with pytest.raises(ValueError, match="`metadata` does not return what is in model_card"):
@@ -220,3 +230,20 @@ def test_validation_fails_a_model_whose_answers_cannot_be(exported, images, tmp_
     save_careless(tmp_path / "careless", exported / "assets.extra", {**HONEST, **change})
     with pytest.raises(ValueError, match=message):
         validate.run(tmp_path / "careless", images)
+
+
+def test_validation_does_not_load_a_graph_that_reaches_files_unless_it_is_trusted(tmp_path, images):
+    class Module(tf.Module):
+        @tf.function(input_signature=[])
+        def run(self):
+            tf.io.write_file(str(tmp_path / "elsewhere"), "x")
+            return {"one": tf.constant(1)}
+
+    module = Module()
+    tf.saved_model.save(module, str(tmp_path / "model"), signatures=module.run)
+    with pytest.raises(ValueError, match="does more than compute: its operations WriteFile could reach files"):
+        validate.run(tmp_path / "model", images)
+    assert not (tmp_path / "elsewhere").exists()
+    # Trusted, it gets as far as its card, which it has not.
+    with pytest.raises(FileNotFoundError, match="model_card"):
+        validate.run(tmp_path / "model", images, trust=True)

@@ -1,5 +1,7 @@
 """Publishing, rolling back and listing versions; what a kill or another publisher can do meanwhile."""
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -10,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from serving import card
+from serving import card, manifest, weights
 from serving import publish as publish_lib
+from serving.files import sealed, unsealed
 from serving.publish import content_fingerprint, listing, main, publish, read_publication, rollback
 from serving.versions import versions
 from tests.serving import saved_models
@@ -68,7 +71,7 @@ def test_versions_count_up_and_are_never_overwritten(saved_model, base, blessing
     (base / "notes").mkdir()
     assert publish(saved_model, base, blessing=blessing, check=None) == base / "8"
     assert numbers(base) == [1, 7, 8]
-    assert (base / "8" / "variables" / "variables.index").read_text() == "graphgraph"
+    assert weights.fingerprint_of_saved_model(base / "8") == weights.fingerprint([saved_models.weights("graph")])
     assert list((base / "7").iterdir()) == []
 
 
@@ -94,7 +97,10 @@ def test_the_model_itself_is_not_touched(saved_model, base, blessing):
     publish(saved_model, base, blessing=blessing, check=None)
     assert content_fingerprint(saved_model) == before
     assert sorted(path.name for path in saved_model.iterdir()) == ["assets.extra", "saved_model.pb", "variables"]
-    assert [path.name for path in (saved_model / "assets.extra").iterdir()] == ["model_card.json"]
+    assert sorted(path.name for path in (saved_model / "assets.extra").iterdir()) == [
+        "manifest.json",
+        "model_card.json",
+    ]
     assert (saved_model / "saved_model.pb").stat().st_mode & 0o777 == 0o600
 
 
@@ -181,9 +187,109 @@ def test_a_changed_model_loses_its_blessing(saved_model, base, change, blessing)
             index.unlink()
         case "renamed":
             index.rename(index.with_name("other"))
-    with pytest.raises(ValueError, match=r"is not blessed: it was changed after it was published"):
-        publish(version, base.with_name("production"), check=None)
+    for force in (False, True):
+        with pytest.raises(ValueError, match=r"is damaged: its files are not those .*: '.*; export it again\."):
+            publish(version, base.with_name("production"), force=force, check=None)
     assert [line.blessing for line in listing(base)] == ["changed"]
+
+
+@pytest.mark.parametrize("change", ["variables", "graph", "card", "publication", "blessing"])
+def test_what_only_says_that_it_is_another_blessed_model_is_neither_listed_nor_published_as_one(push, base, change):
+    """Versions 1 and 2 are blessed; 1 is given a part of 2, and its manifest is made anew where that helps."""
+    first, second = push("first"), push("other")
+    push("third")
+    match change:
+        case "variables":
+            saved_models.write_variables(first, "other")
+            manifest.write(first)
+        case "graph":
+            shutil.copy(second / "saved_model.pb", first)
+            manifest.write(first)
+        case "card":
+            saved_models.write_card(first, card.read(second))
+        case "publication":
+            shutil.copy(second / "assets.extra" / "publication.json", first / "assets.extra")
+        case "blessing":
+            path = first / "assets.extra" / "publication.json"
+            theirs = json.loads((second / "assets.extra" / "publication.json").read_text())["blessing"]
+            ours = unsealed(json.loads(path.read_text()))
+            path.write_text(json.dumps(sealed({**ours, "blessing": theirs})))
+    assert [line.blessing for line in listing(base)] == ["changed", "blessed", "blessed"]
+    with pytest.raises(ValueError, match="is not blessed: ") as error:
+        publish(first, base.with_name("production"), check=None)
+    one_line(error)
+    with pytest.raises(ValueError, match=r"Version 1 of .* is not what was published: .*; publish it anew") as error:
+        rollback(base, 1, check=None)
+    one_line(error)
+    assert numbers(base) == [1, 2, 3]
+
+
+def test_every_flipped_byte_of_a_publication_blesses_nothing(push, base):
+    version = push("first")
+    path = version / "assets.extra" / "publication.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        assert read_publication(version) is None
+        if place % 20 == 0:
+            assert [line.blessing for line in listing(base)] == ["changed"]
+
+
+def test_a_version_whose_publication_is_damaged_is_not_rolled_back_to(push, base):
+    first = push("first")
+    push("second")
+    path = first / "assets.extra" / "publication.json"
+    path.write_text(path.read_text().replace("true", "True"))
+    with pytest.raises(ValueError, match=r"is not what was published: its publication\.json was changed"):
+        rollback(base, 1, check=None)
+
+
+def test_hidden_files_are_not_published_and_change_nothing(push, saved_model, base, blessing):
+    for name in (".DS_Store", "variables/._variables.index", "assets.extra/desktop.ini", "__MACOSX/._graph"):
+        (saved_model / name).parent.mkdir(exist_ok=True)
+        (saved_model / name).write_text("litter")
+    (saved_model / ".link").symlink_to("nowhere")
+    version = publish(saved_model, base, blessing=blessing, check=None)
+    names = {path.relative_to(version).as_posix() for path in version.rglob("*")}
+    assert not [name for name in names if "." in (name[0], name.split("/")[-1][0]) or "MACOSX" in name]
+    assert content_fingerprint(version) == content_fingerprint(saved_model)
+    (version / ".DS_Store").write_text("litter")
+    assert [line.blessing for line in listing(base)] == ["blessed"]
+    # Nor is litter in the base a version or in anybody's way.
+    (base / ".DS_Store").write_text("litter")
+    push("other")
+    assert content(rollback(base, check=None)) == "graph"
+
+
+def test_a_full_disk_leaves_nothing_half(saved_model, base, blessing, monkeypatch, capsys):
+    inner, count = os.fsync, 0
+
+    def full(descriptor):
+        nonlocal count
+        count += 1
+        if count == place:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        inner(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    for place in range(1, 8):
+        count = 0
+        with pytest.raises(OSError, match="No space left"):
+            publish(saved_model, base, blessing=blessing, check=None)
+        assert [path.name for path in base.iterdir()] == [], place
+
+
+def test_a_publisher_that_was_stopped_is_not_waited_for_without_end(push, saved_model, base, blessing, monkeypatch):
+    push("a")
+    monkeypatch.setattr("serving.versions._LOCK_SECONDS", 0.1)
+    held = os.open(base, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match="another publisher holds it; end that process and try again"):
+            publish(saved_model, base, blessing=blessing, check=None)
+    finally:
+        os.close(held)
+    assert publish(saved_model, base, blessing=blessing, check=None) == base / "2"
 
 
 @pytest.mark.parametrize(
@@ -314,26 +420,26 @@ PUBLISHER = """
 import sys
 from pathlib import Path
 from serving.publish import publish
-model, base, blessing, times = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+model, base, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
 def check(copy):
     print("checking", copy.name, flush=True)
     sys.stdin.readline()
 for _ in range(times):
-    print(publish(model, base, blessing=blessing, check=check if sys.argv[5] == "wait" else None).name, flush=True)
+    print(publish(model, base, force=True, check=check if sys.argv[4] == "wait" else None).name, flush=True)
 """
 
 
-def publisher(model, base, blessing, times=1, wait=False):
+def publisher(model, base, times=1, wait=False):
+    """By force, so that it needs no TensorFlow to look at weights."""
     return subprocess.Popen(
-        [sys.executable, "-c", PUBLISHER, model, base, blessing, str(times), "wait" if wait else "go"],
+        [sys.executable, "-c", PUBLISHER, model, base, str(times), "wait" if wait else "go"],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
 def test_publishers_at_once_all_succeed_and_what_is_seen_is_whole(tmp_path, base):
     models = {name: saved_models.write(tmp_path / name, name) for name in ("a", "b", "c", "d")}
-    blessings = {name: saved_models.write_blessing(tmp_path / f"{name}.json", name) for name in models}
-    processes = {name: publisher(model, base, blessings[name], times=10) for name, model in models.items()}
+    processes = {name: publisher(model, base, times=10) for name, model in models.items()}
     while any(process.poll() is None for process in processes.values()):
         for version in versions(base):
             assert content(version) in models
@@ -345,8 +451,8 @@ def test_publishers_at_once_all_succeed_and_what_is_seen_is_whole(tmp_path, base
     assert {path.name for path in base.iterdir()} == {str(number) for number in range(1, 41)}
 
 
-def test_a_living_publisher_is_left_alone_and_a_killed_one_cleaned_up(saved_model, push, base, blessing):
-    living, killed = (publisher(saved_model, base, blessing, wait=True) for _ in range(2))
+def test_a_living_publisher_is_left_alone_and_a_killed_one_cleaned_up(saved_model, push, base):
+    living, killed = (publisher(saved_model, base, wait=True) for _ in range(2))
     beside = {process: process.stdout.readline().split()[1] for process in (living, killed)}
     killed.kill()
     killed.communicate()
@@ -417,7 +523,7 @@ def test_a_rollback_to_nothing_is_told_in_one_line(push, base):
             rollback(base, to, check=None)
         one_line(error)
     (base / "1" / "saved_model.pb").write_text("evil")
-    with pytest.raises(ValueError, match="was changed after it was published"):
+    with pytest.raises(ValueError, match=r"1 is damaged: .*'saved_model\.pb' was changed"):
         rollback(base, 1, check=None)
     assert numbers(base) == [1, 2]
 
@@ -440,11 +546,12 @@ def test_the_listing(push, saved_model, base, capsys):
     assert main(["list", str(base)]) == 0
     lines = capsys.readouterr().out.splitlines()
     date = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
-    assert re.fullmatch(rf" +1  {date} +blessed +0123456789ab", lines[1])
+    a, graph = (weights.fingerprint([saved_models.weights(name)])[:12] for name in ("a", "graph"))
+    assert re.fullmatch(rf" +1  {date} +blessed +{a}", lines[1])
     # Without a card, the fingerprint of its files.
     assert re.fullmatch(rf" +2  {date} +unblessed +{content_fingerprint(base / '2')[:12]}", lines[2])
-    assert re.fullmatch(rf" +3  {date} +forced +0123456789ab", lines[3])
-    assert re.fullmatch(rf" +4  {date}  served  blessed +0123456789ab  rolled back to 1", lines[4])
+    assert re.fullmatch(rf" +3  {date} +forced +{graph}", lines[3])
+    assert re.fullmatch(rf" +4  {date}  served  blessed +{a}  rolled back to 1", lines[4])
     assert len(lines) == 5
 
 
@@ -518,7 +625,7 @@ def test_the_command_line_loads_what_it_publishes_in_a_fresh_process(exported, b
     monkeypatch.chdir(tmp_path)  # Wherever it is called from.
     assert main(["publish", str(exported), "base", "--force"]) == 0
     assert capsys.readouterr().out == "Published base/1, forced: it is not blessed.\n"
-    saved_models.write_blessing(tmp_path / "blessing.json", "trained")
+    saved_models.write_blessing(tmp_path / "blessing.json", "trained", weights=card.read(exported)["fingerprint"])
     assert main(["publish", str(exported), "base", "--blessing", "blessing.json"]) == 0
     assert capsys.readouterr().out == "Published base/2.\n"
     assert [line.blessing for line in listing(base)] == ["forced", "blessed"]
@@ -529,6 +636,9 @@ def test_the_command_line_does_not_publish_what_cannot_be_loaded(exported, base,
     damaged = tmp_path / "damaged"
     shutil.copytree(exported, damaged)
     (damaged / "variables" / "variables.index").unlink()
+    assert main(["publish", str(damaged), str(base), "--force"]) == 2
+    assert "is damaged: its files are not those that were exported" in capsys.readouterr().err
+    manifest.write(damaged)
     assert main(["publish", str(damaged), str(base), "--force"]) == 1
     printed = capsys.readouterr().err
     assert re.fullmatch(r"error: Not published, since it failed in a fresh process: .*Error.*\n", printed)

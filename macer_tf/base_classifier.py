@@ -1,0 +1,132 @@
+"""What a classifier must be to be smoothed: float images in, a row of outputs each; and whether those are logits."""
+
+from macer_tf import tensorflow_backend  # noqa: F401
+
+# isort: split
+
+import keras
+
+# Outputs of these are no logits, whether as a layer, an activation or an operation.
+_NO_LOGITS = {
+    name.replace("_", ""): name
+    for name in ("softmax", "log_softmax", "sparsemax", "sigmoid", "log_sigmoid", "hard_sigmoid", "sparse_sigmoid")
+}
+# Layers and operations that return probabilities if they are given nothing else.
+_PASS_ON = {
+    *("Identity", "Dropout", "AlphaDropout", "GaussianDropout", "GaussianNoise", "ActivityRegularization"),
+    *("Flatten", "Reshape", "Squeeze", "Cast", "Clip", "StopGradient", "Average", "Add", "TrueDivide"),
+}
+
+
+def check(classifier):
+    """Raises ValueError, in one line, unless `classifier` takes float images and, as far as it shows, returns one row.
+
+    Args:
+        classifier: a Keras model, images [batch, ...] -> [batch, classes], two classes or more.
+    """
+    if not isinstance(classifier, keras.Model):
+        raise ValueError(f"classifier must be a keras.Model. Received: {type(classifier).__name__}")
+    inputs = keras.tree.flatten(_inputs(classifier))
+    if len(inputs) > 1:
+        raise ValueError(f"The classifier must take images alone. Received: {len(inputs)} inputs")
+    dtype = _integer_input(classifier)
+    if dtype:
+        raise ValueError(
+            f"The classifier's input is {dtype}, which cuts pixels in [0, 1] off to whole numbers; make its input "
+            f"float, keras.Input(shape), and scale inside it, as Rescaling(255) does. Received: input dtype {dtype}"
+        )
+    outputs = getattr(classifier, "_outputs_struct", None)
+    if keras.tree.is_nested(outputs):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in keras.tree.flatten(outputs))
+        received = f"a dict of {', '.join(outputs)}" if isinstance(outputs, dict) else f"outputs of shapes {shapes}"
+        raise ValueError(
+            "The classifier must return one tensor [batch, classes]; make a keras.Model of one of its outputs. "
+            f"Received: {received}"
+        )
+    shape = getattr(classifier, "output_shape", None) if classifier.built else None
+    if shape is not None and (not isinstance(shape, tuple) or len(shape) != 2 or shape[-1] is None or shape[-1] < 2):
+        # The largest of a single output is always class 0: everything would be certified.
+        raise ValueError(
+            f"The classifier must return [batch, classes] for two classes or more. Received: output shape {shape}"
+        )
+
+
+def image_shape(classifier):
+    """The shape of a classifier's images, (None, ...), as far as it says; else None."""
+    inputs = keras.tree.flatten(_inputs(classifier))
+    return tuple(inputs[0].shape) if len(inputs) == 1 else None
+
+
+def check_returns_logits(classifier):
+    """Raises ValueError, in one line, for a classifier that shows that its outputs are not logits."""
+    found = _activation_of_model(classifier)
+    if found:
+        activation, name = found
+        raise ValueError(
+            f"The classifier must return logits, but its last layer ({name}) applies {activation}; "
+            "remove that activation."
+        )
+
+
+def _inputs(model):
+    """The inputs of a functional or sequential model, [] where they are not known."""
+    try:
+        return getattr(model, "inputs", None) or []
+    except AttributeError:
+        return []
+
+
+def _integer_input(model):
+    """The dtype that a model turns its images to before it looks at them, if that is not a float; else None."""
+    inputs = keras.tree.flatten(_inputs(model))
+    for tensor in inputs:
+        if not keras.backend.is_float_dtype(tensor.dtype):
+            return keras.backend.standardize_dtype(tensor.dtype)
+    if isinstance(model, keras.Sequential):
+        first = model.layers[:1]
+    else:
+        ids = {id(tensor) for tensor in inputs}
+        nodes = [node for level in (model._nodes_by_depth.values() if inputs else []) for node in level]
+        first = [node.operation for node in nodes if ids & {id(tensor) for tensor in node.input_tensors}]
+    # A model inside it may be the one that has the integer input.
+    return next(filter(None, (_integer_input(layer) for layer in first if isinstance(layer, keras.Model))), None)
+
+
+def _activation_of_model(model):
+    """(activation, name of what applies it) of a model whose outputs are no logits, else None."""
+    if isinstance(model, keras.Sequential) or not _inputs(model):
+        # A subclassed model does not say what it calls last: most have it as their last layer.
+        for layer in reversed(getattr(model, "layers", [])):
+            found = _activation_of(layer)
+            if found or not _passes_on(layer):
+                return found
+        return None
+    found = [_activation_of_tensor(tensor) for tensor in model.outputs]
+    return next(filter(None, found), None)
+
+
+def _activation_of_tensor(tensor):
+    operation, node, _ = tensor._keras_history
+    found = _activation_of(operation)
+    if found or not _passes_on(operation):
+        return found
+    sources = [_activation_of_tensor(source) for source in operation._inbound_nodes[node].input_tensors]
+    return sources[0] if sources and all(sources) else None
+
+
+def _activation_of(operation):
+    if isinstance(operation, keras.Model):
+        return _activation_of_model(operation)
+    functions = [getattr(operation, name, None) for name in ("activation", "function")]
+    names = [getattr(function, "__name__", type(function).__name__) for function in functions]
+    for name in (*names, type(operation).__name__):
+        known = _NO_LOGITS.get(name.lower().replace("_", "").removesuffix("v2"))
+        if known:
+            return known, operation.name
+    return None
+
+
+def _passes_on(operation):
+    name = type(operation).__name__
+    is_linear = getattr(getattr(operation, "activation", None), "__name__", "") == "linear"
+    return name in _PASS_ON or name.startswith("SpatialDropout") or (name == "Activation" and is_linear)

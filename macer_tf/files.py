@@ -1,0 +1,52 @@
+"""Files that may be anyone's: read once, and never beyond a size. Imports no TensorFlow."""
+
+import os
+import stat
+
+_BLOCK = 2**20
+
+
+def read(path, most, *, pipes=False):
+    """The content of a file, in one read: what is digested and what is used can be the same bytes.
+
+    Args:
+        path: of the file.
+        most: bytes it may have.
+        pipes: whether a pipe is read too, as a shell's `<(...)` gives one; one that nobody writes to is empty.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: in one line, if it is a pipe, a device or the like, which might never end, or has more bytes.
+    """
+    with open_plain(path, pipes=pipes) as file:
+        content = bytearray()
+        while len(content) <= most and (block := file.read(_BLOCK)):
+            content += block
+    if len(content) > most:
+        raise ValueError(f"{path} is larger than {size_in_words(most)}, the most that is accepted.")
+    return bytes(content)
+
+
+def open_plain(path, *, pipes=False):
+    """A file opened to read its bytes; raises as `read` does, and waits for nobody."""
+    file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
+    mode = os.fstat(file.fileno()).st_mode
+    if not (stat.S_ISREG(mode) or (pipes and stat.S_ISFIFO(mode))):
+        file.close()
+        raise ValueError(f"{path} is a pipe or a device, not a plain file.")
+    os.set_blocking(file.fileno(), True)
+    return file
+
+
+def size_in_words(size):
+    """A number of bytes, such as 64 MiB."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:,.4g} TiB"
+
+
+def _open_without_waiting(path, flags):
+    # A pipe is otherwise opened once somebody opens its other end.
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -1,0 +1,30 @@
+"""Imported before Keras: says in one line that TensorFlow is the backend needed, where Keras is told to take another.
+
+Raises:
+    ImportError: if Keras has, or would have, another backend.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def _backend():
+    """The backend that Keras has or, as it is not imported yet, will choose."""
+    if hasattr(sys.modules.get("keras"), "config"):
+        return sys.modules["keras"].config.backend()
+    if os.environ.get("KERAS_BACKEND"):
+        return os.environ["KERAS_BACKEND"]
+    folder = Path(os.environ.get("KERAS_HOME") or Path("~").expanduser() / ".keras")
+    try:
+        return json.loads((folder / "keras.json").read_text())["backend"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "tensorflow"
+
+
+if _backend() != "tensorflow":
+    raise ImportError(
+        "macer_tf needs Keras' TensorFlow backend: set the environment variable KERAS_BACKEND=tensorflow, or leave it "
+        f"out, before Keras is imported. Received: {_backend()}"
+    )

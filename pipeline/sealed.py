@@ -1,0 +1,21 @@
+"""State files: JSON objects that carry a checksum of their own content, so that a changed one is never believed."""
+
+import json
+
+from serving import files
+
+
+def dumps(content, indent=None):
+    """The JSON text of an object, with a checksum of its content among its entries."""
+    return json.dumps(files.sealed(json.loads(json.dumps(content))), indent=indent)
+
+
+def loads(text):
+    """What `dumps` was given. Raises ValueError if `text`, a string or bytes, is anything else."""
+    try:
+        content = files.unsealed(json.loads(text))
+    except RecursionError:
+        raise ValueError("no JSON of ours") from None
+    if content is None:
+        raise ValueError("its content does not match its checksum")
+    return content

@@ -1,0 +1,122 @@
+"""An HTTP connection that ends in time: connecting, sending and reading share one deadline, and replies one limit."""
+
+import contextlib
+import http.client
+import io
+import socket
+import ssl
+import threading
+import time
+
+_PORTS = {"http": 80, "https": 443}
+
+
+class TooLargeError(Exception):
+    """A reply has more bytes than it may have."""
+
+
+@contextlib.contextmanager
+def connected(scheme, host, port, deadline, max_bytes):
+    """An `http.client.HTTPConnection` that is connected, for one request in a `with`.
+
+    Every call of it raises TimeoutError once `time.monotonic()` has passed the deadline, however little at a time the
+    server sends, and `TooLargeError` once the server has sent more than max_bytes, of whatever kind.
+
+    Args:
+        scheme: "http", or "https" with the server's certificate checked.
+        host, port: of the server; port None is the scheme's.
+        deadline: by `time.monotonic()`.
+        max_bytes: of a whole reply, its head included.
+
+    Raises:
+        TimeoutError: if the deadline passes before.
+        OSError: if there is no such host, or it does not let us connect.
+        ssl.SSLError: if it has no TLS to trust.
+    """
+    connection = http.client.HTTPConnection(host, port or _PORTS[scheme])
+    sock = _open_socket(host, connection.port, deadline)
+    try:
+        if scheme == "https":
+            sock.settimeout(_left(deadline))
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+        connection.sock = _BoundedSocket(sock, deadline, max_bytes)
+        yield connection
+    finally:
+        sock.close()
+
+
+def _open_socket(host, port, deadline):
+    failure = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in _addresses(host, port, deadline):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(_left(deadline))
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            sock.close()
+            failure = error
+        else:
+            return sock
+    raise failure
+
+
+def _addresses(host, port, deadline):
+    """What `socket.getaddrinfo` finds, which has no time-out: a thread waits for it, and we wait until the deadline."""
+    found = []
+
+    def look_up():
+        try:
+            found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            found.append(error if isinstance(error, OSError) else OSError(f"{host!r} is no host's name"))
+
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(_left(deadline))
+    if not found:
+        raise TimeoutError(f"{host} was not found in time")
+    if isinstance(found[0], OSError):
+        raise found[0]
+    return found[0]
+
+
+def _left(deadline):
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+class _BoundedSocket:
+    """What `http.client` asks of a socket."""
+
+    def __init__(self, sock, deadline, max_bytes):
+        self._sock, self._deadline, self._max_bytes = sock, deadline, max_bytes
+
+    def sendall(self, data):
+        # Its time-out is for all of the data.
+        self._sock.settimeout(_left(self._deadline))
+        self._sock.sendall(data)
+
+    def makefile(self, mode):
+        return io.BufferedReader(_BoundedReader(self._sock, self._deadline, self._max_bytes))
+
+    def close(self):
+        """Nothing: `http.client` calls it as soon as it has the head of a reply, and the `with` closes the socket."""
+
+
+class _BoundedReader(io.RawIOBase):
+    def __init__(self, sock, deadline, max_bytes):
+        self._sock, self._deadline, self._left = sock, deadline, max_bytes
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        self._sock.settimeout(_left(self._deadline))
+        count = self._sock.recv_into(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise TooLargeError
+        return count

@@ -1,0 +1,80 @@
+"""What a command prints reaches any terminal, pipe or closed stream, and nothing in it commands the terminal."""
+
+import codecs
+import os
+import sys
+
+# As a shell tells of a program that SIGPIPE ended.
+_BROKEN_PIPE = 141
+_PLAIN = {"±": "+-", "·": "-", "…": "...", "→": "->"}
+
+
+def run(main):
+    """Ends this process with the exit status that `main` returns, whatever its threads are doing.
+
+    Meanwhile characters that the output's encoding lacks are replaced, closed streams lead nowhere, and once nobody
+    reads the output any more the process ends quietly, with status 141. What a full disk cannot take is dropped, and
+    told at the end, with status 1.
+    """
+    _open_closed_descriptors()
+    codecs.register_error("macer_tf.plain", _plain)
+    sys.stdout, sys.stderr = _Stream(sys.stdout, 1), _Stream(sys.stderr, 2)
+    try:
+        status = main()
+    except SystemExit as end:  # as --help does
+        status = end.code or 0
+    sys.stdout.flush()
+    if lost := sys.stdout.lost:
+        print(f"error: Not all that was printed could be written ({lost.strerror}).", file=sys.stderr)
+        status = status or 1
+    sys.stderr.flush()
+    # Threads that an error left in the middle of a forward pass would crash in what Python does at its end.
+    os._exit(status)
+
+
+def printable(text):
+    """Text in one line that no terminal obeys: control characters, and others that do not print, become escapes."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(text))
+
+
+class _Stream:
+    """A text stream that no write can stop the process by, except where its reader is gone.
+
+    lost: why something could not be written; None if all was.
+    """
+
+    def __init__(self, stream, descriptor):
+        # None if it was closed.
+        self._stream = stream or open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        self.lost = None
+        self._stream.reconfigure(errors="macer_tf.plain")
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        self._try(self._stream.write, text)
+        return len(text)
+
+    def flush(self):
+        self._try(self._stream.flush)
+
+    def _try(self, do, *text):
+        try:
+            do(*text)
+        except BrokenPipeError:
+            os._exit(_BROKEN_PIPE)
+        except OSError as error:  # a full disk must not end hours of work
+            self.lost = error
+
+
+def _open_closed_descriptors():
+    """Or the next file that is opened would get their numbers, and what is printed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def _plain(error):
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(one, ascii(one)[1:-1]) for one in text), error.end

@@ -1,0 +1,37 @@
+"""What tells the weights of a classifier from others: their shapes, types and values, in order."""
+
+import hashlib
+import re
+from pathlib import Path
+
+_NAME = re.compile(r"model_variables/([0-9]+)/\.ATTRIBUTES/VARIABLE_VALUE")
+
+
+def fingerprint(arrays):
+    """Hexadecimal SHA-256 of NumPy arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def fingerprint_of_saved_model(directory):
+    """The fingerprint of the weights that a SavedModel of `serving.export` restores, read from its variables.
+
+    Nothing is loaded but numbers. It equals `serving.card.fingerprint` of the Keras model that was exported.
+
+    Raises:
+        ValueError: in one line, if there are none, or they are damaged.
+    """
+    import tensorflow as tf
+
+    try:
+        reader = tf.train.load_checkpoint(str(Path(directory) / "variables" / "variables"))
+        found = {int(match[1]): match[0] for match in map(_NAME.fullmatch, reader.get_variable_to_shape_map()) if match}
+        if not found or sorted(found) != list(range(len(found))):
+            raise ValueError("they are not named as serving.export names them")
+        return fingerprint(reader.get_tensor(found[number]) for number in sorted(found))
+    except (tf.errors.OpError, ValueError, TypeError, RuntimeError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"its variables cannot be read ({reason[:200]})") from None

@@ -1,0 +1,130 @@
+"""Commands at terminals of every kind: what they print arrives or is dropped, and how they end is told by a status."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serving.terminal import printable
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """A function: a line of bash in which $PYTHON is this one -> what it came to."""
+
+    def run(line, **environment):
+        environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **environment}
+        return subprocess.run(
+            ["bash", "-c", line], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def says(tmp_path):
+    """A function: text and status -> the line of bash whose command prints the one and returns the other."""
+
+    def says(text="ACR ± error · more…", status=0):
+        path = tmp_path / "says.py"
+        path.write_text(f"from serving import terminal\ntext = {text!a}\nterminal.run(lambda: print(text) or {status})")
+        return f"$PYTHON {path}"
+
+    return says
+
+
+def test_what_an_encoding_lacks_is_replaced(shell, says):
+    for encoding, said in [
+        ("utf-8", "ACR ± error · more…\n"),
+        ("ascii", "ACR +- error - more...\n"),
+        ("cp1252", "ACR ± error · more…\n"),
+    ]:
+        ended = shell(f"{says()} | iconv -f {encoding} -t utf-8", PYTHONIOENCODING=encoding)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, said, "")
+    ended = shell(says("\u65e5\udcff"), PYTHONIOENCODING="ascii")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "\\u65e5\\udcff\n", "")
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 130])
+def test_the_status_is_the_commands(shell, says, status):
+    assert shell(says(status=status)).returncode == status
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_closed_streams_lead_nowhere(shell, closed):
+    """Nor into the file that is opened next, which would get their numbers."""
+    code = (
+        "import os, sys\nfrom serving import terminal\n"
+        "def main():\n"
+        '    with open("file", "w") as file:\n'
+        '        print("out", flush=True)\n'
+        '        print("err", file=sys.stderr, flush=True)\n'
+        '        os.write(1, b"o"), os.write(2, b"e")\n'
+        "    return 3\n"
+        "terminal.run(main)"
+    )
+    ended = shell(f"$PYTHON -c '{code}' {closed}; status=$?; wc -c < file; exit $status")
+    assert ended.returncode == 3
+    assert ended.stdout == ("" if closed.startswith(">&-") else "out\no") + "0\n"
+    assert ended.stderr == ("" if "2>&-" in closed else "err\ne")
+
+
+def test_a_reader_that_is_gone_ends_the_command_quietly(shell, says):
+    ended = shell(says("line\n" * 20_000) + " | head -1; exit ${PIPESTATUS[0]}")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (141, "line\n", "")
+
+
+def test_a_full_disk_ends_no_work_and_is_told(shell, says):
+    ended = shell(says() + " > /dev/full")
+    assert ended.returncode == 1
+    assert ended.stderr == "error: Not all that was printed could be written (No space left on device).\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["pipeline.run --help", "pipeline.run --list_presets", "pipeline.certify --help", "pipeline.compare --help",
+     "serving.publish --help"],
+)  # fmt: skip
+def test_every_command_may_be_read_in_part_or_not_at_all(shell, command):
+    ended = shell(f"{{ $PYTHON -m {command}; echo $? >&2; }} | true")
+    # Whether it is through before its reader is gone is chance.
+    assert ended.stderr in ("141\n", "0\n")
+    ended = shell(f"$PYTHON -m {command} >&-")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    ended = shell(f"$PYTHON -m {command}", PYTHONIOENCODING="ascii")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.isascii()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain text, é ± 日本", "plain text, é ± 日本"),
+        ("\x1b[2J\x07", r"\x1b[2J\x07"),
+        ("two\nlines\r\t", r"two\nlines\r\t"),
+        ("right\u202eto left", r"right\u202eto left"),
+        ("not \udcff text\x9b", r"not \udcff text\x9b"),
+    ],
+)
+def test_no_terminal_obeys_what_is_printable(text, shown):
+    assert printable(text) == shown
+
+
+def test_a_terminal_that_cannot_redraw_gets_whole_lines(monkeypatch):
+    from pipeline.console import Progress
+
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as screen:
+        monkeypatch.setattr(sys, "stdout", screen)
+        for kind in ("dumb", "xterm"):
+            monkeypatch.setenv("TERM", kind)
+            Progress("Work", 2).finish(2)
+            screen.flush()
+            shown = os.read(leader, 1000)
+            assert (b"\x1b" in shown) == (kind == "xterm")
+    os.close(leader)
