@@ -55,9 +55,8 @@ def make(folder, network, num_images):
 
     keras.utils.set_random_seed(0)
     networks.build(network, SHAPES[network], 10).save(Path(folder) / "model.keras")
-    np.savez(
-        Path(folder) / "images.npz", images=np.random.default_rng(0).random((num_images, *SHAPES[network]), np.float32)
-    )
+    images = np.random.default_rng(0).integers(0, 256, (num_images, *SHAPES[network]), np.uint8)
+    np.savez(Path(folder) / "images.npz", images=images)
 
 
 def sampler(folder, network):

@@ -129,7 +129,7 @@ def our_sampling(arguments, precision):
     smoothed = SmoothedClassifier(
         classifier, SIGMA, seed=0, micro_batch=arguments.micro_batch, precision=precision
     )  # fmt: skip
-    image = np.random.default_rng(0).random(shape, np.float32)
+    image = np.random.default_rng(0).integers(0, 256, shape) / np.float32(255)
 
     def run():
         smoothed.count(image, 0, noise.ESTIMATION, 0, arguments.samples)

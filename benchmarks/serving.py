@@ -41,17 +41,18 @@ def main(arguments=None):
     import numpy as np
     import tensorflow as tf
 
+    from macer_tf.checks import levels_of
     from macer_tf.smoothing import default_micro_batch
     from pipeline import models
     from pipeline.examples import evenly_spaced
     from serving.export import export
     from serving.validate import Server
 
-    model = models.load(arguments.model)
+    model, levels = models.load(arguments.model), levels_of(arguments.pixel_max)
     stored = np.load(arguments.images)
     images = stored[evenly_spaced(len(stored), arguments.num_examples)].astype(np.float32) / arguments.pixel_max
     with tempfile.TemporaryDirectory() as folder:
-        export(model, Path(folder) / "saved_model", n0=N0, n=FIXED_N, alpha=ALPHA)
+        export(model, Path(folder) / "saved_model", n0=N0, n=FIXED_N, alpha=ALPHA, pixel_max=arguments.pixel_max)
         with contextlib.closing(tf.compat.v1.Session(graph=tf.Graph())) as session:
             server = Server(session, Path(folder) / "saved_model")
             height, width, channels = images.shape[1:]
@@ -60,13 +61,13 @@ def main(arguments=None):
                 f"pixels, sigma={model.sigma}, n0={N0}, alpha={ALPHA}, micro-batch "
                 f"{default_micro_batch(images.shape[1:])}; TensorFlow {tf.__version__}, {arguments.threads} cores"
             )
-            early_exit(server, model, images)
+            early_exit(server, model, images, levels)
             latency(server, images, arguments.requests)
-            throughput(server, model, images, arguments.rounds)
-    micro_batches(model, images, arguments.rounds)
+            throughput(server, model, images, levels, arguments.rounds)
+    micro_batches(model, images, levels, arguments.rounds)
 
 
-def early_exit(server, model, images):
+def early_exit(server, model, images, levels):
     """Samples that `predict` drew, against the fixed n of the binomial test on the same images."""
     import numpy as np
 
@@ -75,7 +76,7 @@ def early_exit(server, model, images):
 
     batches = [server("predict", images=images[start : start + 32]) for start in range(0, len(images), 32)]
     early, samples = (np.concatenate([batch[name] for batch in batches]) for name in ("predicted_class", "samples"))
-    fixed = SmoothedClassifier(model).predict(images, n=FIXED_N, alpha=ALPHA)
+    fixed = SmoothedClassifier(model, levels=levels).predict(images, n=FIXED_N, alpha=ALPHA)
     both = (early != ABSTAIN) & (fixed != ABSTAIN)
     print(
         f"early exit, {len(images)} images: {samples.mean():.1f} samples an image (median {np.median(samples):.0f}, "
@@ -100,13 +101,13 @@ def latency(server, images, requests):
         print(f"predict, {batch:>2} images: p50 {p50:.1f} ms, p99 {p99:.1f} ms, of {requests} requests")
 
 
-def throughput(server, model, images, rounds):
+def throughput(server, model, images, levels, rounds):
     """Certification by the SavedModel against the library's in this process, in turn."""
     import numpy as np
 
     from macer_tf.smoothing import SmoothedClassifier
 
-    library = SmoothedClassifier(model, seed=0)
+    library = SmoothedClassifier(model, seed=0, levels=levels)
     for n in THROUGHPUT_N:
         # About as long a round, whatever n.
         chosen = images[: max(1, 20_000 // n)]
@@ -123,7 +124,7 @@ def throughput(server, model, images, rounds):
         )
 
 
-def micro_batches(model, images, rounds):
+def micro_batches(model, images, levels, rounds):
     """Certification by micro-batch, against the default."""
     from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
     from pipeline import console
@@ -132,7 +133,7 @@ def micro_batches(model, images, rounds):
     sizes = sorted({*MICRO_BATCHES, default})
     contestants = {}
     for size in sizes:
-        classifier = SmoothedClassifier(model, seed=0, micro_batch=size)
+        classifier = SmoothedClassifier(model, seed=0, micro_batch=size, levels=levels)
         contestants[size] = lambda classifier=classifier: classifier.certify(images[:2], N0, 10_000, ALPHA)
     seconds = interleaved(contestants, rounds)
     rows = []

@@ -146,8 +146,8 @@ def to_grid(images, levels):
     if (off > levels * rounding_of(images.dtype)).any():
         worst = np.asarray(images).flat[np.argmax(off)]
         raise ValueError(
-            f"Pixels must be multiples of 1/{levels}, the grid that noise is drawn on. Received: {float(worst)!r}. Round "
-            "the images to that grid, or give the levels of theirs."
+            f"Pixels must be multiples of 1/{levels}, the grid that noise is drawn on. Received: {float(worst)!r}. "
+            "Round the images to that grid, or give the levels of theirs."
         )
     return nearest.astype(np.float32)
 

@@ -120,8 +120,8 @@ OPTIONAL = {
 def _check(card):
     if isinstance(card, dict) and card.get("format") == 1:
         raise ValueError(
-            "The model card is of format 1, of a model that draws and adds its noise in floats: rounding can betray such "
-            "certificates. Export the model again."
+            "The model card is of format 1, of a model that draws and adds its noise in floats: rounding can betray "
+            "such certificates. Export the model again."
         )
     if not isinstance(card, dict) or not SCHEMA.keys() <= card.keys() <= SCHEMA.keys() | OPTIONAL.keys():
         fields = sorted(card) if isinstance(card, dict) else type(card).__name__

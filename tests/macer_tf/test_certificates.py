@@ -185,7 +185,8 @@ def test_anytime_certificates_of_different_n():
     result = certificates.certify(some, 0.25, 0.001, bound="anytime")
     assert result.predictions.tolist() == [0, ABSTAIN, ABSTAIN, 0]
     assert result.n.tolist() == [100, 0, 100, 1000]
-    assert result.p_lower.tolist() == anytime_lower([100, 0, 50, 900], [100, 0, 100, 1000], 0.001).tolist()
+    expected = anytime_lower([100, 0, 50, 900], [100, 0, 100, 1000], 0.001)
+    assert result.p_lower.tolist() == certificates.round_down(expected).tolist()
     assert result.radii[[0, 3]] == pytest.approx(0.25 * stats.norm.ppf(result.p_lower[[0, 3]]))
     assert result.bound == "anytime"
 

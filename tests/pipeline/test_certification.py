@@ -117,7 +117,7 @@ def test_beam_returns_what_the_library_returns(certify, small_model, digit_examp
     output = certify(small_model, digit_examples, ids, num_workers)
     read_ids, votes, certified = read(output)
 
-    smoothed = SmoothedClassifier(keras.models.load_model(small_model, compile=False), SIGMA, SEED)
+    smoothed = SmoothedClassifier(keras.models.load_model(small_model, compile=False), SIGMA, SEED, levels=256)
     images = examples_lib.read(digit_examples).scaled("test", sorted(ids))
     expected = smoothed.votes(images, N0, N, example_ids=sorted(ids))
     assert read_ids.tolist() == sorted(ids)
@@ -230,7 +230,7 @@ def test_hard_and_soft_certificates_are_the_library_s_from_one_pass(certify, sma
     assert list(kinds) == [
         "hard", "soft-hoeffding-1", "soft-hoeffding-16", "soft-bernstein-1", "soft-bernstein-16"
     ]  # fmt: skip
-    smoothed = SmoothedClassifier(keras.models.load_model(small_model, compile=False), SIGMA, SEED, betas=betas)
+    smoothed = SmoothedClassifier(keras.models.load_model(small_model, compile=False), SIGMA, SEED, betas=betas, levels=256)
     votes = smoothed.votes(examples_lib.read(digit_examples).scaled("test", range(5)), N0, 3000)
     for kind, certified in zip(about["kinds"], kinds.values(), strict=True):
         expected = certificates.certify(votes, SIGMA, ALPHA, kind["bound"], kind["beta"])
@@ -276,7 +276,7 @@ def test_an_adaptive_budget_draws_what_the_library_s_asks_for(certify, small_mod
 
     # The library's own loop, as `budgets` has it.
     budget = RadiusBudget(0.1, n) if "radius" in asked else PrecisionBudget(0.05, n)
-    smoothed = SmoothedClassifier(keras.models.load_model(small_model, compile=False), SIGMA, SEED)
+    smoothed = SmoothedClassifier(keras.models.load_model(small_model, compile=False), SIGMA, SEED, levels=256)
     images = examples_lib.read(digit_examples).scaled("test", range(12))
     selection = smoothed.draw(images, range(12), noise.SELECTION, [0] * 12, [N0] * 12).counts
     expected = Votes(selection, np.zeros_like(selection))
@@ -562,7 +562,7 @@ def test_of_20_000_certificates_as_many_are_false_as_the_bound_says(
         examples = write_examples(pixels, np.ones(num_images, int), class_names=("0", "1"))
         _, votes, certified = read(certify(model, examples, range(num_images), n0=n0, n=n, alpha=alpha))
     else:
-        smoothed = SmoothedClassifier(keras.models.load_model(model, compile=False), SIGMA, SEED)
+        smoothed = SmoothedClassifier(keras.models.load_model(model, compile=False), SIGMA, SEED, levels=256)
         votes = smoothed.votes(pixels.astype(np.float32), n0, n)
         certified = certificates.certify(votes, SIGMA, alpha)
 

@@ -74,7 +74,7 @@ def test_every_kind_of_file_gets_the_certificates_of_the_library(run, classifier
     assert (status, err) == (0, "")
     ids = np.arange(0, 360, 60)
     images, labels = (array[1437:][ids] for array in digits)
-    expected = SmoothedClassifier(classifier, 0.5, seed=3).certify(images, 20, 300, 0.01, example_ids=ids)
+    expected = SmoothedClassifier(classifier, 0.5, seed=3, levels=256).certify(images, 20, 300, 0.01, example_ids=ids)
     log = logs.read(tmp_path / "output" / "certificates.tsv")
     assert log.ids.tolist() == ids.tolist()
     assert log.labels.tolist() == labels.tolist()
@@ -174,7 +174,7 @@ def test_if_every_image_fails_there_is_no_certificate(run, model, folder, tmp_pa
 def test_an_archive_with_labels(run, model, digits, tmp_path):
     np.savez(tmp_path / "some.npz", images=digits[0][:9], labels=digits[1][:9])
     status, out, _ = run(
-        "--model", model, "--images", tmp_path / "some.npz", "--start", "4", "--max", "8", "--skip", "2"
+        "--model", model, "--images", tmp_path / "some.npz", "--levels", "256", "--start", "4", "--max", "8", "--skip", "2"
     )
     assert status == 0
     log = logs.read(tmp_path / "output" / "certificates.tsv")
@@ -209,7 +209,7 @@ def test_an_archive_that_is_replaced_after_it_was_read_is_certified_as_it_was_re
     from pipeline import images as images_lib
 
     np.savez(tmp_path / "some.npz", images=digits[0][:2], labels=digits[1][:2])
-    assert run("--model", model, "--images", tmp_path / "some.npz")[0] == 0
+    assert run("--model", model, "--images", tmp_path / "some.npz", "--levels", "256")[0] == 0
     expected = (tmp_path / "output" / "certificates.tsv").read_text()
     open_archive = images_lib.Archive.open
 
@@ -220,7 +220,7 @@ def test_an_archive_that_is_replaced_after_it_was_read_is_certified_as_it_was_re
 
     monkeypatch.setattr(images_lib.Archive, "open", replace_after)
     shutil.rmtree(tmp_path / "output")
-    assert run("--model", model, "--images", tmp_path / "some.npz")[0] == 0
+    assert run("--model", model, "--images", tmp_path / "some.npz", "--levels", "256")[0] == 0
     assert (tmp_path / "output" / "certificates.tsv").read_text() == expected
 
 
@@ -376,7 +376,7 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*ours, "--images", tmp_path / "no\x1b[2J\nwhere"), r"There is no folder or file"),
         ((*ours, "--images", tmp_path / "no\x1b[2J\nwhere"), r"no\x1b[2J\nwhere"),
         ((*ours, "--images", tmp_path / "text.txt"), "or in an .npz file with the arrays images and labels"),
-        ((*ours, "--images", tmp_path / "eleven.npz"), "The model has 10 classes, the images have 11"),
+        ((*ours, "--images", tmp_path / "eleven.npz", "--levels", "256"), "The model has 10 classes, the images have 11"),
         ((*on_digits, "--start", "360"), "--start 360 leaves none of the 360 images"),
         ((*on_digits, "--skip", "0"), "--skip must be a whole number from 1. Received: 0"),
         ((*on_digits, "--n", "3", "--alpha", "0.001"), "--n is too small. No image could be certified"),
@@ -480,7 +480,7 @@ def test_a_model_replaced_at_any_moment_gets_no_other_models_votes(
             replaced(path, model)
             assert run("--model", path, *on_digits)[0] == 0
             ids = np.arange(0, 360, 30)
-            right = SmoothedClassifier(expected, 0.5, seed=3).certify(
+            right = SmoothedClassifier(expected, 0.5, seed=3, levels=256).certify(
                 digits[0][1437:][ids], 20, 300, 0.01, example_ids=ids
             )
             log = logs.read(tmp_path / "output" / "certificates.tsv")
@@ -553,7 +553,7 @@ def test_of_several_outputs_the_one_that_is_named_is_certified(run, digits, tmp_
     names = re.search(r"has outputs (\S+), (\S+): say which counts \(model_output\)\. Received: none", err).groups()
     first = next(iter(model.output.values())) if isinstance(model.output, dict) else model.output[0]
     assert run(*on_digits, "--model_output", names[0])[0] == 0
-    right = SmoothedClassifier(keras.Model(model.inputs, first), 0.5, seed=3).certify(
+    right = SmoothedClassifier(keras.Model(model.inputs, first), 0.5, seed=3, levels=256).certify(
         digits[0][1437:1439], 20, 300, 0.01
     )
     np.testing.assert_array_equal(logs.read(tmp_path / "output" / "certificates.tsv").radii, right.radii)

@@ -352,7 +352,7 @@ def test_precision_and_microbatch_reach_the_model_and_its_file(train, digits, ch
     assert logits.dtype == tf.float32
     assert np.isfinite(logits).all()
     assert all(math.isfinite(value) for row in rows(finished) for value in row.values())
-    counts = SmoothedClassifier(model, 0.25, 0).count(digits[0][0], 0, 1, 0, 50)
+    counts = SmoothedClassifier(model, 0.25, 0, levels=256).count(digits[0][0], 0, 1, 0, 50)
     assert counts.sum() == 50
 
 

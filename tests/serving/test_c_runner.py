@@ -55,7 +55,7 @@ def test_certificates_are_the_librarys_on_the_returned_seeds(restarts, digits_mo
     for answer in (answers[0]["serving_default"], answers[0]["certify_custom"], answers[1]["serving_default"]):
         selection, estimation = [], []
         for image, seed in zip(images, answer.outputs["seed"], strict=True):
-            library = SmoothedClassifier(digits_model, seed=seed[0])
+            library = SmoothedClassifier(digits_model, seed=seed[0], levels=256)
             selection.append(library.count(image, int(seed[1]), noise.SELECTION, 0, N0))
             estimation.append(library.count(image, int(seed[1]), noise.ESTIMATION, 0, N))
         assert answer.outputs["votes"].tolist() == np.stack(estimation).tolist()
@@ -73,7 +73,7 @@ def test_predictions_are_the_librarys_on_the_returned_seeds(restarts, digits_mod
     ends = [0, *sequential.looks(2 * N, default_micro_batch(images.shape[1:]))]
     outputs = answers[0]["predict"].outputs
     for i, (image, seed) in enumerate(zip(images, outputs["seed"], strict=True)):
-        library = SmoothedClassifier(digits_model, seed=seed[0])
+        library = SmoothedClassifier(digits_model, seed=seed[0], levels=256)
         blocks = [
             library.count(image, int(seed[1]), noise.ESTIMATION, start, end - start)
             for start, end in itertools.pairwise(ends)

@@ -59,7 +59,7 @@ def test_what_is_no_plain_small_file_is_not_read(tmp_path, path):
 @pytest.mark.parametrize(
     ("name", "bad"),
     [
-        ("format", 2), ("sigma", 0), ("sigma", float("nan")), ("sigma", float("inf")), ("sigma", "0.25"), ("n", 0),
+        ("format", 3), ("sigma", 0), ("sigma", float("nan")), ("sigma", float("inf")), ("sigma", "0.25"), ("n", 0),
         ("n", 1000.0), ("n", True), ("alpha", 1), ("alpha", 0.0), ("max_batch_size", None), ("image_shape", [8, 8]),
         ("image_shape", [8, 8, 0]), ("image_shape", "881"), ("image_shape", [2**13, 2**13, 3]),
         ("sigma", 10**400), ("n", -(10**400)), ("scaling", ""), ("precision", 32),

@@ -12,13 +12,13 @@ from macer_tf.certificates import ABSTAIN
 from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
 from serving.signatures import SmoothedSignatures
 
-SIGMA = 0.5
+SIGMA, LEVELS = 0.5, 200
 TAKE_IMAGES = ("serving_default", "certify_custom", "predict")
 
 
 def signatures(classifier, n0=50, n=100, alpha=0.01, max_num_samples=5000, max_batch_size=100):
     """Name -> function: keyword arguments -> name -> array. What is left out takes its default."""
-    module = SmoothedSignatures(classifier, SIGMA, n0, n, alpha, max_num_samples, max_batch_size, "the card")
+    module = SmoothedSignatures(classifier, SIGMA, LEVELS, n0, n, alpha, max_num_samples, max_batch_size, "the card")
 
     def answer(signature):
         return lambda **inputs: {name: values.numpy() for name, values in signature(**inputs).items()}
@@ -60,7 +60,7 @@ def test_answers_agree_with_the_exact_probability_of_a_linear_classifier(linear_
 def test_the_radius_follows_from_the_votes(linear_classifier):
     n = 1500
     answers = signatures(linear_classifier(-0.6), n=n)["serving_default"](
-        images=constant_images(*np.linspace(0, 1, 12))
+        images=constant_images(*np.linspace(0, 1, 11))
     )
     columns = (answers[name] for name in ("predicted_class", "radius", "p_lower", "votes"))
     for prediction, radius, p_lower, votes in zip(*columns, strict=True):
@@ -80,12 +80,12 @@ def test_the_library_repeats_votes_and_predictions_from_the_seed(linear_classifi
     images = constant_images(0.3, 0.2, 0.05, 1.0, 0.225)
     certified, predicted = (served[name](images=images) for name in ("serving_default", "predict"))
     for image, seed, votes in zip(images, certified["seed"], certified["votes"], strict=True):
-        library = SmoothedClassifier(classifier, SIGMA, seed=seed[0])
+        library = SmoothedClassifier(classifier, SIGMA, seed=seed[0], levels=LEVELS)
         assert library.count(image, int(seed[1]), noise.ESTIMATION, 0, 700).tolist() == votes.tolist()
     ends = [0, *sequential.looks(1400, default_micro_batch((2, 2, 1)))]
     samples = []
     for i, (image, seed) in enumerate(zip(images, predicted["seed"], strict=True)):
-        library = SmoothedClassifier(classifier, SIGMA, seed=seed[0])
+        library = SmoothedClassifier(classifier, SIGMA, seed=seed[0], levels=LEVELS)
         blocks = [
             library.count(image, int(seed[1]), noise.ESTIMATION, start, end - start)
             for start, end in itertools.pairwise(ends)
@@ -160,6 +160,14 @@ def test_bad_pixels_are_refused_without_showing_them(served, name, bad):
     images = constant_images(0.123456, 0.5)
     images[1, 0, 0, 0] = bad
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"images must be finite and lie in \[0, 1\]") as error:
+        served[name](images=images)
+    assert "123456" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", TAKE_IMAGES)
+def test_pixels_off_the_grid_are_refused_without_showing_them(served, name):
+    images = constant_images(0.5, 0.123456)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="pixels must be multiples of 1/200, where") as error:
         served[name](images=images)
     assert "123456" not in str(error.value)
 
