@@ -230,7 +230,9 @@ def test_hard_and_soft_certificates_are_the_library_s_from_one_pass(certify, sma
     assert list(kinds) == [
         "hard", "soft-hoeffding-1", "soft-hoeffding-16", "soft-bernstein-1", "soft-bernstein-16"
     ]  # fmt: skip
-    smoothed = SmoothedClassifier(keras.models.load_model(small_model, compile=False), SIGMA, SEED, betas=betas, levels=256)
+    smoothed = SmoothedClassifier(
+        keras.models.load_model(small_model, compile=False), SIGMA, SEED, betas=betas, levels=256
+    )
     votes = smoothed.votes(examples_lib.read(digit_examples).scaled("test", range(5)), N0, 3000)
     for kind, certified in zip(about["kinds"], kinds.values(), strict=True):
         expected = certificates.certify(votes, SIGMA, ALPHA, kind["bound"], kind["beta"])

@@ -174,7 +174,18 @@ def test_if_every_image_fails_there_is_no_certificate(run, model, folder, tmp_pa
 def test_an_archive_with_labels(run, model, digits, tmp_path):
     np.savez(tmp_path / "some.npz", images=digits[0][:9], labels=digits[1][:9])
     status, out, _ = run(
-        "--model", model, "--images", tmp_path / "some.npz", "--levels", "256", "--start", "4", "--max", "8", "--skip", "2"
+        "--model",
+        model,
+        "--images",
+        tmp_path / "some.npz",
+        "--levels",
+        "256",
+        "--start",
+        "4",
+        "--max",
+        "8",
+        "--skip",
+        "2",
     )
     assert status == 0
     log = logs.read(tmp_path / "output" / "certificates.tsv")
@@ -376,7 +387,10 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*ours, "--images", tmp_path / "no\x1b[2J\nwhere"), r"There is no folder or file"),
         ((*ours, "--images", tmp_path / "no\x1b[2J\nwhere"), r"no\x1b[2J\nwhere"),
         ((*ours, "--images", tmp_path / "text.txt"), "or in an .npz file with the arrays images and labels"),
-        ((*ours, "--images", tmp_path / "eleven.npz", "--levels", "256"), "The model has 10 classes, the images have 11"),
+        (
+            (*ours, "--images", tmp_path / "eleven.npz", "--levels", "256"),
+            "The model has 10 classes, the images have 11",
+        ),
         ((*on_digits, "--start", "360"), "--start 360 leaves none of the 360 images"),
         ((*on_digits, "--skip", "0"), "--skip must be a whole number from 1. Received: 0"),
         ((*on_digits, "--n", "3", "--alpha", "0.001"), "--n is too small. No image could be certified"),
