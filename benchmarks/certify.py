@@ -3,9 +3,10 @@
     python benchmarks/certify.py --network lenet --reference DIR      DIR: a clone of github.com/RuntianZ/macer
 
 Both sides draw noise, run the network and count the votes of one image, with the same number of threads. Each round
-times the authors' `Smooth` at each of their batch sizes (whole batches), ours in float32 and in bfloat16 and a matrix
-product, one after the other; a round in which the process did not get its cores is dropped. The authors' code needs
-torch and statsmodels beside the project's requirements; without them or --reference ours alone is timed.
+times the authors' `Smooth` at each of their batch sizes (whole batches), ours in float32 and in bfloat16, the same with
+noise that is drawn in floats, and a matrix product, one after the other; a round in which the process did not get its
+cores is dropped. The authors' code needs torch and statsmodels beside the project's requirements; without them or
+--reference ours alone is timed.
 """
 
 import argparse
@@ -49,7 +50,9 @@ def main(arguments=None):
         smooth = authors_smooth(arguments)
         for batch in arguments.batches:
             contestants[f"authors, batch {batch}"] = authors_sampling(arguments, smooth, batch)
-    contestants |= {f"ours, {precision}": our_sampling(arguments, precision) for precision in ("float32", "bfloat16")}
+    for precision in ("float32", "bfloat16"):
+        contestants[f"ours, {precision}"] = our_sampling(arguments, precision)
+        contestants[f"float noise, {precision}"] = float_noise_sampling(arguments, precision)
     contestants["matrix product"] = matrix_product()
     rounds = []
     for _ in range(arguments.rounds):
@@ -87,6 +90,10 @@ def report(arguments, rounds):
             + "".join(f"{ratio:7.2f} x {other.removeprefix('authors, ')}" for other, ratio in ratios.items())
             + f"{100 * 2 * multiply_adds / wall / peak:6.0f} % of the matrix peak"
         )
+    for precision in ("float32", "bfloat16"):
+        pairs = [(seconds[f"ours, {precision}"], seconds[f"float noise, {precision}"]) for seconds in rounds]
+        ratio = statistics.median(ours / floats for ours, floats in pairs)
+        print(f"  exact noise takes {ratio:.2f} times as long as noise drawn in floats, {precision}")
 
 
 def authors_smooth(arguments):
@@ -133,6 +140,44 @@ def our_sampling(arguments, precision):
 
     def run():
         smoothed.count(image, 0, noise.ESTIMATION, 0, arguments.samples)
+
+    run()
+    return run, arguments.samples
+
+
+class FloatNoise:
+    """TensorFlow's normals where certification has exact noise: what the guarantee costs in time."""
+
+    levels = 255
+
+    def draw(self, *address):
+        """As `GridNoise.draw`."""
+        from macer_tf import noise
+
+        return SIGMA * self.levels * noise.gaussian(*address)
+
+
+def float_noise_sampling(arguments, precision):
+    """The same forward passes as `our_sampling`, with noise drawn in floats, and the number of samples."""
+    import numpy as np
+    import tensorflow as tf
+
+    from macer_tf import networks, noise
+    from macer_tf.inference import InferenceGraph
+    from macer_tf.smoothing import default_micro_batch, draw_pass, passes
+
+    shape = NETWORKS[arguments.network][0]
+    graph = InferenceGraph(networks.build(arguments.network, shape, 10), precision)
+    image = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
+    drawn = list(passes([arguments.samples], arguments.micro_batch or default_micro_batch(shape)))
+    draw = {
+        rows: tf.function(lambda *inputs, rows=rows: draw_pass(graph, FloatNoise(), rows, *inputs)) for rows, _ in drawn
+    }
+
+    def run():
+        for rows, [(_, offset, samples)] in drawn:
+            address = np.array([[0, 0, noise.ESTIMATION, offset]])
+            draw[rows](image[None], address, np.array([samples]))[0].numpy()
 
     run()
     return run, arguments.samples
