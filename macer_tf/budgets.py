@@ -96,27 +96,35 @@ class FixedBudget(_Budget):
 
 @dataclass(frozen=True)
 class RadiusBudget(_Budget):
-    """Samples until it is decided whether the image is certified at one radius, n at most.
+    """Samples until it is decided whether the image is certified at a radius, or at each of several; n at most.
 
     Half of alpha goes to `anytime_lower`, at each look, and half to `clopper_pearson_lower`, at one look that was fixed
-    beforehand: after n samples. An image is decided once one of them certifies it at the radius, which is false with
-    probability at most alpha; or once `anytime_upper` says that its class' probability is below the share of votes that
-    n samples would need to certify it, which is false with probability at most alpha too. Such an image, and one that
-    is undecided after n samples, is not certified at the radius. Certificates may hold beyond the radius, but there
-    they are worth less than those of more samples: the ACR of such a run is not the model's.
+    beforehand: after n samples. An image is decided at a radius once one of them certifies it there, which is false
+    with probability at most alpha; or once `anytime_upper` says that its class' probability is below the share of votes
+    that n samples would need to certify it, which is false with probability at most alpha too. Such an image, and one
+    that is undecided after n samples, is not certified at the radius. All three are bounds on one probability, whatever
+    the radius, so several radii share alpha without splitting it. An image is done when it is decided at each of them.
+    Certificates may hold beyond the radii, but there they are worth less than those of more samples: the ACR of such a
+    run is not the model's.
 
     Attributes:
-        radius: in units of a pixel in [0, 1], from 0.
+        radius: in units of a pixel in [0, 1], from 0; or a tuple of several. Those that n samples cannot certify need
+            no decision, unless there is no other.
         n: the most estimation samples an image gets.
     """
 
-    radius: float
+    radius: float | tuple
     n: int
 
     def __post_init__(self):
         _check_n(self.n)
-        if not 0 <= self.radius < np.inf:
+        if not self.radii or not all(0 <= radius < np.inf for radius in self.radii):
             raise ValueError(f"radius must be finite, from 0. Received: radius={self.radius}")
+
+    @property
+    def radii(self):
+        """What it is asked for, as a tuple."""
+        return self.radius if isinstance(self.radius, tuple) else (self.radius,)
 
     def certify(self, votes, sigma, alpha):
         """`Certificates` after any number of samples, by the better of both bounds.
@@ -138,15 +146,19 @@ class RadiusBudget(_Budget):
 
     def _goal(self, votes, sigma, alpha):
         successes, n = _successes(votes), votes.n
-        enough = _fewest_successes(self.radius, self.n, sigma, alpha) / self.n
-        decided = _reached(self.radius, successes, n, self.n, sigma, alpha)
-        decided |= anytime_upper(successes, n, alpha) < enough
+        upper = anytime_upper(successes, n, alpha)
+        largest = certificates.max_radius(sigma, self.n, alpha / 2)
+        decided = np.full(n.shape, True)
+        for radius in self.radii:
+            if radius <= largest:
+                enough = _fewest_successes(radius, self.n, sigma, alpha) / self.n
+                decided &= _reached(radius, successes, n, self.n, sigma, alpha) | (upper < enough)
         return np.where(decided, n, _blocks(np.maximum(n * _GROWTH, BLOCK)))
 
     def _check_can_reach(self, sigma, alpha):
         certificates.check_can_certify(self.n, alpha / 2)
         largest = certificates.max_radius(sigma, self.n, alpha / 2)
-        if self.radius > largest:
+        if min(self.radii) > largest:
             raise ValueError(
                 f"n={self.n} samples certify up to radius {largest} at sigma={sigma:g}, alpha={alpha:g}. Received: "
                 f"radius={self.radius}"

@@ -42,7 +42,10 @@ def drawn(p, n, seed=0):
     return (np.random.default_rng(seed).random((len(p), n)) < np.asarray(p)[:, None]).astype(np.int64)
 
 
-BUDGETS = [FixedBudget(3000), RadiusBudget(0.25, 3000), RadiusBudget(0.0, 2950), PrecisionBudget(0.05, 3000)]
+BUDGETS = [
+    *(FixedBudget(3000), RadiusBudget(0.25, 3000), RadiusBudget(0.0, 2950), RadiusBudget((0.0, 0.25, 0.5), 3000)),
+    PrecisionBudget(0.05, 3000),
+]
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -161,6 +164,38 @@ def test_how_often_a_stopped_certificate_is_false_at_alpha():
     result = RadiusBudget(0.25, 1200).certify(votes, SIGMA, ALPHA)
     false = np.mean(SIGMA * stats.norm.ppf(p[0]) < result.radii)
     assert 0 < false <= ALPHA + 3 * np.sqrt(ALPHA / 20_000)
+
+
+def test_several_radii_are_decided_together():
+    radii, n = (0.0, 0.25, 0.5, 9.0), 20_000
+    p = np.concatenate([np.linspace(0.3, 1, 400), np.repeat(stats.norm.cdf(np.array(radii[:3]) / SIGMA), 30)])
+    samples = drawn(p, n)
+    votes, _ = spend(RadiusBudget(radii, n), 100, 100, samples)
+    result = RadiusBudget(radii, n).certify(votes, SIGMA, ALPHA)
+    for radius in radii[:3]:
+        budget = RadiusBudget(radius, n)
+        # Nothing is left to decide at any of them, and at each the answer is mostly that of its own budget.
+        assert not budget.more(votes, SIGMA, ALPHA).any()
+        alone = budget.certify(spend(budget, 100, 100, samples)[0], SIGMA, ALPHA)
+        certified, expected = ((one.predictions == 0) & (one.radii >= radius) for one in (result, alone))
+        assert np.mean(certified != expected) < 0.02
+        # Each is false with probability at most alpha, also of those at the very radius.
+        assert np.mean(certified[stats.norm.cdf(radius / SIGMA) >= p]) <= 3 * ALPHA
+    # Together they take hardly more than the dearest of them.
+    dearest = np.max([spend(RadiusBudget(radius, n), 100, 100, samples)[0].n for radius in radii[:3]], axis=0)
+    assert votes.n.sum() < 1.1 * dearest.sum()
+
+
+def test_how_often_any_of_several_radii_is_false():
+    # p lies at one of the radii: a certificate beyond it is false, and so is one at a larger radius.
+    radii, n = (0.0, 0.25, 0.5), 2000
+    for radius in radii[1:]:
+        p = np.full(4000, stats.norm.cdf(radius / SIGMA) - 1e-9)
+        votes, _ = spend(RadiusBudget(radii, n), 100, 100, drawn(p, n, seed=int(100 * radius)))
+        result = RadiusBudget(radii, n).certify(votes, SIGMA, ALPHA)
+        false = (result.predictions == 0) & (result.radii >= radius)
+        # 4 standard errors above alpha would be 0.064.
+        assert 0 < false.mean() <= ALPHA
 
 
 @pytest.mark.parametrize("n0", [10, 200])
