@@ -108,6 +108,49 @@ def certify(votes, sigma, alpha, bound="clopper-pearson", beta=None, fixed_n=Non
     )
 
 
+def certify_without_selection(votes, sigma, alpha):
+    """CERTIFY with one set of votes that both chooses the class and bounds its probability, at half of alpha.
+
+    The class is the most frequent of the n estimation votes, its bound Clopper-Pearson's at alpha / 2. A certificate is
+    false only if the bound is above 1/2 and above the class' probability p, and this happens with probability alpha at
+    most. Let m be the fewest votes that put the bound above 1/2, so that F(p) = P(Bin(n, p) >= m) is at most alpha / 2
+    at p = 1/2. A class with p >= 1/2 is overstated with probability alpha / 2 at most. A class with p < 1/2 is falsely
+    certified with probability F(p) at most; F is convex there and 0 at 0, so that F(p) <= 2 p F(1/2) <= p alpha. If a
+    class has p >= 1/2, the others' p add up to 1/2 at most: alpha / 2 + alpha / 2 in all. If none has, they add up to
+    1: alpha. If two have exactly 1/2, the others have nothing: alpha / 2 each.
+
+    Args:
+        votes: `Votes`, the same n for every image; selection votes are not looked at, and may be none.
+        sigma: noise level the votes were drawn at.
+        alpha: failure probability for each image.
+
+    Returns:
+        `Certificates` with n0 = 0.
+
+    Raises:
+        ValueError: as `certify`.
+    """
+    if not 0 < sigma < np.inf:
+        raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
+    check_alpha(alpha)
+    n = _same(votes.n, "n")
+    check_can_certify(n, alpha / 2)
+    selected = votes.estimation.argmax(axis=1)
+    successes = votes.estimation.max(axis=1)
+    p_lower = round_down(clopper_pearson_lower(successes, n, alpha / 2))
+    certified = p_lower > 0.5
+    return Certificates(
+        predictions=np.where(certified, selected, ABSTAIN),
+        radii=radius(p_lower, sigma),
+        p_lower=p_lower,
+        selected=selected,
+        sigma=float(sigma),
+        alpha=float(alpha),
+        n0=0,
+        n=n,
+    )
+
+
 def radius(p_lower, sigma):
     """The certified l2 radius `sigma * Phi^-1(p_lower)`, rounded down; 0 where p_lower is not above 1/2.
 

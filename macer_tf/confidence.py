@@ -10,6 +10,7 @@ _THETA = 3 / 2.0 ** np.arange(16)
 _ODDS_RATIOS = np.concatenate([[0.0], np.exp(-_THETA)])
 _LOG_WEIGHTS = np.log(np.concatenate([[0.15], np.full(7, 0.75 / 7), np.full(9, 0.1 / 9)]))
 _BISECTIONS = 54
+_LEAST_UNIFORM = 1 / 16
 
 # A p-value is raised by this: n samples of d pixels are off by less in total variation for n * d up to 1e12, see
 # `grid_noise`.
@@ -47,6 +48,45 @@ def clopper_pearson_upper(successes, n, alpha):
     successes, n = _counts(successes, n, alpha, "Clopper-Pearson")
     bound = special.betainccinv(successes + 1, np.maximum(n - successes, 1), alpha)
     return np.where(successes < n, bound, 1.0)
+
+
+def randomized_clopper_pearson_lower(successes, n, alpha, uniform):
+    """Clopper and Pearson's lower bound, randomised to err as often as it may (Stevens, 1950; arXiv 2406.17830).
+
+    For X ~ Binomial(n, p) and U uniform on [0, 1], P(X > x) + U P(X = x) at x = X is uniform on [0, 1], where
+    Clopper-Pearson's U = 1 makes it larger. The bound is the p at which it is alpha: over the drawing of `successes`
+    and `uniform`, it exceeds the true proportion with probability at most alpha, for n fixed before the samples were
+    seen. It is above `clopper_pearson_lower` wherever there is a success and U is below 1. A U below 1/16 counts as
+    1/16: at alpha, the bound of a unanimous vote would be 1.
+
+    Args:
+        successes: integers, any shape.
+        n: number of samples, broadcasts against `successes`.
+        alpha: failure probability, in (0, 1/16].
+        uniform: in [0, 1], independent of the samples, one for each of `successes`; drawn once and for all.
+
+    Returns:
+        float64 of the broadcast shape, in [0, 1): 0 where there is no success.
+
+    Raises:
+        ValueError: for alpha outside (0, 1/16], successes outside [0, n], or uniforms outside [0, 1].
+    """
+    successes, n = _counts(successes, n, alpha, "Clopper-Pearson")
+    uniform = np.broadcast_to(np.asarray(uniform, np.float64), successes.shape)
+    if alpha > _LEAST_UNIFORM or not ((uniform >= 0) & (uniform <= 1)).all():
+        raise ValueError(
+            f"The randomised bound needs alpha of at most {_LEAST_UNIFORM:g} and uniforms in [0, 1]. Received: "
+            f"alpha={alpha:g}, uniforms from {uniform.min()} to {uniform.max()}"
+        )
+    uniform = np.maximum(uniform, _LEAST_UNIFORM)
+    low, high = clopper_pearson_lower(successes, n, alpha), np.ones(successes.shape)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        at_least = special.betainc(np.maximum(successes, 1), n - successes + 1, middle)
+        above = np.where(successes < n, special.betainc(successes + 1, np.maximum(n - successes, 1), middle), 0)
+        is_below = (1 - uniform) * above + uniform * at_least < alpha
+        low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
+    return np.where(successes > 0, low, 0.0)
 
 
 def anytime_lower(successes, n, alpha):

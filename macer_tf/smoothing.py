@@ -241,7 +241,8 @@ class SmoothedClassifier:
 
         Args:
             images: float [images, height, width, channels] in [0, 1], multiples of 1 / levels.
-            n0: samples that choose the class.
+            n0: samples that choose the class; 0: those that bound its probability choose it too, at half of alpha, see
+                `certificates.certify_without_selection`.
             n: independent samples that bound its probability.
             alpha: probability that an image's certificate is false, at most.
             example_ids: see `votes`.
@@ -252,6 +253,13 @@ class SmoothedClassifier:
         Raises:
             ValueError: before any sampling, for bad images or numbers of samples that could never certify.
         """
+        if n0 == 0:
+            certificates.check_can_certify(n, alpha / 2)
+            _check_samples("n", n)
+            images, example_ids = check_images(images, example_ids)
+            drawn = self.draw(images, example_ids, noise.ESTIMATION, [0] * len(images), [n] * len(images))
+            votes = Votes(np.zeros_like(drawn.counts), drawn.counts)
+            return certificates.certify_without_selection(votes, self.sigma, alpha)
         certificates.check_can_certify(n, alpha)
         return certificates.certify(self.votes(images, n0, n, example_ids), self.sigma, alpha)
 

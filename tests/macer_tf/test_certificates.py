@@ -241,3 +241,28 @@ def test_the_smallest_n_of_each_bound():
 def test_bounds_that_do_not_fit_the_votes(arguments, message):
     with pytest.raises(ValueError, match=message):
         certificates.certify(soft([9, 1], [90, 10], [85, 2], n0=10, n=100), 0.25, 0.01, **arguments)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+@pytest.mark.parametrize("n", [6, 12])
+def test_exactly_how_often_a_certificate_without_selection_is_false(n, alpha):
+    # Every outcome of n votes for three classes, with its probability.
+    counts = np.array([(a, b, n - a - b) for a in range(n + 1) for b in range(n + 1 - a)])
+    result = certificates.certify_without_selection(Votes(np.zeros_like(counts), counts), 1.0, alpha)
+    grid = [(a / 20, b / 20, 1 - a / 20 - b / 20) for a in range(11) for b in range(21 - a)]
+    worst = 0.0
+    for p in [*grid, (0.5, 0.5, 0.0), (0.5 + 1e-9, 0.5 - 1e-9, 0.0)]:
+        p = np.maximum(p, 0)
+        probability = stats.multinomial.pmf(counts, n, p / p.sum())
+        is_false = (result.predictions != ABSTAIN) & (result.p_lower > p[result.selected])
+        worst = max(worst, probability[is_false | ((result.radii > 0) & (p[result.selected] <= 0.5))].sum())
+    assert 0 < worst <= alpha
+
+
+def test_a_certificate_without_selection_by_hand():
+    result = certificates.certify_without_selection(votes([[0, 0], [0, 0]], [[1, 99], [60, 40]]), 0.5, 0.02)
+    lower = stats.beta.ppf(0.01, 99, 2)
+    assert result.predictions.tolist() == [1, ABSTAIN]
+    assert result.p_lower[0] == pytest.approx(lower, rel=1e-12)
+    assert result.radii[0] == pytest.approx(0.5 * stats.norm.ppf(lower), rel=1e-12)
+    assert (result.n0, result.n) == (0, 100)

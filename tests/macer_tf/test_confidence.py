@@ -11,6 +11,7 @@ from macer_tf.confidence import (
     clopper_pearson_upper,
     empirical_bernstein_lower,
     hoeffding_lower,
+    randomized_clopper_pearson_lower,
 )
 
 
@@ -151,3 +152,45 @@ def test_bad_scores():
     for bound in (hoeffding_lower, anytime_lower, anytime_upper, clopper_pearson_upper):
         with pytest.raises(ValueError, match="alpha"):
             bound(0.5, 10, 0)
+
+
+@pytest.mark.parametrize("p", [0.03, 0.5, 0.731, 0.95, 0.999])
+@pytest.mark.parametrize("n", [1, 4, 30])
+def test_the_randomised_bound_errs_exactly_as_often_as_alpha(n, p):
+    # For which U the bound of x successes is above p, by hand: those below (alpha - P(X > x)) / P(X = x).
+    alpha, x = 0.05, np.arange(n + 1)
+    limits = (alpha - stats.binom.sf(x, n, p)) / stats.binom.pmf(x, n, p)
+    errs = 0.0
+    for successes, limit in zip(x, np.clip(limits, 0, 1), strict=True):
+        for uniform in (limit - 1e-6, limit + 1e-6):
+            if successes and 1 / 16 <= uniform <= 1:
+                bound = randomized_clopper_pearson_lower(successes, n, alpha, uniform)
+                assert (bound > p) == (uniform < limit)
+        # Below 1/16, U counts as 1/16: the bound then errs for all of those U, or for none.
+        counted = limit if limit > 1 / 16 else 0
+        errs += counted * stats.binom.pmf(successes, n, p) * (successes > 0)
+    assert errs <= alpha + 1e-12
+    if limits[1:].max() > 1 / 16 and n == 30:
+        assert errs > 0.6 * alpha
+
+
+def test_the_randomised_bound_lies_between_those_of_this_count_and_the_next():
+    rng = np.random.default_rng(0)
+    n = rng.integers(1, 100_000, 500)
+    successes = (rng.random(500) * (n + 1)).astype(int)
+    uniform, alpha = rng.random(500), 0.001
+    bound = randomized_clopper_pearson_lower(successes, n, alpha, uniform)
+    assert (bound >= clopper_pearson_lower(successes, n, alpha)).all()
+    has_next = successes < n
+    following = clopper_pearson_lower((successes + 1)[has_next], n[has_next], alpha)
+    assert (bound[has_next] <= following).all()
+    at_one = randomized_clopper_pearson_lower(successes, n, alpha, 1.0)
+    np.testing.assert_allclose(at_one, clopper_pearson_lower(successes, n, alpha), rtol=1e-12)
+    # By hand: of n votes out of n, U p^n = alpha.
+    assert randomized_clopper_pearson_lower(100, 100, alpha, 0.25) == pytest.approx((alpha / 0.25) ** 0.01, rel=1e-12)
+
+
+@pytest.mark.parametrize(("alpha", "uniform"), [(0.1, 0.5), (0.001, -0.1), (0.001, 1.1), (0.001, np.nan), (0, 0.5)])
+def test_a_randomised_bound_out_of_range_is_refused(alpha, uniform):
+    with pytest.raises(ValueError, match="Received: "):
+        randomized_clopper_pearson_lower(5, 10, alpha, uniform)

@@ -685,3 +685,14 @@ def test_a_classifier_of_images_of_any_size_is_tried_when_the_first_are_drawn():
     model = keras.Model(inputs, pooled - keras.ops.mean(pooled, axis=0, keepdims=True))
     with pytest.raises(ValueError, match="depends on the rest of its batch"):
         SmoothedClassifier(model, SIGMA).certify(random_images(1))
+
+
+def test_one_set_of_samples_that_chooses_and_bounds(linear):
+    images = random_images(4)
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=1)
+    result = smoothed.certify(images, n0=0, n=500, alpha=0.01)
+    votes = smoothed.votes(images, 10, 500)
+    expected = certificates.certify_without_selection(votes, SIGMA, 0.01)
+    np.testing.assert_array_equal(result.predictions, expected.predictions)
+    np.testing.assert_array_equal(result.radii, expected.radii)
+    assert result.n0 == 0
