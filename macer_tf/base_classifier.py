@@ -36,7 +36,8 @@ def check(classifier):
             f"float, keras.Input(shape), and scale inside it, as Rescaling(255) does. Received: input dtype {dtype}"
         )
     outputs = getattr(classifier, "_outputs_struct", None)
-    if keras.tree.is_nested(outputs):
+    # Keras returns the one tensor of a list by itself.
+    if isinstance(outputs, dict) or len(keras.tree.flatten(outputs)) > 1:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in keras.tree.flatten(outputs))
         received = f"a dict of {', '.join(outputs)}" if isinstance(outputs, dict) else f"outputs of shapes {shapes}"
         raise ValueError(

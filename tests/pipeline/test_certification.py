@@ -209,10 +209,10 @@ def test_too_few_samples_after_a_look_are_told_of_the_look(certify, small_model,
         certify(small_model, digit_examples, range(2), n=4, alpha=0.1)
     message = str(told.value)
     assert message.startswith(
-        f"Votes of this model, sigma and seed were first drawn for n={N}, so another n is a choice after a look and "
+        f"Votes of this model, sigma and seed were first drawn for n0={N0}, n={N}, so another n is a choice after a look and "
         "its certificates are by the anytime-valid bound; --n 4 is too small for that. "
     )
-    assert message.endswith(f" Or give n={N} again, or another --seed, whose votes are drawn anew.")
+    assert message.endswith(f" Or give n0={N0}, n={N} again, or another --seed, whose votes are drawn anew.")
 
 
 def test_soft_certificates_are_refused_after_another_look(certify, small_model, digit_examples):
@@ -398,7 +398,7 @@ class Damaged:
                 raise images_lib.ImageError("it is damaged")
             return images.image(image_id, digest)
 
-        return SimpleNamespace(image=image, digest=images.digest)
+        return SimpleNamespace(image=image, digest=images.digest, levels=images.levels)
 
 
 def test_two_betas_are_two_kinds_however_near_they_are():
@@ -436,7 +436,11 @@ class Changing:
 
     def open(self):
         images, looks = examples_lib.Source(str(self.path)).open(), itertools.count()
-        return SimpleNamespace(image=images.image, digest=lambda i: next(looks) if i == 1 else images.digest(i))
+        return SimpleNamespace(
+            image=images.image,
+            digest=lambda i: next(looks) if i == 1 else images.digest(i),
+            levels=images.levels,
+        )
 
 
 def test_no_image_is_certified_by_outputs_that_are_not_finite(write_model, digit_examples, tmp_path):
