@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from macer_tf import certificates
+from macer_tf import bounds, certificates
 from macer_tf.certificates import ABSTAIN
 from macer_tf.confidence import anytime_lower
 from macer_tf.votes import UNITS, SoftMoments, Votes
@@ -38,10 +38,10 @@ def test_the_class_comes_from_selection_and_its_bound_from_estimation_alone():
 
 
 def test_it_abstains_up_to_one_half_and_what_rounding_may_add(monkeypatch):
-    bounds = np.array([np.nextafter(0.5, 0), 0.5 + 1e-13, 0.5 + 1.01e-13])
-    monkeypatch.setattr(certificates, "check_can_certify", lambda *arguments: None)
-    monkeypatch.setattr(certificates, "clopper_pearson_lower", lambda successes, n, alpha: bounds)
-    result = certificates.certify(votes([[0, 1]] * 3, [[5, 5]] * 3), sigma=1.0, alpha=0.05)
+    values = np.array([np.nextafter(0.5, 0), 0.5 + 1e-13, 0.5 + 1.01e-13])
+    given = bounds.Bound("given", lambda successes, n, alpha: values, needs_fixed_n=False)
+    monkeypatch.setitem(bounds.BOUNDS, "given", given)
+    result = certificates.certify(votes([[0, 1]] * 3, [[5, 5]] * 3), sigma=1.0, alpha=0.05, bound="given")
     assert result.predictions.tolist() == [ABSTAIN, ABSTAIN, 1]
     assert (result.radii[:2] == 0).all()
     assert result.radii[2] > 0

@@ -83,7 +83,7 @@ def test_the_variance_of_the_most_samples_is_exact():
     moments = SoftMoments(*(np.array([[value, 0]], np.int64) for value in (sums, squares, UNITS)))
     some = Votes(np.array([[1, 0]]), np.array([[n, 0]]), {1.0: moments})
     assert moments.variance(some.n)[0, 0] * UNITS**2 == pytest.approx(0.25 * n / (n - 1), rel=1e-12)
-    with pytest.raises(ValueError, match="up to 4,194,304 samples an image"):
+    with pytest.raises(ValueError, match="up to 4,194,304 samples per image"):
         some + soft_votes([[0.5, 0.5]], [[1.0, 0.0]], beta=1.0)
 
 
