@@ -73,7 +73,9 @@ class Bound:
     def unanimous(self, n: int | np.ndarray, alpha: float) -> np.ndarray:
         """The largest value that it takes with n samples: all of them for one class, or scores of 1; shape as n."""
         n = np.asarray(n)
-        return self.function(np.ones(n.shape), np.zeros(n.shape), n, alpha) if self.is_soft else self.function(n, n, alpha)
+        return (
+            self.function(np.ones(n.shape), np.zeros(n.shape), n, alpha) if self.is_soft else self.function(n, n, alpha)
+        )
 
 
 def register(

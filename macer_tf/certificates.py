@@ -79,7 +79,7 @@ class Certificates:
     def __repr__(self) -> str:
         others = "" if self.bound == bounds.DEFAULT else f", bound={self.bound}"
         others += "" if self.beta is None else f", beta={self.beta:g}"
-        share = f": {np.mean(self.predictions != ABSTAIN):.1%} certified".replace("%", " %") if len(self) else ""
+        share = f": {100 * np.mean(self.predictions != ABSTAIN):.1f} % certified" if len(self) else ""
         return (
             f"Certificates({len(self):,} images, sigma={self.sigma:g}, n={numbers_in_words(self.n)}, "
             f"alpha={self.alpha:g}{others}{share})"
@@ -297,7 +297,9 @@ def _check_beta(bound: bounds.Bound, beta: float | None, soft: Mapping) -> None:
         soft_bounds = " and ".join(bounds.names(is_soft=True))
         raise ValueError(f"beta is for the soft bounds {soft_bounds}. Received: bound={bound.name!r}, {beta=}")
     if bound.is_soft and beta not in soft:
-        raise ValueError(f"The votes hold soft moments at beta in {sorted(soft)}. Received: bound={bound.name!r}, {beta=}")
+        raise ValueError(
+            f"The votes hold soft moments at beta in {sorted(soft)}. Received: bound={bound.name!r}, {beta=}"
+        )
 
 
 def _n(n: np.ndarray, bound: bounds.Bound, fixed_n: ArrayLike | None) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import beam, budgets, budgets_mnist, certify, interleaved, serving, table3, train_step
-from macer_tf import logs
+from macer_tf import certification_log
 from macer_tf.certificates import Certificates
 
 WITHOUT_AUTHORS = "LEFT OUT: the authors' code, and with it every comparison to it (no --reference was given).\n"
@@ -163,7 +163,7 @@ def test_the_served_model(cores_are_free, tmp_path, monkeypatch, capsys):
 def test_what_budgets_save_on_published_logs(tmp_path, capsys):
     radii = np.array([0.6, 0.6, 0.005, 0.0])
     log = Certificates(np.array([1, 2, 3, -1]), radii, radii, np.arange(4), 0.25, 0.001, 100, 100_000)
-    logs.write(tmp_path / "tiny-sigma0.25.tsv", log, np.array([1, 2, 0, 4]), np.arange(4))
+    certification_log.write(tmp_path / "tiny-sigma0.25.tsv", log, np.array([1, 2, 0, 4]), np.arange(4))
     (tmp_path / "nameless.tsv").write_text("")
     budgets.main(["--logs", str(tmp_path)])
     left_out, title, *rows = capsys.readouterr().out.splitlines()

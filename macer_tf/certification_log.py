@@ -26,7 +26,7 @@ _CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, eq=False)
-class Log:
+class CertificationLog:
     """A certification log, of anyone's. `evaluation` takes it for the certificates that it lists.
 
     Attributes:
@@ -58,7 +58,7 @@ def write(path, certificates, labels, ids):
 
     Args:
         path: where to write.
-        certificates: `Certificates`, or a `Log`.
+        certificates: `Certificates`, or a `CertificationLog`.
         labels: integers [images].
         ids: integers [images], each image's place in its split.
     """
@@ -85,10 +85,10 @@ def read(path):
     The header may be missing, have its columns in another order, have more of them, or be repeated, as by runs that
     were appended; fields may be separated by commas; `correct` may be True or False; the time may be seconds or h:mm:ss
     or missing; the radius may have any digits; lines may end by CRLF; blank lines and comments after # are passed over;
-    the file may be gzipped. Of a last line that was cut off, `Log.cut_off` tells.
+    the file may be gzipped. Of a last line that was cut off, `CertificationLog.cut_off` tells.
 
     Returns:
-        `Log`.
+        `CertificationLog`.
 
     Raises:
         ValueError: in one line with the file and the line's number, if this is not such a log, is larger than 256 MiB,
@@ -109,7 +109,7 @@ def read(path):
     if not lines:
         raise ValueError(f"{path} holds no image's certificate, only a header or a line that was cut off.")
     ids, labels, predictions, radii, seconds = zip(*_rows(path, lines, columns, width), strict=True)
-    return Log(
+    return CertificationLog(
         ids=np.array(ids, np.int64),
         labels=np.array(labels, np.int64),
         predictions=np.array(predictions, np.int64),
