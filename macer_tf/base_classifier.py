@@ -18,7 +18,7 @@ _PASS_ON = {
 }
 
 
-def check(classifier):
+def check(classifier: keras.Model) -> None:
     """Raises ValueError, in one line, unless `classifier` takes float images and, as far as it shows, returns one row.
 
     Args:
@@ -51,13 +51,13 @@ def check(classifier):
         )
 
 
-def image_shape(classifier):
+def image_shape(classifier: keras.Model) -> tuple[int | None, ...] | None:
     """The shape of a classifier's images, (None, ...), as far as it says; else None."""
     inputs = keras.tree.flatten(_inputs(classifier))
     return tuple(inputs[0].shape) if len(inputs) == 1 else None
 
 
-def check_returns_logits(classifier):
+def check_returns_logits(classifier: keras.Model) -> None:
     """Raises ValueError, in one line, for a classifier that shows that its outputs are not logits."""
     found = _activation_of_model(classifier)
     if found:

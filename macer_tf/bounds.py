@@ -67,6 +67,7 @@ class Bound:
 
         if not self.is_soft:
             return self.function(of_selected(votes.estimation), votes.n, alpha)
+        assert beta is not None
         moments = votes.soft[beta]
         return self.function(of_selected(moments.mean(votes.n)), of_selected(moments.variance(votes.n)), votes.n, alpha)
 
@@ -114,6 +115,11 @@ def register(
 def get(name: str) -> Bound:
     """The bound called `name`.
 
+    Example:
+        >>> from macer_tf import bounds
+        >>> bounds.get("anytime").needs_fixed_n
+        False
+
     Raises:
         ValueError: if there is none.
     """
@@ -123,7 +129,13 @@ def get(name: str) -> Bound:
 
 
 def names(is_soft: bool | None = None) -> tuple[str, ...]:
-    """Names of all bounds, or of the soft or the hard ones alone, in the order in which they were registered."""
+    """Names of all bounds, or of the soft or the hard ones alone, in the order in which they were registered.
+
+    Example:
+        >>> from macer_tf import bounds
+        >>> bounds.names(is_soft=True)
+        ('hoeffding', 'empirical-bernstein')
+    """
     return tuple(name for name, bound in BOUNDS.items() if is_soft in (None, bound.is_soft))
 
 

@@ -212,7 +212,7 @@ class PrecisionBudget(_Budget):
         >>> from macer_tf import PrecisionBudget, Votes
         >>> votes = Votes(selection=np.array([[1000, 0], [800, 200]]), estimation=np.zeros((2, 2), np.int64))
         >>> PrecisionBudget(0.01, n=100_000).more(votes, sigma=0.25, alpha=0.001)
-        array([85800, 61000])
+        array([84500, 39500])
 
     Attributes:
         precision: in (0, 1).

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -71,10 +71,11 @@ class Certificates:
     def __len__(self) -> int:
         return len(self.predictions)
 
-    def __getitem__(self, images: int | slice | ArrayLike) -> Certificates:
+    def __getitem__(self, images: int | slice | Sequence[int] | np.ndarray) -> Certificates:
         places = np.atleast_1d(np.arange(len(self))[images])
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: array[places] for name, array in arrays.items() if isinstance(array, np.ndarray)})
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        per_image: dict[str, Any] = {name: value[places] for name, value in values if isinstance(value, np.ndarray)}
+        return replace(self, **per_image)
 
     def __repr__(self) -> str:
         others = "" if self.bound == bounds.DEFAULT else f", bound={self.bound}"
@@ -120,7 +121,7 @@ def certify(
         >>> from macer_tf import Votes, certify
         >>> votes = Votes(selection=np.array([[9, 1]]), estimation=np.array([[990, 10]]))
         >>> certify(votes, sigma=0.5, alpha=0.001).radii.round(3)
-        array([1.009])
+        array([0.989])
 
     Args:
         votes: `Votes`, the same n0 for every image, and the same n unless `fixed_n` is given or the bound is anytime.
@@ -208,7 +209,7 @@ def certify_without_selection(votes: Votes, sigma: float, alpha: float) -> Certi
     )
 
 
-def radius(p_lower: ArrayLike, sigma: float) -> np.ndarray:
+def radius(p_lower: float | np.ndarray, sigma: float) -> np.ndarray:
     """The certified l2 radius `sigma * Phi^-1(p_lower)`, rounded down; 0 where p_lower is not above 1/2.
 
     Args:
@@ -221,7 +222,7 @@ def radius(p_lower: ArrayLike, sigma: float) -> np.ndarray:
     return np.where(p_lower > 0.5, sigma * special.ndtri(p_lower) * (1 - _RADIUS_ROUNDING), 0.0)
 
 
-def round_down(p_lower: ArrayLike) -> np.ndarray:
+def round_down(p_lower: float | np.ndarray) -> np.ndarray:
     """A computed lower bound on a probability, float64 -> one that is none too high for the errors of computing it."""
     return np.maximum(p_lower - _ROUNDING, 0.0)
 

@@ -30,7 +30,7 @@ class Evaluation:
         >>> from macer_tf import Votes, certify, evaluate
         >>> votes = Votes(selection=np.array([[99, 1], [60, 40]]), estimation=np.array([[9_900, 100], [5_000, 5_000]]))
         >>> print(evaluate(certify(votes, sigma=0.25, alpha=0.001), labels=[0, 0], radii=(0, 0.25, 0.5, 0.75)))
-        2 images: ACR 0.276 ± 0.276, 50.0 % abstained
+        2 images: ACR 0.277 ± 0.277, 50.0 % abstained
         l2 radius            0.00   0.25   0.50   0.75
         certified accuracy  0.500  0.500  0.500  0.000
 
@@ -96,7 +96,14 @@ def correct_radii(certificates: Certificates | CertificationLog, labels: ArrayLi
 def evaluate(
     certificates: Certificates | CertificationLog, labels: ArrayLike, radii: Sequence[float] | None = None
 ) -> Evaluation:
-    """Certified accuracy and ACR of certificates; see `Evaluation` for an example.
+    """Certified accuracy and ACR of certificates; see `Evaluation` for how they are shown.
+
+    Example:
+        >>> import numpy as np
+        >>> from macer_tf import Votes, certify, evaluate
+        >>> votes = Votes(selection=np.array([[9, 1]]), estimation=np.array([[990, 10]]))
+        >>> round(evaluate(certify(votes, sigma=0.5, alpha=0.001), labels=[0]).acr, 3)
+        0.989
 
     Args:
         certificates: `Certificates`, or a `CertificationLog`.

@@ -2,11 +2,13 @@
 
 import os
 import stat
+from pathlib import Path
+from typing import BinaryIO
 
 _BLOCK = 2**20
 
 
-def read(path, most, *, pipes=False):
+def read(path: str | Path, most: int, *, pipes: bool = False) -> bytes:
     """The content of a file, in one read: what is digested and what is used can be the same bytes.
 
     Args:
@@ -27,7 +29,7 @@ def read(path, most, *, pipes=False):
     return bytes(content)
 
 
-def open_plain(path, *, pipes=False):
+def open_plain(path: str | Path, *, pipes: bool = False) -> BinaryIO:
     """A file opened to read its bytes; raises as `read` does, and waits for nobody."""
     file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
     mode = os.fstat(file.fileno()).st_mode
@@ -38,7 +40,7 @@ def open_plain(path, *, pipes=False):
     return file
 
 
-def size_in_words(size):
+def size_in_words(size: float) -> str:
     """A number of bytes, such as 64 MiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:

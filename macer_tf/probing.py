@@ -1,5 +1,7 @@
 """Tries a base classifier on a few images: is it a function of one image, and what does it return?"""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import tensorflow as tf
 
@@ -11,7 +13,9 @@ _TOLERANCES = {"float32": 2e-3, "float64": 2e-3}
 _TOLERANCE_16_BITS = 0.05
 
 
-def probe(classifier, image_shape, precision="float32"):
+def probe(
+    classifier: Callable[[tf.Tensor], tf.Tensor], image_shape: Sequence[int], precision: str = "float32"
+) -> np.ndarray:
     """What a classifier returns for a few random images, once it is known to be a function of each.
 
     Randomised smoothing needs one: votes of a classifier that draws lots, or whose output for an image depends on the
@@ -67,7 +71,7 @@ def probe(classifier, image_shape, precision="float32"):
     return outputs
 
 
-def check_outputs(outputs):
+def check_outputs(outputs: tf.Tensor) -> None:
     """Raises ValueError, in one line, unless they are one tensor [batch, classes] of two classes or more."""
     if not tf.is_tensor(outputs):
         names = f" of {', '.join(outputs)}" if isinstance(outputs, dict) else ""
@@ -83,6 +87,6 @@ def check_outputs(outputs):
         )
 
 
-def are_probabilities(outputs):
+def are_probabilities(outputs: np.ndarray) -> bool:
     """Whether each row of outputs [batch, classes] is a distribution, but for the rounding of 8 binary digits."""
     return bool((outputs >= 0).all() and (np.abs(outputs.sum(axis=1) - 1) < 0.02).all())

@@ -10,7 +10,8 @@ from macer_tf import tensorflow_backend  # noqa: F401
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import keras
@@ -34,11 +35,15 @@ class _Slot(NamedTuple):
     """Where one tensor of a checkpoint goes: a Keras variable, the tensor's shape in torch, and its way over."""
 
     variable: keras.Variable
-    shape: tuple
-    convert: object
+    shape: tuple[int, ...]
+    convert: Callable[[np.ndarray], np.ndarray]
 
 
-def load(path, model, normalization=None):
+def load(
+    path: str | Path,
+    model: keras.Model,
+    normalization: str | tuple[Sequence[float], Sequence[float]] | None = None,
+) -> keras.Model:
     """Loads the weights in `path` into `model`; every tensor is used once, and after an error no weight has changed.
 
     Args:
@@ -48,7 +53,7 @@ def load(path, model, normalization=None):
         model: the network that the checkpoint was trained with, from `macer_tf.networks`.
         normalization: the normalisation in front of the network, for pixels in [0, 1]: "cifar10" (Cohen's and Salman's
             CIFAR-10, and Salman's ImageNet at 32x32), "imagenet", or a pair (means, standard deviations), each with one
-            number a channel. None for a network without, as the MACER authors', and for a checkpoint that holds them.
+            number per channel. None for a network without, as the MACER authors', and for a checkpoint that holds them.
 
     Returns:
         `model` itself, or a new model of images [batch, H, W, C] in [0, 1] -> logits: the normalisation, then `model`.

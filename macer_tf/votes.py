@@ -99,7 +99,8 @@ class Votes:
     def zeros(cls, num_images: int, num_classes: int, betas: Iterable[float] = ()) -> Votes:
         """No votes yet, with soft moments at each of `betas`."""
         soft = {float(beta): SoftMoments.zeros(num_images, num_classes) for beta in betas}
-        return cls(*np.zeros((2, num_images, num_classes), np.int64), soft)
+        selection, estimation = np.zeros((2, num_images, num_classes), np.int64)
+        return cls(selection, estimation, soft)
 
     def __repr__(self) -> str:
         numbers = f"n0={numbers_in_words(self.n0)}, n={numbers_in_words(self.n)}"

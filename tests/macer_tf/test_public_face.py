@@ -68,5 +68,6 @@ def test_every_public_object_has_an_example(name):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_run(module):
-    results = doctest.testmod(importlib.import_module(module), optionflags=FLAGS)
+    # Each by itself: it imports all that it uses.
+    results = doctest.testmod(importlib.import_module(module), globs={}, optionflags=FLAGS)
     assert results.failed == 0
