@@ -97,7 +97,7 @@ def drawn(path, model, images, indices, cache):
     identity = {"model": file_digest(path), "precision": PRECISION, "seed": SEED, "block": BLOCK}
     folder = cache / fingerprint(identity)[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    classifier = SmoothedClassifier(model, seed=SEED, micro_batch=MICRO_BATCH, precision=PRECISION)
+    classifier = SmoothedClassifier(model, seed=SEED, microbatch=MICRO_BATCH, precision=PRECISION)
     missing = [place for place, index in enumerate(indices) if not (folder / f"{index:05d}.npy").exists()]
     started = time.monotonic()
     for done, place in enumerate(missing, 1):

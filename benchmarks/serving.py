@@ -42,7 +42,7 @@ def main(arguments=None):
     import tensorflow as tf
 
     from macer_tf.checks import levels_of
-    from macer_tf.smoothing import default_micro_batch
+    from macer_tf.smoothing import default_microbatch
     from pipeline import models
     from pipeline.examples import evenly_spaced
     from serving.export import export
@@ -59,12 +59,12 @@ def main(arguments=None):
             print(
                 f"{model.classifier.name}, {model.classifier.count_params():,} weights, {height}x{width}x{channels} "
                 f"pixels, sigma={model.sigma}, n0={N0}, alpha={ALPHA}, micro-batch "
-                f"{default_micro_batch(images.shape[1:])}; TensorFlow {tf.__version__}, {arguments.threads} cores"
+                f"{default_microbatch(images.shape[1:])}; TensorFlow {tf.__version__}, {arguments.threads} cores"
             )
             early_exit(server, model, images, levels)
             latency(server, images, arguments.requests)
             throughput(server, model, images, levels, arguments.rounds)
-    micro_batches(model, images, levels, arguments.rounds)
+    microbatches(model, images, levels, arguments.rounds)
 
 
 def early_exit(server, model, images, levels):
@@ -124,16 +124,16 @@ def throughput(server, model, images, levels, rounds):
         )
 
 
-def micro_batches(model, images, levels, rounds):
+def microbatches(model, images, levels, rounds):
     """Certification by micro-batch, against the default."""
-    from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
+    from macer_tf.smoothing import SmoothedClassifier, default_microbatch
     from pipeline import console
 
-    default = default_micro_batch(images.shape[1:])
+    default = default_microbatch(images.shape[1:])
     sizes = sorted({*MICRO_BATCHES, default})
     contestants = {}
     for size in sizes:
-        classifier = SmoothedClassifier(model, seed=0, micro_batch=size, levels=levels)
+        classifier = SmoothedClassifier(model, seed=0, microbatch=size, levels=levels)
         contestants[size] = lambda classifier=classifier: classifier.certify(images[:2], N0, 10_000, ALPHA)
     seconds = interleaved(contestants, rounds)
     rows = []

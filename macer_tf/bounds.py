@@ -40,7 +40,8 @@ class Bound:
             samples, and takes and returns NumPy arrays of one shape.
         is_soft: whether it is a bound on soft scores, and so about the soft-smoothed classifier.
         needs_fixed_n: whether n must be fixed before any estimation sample was seen.
-        kind: what certificates by it are called in reports and settings.
+        kind: what certificates by it are called in reports and settings. "hard" ones are by the bound that the budget
+            allows.
     """
 
     name: str
@@ -97,7 +98,7 @@ def register(
     Args:
         name: what it is asked for by, as in `certify(votes, sigma, alpha, bound=name)`.
         is_soft, needs_fixed_n: see `Bound`.
-        kind: see `Bound`; by default "hard" or "soft-<name>".
+        kind: see `Bound`; by default `name`, of soft bounds "soft-<name>".
 
     Raises:
         ValueError: if there is a bound of that name.
@@ -106,7 +107,7 @@ def register(
         raise ValueError(f"There is a bound of this name; choose another one. Received: name={name!r}")
 
     def add(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-        BOUNDS[name] = Bound(name, function, is_soft, needs_fixed_n, kind or (f"soft-{name}" if is_soft else "hard"))
+        BOUNDS[name] = Bound(name, function, is_soft, needs_fixed_n, kind or (f"soft-{name}" if is_soft else name))
         return function
 
     return add
@@ -139,8 +140,8 @@ def names(is_soft: bool | None = None) -> tuple[str, ...]:
     return tuple(name for name, bound in BOUNDS.items() if is_soft in (None, bound.is_soft))
 
 
-register(DEFAULT)(confidence.clopper_pearson_lower)
-register("anytime", needs_fixed_n=False)(confidence.anytime_lower)
+register(DEFAULT, kind="hard")(confidence.clopper_pearson_lower)
+register("anytime", needs_fixed_n=False, kind="hard")(confidence.anytime_lower)
 
 
 @register("hoeffding", is_soft=True)

@@ -79,7 +79,7 @@ class SmoothedClassifier:
             images -> [batch, classes], two classes or more, whose largest output is its class.
         sigma: noise level in units of a pixel in [0, 1]; by default that of the model it was trained in.
         seed: whole number in [0, 2**32); drawn from the operating system if None.
-        micro_batch: noisy copies in one forward pass, rounded up to a multiple of 32; by default 2048, and fewer where
+        microbatch: noisy copies (of images, not images as in training) in one forward pass, rounded up to a multiple of 32; by default 2048, and fewer where
             images are large.
         precision: "float32" or "bfloat16", what the base classifier computes in; by default its own. A certificate
             holds for this precision only: see `InferenceGraph`.
@@ -88,7 +88,7 @@ class SmoothedClassifier:
             make another classifier, with other certificates.
 
     Raises:
-        ValueError: for a sigma, seed, micro_batch, beta or levels out of range, or a precision that the classifier
+        ValueError: for a sigma, seed, microbatch, beta or levels out of range, or a precision that the classifier
             cannot be brought to; for a classifier that takes no floats or returns more than one tensor, that
             `probing.probe` finds to be no function of an image, or that returns probabilities where there are betas.
             What a classifier of images of any size is like shows when the first are drawn.
@@ -99,7 +99,7 @@ class SmoothedClassifier:
         classifier: keras.Model,
         sigma: float | None = None,
         seed: int | None = None,
-        micro_batch: int | None = None,
+        microbatch: int | None = None,
         precision: str | None = None,
         betas: Iterable[float] = (),
         levels: int = 255,
@@ -110,15 +110,15 @@ class SmoothedClassifier:
         base_classifier.check(classifier)
         if sigma is None or not (np.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma, the noise level in [0, 1] pixel units, must be above 0. Received: sigma={sigma}")
-        if micro_batch is not None and micro_batch < 1:
-            raise ValueError(f"micro_batch must be at least 1. Received: micro_batch={micro_batch}")
+        if microbatch is not None and microbatch < 1:
+            raise ValueError(f"microbatch must be at least 1. Received: microbatch={microbatch}")
         self._classifier = classifier
         self._noise = GridNoise(float(sigma), levels)
         self._seed = secrets.randbits(32) if seed is None else check_seed(seed)
         self._betas = tuple(betas)
         for beta in self._betas:
             check(beta=beta)
-        self._micro_batch = micro_batch
+        self._microbatch = microbatch
         self._graph = InferenceGraph(classifier, precision)
         self._passes: dict[tuple, Callable] = {}
         self._probed: set[tuple[int, ...]] = set()
@@ -200,7 +200,7 @@ class SmoothedClassifier:
         images = to_grid(np.asarray(images), self.levels)
         self._probe(images.shape[1:])
         totals: np.ndarray | None = None
-        for rows, pieces in passes(counts, self._micro_batch or default_micro_batch(images.shape[1:])):
+        for rows, pieces in passes(counts, self._microbatch or default_microbatch(images.shape[1:])):
             places, offsets, counted = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
             addresses = [
                 (self._seed, example_ids[place], stream, starts[place] + offset)
@@ -339,13 +339,13 @@ class SmoothedClassifier:
         return certificates.predict(drawn.counts, alpha)[0]
 
 
-def passes(counts: Sequence[int], micro_batch: int) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
+def passes(counts: Sequence[int], microbatch: int) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
     """How to draw `counts[i]` samples of each image i in forward passes of two numbers of rows, the last one padded.
 
     Yields:
         (rows, pieces) of each pass; `pieces` are (image, offset of its first sample, samples), rows in all or fewer.
     """
-    large = -(-micro_batch // _ROWS) * _ROWS
+    large = -(-microbatch // _ROWS) * _ROWS
     small = -(-large // (8 * _ROWS)) * _ROWS
     image, offset, left = 0, 0, sum(counts)
     while left:
@@ -450,7 +450,7 @@ def _votes(outputs, owners, pieces, betas=()):
     )
 
 
-def default_micro_batch(image_shape: Sequence[int]) -> int:
+def default_microbatch(image_shape: Sequence[int]) -> int:
     """Noisy copies in one forward pass: 512 at 32x32x3 pixels, as many more or fewer as fit the same, 32 to 2048."""
     return int(np.clip(512 * 32 * 32 * 3 // math.prod(image_shape), _ROWS, 2048)) // _ROWS * _ROWS
 

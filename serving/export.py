@@ -9,7 +9,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 import macer_tf
 from macer_tf import base_classifier
 from macer_tf.checks import levels_of
-from macer_tf.smoothing import default_micro_batch
+from macer_tf.smoothing import default_microbatch
 from serving import card, manifest
 from serving.files import EXTRA
 from serving.signatures import SmoothedSignatures
@@ -69,7 +69,7 @@ def export(
         "alpha": alpha,
         "max_num_samples": max(n, 100_000) if max_num_samples is None else max_num_samples,
         "max_batch_size": max_batch_size,
-        "micro_batch": default_micro_batch(image_shape),
+        "microbatch": default_microbatch(image_shape),
         "image_shape": list(image_shape),
         "scaling": f"divide by {pixel_max}",
         "normalization": "none before the model, which adds its noise to pixels in [0, 1]",

@@ -116,7 +116,7 @@ def test_an_epoch_of_each_method_beside_the_papers_table_3(times, capsys):
 
 
 def test_a_sample_when_certifying(cores_are_free, capsys):
-    certify.main(["--samples", "16", "--micro_batch", "16", "--rounds", "1", "--threads", "1"])
+    certify.main(["--samples", "16", "--microbatch", "16", "--rounds", "1", "--threads", "1"])
     first, second, *rows = capsys.readouterr().out.splitlines()
     assert first + "\n" == WITHOUT_AUTHORS
     peak = re.fullmatch(
