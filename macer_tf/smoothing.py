@@ -79,8 +79,8 @@ class SmoothedClassifier:
             images -> [batch, classes], two classes or more, whose largest output is its class.
         sigma: noise level in units of a pixel in [0, 1]; by default that of the model it was trained in.
         seed: whole number in [0, 2**32); drawn from the operating system if None.
-        microbatch: noisy copies (of images, not images as in training) in one forward pass, rounded up to a multiple of 32; by default 2048, and fewer where
-            images are large.
+        microbatch: noisy copies in one forward pass (in training, images in one), rounded up to a multiple of 32; by
+            default 2048, and fewer where images are large.
         precision: "float32" or "bfloat16", what the base classifier computes in; by default its own. A certificate
             holds for this precision only: see `InferenceGraph`.
         betas: inverse temperatures to draw soft votes at, see `Drawn`.
@@ -309,7 +309,8 @@ class SmoothedClassifier:
             certificates.check_can_certify(n, alpha / 2)
             _check_samples("n", n)
             images, example_ids = check_images(images, example_ids)
-            drawn = self.draw(images, example_ids, noise.ESTIMATION, [0] * len(images), [n] * len(images))
+            progress = keras.utils.Progbar(len(images) * n, verbose=verbose, unit_name="sample").add
+            drawn = self.draw(images, example_ids, noise.ESTIMATION, [0] * len(images), [n] * len(images), progress)
             votes = Votes(np.zeros_like(drawn.counts), drawn.counts)
             return certificates.certify_without_selection(votes, self.sigma, alpha)
         certificates.check_can_certify(n, alpha)

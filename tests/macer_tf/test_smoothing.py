@@ -427,8 +427,8 @@ def changed(value, dtype=np.float32):
         (GOOD, {"example_ids": [3, 3]}, "example_ids must be different whole numbers from 0 to 4294967295"),
         (GOOD, {"example_ids": [-1, 3]}, "different whole numbers"),
         (GOOD, {"example_ids": [0, 2**32]}, "different whole numbers"),
-        (GOOD, {"example_ids": [0]}, "one whole number an image"),
-        (GOOD, {"example_ids": [0.0, 1.0]}, "one whole number an image. Received: float64"),
+        (GOOD, {"example_ids": [0]}, "one whole number per image"),
+        (GOOD, {"example_ids": [0.0, 1.0]}, "one whole number per image. Received: float64"),
         (GOOD, {"n": 9}, "n must be at least 1"),
         (GOOD, {"n": 0}, "n must be at least 1"),
         (GOOD, {"n": 1e5}, "n, a number of samples, must be a whole number from 1. Received: n=100000.0"),
@@ -696,3 +696,20 @@ def test_one_set_of_samples_that_chooses_and_bounds(linear):
     np.testing.assert_array_equal(result.predictions, expected.predictions)
     np.testing.assert_array_equal(result.radii, expected.radii)
     assert result.n0 == 0
+
+
+def test_progress_is_shown_when_it_is_asked_for_and_changes_nothing(linear, capsys):
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=1)
+    images = random_images(3)
+    silent = smoothed.certify(images, n0=20, n=300)
+    assert capsys.readouterr().out == ""
+    shown = smoothed.certify(images, n0=20, n=300, verbose=1)
+    # Three images of 20 and 300 samples.
+    assert "960/960" in capsys.readouterr().out
+    np.testing.assert_array_equal(shown.radii, silent.radii)
+
+
+def test_progress_counts_each_pass_once(linear):
+    smoothed, drawn = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=1, microbatch=64), []
+    smoothed.draw(random_images(2), [0, 1], noise.ESTIMATION, [0, 0], [100, 50], drawn.append)
+    assert (sum(drawn), len(drawn)) == (150, 3)

@@ -142,3 +142,10 @@ def test_soft_moments_of_another_form_are_refused():
     for bad in (SoftMoments.zeros(2, 2), SoftMoments(*np.zeros((3, 1, 2)))):
         with pytest.raises(ValueError, match=r"Soft moments are int64 arrays \(1, 2\)"):
             Votes(*np.zeros((2, 1, 2), np.int64), {16.0: bad})
+
+
+def test_votes_are_shown_in_one_line():
+    selection, estimation = np.array([[3, 1], [4, 0]]), np.array([[1000, 500], [100, 0]])
+    assert repr(Votes(selection, estimation)) == "Votes(2 images, 2 classes, n0=4, n=100 to 1,500)"
+    assert repr(Votes.zeros(3, 10, betas=(1, 16))) == "Votes(3 images, 10 classes, n0=0, n=0, soft at beta=1, 16)"
+    assert repr(Votes.zeros(0, 10)) == "Votes(0 images, 10 classes, n0=0, n=0)"

@@ -405,7 +405,7 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*on_digits, "--precision", "0.01"), "--precision is for --budget adaptive."),
         ((*on_digits, "--budget", "adaptive", "--radius", "9"), "n=300 samples certify up to radius"),
         ((*on_digits, "--budget", "adaptive", "--radius", "0.2", "--certify", "all"), "adaptive is for --certify hard"),
-        ((*on_digits, "--certify", "all", "--n", "5000000"), "Soft votes hold up to 4,194,304 samples an image."),
+        ((*on_digits, "--certify", "all", "--n", "5000000"), "Soft votes hold up to 4,194,304 samples per image."),
     ]:
         # What comes last on a command line counts.
         status, out, err = run(*SETTINGS, *arguments, settings=())
