@@ -1,11 +1,11 @@
-"""Budgets: how many more estimation samples each image needs. Each one certifies by a bound that its stopping allows.
+"""Budgets: how many more estimation samples each image needs. Each certifies by a bound that its stopping rule allows.
 
     budget = RadiusBudget(0.5, n=100_000)
     while (more := budget.more(votes, sigma, alpha)).any():
         votes += ...  # `more` further estimation samples of each image
     certificates = budget.certify(votes, sigma, alpha)
 
-Whatever a budget decides, its certificates hold at alpha. It decides what they cost.
+Whatever a budget decides, its certificates hold at alpha; it decides only how many samples they cost.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Budget:
         self._check_can_reach(sigma, alpha)
         if (votes.n0 < 1).any() or (votes.n > self.n).any():
             raise ValueError(
-                f"A budget needs selection votes, and up to n={self.n} estimation votes, for every image. Received: "
+                f"A budget needs selection votes and at most n={self.n} estimation votes for every image. Received: "
                 f"{votes.n0.min()} selection votes or more, {votes.n.max()} estimation votes or fewer."
             )
         more = np.maximum(np.minimum(self._goal(votes, sigma, alpha), self.n) - votes.n, 0)

@@ -45,7 +45,7 @@ class CertificationLog:
         labels: int64 [images].
         predictions: int64 [images], a class or ABSTAIN (-1).
         radii: float64 [images], as they stand in the log; they count only where the prediction is the label.
-        seconds: float64 [images], what certifying the image took; NaN where the log does not tell.
+        seconds: float64 [images], what certifying the image took; NaN where the log does not say.
         cut_off: number of the last line if it was cut off, as by a kill, and is left out; None if it is whole.
     """
 
@@ -110,8 +110,8 @@ def read(path: str | Path) -> CertificationLog:
 
     The header may be missing, have its columns in another order, have more of them, or be repeated, as by runs that
     were appended; fields may be separated by commas; `correct` may be True or False; the time may be seconds or h:mm:ss
-    or missing; the radius may have any digits; lines may end by CRLF; blank lines and comments after # are passed over;
-    the file may be gzipped. Of a last line that was cut off, `CertificationLog.cut_off` tells.
+    or missing; the radius may have any number of digits; lines may end in CRLF; blank lines and comments after # are
+    skipped; the file may be gzipped. `CertificationLog.cut_off` says whether the last line was cut off.
 
     Example:
         >>> import tempfile
@@ -206,7 +206,7 @@ def _without_headers(path, lines, header):
             continue
         if _is_header(fields):
             raise ValueError(
-                f"{path}:{number}: another header than the first; make these logs two files. Received: {_shown(fields)}"
+                f"{path}:{number}: a different header from the first; split the logs. Received: {_shown(fields)}"
             )
         rows.append((number, fields))
     return rows

@@ -1,4 +1,4 @@
-"""Files that may be anyone's: read once, and never beyond a size. Imports no TensorFlow."""
+"""Reading files from anywhere: once, and never beyond a size. Imports no TensorFlow."""
 
 import os
 import stat
@@ -13,8 +13,8 @@ def read(path: str | Path, most: int, *, pipes: bool = False) -> bytes:
 
     Args:
         path: of the file.
-        most: bytes it may have.
-        pipes: whether a pipe is read too, as a shell's `<(...)` gives one; one that nobody writes to is empty.
+        most: bytes that it may have.
+        pipes: whether a pipe is read too, as a shell's `<(...)` gives one; a pipe that nobody writes to is empty.
 
     Raises:
         OSError: if it cannot be read.
@@ -30,7 +30,7 @@ def read(path: str | Path, most: int, *, pipes: bool = False) -> bytes:
 
 
 def open_plain(path: str | Path, *, pipes: bool = False) -> BinaryIO:
-    """A file opened to read its bytes; raises as `read` does, and waits for nobody."""
+    """Opens a file to read its bytes, without waiting for a writer; raises as `read` does."""
     file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
     mode = os.fstat(file.fileno()).st_mode
     if not (stat.S_ISREG(mode) or (pipes and stat.S_ISFIFO(mode))):

@@ -1,4 +1,4 @@
-"""NoisyTrainingModel: what MACER and the methods it is compared with have in common as Keras models.
+"""NoisyTrainingModel: what MACER and the methods it is compared with share as Keras models.
 
 Addressed noise, checks of each batch, gradients that are right under a strategy, in mixed precision and over slices of
 a batch, metrics, saving. A method adds its loss.
@@ -26,7 +26,7 @@ from macer_tf import noise as noise_lib
 _BAD_BATCH = "Bad batch: "
 _PROBABILITIES = "the classifier returned probabilities instead of logits; remove its softmax."
 _ROWS_THAT_TELL = 8
-# More than a replica's share of any batch: so many addresses of noise belong to each step.
+# More than a replica's share of any batch: each step owns this many addresses of noise.
 _IMAGES_PER_STEP = 2**20
 
 
@@ -46,7 +46,7 @@ class LossTerms(NamedTuple):
 
 class _Batch(NamedTuple):
     images: tf.Tensor
-    # Class indices, and the labels as metrics see them: the same, or one-hot if so they were given.
+    # Class indices, and the labels as metrics see them: the same, or one-hot if they were one-hot.
     labels: tf.Tensor
     targets: tf.Tensor
     weights: tf.Tensor
@@ -55,14 +55,14 @@ class _Batch(NamedTuple):
 
 
 def fixed(name: str, meaning: str) -> property:
-    """A property that holds what `_<name>` was set to when the model was made: a step that is traced has read it."""
+    """A read-only property of `_<name>`, which cannot change after the model is made: traced steps have read it."""
 
     def read(self: Any) -> Any:
         return getattr(self, "_" + name)
 
     def refuse(self: Any, value: Any) -> None:
         raise AttributeError(
-            f"{name} is fixed when the {type(self).__name__} is made; make another one of the same classifier. "
+            f"{name} cannot change once the {type(self).__name__} is made; make another one of the same classifier. "
             f"Received: {name}={value}"
         )
 
@@ -115,7 +115,7 @@ class NoisyTrainingModel(keras.Model):
     # Names of the `losses` and the `reports` of `loss_terms`.
     LOSSES: tuple[str, ...] = ()
     REPORTS: tuple[str, ...] = ()
-    # Those of all that `fit` reports that are the better the higher; a loss is the better the lower.
+    # Which of the reported figures are better when higher; losses are better when lower.
     HIGHER_IS_BETTER: tuple[str, ...] = ("smoothed_accuracy",)
 
     sigma = fixed("sigma", "Noise level, the standard deviation of the noise in units of a pixel in [0, 1].")
@@ -197,10 +197,10 @@ class NoisyTrainingModel(keras.Model):
             ValueError: if a loss is given, or `jit_compile=True` where it cannot work.
         """
         if loss is not None:
-            raise ValueError(f"{type(self).__name__} brings its own loss; leave loss out. Received: loss={loss}")
+            raise ValueError(f"{type(self).__name__} has its own loss; do not pass one. Received: loss={loss}")
         if jit_compile is True and self.distribute_strategy.num_replicas_in_sync > 1:
             raise ValueError(
-                "jit_compile=True does not work under a distribution strategy with several replicas; leave it out."
+                "jit_compile=True does not work under a distribution strategy with several replicas; do not set it."
             )
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile is True, **kwargs)
 
@@ -242,7 +242,7 @@ class NoisyTrainingModel(keras.Model):
         self._evaluated.assign(0)
 
     def _direct(self, callbacks):
-        """Tells callbacks in automatic mode which way our own figures go; Keras knows that of its metrics only."""
+        """Tells callbacks in automatic mode whether our figures should rise or fall; Keras knows only its metrics."""
         modes = dict.fromkeys(self.LOSSES, "min") | dict.fromkeys(self.HIGHER_IS_BETTER, "max")
         for callback in keras.tree.flatten(getattr(callbacks, "callbacks", callbacks)):
             name = str(getattr(callback, "monitor", "")).removeprefix("val_")
@@ -259,7 +259,7 @@ class NoisyTrainingModel(keras.Model):
         first = (begun + tf.cast(start, tf.int64)) * self.num_samples
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         count = tf.shape(images, tf.int64)[0] * self.num_samples
-        # Each side as a number, where the data set tells it; else as a tensor.
+        # Each side as a number where the data set says it, else as a tensor.
         shape = [side or tf.shape(images, tf.int64)[i + 1] for i, side in enumerate(images.shape[1:])]
         stream = noise_lib.TRAINING if training else noise_lib.EVALUATION
         noise = noise_lib.gaussian(shape, self.seed, replica, stream, first, count)
@@ -275,8 +275,8 @@ class NoisyTrainingModel(keras.Model):
             # A subclassed classifier is built by its first call; an unbuilt model would be saved without the rest.
             self.build(images.shape)
         logits = tf.cast(logits, tf.float32)
-        # Before the first step, while chance alone would not make rows of logits add up to 1: a subclassed classifier
-        # does not tell what it ends in.
+        # Before the first step, when rows of logits do not add up to 1 by chance: a subclassed classifier does not say
+        # what its last layer is.
         are_probabilities = (
             (self._noise_step.value == 0)
             & (tf.shape(logits)[0] >= _ROWS_THAT_TELL)
@@ -337,7 +337,7 @@ class NoisyTrainingModel(keras.Model):
         return batch
 
     def _as_images(self, images):
-        """Float32 images; what shape the data set does not tell, the classifier does."""
+        """Float32 images; their shape from the classifier where the data set does not say it."""
         images = tf.convert_to_tensor(images)
         if not images.dtype.is_floating:
             raise ValueError(

@@ -49,13 +49,13 @@ class SmoothedClassifier:
     is about g at this sigma and this numeric precision, not about the base classifier, and about l2 perturbations of
     images in [0, 1] whose pixels are multiples of 1 / levels, as 8-bit pixels are of 1/255. It needs no exact
     arithmetic: noise and sum are whole numbers, see `grid_noise`. It does not hold if n, alpha or the seed were chosen
-    after looking at results, if who chose the image knew the seed, or if the classifier's output for an image depends
-    on the rest of its batch.
+    after looking at results, if whoever chose the image knew the seed, or if the classifier's output for an image
+    depends on the rest of its batch.
 
     Noise is addressed by (seed, example id, stream, sample): the same image under the same id gets the same noise,
-    whoever asks for it, and votes add up. A forward pass has one of two fixed numbers of rows, multiples of 32, filled
-    across images and padded; what a row holds beside it, and on how many threads it runs, changes no bit of its
-    outputs with TensorFlow's CPU kernels, nor, as far as was found, does the number of rows. Another kind of machine or
+    whoever asks for it, so votes add up. A forward pass has one of two fixed numbers of rows, multiples of 32, filled
+    across images and padded. With TensorFlow's CPU kernels, neither the other rows nor the number of threads changes a
+    bit of a row's outputs, nor, as far as was found, does the number of rows. Another kind of machine or
     another build of TensorFlow may round differently. `count` and `draw` may be called from several threads at once.
 
     Example:
@@ -89,9 +89,9 @@ class SmoothedClassifier:
 
     Raises:
         ValueError: for a sigma, seed, microbatch, beta or levels out of range, or a precision that the classifier
-            cannot be brought to; for a classifier that takes no floats or returns more than one tensor, that
-            `probing.probe` finds to be no function of an image, or that returns probabilities where there are betas.
-            What a classifier of images of any size is like shows when the first are drawn.
+            cannot be brought to; for a classifier that does not take floats or returns more than one tensor,
+            that `probing.probe` finds not to be a function of one image, or that returns probabilities where there are
+            betas. A classifier of images of any size is tried when the first are drawn.
     """
 
     def __init__(
@@ -226,14 +226,14 @@ class SmoothedClassifier:
         )
 
     def _probe(self, image_shape):
-        """Tries the base classifier, once for each image shape."""
+        """Probes the base classifier, once for each image shape."""
         if image_shape in self._probed:
             return
         outputs = probe(self._graph, image_shape, self.precision)
         if self._betas and are_probabilities(outputs):
             raise ValueError(
-                "Soft votes at betas are of logits, and the classifier returns probabilities; take the softmax off its "
-                "end, or leave betas out."
+                "Soft votes need logits, but the classifier returns probabilities; remove its softmax, or pass no "
+                "betas."
             )
         self._probed.add(image_shape)
 

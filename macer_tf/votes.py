@@ -73,10 +73,10 @@ class Votes:
     Attributes:
         selection: int64 [images, classes], counts of the samples that choose a class (n0 of them).
         estimation: int64 [images, classes], counts of the independent samples that bound its probability (n).
-        soft: inverse temperature beta -> `SoftMoments` of the same samples, for Soft-RS; empty where not wanted.
+        soft: inverse temperature beta -> `SoftMoments` of the same samples, for Soft-RS; empty if there are none.
 
     Raises:
-        ValueError: if shapes differ, a count is negative, or soft moments are not those of so many samples.
+        ValueError: if shapes differ, a count is negative, or soft moments do not match the numbers of samples.
     """
 
     selection: np.ndarray
@@ -160,7 +160,7 @@ class Votes:
             and (moments.squares <= moments.sums * UNITS).all()
             and (moments.variance(self.n) >= 0).all()
         ):
-            raise ValueError(f"These are not the soft moments at beta={beta:g} of as many samples as were counted.")
+            raise ValueError(f"The soft moments at beta={beta:g} do not match the numbers of samples.")
 
 
 def numbers_in_words(numbers: ArrayLike) -> str:

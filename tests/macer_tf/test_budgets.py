@@ -302,5 +302,5 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"Expected one label per image. Received: \(2,\) for \(1,\)"):
         budget.more(votes, SIGMA, ALPHA, labels=[0, 1])
     for bad in (two_classes(0, 0, 0, 0), two_classes(9, 10, 1001, 1001)):
-        with pytest.raises(ValueError, match="needs selection votes, and up to n=1000 estimation votes"):
+        with pytest.raises(ValueError, match="needs selection votes and at most n=1000 estimation votes"):
             budget.more(bad, SIGMA, ALPHA)

@@ -181,7 +181,7 @@ def test_a_kill_inside_the_time_loses_no_image(log):
         (COHEN.replace("\t1\t15", "\tyes\t15"), "log.tsv:2: not a whole number: 'yes'."),
         (COHEN.replace("0\t3", "0,3", 1), "log.tsv:2: a line has 6 fields. Received: '0,3"),
         (COHEN.replace("\t", ";"), "is not a certification log: its first line is 'idx;label"),
-        (COHEN + "idx\tpredict\tlabel\tradius\tcorrect\ttime\n", "log.tsv:5: another header than the first;"),
+        (COHEN + "idx\tpredict\tlabel\tradius\tcorrect\ttime\n", "log.tsv:5: a different header from the first;"),
         (COHEN.replace("time", "label"), "is not a certification log: it has two columns label."),
         (gzip.compress(bytes(2**28 + 1), 1, mtime=0), "log.tsv unpacks to more than 256 MiB, the most accepted."),
         (COHEN.replace("20\t7", "2" * 30 + "\t7"), "log.tsv:3: Python int too large"),

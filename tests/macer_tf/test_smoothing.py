@@ -619,7 +619,7 @@ def test_votes_carry_the_soft_moments_that_are_drawn(linear):
 def test_a_classifier_that_takes_no_floats_is_refused(dtype):
     inputs = keras.Input((2, 2, 1), dtype=dtype)
     model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Rescaling(1 / 255)(inputs))))
-    with pytest.raises(ValueError, match=rf"input is {dtype}, which cuts pixels .* Received: input dtype {dtype}"):
+    with pytest.raises(ValueError, match=rf"input is {dtype}, which truncates pixels .* Received: input dtype {dtype}"):
         SmoothedClassifier(model, SIGMA)
 
 
@@ -674,7 +674,7 @@ def test_several_outputs_that_show_only_in_a_call_are_refused_then(outputs):
 def test_soft_votes_of_probabilities_are_refused_and_hard_ones_are_not(end):
     inputs = keras.Input((2, 2, 1))
     model = keras.Model(inputs, end(layers.Flatten()(inputs)))
-    with pytest.raises(ValueError, match="Soft votes at betas are of logits, and the classifier returns probabilities"):
+    with pytest.raises(ValueError, match="Soft votes need logits, but the classifier returns probabilities"):
         SmoothedClassifier(model, SIGMA, betas=(1.0,))
     assert SmoothedClassifier(model, SIGMA).votes(random_images(1), 10, 20).n.tolist() == [20]
 

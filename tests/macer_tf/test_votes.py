@@ -130,7 +130,7 @@ def test_betas_must_be_the_same():
 )
 def test_moments_that_no_samples_have_are_refused(sums, squares, selection_sums):
     moments = SoftMoments(*(np.array([values], np.int64) for values in (sums, squares, selection_sums)))
-    with pytest.raises(ValueError, match="not the soft moments at beta=16"):
+    with pytest.raises(ValueError, match="The soft moments at beta=16 do not match"):
         Votes(np.array([[1, 0]]), np.array([[2, 0]]), {16.0: moments})
 
 

@@ -554,7 +554,7 @@ def test_a_classifier_of_whole_numbers_is_refused(run, tmp_path, dtype):
     status, _, err = run("--model", path, "--dataset", "digits")
     assert (status, err.count("\n")) == (2, 1)
     assert (
-        f"saved.keras cannot be certified. The classifier's input is {dtype}, which cuts pixels in [0, 1] off to whole "
+        f"saved.keras cannot be certified. The classifier's input is {dtype}, which truncates pixels in [0, 1] to whole "
         "numbers; make its input float"
     ) in err
 
@@ -741,5 +741,5 @@ def test_soft_certificates_of_probabilities_are_refused_and_hard_ones_are_not(ru
     on_digits = ("--model", saved(model, tmp_path, ".keras"), "--dataset", "digits", "--max", "1")
     status, _, err = run(*on_digits, "--certify", "all")
     assert (status, err.count("\n")) == (2, 1)
-    assert "Soft votes at betas are of logits, and the classifier returns probabilities" in err
+    assert "Soft votes need logits, but the classifier returns probabilities" in err
     assert run(*on_digits)[0] == 0
