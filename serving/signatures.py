@@ -204,7 +204,7 @@ class SmoothedSignatures(tf.Module):
         return tf.argmax(self._count(image, seed, noise.SELECTION, n0)), self._count(image, seed, noise.ESTIMATION, n)
 
     def _count(self, image, seed, stream, samples):
-        """int64 [classes], adding up to `samples`. One micro-batch at a time, so memory does not grow with it."""
+        """int64 [classes], adding up to `samples`. One microbatch at a time, so memory does not grow with it."""
 
         def add_block(start, counts):
             size = tf.minimum(samples - start, self._microbatch)

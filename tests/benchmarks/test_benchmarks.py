@@ -147,7 +147,7 @@ def test_what_beam_adds(times, capsys):
 def test_the_served_model(cores_are_free, tmp_path, monkeypatch, capsys):
     model = model_of((4, 4, 1), tmp_path)
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (4, 4, 4, 1), np.uint8))
-    monkeypatch.setattr(serving, "MICRO_BATCHES", (64,))
+    monkeypatch.setattr(serving, "MICROBATCHES", (64,))
     flags = ("--threads", "1", "--rounds", "1", "--requests", "2", "--num_examples", "4")
     serving.main(["--model", str(model), "--images", str(tmp_path / "images.npy"), *flags])
     out = capsys.readouterr().out

@@ -554,8 +554,8 @@ def test_a_classifier_of_whole_numbers_is_refused(run, tmp_path, dtype):
     status, _, err = run("--model", path, "--dataset", "digits")
     assert (status, err.count("\n")) == (2, 1)
     assert (
-        f"saved.keras cannot be certified. The classifier's input is {dtype}, which truncates pixels in [0, 1] to whole "
-        "numbers; make its input float"
+        f"saved.keras cannot be certified. The classifier's input is {dtype}, which truncates pixels in [0, 1] to "
+        "whole numbers; make its input float"
     ) in err
 
 
