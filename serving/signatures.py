@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from macer_tf import noise, sequential
+from macer_tf import early_exit, noise
 from macer_tf.certificates import ABSTAIN, check_can_certify
 from macer_tf.grid_noise import GridNoise, rounding_of
 from macer_tf.inference import InferenceGraph
@@ -47,7 +47,7 @@ class SmoothedSignatures(tf.Module):
         if self._num_classes < 2:
             # The largest of a single output is always class 0: everything would be certified.
             raise ValueError(f"The classifier must have two classes or more. Received: {self._num_classes}")
-        sequential.check_can_decide(_PREDICT_LIMIT * n, self._num_classes, alpha)
+        early_exit.check_can_decide(_PREDICT_LIMIT * n, self._num_classes, alpha)
         self._noise = GridNoise(float(sigma), levels)
         self._n0, self._n, self._alpha = n0, n, float(alpha)
         self._max_num_samples, self._max_batch_size = max_num_samples, max_batch_size
@@ -136,7 +136,7 @@ class SmoothedSignatures(tf.Module):
             return self._certify(tf.identity(images), n, alpha)
 
     def predict(self, images):
-        """PREDICT with early exit (`macer_tf.sequential`): the class without a radius, mostly after few samples.
+        """PREDICT with early exit (`macer_tf.early_exit`): the class without a radius, mostly after few samples.
 
         Args:
             images: see `certify`.
@@ -220,7 +220,7 @@ class SmoothedSignatures(tf.Module):
 
     def _predict_image(self, image, seed):
         """predicted_class, p_value and the samples drawn, scalars."""
-        ends = tf.constant([0, *sequential.looks(_PREDICT_LIMIT * self._n, self._microbatch)], tf.int64)
+        ends = tf.constant([0, *early_exit.looks(_PREDICT_LIMIT * self._n, self._microbatch)], tf.int64)
         last = ends.shape[0] - 1
 
         def draw_and_look(look, counts, _):
