@@ -11,9 +11,14 @@ from pipeline.command_line import ABOVE_0, INSIDE_0_1, Kind, Setting, choice, wh
 from pipeline.errors import InputError
 
 HARD, ALL = "hard", "all"
-# Kind of certificate -> its bound; the kind "hard" has the one that its budget allows.
-_KINDS = {bound.kind: bound for bound in bounds.BOUNDS.values() if bound.kind != HARD}
-_CERTIFY = choice(**{name: name for name in (HARD, *_KINDS, ALL)})
+
+
+def _kinds():
+    """Kind of certificate -> its bound, but for the kind "hard", which has the one that its budget allows."""
+    return {bound.kind: bound for bound in bounds.BOUNDS.values() if bound.kind != HARD}
+
+
+_CERTIFY = choice(**{name: name for name in (HARD, *_kinds(), ALL)})
 _BUDGET = choice(fixed="fixed", adaptive="adaptive")
 _BETAS = Kind("numbers above 0 such as 1,16", lambda text: [ABOVE_0.parse(beta) for beta in text.split(",")])
 
@@ -103,7 +108,7 @@ class SamplingPlan:
         """(name, bound, beta) of every kind of certificate; the first one is the run's own."""
         hard = (HARD, "clopper-pearson" if self.radius is None else "anytime", None)
         others = []
-        for bound in _KINDS.values():
+        for bound in _kinds().values():
             if self.certify not in (bound.kind, ALL):
                 continue
             # Betas with all their digits, or two could have one name.
@@ -188,7 +193,7 @@ class SamplingPlan:
 
 
 def _bound_of(kind):
-    return _KINDS.get(kind, bounds.get(bounds.DEFAULT))
+    return _kinds().get(kind, bounds.get(bounds.DEFAULT))
 
 
 def in_words(first_look):
