@@ -210,29 +210,29 @@ class NoisyTrainingModel(keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     @functools.wraps(keras.Model.fit)
-    def fit(self, *args, **kwargs):
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         self._direct(arguments.get("callbacks"))
         with _one_line_errors():
             return super().fit(*args, **kwargs)
 
     @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         with _one_line_errors():
             return super().evaluate(*args, **kwargs)
 
     @functools.wraps(keras.Model.train_on_batch)
-    def train_on_batch(self, *args, **kwargs):
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         with _one_line_errors():
             return super().train_on_batch(*args, **kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
-    def test_on_batch(self, *args, **kwargs):
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         with _one_line_errors():
             return super().test_on_batch(*args, **kwargs)
 
     @functools.wraps(keras.Model.export)
-    def export(self, *args, **kwargs):
+    def export(self, *args: Any, **kwargs: Any) -> None:
         # What `call` computes. Keras exports a subclassed model only once it was called; `fit` never calls this one.
         return self.classifier.export(*args, **kwargs)
 
