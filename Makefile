@@ -18,6 +18,7 @@ attack: $(VENV)/development
 lint: $(VENV)/development
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 # A stamp is written only after pip has succeeded, so an interrupted installation is taken up again.
 $(VENV)/runtime: requirements.lock

@@ -18,7 +18,7 @@ from scipy import special
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from macer_tf import logs
+from macer_tf import certification_log
 from macer_tf.budgets import FixedBudget, PrecisionBudget, RadiusBudget
 from macer_tf.certificates import ABSTAIN
 from macer_tf.confidence import clopper_pearson_lower
@@ -50,7 +50,7 @@ def main(arguments=None):
             print(f"LEFT OUT: {path.name}, whose name does not end in its noise level, such as sigma0.25.tsv")
             continue
         sigma = float(match[1])
-        log = logs.read(path)
+        log = certification_log.read(path)
         rng = np.random.default_rng(arguments.seed)
         p, correct = probabilities(log, sigma, rng), log.correct
         print(f"{path.stem}: {len(p):,} images")

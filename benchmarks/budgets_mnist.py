@@ -31,7 +31,7 @@ MOST_N0 = 1000
 SPACING = 10
 SEED, PRECISION = 0, "bfloat16"
 # Whole blocks, and a multiple of the 16 rows that forward passes come in.
-MICRO_BATCH = 16 * BLOCK
+MICROBATCH = 16 * BLOCK
 RADII = (0.5, 1.0, 1.5)
 FIGURE_RADIUS = 1.0
 FIGURE_CAPS = (1000, 10_000, 100_000)
@@ -97,7 +97,7 @@ def drawn(path, model, images, indices, cache):
     identity = {"model": file_digest(path), "precision": PRECISION, "seed": SEED, "block": BLOCK}
     folder = cache / fingerprint(identity)[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    classifier = SmoothedClassifier(model, seed=SEED, micro_batch=MICRO_BATCH, precision=PRECISION)
+    classifier = SmoothedClassifier(model, seed=SEED, microbatch=MICROBATCH, precision=PRECISION)
     missing = [place for place, index in enumerate(indices) if not (folder / f"{index:05d}.npy").exists()]
     started = time.monotonic()
     for done, place in enumerate(missing, 1):

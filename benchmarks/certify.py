@@ -37,7 +37,7 @@ def main(arguments=None):
     parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
     parser.add_argument("--rounds", type=int, default=11, help="rounds (default: 11)")
     parser.add_argument("--samples", type=int, help="samples in a round (default: 4096, ResNet-110: 1024)")
-    parser.add_argument("--micro_batch", type=int, help="our noisy copies in a forward pass (default: ours)")
+    parser.add_argument("--microbatch", type=int, help="our noisy copies in a forward pass (default: ours)")
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[1000, 100], help="the authors' batch sizes (default: 1000 100)"
     )
@@ -134,7 +134,7 @@ def our_sampling(arguments, precision):
     shape = NETWORKS[arguments.network][0]
     classifier = networks.build(arguments.network, shape, 10)
     smoothed = SmoothedClassifier(
-        classifier, SIGMA, seed=0, micro_batch=arguments.micro_batch, precision=precision
+        classifier, SIGMA, seed=0, microbatch=arguments.microbatch, precision=precision
     )  # fmt: skip
     image = np.random.default_rng(0).integers(0, 256, shape) / np.float32(255)
 
@@ -164,12 +164,12 @@ def float_noise_sampling(arguments, precision):
 
     from macer_tf import networks, noise
     from macer_tf.inference import InferenceGraph
-    from macer_tf.smoothing import default_micro_batch, draw_pass, passes
+    from macer_tf.smoothing import default_microbatch, draw_pass, passes
 
     shape = NETWORKS[arguments.network][0]
     graph = InferenceGraph(networks.build(arguments.network, shape, 10), precision)
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
-    drawn = list(passes([arguments.samples], arguments.micro_batch or default_micro_batch(shape)))
+    drawn = list(passes([arguments.samples], arguments.microbatch or default_microbatch(shape)))
     draw = {
         rows: tf.function(lambda *inputs, rows=rows: draw_pass(graph, FloatNoise(), rows, *inputs)) for rows, _ in drawn
     }

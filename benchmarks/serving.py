@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 N0, ALPHA, FIXED_N = 100, 0.001, 1000
 THROUGHPUT_N = (1000, 10_000)
-MICRO_BATCHES = (64, 128, 256, 512, 1024, 2048)
+MICROBATCHES = (64, 128, 256, 512, 1024, 2048)
 BATCHES = (1, 8, 32)
 
 
@@ -42,7 +42,7 @@ def main(arguments=None):
     import tensorflow as tf
 
     from macer_tf.checks import levels_of
-    from macer_tf.smoothing import default_micro_batch
+    from macer_tf.smoothing import default_microbatch
     from pipeline import models
     from pipeline.examples import evenly_spaced
     from serving.export import export
@@ -58,13 +58,13 @@ def main(arguments=None):
             height, width, channels = images.shape[1:]
             print(
                 f"{model.classifier.name}, {model.classifier.count_params():,} weights, {height}x{width}x{channels} "
-                f"pixels, sigma={model.sigma}, n0={N0}, alpha={ALPHA}, micro-batch "
-                f"{default_micro_batch(images.shape[1:])}; TensorFlow {tf.__version__}, {arguments.threads} cores"
+                f"pixels, sigma={model.sigma}, n0={N0}, alpha={ALPHA}, microbatch "
+                f"{default_microbatch(images.shape[1:])}; TensorFlow {tf.__version__}, {arguments.threads} cores"
             )
             early_exit(server, model, images, levels)
             latency(server, images, arguments.requests)
             throughput(server, model, images, levels, arguments.rounds)
-    micro_batches(model, images, levels, arguments.rounds)
+    microbatches(model, images, levels, arguments.rounds)
 
 
 def early_exit(server, model, images, levels):
@@ -124,16 +124,16 @@ def throughput(server, model, images, levels, rounds):
         )
 
 
-def micro_batches(model, images, levels, rounds):
-    """Certification by micro-batch, against the default."""
-    from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
+def microbatches(model, images, levels, rounds):
+    """Certification by microbatch, against the default."""
+    from macer_tf.smoothing import SmoothedClassifier, default_microbatch
     from pipeline import console
 
-    default = default_micro_batch(images.shape[1:])
-    sizes = sorted({*MICRO_BATCHES, default})
+    default = default_microbatch(images.shape[1:])
+    sizes = sorted({*MICROBATCHES, default})
     contestants = {}
     for size in sizes:
-        classifier = SmoothedClassifier(model, seed=0, micro_batch=size, levels=levels)
+        classifier = SmoothedClassifier(model, seed=0, microbatch=size, levels=levels)
         contestants[size] = lambda classifier=classifier: classifier.certify(images[:2], N0, 10_000, ALPHA)
     seconds = interleaved(contestants, rounds)
     rows = []
@@ -141,8 +141,8 @@ def micro_batches(model, images, levels, rounds):
         ratio = statistics.median(a / b for a, b in zip(seconds[default], seconds[size], strict=True))
         samples = 2 * (10_000 + N0) / statistics.median(seconds[size])
         rows.append((f"{size}{' (default)' if size == default else ''}", f"{samples:,.0f}", f"{ratio:.2f}"))
-    print(f"certify by micro-batch, n=10,000; medians of {rounds} rounds")
-    print(console.table(("micro-batch", "samples/s", "times the default's"), rows))
+    print(f"certify by microbatch, n=10,000; medians of {rounds} rounds")
+    print(console.table(("microbatch", "samples/s", "times the default's"), rows))
 
 
 def interleaved(contestants, rounds):

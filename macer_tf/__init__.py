@@ -1,27 +1,89 @@
-"""MACER in Keras 3 / TensorFlow: train, certify and evaluate classifiers that are provably robust in l2."""
+"""MACER in Keras 3 / TensorFlow: train, certify and evaluate classifiers that are provably robust in l2.
+
+    model = macer_tf.MACERModel(macer_tf.networks.small_cnn(), sigma=0.25)
+    model.compile(macer_tf.SGD(0.01))
+    model.fit(images, labels, batch_size=64, epochs=20)
+    certificates = macer_tf.SmoothedClassifier(model).certify(test_images)
+    print(macer_tf.evaluate(certificates, test_labels))
+
+Names are loaded when they are first used, so that `import macer_tf` does not wait for TensorFlow. Once Keras is
+imported too, `keras.models.load_model` knows the models.
+"""
 
 import importlib
 import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import wrapt
 
+if TYPE_CHECKING:
+    from macer_tf import bounds, budgets, certification_log, networks
+    from macer_tf.baselines.smoothadv import SmoothAdvModel
+    from macer_tf.budgets import FixedBudget, PrecisionBudget, RadiusBudget
+    from macer_tf.certificates import ABSTAIN, Certificates, certify
+    from macer_tf.evaluation import Evaluation, evaluate
+    from macer_tf.model import MACERModel
+    from macer_tf.noisy_training import NoisyTrainingModel
+    from macer_tf.optimizers import SGD
+    from macer_tf.smoothing import SmoothedClassifier
+    from macer_tf.votes import Votes
+
 __version__ = "0.1.0"
 
-_HOMES = {"MACERModel": "macer_tf.model", "SmoothedClassifier": "macer_tf.smoothing"}
-__all__ = ["MACERModel", "SmoothedClassifier"]
+__all__ = [
+    "ABSTAIN",
+    "SGD",
+    "Certificates",
+    "Evaluation",
+    "FixedBudget",
+    "MACERModel",
+    "NoisyTrainingModel",
+    "PrecisionBudget",
+    "RadiusBudget",
+    "SmoothAdvModel",
+    "SmoothedClassifier",
+    "Votes",
+    "bounds",
+    "budgets",
+    "certification_log",
+    "certify",
+    "evaluate",
+    "networks",
+]
+
+# Name -> the module that has it; a name that is not here is a module.
+_HOMES = {
+    **dict.fromkeys(("ABSTAIN", "Certificates", "certify"), "certificates"),
+    **dict.fromkeys(("Evaluation", "evaluate"), "evaluation"),
+    **dict.fromkeys(("FixedBudget", "PrecisionBudget", "RadiusBudget"), "budgets"),
+    "MACERModel": "model",
+    "NoisyTrainingModel": "noisy_training",
+    "SGD": "optimizers",
+    "SmoothAdvModel": "baselines.smoothadv",
+    "SmoothedClassifier": "smoothing",
+    "Votes": "votes",
+}
 
 # What registers the classes that `keras.models.load_model` must find in a file that was saved here.
 _SAVED = ("macer_tf.model", "macer_tf.baselines.smoothadv")
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     # On demand: the version and the statistics do not need TensorFlow.
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    module = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
+    value = getattr(module, name) if name in _HOMES else module
+    globals()[name] = value
+    return value
 
 
-def _register(keras):
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
+def _register(keras: ModuleType) -> None:
     # Their common base, if it is the first to import Keras, has not got far enough to be derived from.
     if keras.config.backend() == "tensorflow" and "macer_tf.noisy_training" not in sys.modules:
         for module in _SAVED:

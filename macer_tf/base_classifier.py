@@ -1,4 +1,4 @@
-"""What a classifier must be to be smoothed: float images in, a row of outputs each; and whether those are logits."""
+"""Checks of base classifiers: float images in, one row of outputs per image; and whether those outputs are logits."""
 
 from macer_tf import tensorflow_backend  # noqa: F401
 
@@ -6,20 +6,20 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 import keras
 
-# Outputs of these are no logits, whether as a layer, an activation or an operation.
+# Outputs of these are not logits, whether they are a layer, an activation or an operation.
 _NO_LOGITS = {
     name.replace("_", ""): name
     for name in ("softmax", "log_softmax", "sparsemax", "sigmoid", "log_sigmoid", "hard_sigmoid", "sparse_sigmoid")
 }
-# Layers and operations that return probabilities if they are given nothing else.
+# Layers and operations that return probabilities if all their inputs are probabilities.
 _PASS_ON = {
     *("Identity", "Dropout", "AlphaDropout", "GaussianDropout", "GaussianNoise", "ActivityRegularization"),
     *("Flatten", "Reshape", "Squeeze", "Cast", "Clip", "StopGradient", "Average", "Add", "TrueDivide"),
 }
 
 
-def check(classifier):
-    """Raises ValueError, in one line, unless `classifier` takes float images and, as far as it shows, returns one row.
+def check(classifier: keras.Model) -> None:
+    """Raises ValueError, in one line, unless `classifier` takes float images and returns rows, as far as can be seen.
 
     Args:
         classifier: a Keras model, images [batch, ...] -> [batch, classes], two classes or more.
@@ -28,11 +28,11 @@ def check(classifier):
         raise ValueError(f"classifier must be a keras.Model. Received: {type(classifier).__name__}")
     inputs = keras.tree.flatten(_inputs(classifier))
     if len(inputs) > 1:
-        raise ValueError(f"The classifier must take images alone. Received: {len(inputs)} inputs")
+        raise ValueError(f"The classifier must take images as its only input. Received: {len(inputs)} inputs")
     dtype = _integer_input(classifier)
     if dtype:
         raise ValueError(
-            f"The classifier's input is {dtype}, which cuts pixels in [0, 1] off to whole numbers; make its input "
+            f"The classifier's input is {dtype}, which truncates pixels in [0, 1] to whole numbers; make its input "
             f"float, keras.Input(shape), and scale inside it, as Rescaling(255) does. Received: input dtype {dtype}"
         )
     outputs = getattr(classifier, "_outputs_struct", None)
@@ -41,25 +41,25 @@ def check(classifier):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in keras.tree.flatten(outputs))
         received = f"a dict of {', '.join(outputs)}" if isinstance(outputs, dict) else f"outputs of shapes {shapes}"
         raise ValueError(
-            "The classifier must return one tensor [batch, classes]; make a keras.Model of one of its outputs. "
+            "The classifier must return one tensor [batch, classes]; wrap one of its outputs in a keras.Model. "
             f"Received: {received}"
         )
     shape = getattr(classifier, "output_shape", None) if classifier.built else None
     if shape is not None and (not isinstance(shape, tuple) or len(shape) != 2 or shape[-1] is None or shape[-1] < 2):
-        # The largest of a single output is always class 0: everything would be certified.
+        # With a single output, the largest is always class 0, and everything would be certified.
         raise ValueError(
             f"The classifier must return [batch, classes] for two classes or more. Received: output shape {shape}"
         )
 
 
-def image_shape(classifier):
-    """The shape of a classifier's images, (None, ...), as far as it says; else None."""
+def image_shape(classifier: keras.Model) -> tuple[int | None, ...] | None:
+    """The shape of a classifier's images, (None, ...); None where it is not known."""
     inputs = keras.tree.flatten(_inputs(classifier))
     return tuple(inputs[0].shape) if len(inputs) == 1 else None
 
 
-def check_returns_logits(classifier):
-    """Raises ValueError, in one line, for a classifier that shows that its outputs are not logits."""
+def check_returns_logits(classifier: keras.Model) -> None:
+    """Raises ValueError, in one line, for a classifier whose outputs can be seen not to be logits."""
     found = _activation_of_model(classifier)
     if found:
         activation, name = found
@@ -70,7 +70,7 @@ def check_returns_logits(classifier):
 
 
 def _inputs(model):
-    """The inputs of a functional or sequential model, [] where they are not known."""
+    """The inputs of a functional or sequential model; [] where they are not known."""
     try:
         return getattr(model, "inputs", None) or []
     except AttributeError:
@@ -78,7 +78,7 @@ def _inputs(model):
 
 
 def _integer_input(model):
-    """The dtype that a model turns its images to before it looks at them, if that is not a float; else None."""
+    """The dtype that a model casts its images to, if that is not a float; else None."""
     inputs = keras.tree.flatten(_inputs(model))
     for tensor in inputs:
         if not keras.backend.is_float_dtype(tensor.dtype):
@@ -94,7 +94,7 @@ def _integer_input(model):
 
 
 def _activation_of_model(model):
-    """(activation, name of what applies it) of a model whose outputs are no logits, else None."""
+    """(activation, name of the layer that applies it) of a model whose outputs are not logits; else None."""
     if isinstance(model, keras.Sequential) or not _inputs(model):
         # A subclassed model does not say what it calls last: most have it as their last layer.
         for layer in reversed(getattr(model, "layers", [])):

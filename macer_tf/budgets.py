@@ -1,12 +1,14 @@
-"""Budgets: how many more estimation samples each image needs. Each one certifies by a bound that its stopping allows.
+"""Budgets: how many more estimation samples each image needs. Each certifies by a bound that its stopping rule allows.
 
     budget = RadiusBudget(0.5, n=100_000)
     while (more := budget.more(votes, sigma, alpha)).any():
         votes += ...  # `more` further estimation samples of each image
     certificates = budget.certify(votes, sigma, alpha)
 
-Whatever a budget decides, its certificates hold at alpha. It decides what they cost.
+Whatever a budget decides, its certificates hold at alpha; it decides only how many samples they cost.
 """
+
+from __future__ import annotations
 
 import bisect
 import functools
@@ -14,10 +16,13 @@ import numbers
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
-from macer_tf import certificates
+from macer_tf import bounds, certificates
+from macer_tf.certificates import Certificates
 from macer_tf.confidence import anytime_lower, anytime_upper, check_alpha, clopper_pearson_lower
+from macer_tf.votes import Votes
 
 # Samples are drawn in multiples of it, up to the last ones before n.
 BLOCK = 100
@@ -29,9 +34,11 @@ _QUANTILES = (np.arange(16) + 0.5) / 16
 
 
 class _Budget:
-    """What the budgets share: `n`, the most estimation samples an image gets."""
+    """What the budgets share: `n`, the most estimation samples of any image."""
 
-    def more(self, votes, sigma, alpha, labels=None):
+    n: int
+
+    def more(self, votes: Votes, sigma: float, alpha: float, labels: ArrayLike | None = None) -> np.ndarray:
         """How many further estimation samples to draw of each image; 0 where it is decided.
 
         Args:
@@ -47,7 +54,7 @@ class _Budget:
 
         Raises:
             ValueError: if sigma or alpha is out of range, n could never reach what is asked for, an image has no
-                selection votes or more than n estimation votes, or there is not one label an image.
+                selection votes or more than n estimation votes, or there is not one label per image.
         """
         if not 0 < sigma < np.inf:
             raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
@@ -55,15 +62,19 @@ class _Budget:
         self._check_can_reach(sigma, alpha)
         if (votes.n0 < 1).any() or (votes.n > self.n).any():
             raise ValueError(
-                f"A budget needs selection votes, and up to n={self.n} estimation votes, for every image. Received: "
+                f"A budget needs selection votes and at most n={self.n} estimation votes for every image. Received: "
                 f"{votes.n0.min()} selection votes or more, {votes.n.max()} estimation votes or fewer."
             )
         more = np.maximum(np.minimum(self._goal(votes, sigma, alpha), self.n) - votes.n, 0)
         if labels is None:
             return more
         if np.shape(labels) != votes.n.shape:
-            raise ValueError(f"One label an image is needed. Received: {np.shape(labels)} for {votes.n.shape}")
+            raise ValueError(f"Expected one label per image. Received: {np.shape(labels)} for {votes.n.shape}")
         return np.where(votes.selected == labels, more, 0)
+
+    def _goal(self, votes: Votes, sigma: float, alpha: float) -> np.ndarray:
+        """How many estimation samples each image is to have, int64 [images]."""
+        raise NotImplementedError
 
     def _check_can_reach(self, sigma, alpha):
         certificates.check_can_certify(self.n, alpha)
@@ -71,14 +82,24 @@ class _Budget:
 
 @dataclass(frozen=True)
 class FixedBudget(_Budget):
-    """n estimation samples for every image, as in CERTIFY (Cohen et al. 2019)."""
+    """n estimation samples for every image, as in CERTIFY (Cohen et al. 2019).
+
+    Example:
+        >>> import numpy as np
+        >>> from macer_tf import FixedBudget, Votes
+        >>> votes = Votes(selection=np.array([[9, 1]]), estimation=np.array([[390, 10]]))
+        >>> FixedBudget(1000).more(votes, sigma=0.25, alpha=0.001)
+        array([600])
+    """
 
     n: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_n(self.n)
 
-    def certify(self, votes, sigma, alpha, bound="clopper-pearson", beta=None):
+    def certify(
+        self, votes: Votes, sigma: float, alpha: float, bound: str = bounds.DEFAULT, beta: float | None = None
+    ) -> Certificates:
         """`certificates.certify` by any bound; by a soft one, only where no image was left out for its label.
 
         Raises:
@@ -87,7 +108,7 @@ class FixedBudget(_Budget):
         """
         # Images are left out by the class that hard votes select, which may not be the soft one.
         left_out = (votes.n == 0) & (beta is None)
-        fixed_n = None if bound == "anytime" else np.where(left_out, 0, self.n)
+        fixed_n = np.where(left_out, 0, self.n) if bounds.get(bound).needs_fixed_n else None
         return certificates.certify(votes, sigma, alpha, bound, beta, fixed_n)
 
     def _goal(self, votes, sigma, alpha):
@@ -107,26 +128,35 @@ class RadiusBudget(_Budget):
     Certificates may hold beyond the radii, but there they are worth less than those of more samples: the ACR of such a
     run is not the model's.
 
+    Example:
+        >>> import numpy as np
+        >>> from macer_tf import RadiusBudget, Votes
+        >>> budget = RadiusBudget(radius=0.25, n=100_000)
+        >>> selection = np.array([[100, 0], [100, 0], [60, 40]])
+        >>> votes = Votes(selection, estimation=np.array([[0, 0], [500, 0], [300, 200]]))
+        >>> budget.more(votes, sigma=0.25, alpha=0.001)  # the second image is certified, the third never will be
+        array([100,   0,   0])
+
     Attributes:
         radius: in units of a pixel in [0, 1], from 0; or a tuple of several. Those that n samples cannot certify need
             no decision, unless there is no other.
-        n: the most estimation samples an image gets.
+        n: the most estimation samples of any image.
     """
 
-    radius: float | tuple
+    radius: float | tuple[float, ...]
     n: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_n(self.n)
         if not self.radii or not all(0 <= radius < np.inf for radius in self.radii):
             raise ValueError(f"radius must be finite, from 0. Received: radius={self.radius}")
 
     @property
-    def radii(self):
+    def radii(self) -> tuple[float, ...]:
         """What it is asked for, as a tuple."""
         return self.radius if isinstance(self.radius, tuple) else (self.radius,)
 
-    def certify(self, votes, sigma, alpha):
+    def certify(self, votes: Votes, sigma: float, alpha: float) -> Certificates:
         """`Certificates` after any number of samples, by the better of both bounds.
 
         Raises:
@@ -173,24 +203,31 @@ class PrecisionBudget(_Budget):
     the class' probability; where the radius is expected to be 0 either way, one block. The estimation samples are
     independent of the selection votes, so that their number was fixed before any was seen: Clopper-Pearson holds at
     full alpha, though numbers differ between images. (A bound that allows for looks costs 1 % of the ACR by itself.)
-    All are drawn at one go. The better the selection votes say what the probability is, the better the plan: n0 of
+    All are drawn in one go. The better the selection votes say what the probability is, the better the plan: n0 of
     500 to 1,000 is worth its samples. Where all votes agree, the radius grows with every sample, and there is little to
     save: to be within 1 % of 100,000 samples, at alpha = 0.001, takes 85,800.
 
+    Example:
+        >>> import numpy as np
+        >>> from macer_tf import PrecisionBudget, Votes
+        >>> votes = Votes(selection=np.array([[1000, 0], [800, 200]]), estimation=np.zeros((2, 2), np.int64))
+        >>> PrecisionBudget(0.01, n=100_000).more(votes, sigma=0.25, alpha=0.001)
+        array([84500, 39500])
+
     Attributes:
         precision: in (0, 1).
-        n: the most estimation samples an image gets.
+        n: the most estimation samples of any image.
     """
 
     precision: float
     n: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_n(self.n)
         if not 0 < self.precision < 1:
             raise ValueError(f"precision must be above 0 and below 1. Received: precision={self.precision}")
 
-    def certify(self, votes, sigma, alpha):
+    def certify(self, votes: Votes, sigma: float, alpha: float) -> Certificates:
         """`certificates.certify` by Clopper-Pearson.
 
         Raises:
@@ -226,7 +263,7 @@ class PrecisionBudget(_Budget):
 
 def _check_n(n):
     if not isinstance(n, numbers.Integral) or n < 1:
-        raise ValueError(f"n, the most samples an image gets, must be a whole number from 1. Received: n={n}")
+        raise ValueError(f"n, the most samples per image, must be a whole number from 1. Received: n={n}")
 
 
 def _successes(votes):

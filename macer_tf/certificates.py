@@ -1,23 +1,23 @@
 """Votes -> certificates: the statistics of CERTIFY and PREDICT (Cohen et al. 2019). No sampling happens here."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special, stats
 
-from macer_tf.confidence import (
-    SAMPLES_OFF,
-    anytime_lower,
-    check_alpha,
-    clopper_pearson_lower,
-    empirical_bernstein_lower,
-    hoeffding_lower,
-)
+from macer_tf import bounds
+from macer_tf.confidence import SAMPLES_OFF, check_alpha
+from macer_tf.votes import Votes, numbers_in_words
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ABSTAIN = -1
-# Of the class counts, and of the soft scores.
-HARD_BOUNDS = ("clopper-pearson", "anytime")
-SOFT_BOUNDS = ("hoeffding", "empirical-bernstein")
 # Taken off p_lower, and off a radius: above the rounding errors of SciPy's inverse incomplete beta function and inverse
 # normal distribution (3e-15 and 1e-15, against mpmath), and above what `GridNoise` is off in total variation (2^-54).
 _ROUNDING, _RADIUS_ROUNDING = 1e-13, 1e-14
@@ -25,9 +25,26 @@ _ROUNDING, _RADIUS_ROUNDING = 1e-13, 1e-14
 _ENOUGH = 5000
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Certificates:
-    """What can be said of the smoothed classifier at each image, wrong with probability at most alpha an image.
+    """What can be said of the smoothed classifier at each image, wrong with probability at most alpha for each.
+
+    `len` is the number of images; an index, a slice or a mask gives the `Certificates` of those images.
+
+    Example:
+        >>> import numpy as np
+        >>> from macer_tf import Votes, certify
+        >>> votes = Votes(selection=np.array([[100, 0], [60, 40]]), estimation=np.array([[10_000, 0], [5_000, 5_000]]))
+        >>> certificates = certify(votes, sigma=0.25, alpha=0.001)
+        >>> certificates
+        Certificates(2 images, sigma=0.25, n=10,000, alpha=0.001: 50.0 % certified)
+        >>> certificates[0].radii.round(3)
+        array([0.8])
+        >>> certificates.to_frame().round(3)
+               prediction  radius  p_lower  selected      n
+        image
+        0               0     0.8    0.999         0  10000
+        1              -1     0.0    0.485         0  10000
 
     Attributes:
         predictions: int64 [images], a class or ABSTAIN (-1).
@@ -48,11 +65,44 @@ class Certificates:
     alpha: float
     n0: int
     n: int | np.ndarray
-    bound: str = "clopper-pearson"
+    bound: str = bounds.DEFAULT
     beta: float | None = None
 
+    def __len__(self) -> int:
+        return len(self.predictions)
 
-def certify(votes, sigma, alpha, bound="clopper-pearson", beta=None, fixed_n=None):
+    def __getitem__(self, images: int | slice | Sequence[int] | np.ndarray) -> Certificates:
+        places = np.atleast_1d(np.arange(len(self))[images])
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        per_image: dict[str, Any] = {name: value[places] for name, value in values if isinstance(value, np.ndarray)}
+        return replace(self, **per_image)
+
+    def __repr__(self) -> str:
+        others = "" if self.bound == bounds.DEFAULT else f", bound={self.bound}"
+        others += "" if self.beta is None else f", beta={self.beta:g}"
+        share = f": {100 * np.mean(self.predictions != ABSTAIN):.1f} % certified" if len(self) else ""
+        return (
+            f"Certificates({len(self):,} images, sigma={self.sigma:g}, n={numbers_in_words(self.n)}, "
+            f"alpha={self.alpha:g}{others}{share})"
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """A pandas DataFrame of one row per image: its prediction, radius, p_lower, selected class and n."""
+        import pandas as pd
+
+        columns = {"prediction": self.predictions, "radius": self.radii, "p_lower": self.p_lower}
+        columns |= {"selected": self.selected, "n": np.broadcast_to(self.n, self.predictions.shape)}
+        return pd.DataFrame(columns, index=pd.RangeIndex(len(self), name="image"))
+
+
+def certify(
+    votes: Votes,
+    sigma: float,
+    alpha: float,
+    bound: str = bounds.DEFAULT,
+    beta: float | None = None,
+    fixed_n: ArrayLike | None = None,
+) -> Certificates:
     """CERTIFY: the class that selection chose, with a radius if the bound on its probability is above 1/2.
 
     With probability at least 1 - alpha over the noise, an image's certificate holds: the smoothed classifier returns
@@ -64,7 +114,14 @@ def certify(votes, sigma, alpha, bound="clopper-pearson", beta=None, fixed_n=Non
     - "hoeffding", "empirical-bernstein" (Algorithm 2 of the paper, Soft-RS): about another classifier, the class of
       the largest mean softmax at inverse temperature `beta`; its class is selected by soft scores. n fixed beforehand.
 
-    An image without estimation samples is abstained on.
+    Others are registered with `bounds.register`. An image without estimation samples is abstained on.
+
+    Example:
+        >>> import numpy as np
+        >>> from macer_tf import Votes, certify
+        >>> votes = Votes(selection=np.array([[9, 1]]), estimation=np.array([[990, 10]]))
+        >>> certify(votes, sigma=0.5, alpha=0.001).radii.round(3)
+        array([0.989])
 
     Args:
         votes: `Votes`, the same n0 for every image, and the same n unless `fixed_n` is given or the bound is anytime.
@@ -84,15 +141,16 @@ def certify(votes, sigma, alpha, bound="clopper-pearson", beta=None, fixed_n=Non
     """
     if not 0 < sigma < np.inf:
         raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
-    _check_bound(bound, beta, votes.soft)
+    chosen = bounds.get(bound)
+    _check_beta(chosen, beta, votes.soft)
     check_alpha(alpha)
     n0 = _same(votes.n0, "n0")
-    n = _n(votes.n, bound, fixed_n)
-    if bound != "anytime" and n.any():
+    n = _n(votes.n, chosen, fixed_n)
+    if chosen.needs_fixed_n and n.any():
         check_can_certify(int(n.max()), alpha, bound)
     selection = votes.selection if beta is None else votes.soft[beta].selection_sums
     selected = selection.argmax(axis=1)
-    p_lower = round_down(_p_lower(votes, selected, alpha, bound, beta))
+    p_lower = round_down(chosen.lower(votes, selected, alpha, beta))
     certified = p_lower > 0.5
     return Certificates(
         predictions=np.where(certified, selected, ABSTAIN),
@@ -108,7 +166,7 @@ def certify(votes, sigma, alpha, bound="clopper-pearson", beta=None, fixed_n=Non
     )
 
 
-def certify_without_selection(votes, sigma, alpha):
+def certify_without_selection(votes: Votes, sigma: float, alpha: float) -> Certificates:
     """CERTIFY with one set of votes that both chooses the class and bounds its probability, at half of alpha.
 
     The class is the most frequent of the n estimation votes, its bound Clopper-Pearson's at alpha / 2. A certificate is
@@ -137,7 +195,7 @@ def certify_without_selection(votes, sigma, alpha):
     check_can_certify(n, alpha / 2)
     selected = votes.estimation.argmax(axis=1)
     successes = votes.estimation.max(axis=1)
-    p_lower = round_down(clopper_pearson_lower(successes, n, alpha / 2))
+    p_lower = round_down(bounds.get(bounds.DEFAULT).function(successes, n, alpha / 2))
     certified = p_lower > 0.5
     return Certificates(
         predictions=np.where(certified, selected, ABSTAIN),
@@ -151,7 +209,7 @@ def certify_without_selection(votes, sigma, alpha):
     )
 
 
-def radius(p_lower, sigma):
+def radius(p_lower: float | np.ndarray, sigma: float) -> np.ndarray:
     """The certified l2 radius `sigma * Phi^-1(p_lower)`, rounded down; 0 where p_lower is not above 1/2.
 
     Args:
@@ -164,16 +222,16 @@ def radius(p_lower, sigma):
     return np.where(p_lower > 0.5, sigma * special.ndtri(p_lower) * (1 - _RADIUS_ROUNDING), 0.0)
 
 
-def round_down(p_lower):
+def round_down(p_lower: float | np.ndarray) -> np.ndarray:
     """A computed lower bound on a probability, float64 -> one that is none too high for the errors of computing it."""
     return np.maximum(p_lower - _ROUNDING, 0.0)
 
 
-def predict(counts, alpha):
+def predict(counts: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """PREDICT: the most frequent class, or ABSTAIN if the runner-up could be as likely (Cohen et al. 2019).
 
-    The returned class is not the smoothed classifier's with probability at most alpha an image, by the two-sided
-    binomial test of the two highest counts against 1/2 (Hung and Fithian, 2019).
+    The returned class is not the smoothed classifier's with probability at most alpha for each image, by the
+    two-sided binomial test of the two highest counts against 1/2 (Hung and Fithian, 2019).
 
     Args:
         counts: int64 [images, classes], votes of one set of samples.
@@ -195,18 +253,19 @@ def predict(counts, alpha):
     return np.where(p_values <= alpha, order[:, 0], ABSTAIN), p_values
 
 
-def check_can_certify(n, alpha, bound="clopper-pearson"):
+def check_can_certify(n: int, alpha: float, bound: str = bounds.DEFAULT) -> None:
     """Raises ValueError if not even n votes out of n would certify an image at alpha."""
     check_alpha(alpha)
-    if n < 1 or round_down(_unanimous_lower(n, alpha, bound)) <= 0.5:
-        smallest = np.argmax(round_down(_unanimous_lower(np.arange(_ENOUGH), alpha, bound)) > 0.5)
+    unanimous = bounds.get(bound).unanimous
+    if n < 1 or round_down(unanimous(n, alpha)) <= 0.5:
+        smallest = np.argmax(round_down(unanimous(np.arange(_ENOUGH), alpha)) > 0.5)
         raise ValueError(
             f"No image could be certified: with alpha={alpha:g}, even n votes out of n leave the bound on p_A at "
             f"1/2 or below. Received: n={n}; n must be at least {smallest}."
         )
 
 
-def check_can_predict(n, alpha):
+def check_can_predict(n: int, alpha: float) -> None:
     """Raises ValueError if not even n votes out of n would pass PREDICT's test at alpha."""
     check_predict_alpha(alpha)
     if n < 1 or 2 * 0.5**n + SAMPLES_OFF > alpha:
@@ -216,57 +275,40 @@ def check_can_predict(n, alpha):
         )
 
 
-def check_predict_alpha(alpha):
+def check_predict_alpha(alpha: float) -> None:
     """Raises ValueError for a failure probability of a prediction that the noise is not exact enough for."""
     check_alpha(alpha)
     if alpha < 10 * SAMPLES_OFF:
         raise ValueError(f"A prediction's alpha must be at least {10 * SAMPLES_OFF:g}. Received: alpha={alpha:g}")
 
 
-def max_radius(sigma, n, alpha, bound="clopper-pearson"):
-    """The largest radius that n samples can certify at alpha, in units of a pixel in [0, 1]; 0 if none."""
-    return float(radius(round_down(_unanimous_lower(n, alpha, bound)), sigma))
+def max_radius(sigma: float, n: int, alpha: float, bound: str = bounds.DEFAULT) -> float:
+    """The largest radius that n samples can certify at alpha, in units of a pixel in [0, 1]; 0 if none.
+
+    Example:
+        >>> from macer_tf import certificates
+        >>> round(certificates.max_radius(sigma=1.0, n=100_000, alpha=0.001), 2)
+        3.81
+    """
+    return float(radius(round_down(bounds.get(bound).unanimous(n, alpha)), sigma))
 
 
-def _unanimous_lower(n, alpha, bound):
-    if bound == "clopper-pearson":
-        return clopper_pearson_lower(n, n, alpha)
-    if bound == "anytime":
-        return anytime_lower(n, n, alpha)
-    if bound == "hoeffding":
-        return hoeffding_lower(1.0, n, alpha)
-    return empirical_bernstein_lower(1.0, 0.0, n, alpha)
+def _check_beta(bound: bounds.Bound, beta: float | None, soft: Mapping) -> None:
+    if not bound.is_soft and beta is not None:
+        soft_bounds = " and ".join(bounds.names(is_soft=True))
+        raise ValueError(f"beta is for the soft bounds {soft_bounds}. Received: bound={bound.name!r}, {beta=}")
+    if bound.is_soft and beta not in soft:
+        raise ValueError(
+            f"The votes hold soft moments at beta in {sorted(soft)}. Received: bound={bound.name!r}, {beta=}"
+        )
 
 
-def _p_lower(votes, selected, alpha, bound, beta):
-    def of_selected(values):
-        return np.take_along_axis(values, selected[:, None], axis=1)[:, 0]
-
-    n = votes.n
-    if bound == "clopper-pearson":
-        return clopper_pearson_lower(of_selected(votes.estimation), n, alpha)
-    if bound == "anytime":
-        return anytime_lower(of_selected(votes.estimation), n, alpha)
-    moments = votes.soft[beta]
-    mean = of_selected(moments.mean(n))
-    if bound == "hoeffding":
-        return hoeffding_lower(mean, n, alpha)
-    return empirical_bernstein_lower(mean, of_selected(moments.variance(n)), n, alpha)
-
-
-def _check_bound(bound, beta, soft):
-    if bound not in HARD_BOUNDS + SOFT_BOUNDS:
-        raise ValueError(f"bound must be one of {', '.join(HARD_BOUNDS + SOFT_BOUNDS)}. Received: bound={bound!r}")
-    if bound in HARD_BOUNDS and beta is not None:
-        raise ValueError(f"beta is for the soft bounds {' and '.join(SOFT_BOUNDS)}. Received: bound={bound!r}, {beta=}")
-    if bound in SOFT_BOUNDS and beta not in soft:
-        raise ValueError(f"The votes hold soft moments at beta in {sorted(soft)}. Received: bound={bound!r}, {beta=}")
-
-
-def _n(n, bound, fixed_n):
-    if bound == "anytime":
+def _n(n: np.ndarray, bound: bounds.Bound, fixed_n: ArrayLike | None) -> np.ndarray:
+    if not bound.needs_fixed_n:
         if fixed_n is not None:
-            raise ValueError("fixed_n is for bounds that need n fixed beforehand; the anytime bound holds for any n.")
+            raise ValueError(
+                f"fixed_n is for bounds that need n fixed beforehand; the {bound.name} bound holds for any n."
+            )
         return n
     if fixed_n is None:
         _same(n, "n")
@@ -275,7 +317,7 @@ def _n(n, bound, fixed_n):
     return n
 
 
-def _same(numbers, name):
+def _same(numbers: np.ndarray, name: str) -> int:
     if len(numbers) == 0 or (numbers != numbers[0]).any() or numbers[0] < 1:
         raise ValueError(f"Every image needs the same {name}, at least 1. Received: {sorted(set(numbers.tolist()))}")
     return int(numbers[0])

@@ -1,6 +1,7 @@
 """Checks of hyper-parameters, each with one line for what is out of range. Imports no TensorFlow."""
 
 import math
+from typing import Any
 
 # float32 flushes probabilities below 1.2e-38 = Phi(-12.9) to zero; a hinge at 24 reaches down to about Phi(-12.4).
 MAX_GAMMA = 24.0
@@ -41,7 +42,7 @@ _RULES = {
 }
 
 
-def check(**hyperparameters):
+def check(**hyperparameters: Any) -> None:
     """Raises ValueError, in one line, for the first outside its range: `check(sigma=0.25, lam=12.0)`."""
     for name, value in hyperparameters.items():
         accepts, line = _RULES[name]
@@ -49,14 +50,14 @@ def check(**hyperparameters):
             raise ValueError(f"{line} Received: {name}={value}")
 
 
-def check_seed(seed):
+def check_seed(seed: int) -> int:
     """Returns `seed` as an int. Raises ValueError unless it is a whole number in [0, 2**32)."""
     if seed != int(seed) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to 4294967295. Received: seed={seed}")
     return int(seed)
 
 
-def check_levels(levels):
+def check_levels(levels: int) -> None:
     """Raises ValueError unless `levels` is a whole number from 1 to 65535."""
     if levels != int(levels) or not 1 <= levels < 2**16:
         raise ValueError(
@@ -64,6 +65,6 @@ def check_levels(levels):
         )
 
 
-def levels_of(pixel_max):
+def levels_of(pixel_max: int) -> int:
     """The grid for images whose bytes go up to `pixel_max`: its smallest multiple of 255 levels or more."""
     return pixel_max * -(-255 // pixel_max)

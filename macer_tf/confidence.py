@@ -1,6 +1,7 @@
 """Confidence bounds on the probability, or the mean score, of the top class. All float64, all one-sided."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 # The alternatives that the anytime bounds are a mixture of, as odds ratios exp(-theta): certainty, and theta halved
@@ -17,11 +18,16 @@ _LEAST_UNIFORM = 1 / 16
 SAMPLES_OFF = 1e-13
 
 
-def clopper_pearson_lower(successes, n, alpha):
+def clopper_pearson_lower(successes: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarray:
     """The exact one-sided lower bound on a binomial proportion (Clopper and Pearson, 1934).
 
     Over the drawing of `successes`, the bound exceeds the true proportion with probability at most alpha, for n
     fixed before the samples were seen.
+
+    Example:
+        >>> from macer_tf.confidence import clopper_pearson_lower
+        >>> clopper_pearson_lower([99_000, 100_000], 100_000, alpha=0.001).round(4)
+        array([0.989 , 0.9999])
 
     Args:
         successes: integers, any shape.
@@ -39,7 +45,7 @@ def clopper_pearson_lower(successes, n, alpha):
     return np.where(successes > 0, bound, 0.0)
 
 
-def clopper_pearson_upper(successes, n, alpha):
+def clopper_pearson_upper(successes: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarray:
     """The exact one-sided upper bound on a binomial proportion; see `clopper_pearson_lower`.
 
     Returns:
@@ -50,7 +56,9 @@ def clopper_pearson_upper(successes, n, alpha):
     return np.where(successes < n, bound, 1.0)
 
 
-def randomized_clopper_pearson_lower(successes, n, alpha, uniform):
+def randomized_clopper_pearson_lower(
+    successes: ArrayLike, n: ArrayLike, alpha: float, uniform: ArrayLike
+) -> np.ndarray:
     """Clopper and Pearson's lower bound, randomised to err as often as it may (Stevens, 1950; arXiv 2406.17830).
 
     For X ~ Binomial(n, p) and U uniform on [0, 1], P(X > x) + U P(X = x) at x = X is uniform on [0, 1], where
@@ -72,24 +80,24 @@ def randomized_clopper_pearson_lower(successes, n, alpha, uniform):
         ValueError: for alpha outside (0, 1/16], successes outside [0, n], or uniforms outside [0, 1].
     """
     successes, n = _counts(successes, n, alpha, "Clopper-Pearson")
-    uniform = np.broadcast_to(np.asarray(uniform, np.float64), successes.shape)
-    if alpha > _LEAST_UNIFORM or not ((uniform >= 0) & (uniform <= 1)).all():
+    uniforms = np.broadcast_to(np.asarray(uniform, np.float64), np.shape(successes))
+    if alpha > _LEAST_UNIFORM or not ((uniforms >= 0) & (uniforms <= 1)).all():
         raise ValueError(
             f"The randomised bound needs alpha of at most {_LEAST_UNIFORM:g} and uniforms in [0, 1]. Received: "
-            f"alpha={alpha:g}, uniforms from {uniform.min()} to {uniform.max()}"
+            f"alpha={alpha:g}, uniforms from {uniforms.min()} to {uniforms.max()}"
         )
-    uniform = np.maximum(uniform, _LEAST_UNIFORM)
+    uniforms = np.maximum(uniforms, _LEAST_UNIFORM)
     low, high = clopper_pearson_lower(successes, n, alpha), np.ones(successes.shape)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         at_least = special.betainc(np.maximum(successes, 1), n - successes + 1, middle)
         above = np.where(successes < n, special.betainc(successes + 1, np.maximum(n - successes, 1), middle), 0)
-        is_below = (1 - uniform) * above + uniform * at_least < alpha
+        is_below = (1 - uniforms) * above + uniforms * at_least < alpha
         low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
     return np.where(successes > 0, low, 0.0)
 
 
-def anytime_lower(successes, n, alpha):
+def anytime_lower(successes: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarray:
     """A lower bound on a Bernoulli mean that holds at all n at once: stop, or go on, after any look.
 
     With probability at least 1 - alpha, no prefix of the independent samples, however long, gives a bound above the
@@ -117,7 +125,7 @@ def anytime_lower(successes, n, alpha):
     return np.maximum(np.nextafter(1 - _anytime_upper(n - successes, n, alpha), 0), 0)
 
 
-def anytime_upper(successes, n, alpha):
+def anytime_upper(successes: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarray:
     """The upper bound that goes with `anytime_lower`: 1 minus the lower bound on the failures' mean.
 
     Returns:
@@ -127,7 +135,7 @@ def anytime_upper(successes, n, alpha):
     return _anytime_upper(successes, n, alpha)
 
 
-def hoeffding_lower(mean, n, alpha):
+def hoeffding_lower(mean: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarray:
     """A lower bound on the mean of a score in [0, 1] (Eq. 23 of the paper; Hoeffding, 1963).
 
     It exceeds the true mean with probability at most alpha, for n independent samples, n fixed beforehand.
@@ -147,7 +155,7 @@ def hoeffding_lower(mean, n, alpha):
     return np.where(n > 0, np.maximum(mean - np.sqrt(-np.log(alpha) / (2 * np.maximum(n, 1))), 0), 0.0)
 
 
-def empirical_bernstein_lower(mean, variance, n, alpha):
+def empirical_bernstein_lower(mean: ArrayLike, variance: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarray:
     """A lower bound on the mean of a score in [0, 1] from its sample variance (Eq. 26 of the paper).
 
     It exceeds the true mean with probability at most alpha, for n independent samples, n fixed beforehand. This is
@@ -177,13 +185,13 @@ def empirical_bernstein_lower(mean, variance, n, alpha):
     return np.where(n >= 2, np.maximum(bound, 0), 0.0)
 
 
-def check_alpha(alpha):
+def check_alpha(alpha: float) -> None:
     """Raises ValueError unless 0 < alpha < 1."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha, the failure probability, must be above 0 and below 1. Received: alpha={alpha}")
 
 
-def _counts(successes, n, alpha, name):
+def _counts(successes: ArrayLike, n: ArrayLike, alpha: float, name: str) -> tuple[np.ndarray, ...]:
     check_alpha(alpha)
     successes, n = np.broadcast_arrays(np.asarray(successes, np.float64), np.asarray(n, np.float64))
     if not ((successes >= 0) & (successes <= n)).all():
@@ -191,7 +199,7 @@ def _counts(successes, n, alpha, name):
     return successes, n
 
 
-def _scores(mean, n, alpha):
+def _scores(mean: ArrayLike, n: ArrayLike, alpha: float) -> tuple[np.ndarray, ...]:
     check_alpha(alpha)
     mean, n = np.broadcast_arrays(np.asarray(mean, np.float64), np.asarray(n, np.float64))
     if not ((mean >= 0) & (mean <= 1) & (n >= 0)).all():

@@ -1,15 +1,38 @@
 """Certificates and labels -> what the field reports: certified accuracy at radii, ACR with its standard error."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from macer_tf.certificates import ABSTAIN
+from macer_tf import bounds
+from macer_tf.certificates import ABSTAIN, Certificates, max_radius
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from macer_tf.certification_log import CertificationLog
+
+_RADIUS_STEP = 0.25
+_MAX_RADII = 10
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Figures over a set of images. Means nothing without n, alpha and the image set: ACR grows with n.
+
+    Example:
+        >>> import numpy as np
+        >>> from macer_tf import Votes, certify, evaluate
+        >>> votes = Votes(selection=np.array([[99, 1], [60, 40]]), estimation=np.array([[9_900, 100], [5_000, 5_000]]))
+        >>> print(evaluate(certify(votes, sigma=0.25, alpha=0.001), labels=[0, 0], radii=(0, 0.25, 0.5, 0.75)))
+        2 images: ACR 0.277 ± 0.277, 50.0 % abstained
+        l2 radius            0.00   0.25   0.50   0.75
+        certified accuracy  0.500  0.500  0.500  0.000
 
     Attributes:
         num_images: how many.
@@ -26,12 +49,37 @@ class Evaluation:
     acr: float
     acr_standard_error: float
     abstained: float
-    radii: tuple
-    certified_accuracy: tuple
+    radii: tuple[float, ...]
+    certified_accuracy: tuple[float, ...]
     unestimated: float = 0.0
 
+    def __str__(self) -> str:
+        error = "" if np.isnan(self.acr_standard_error) else f" ± {self.acr_standard_error:.3f}"
+        about = f"{self.num_images:,} images: ACR {self.acr:.3f}{error}, {100 * self.abstained:.1f} % abstained"
+        if self.unestimated:
+            about += f", {100 * self.unestimated:.1f} % without estimation samples"
+        radii = "".join(f"  {radius:5.2f}" for radius in self.radii)
+        accuracies = "".join(f"  {accuracy:5.3f}" for accuracy in self.certified_accuracy)
+        return f"{about}\nl2 radius         {radii}\ncertified accuracy{accuracies}"
 
-def correct_radii(certificates, labels):
+    def plot(self, axes: Axes | None = None, label: str | None = None) -> Axes:
+        """Draws certified accuracy over the radii with matplotlib, and returns the axes.
+
+        Args:
+            axes: where to draw; by default axes of a new figure.
+            label: of the curve, in a legend; by default its ACR.
+        """
+        if axes is None:
+            from matplotlib import pyplot
+
+            axes = pyplot.figure().add_subplot()
+        axes.plot(self.radii, self.certified_accuracy, "o-", label=f"ACR {self.acr:.3f}" if label is None else label)
+        axes.set(xlabel="l2 radius", ylabel="certified accuracy", ylim=(0, 1))
+        axes.legend()
+        return axes
+
+
+def correct_radii(certificates: Certificates | CertificationLog, labels: ArrayLike) -> np.ndarray:
     """float64 [images]: the radius where the certified class is the label, -1 where it is wrong or abstained.
 
     Raises:
@@ -39,15 +87,39 @@ def correct_radii(certificates, labels):
     """
     labels = np.asarray(labels)
     if labels.shape != certificates.predictions.shape:
-        raise ValueError(f"One label an image is needed. Received: {labels.shape} for {certificates.predictions.shape}")
+        raise ValueError(f"Expected one label per image. Received: {labels.shape} for {certificates.predictions.shape}")
     # Data without labels is often labelled -1, which is what abstaining is called.
     correct = (certificates.predictions == labels) & (certificates.predictions != ABSTAIN)
     return np.where(correct, certificates.radii, -1.0)
 
 
-def evaluate(certificates, labels, radii):
-    """The `Evaluation` of certificates against labels [images] at `radii`."""
+def evaluate(
+    certificates: Certificates | CertificationLog, labels: ArrayLike, radii: Sequence[float] | None = None
+) -> Evaluation:
+    """Certified accuracy and ACR of certificates; see `Evaluation` for how they are shown.
+
+    Example:
+        >>> import numpy as np
+        >>> from macer_tf import Votes, certify, evaluate
+        >>> votes = Votes(selection=np.array([[9, 1]]), estimation=np.array([[990, 10]]))
+        >>> round(evaluate(certify(votes, sigma=0.5, alpha=0.001), labels=[0]).acr, 3)
+        0.989
+
+    Args:
+        certificates: `Certificates`, or a `CertificationLog`.
+        labels: integers [images], the true classes.
+        radii: l2 radii to report certified accuracy at, in units of a pixel in [0, 1]; by default `default_radii`.
+
+    Returns:
+        `Evaluation`.
+
+    Raises:
+        ValueError: if there is not one label per image, or radii are left out for a log, which does not say what sigma,
+            n and alpha its certificates are for.
+    """
     correct = correct_radii(certificates, labels)
+    if radii is None:
+        radii = _radii_of(certificates)
     # A log does not say how many samples an image had: all count as estimated.
     estimated = np.broadcast_to(getattr(certificates, "n", 1), correct.shape) > 0
     acr, acr_standard_error = mean_and_standard_error(np.maximum(correct, 0))
@@ -62,7 +134,28 @@ def evaluate(certificates, labels, radii):
     )
 
 
-def mean_and_standard_error(values):
+def default_radii(sigma: float, n: int, alpha: float, bound: str = bounds.DEFAULT) -> tuple[float, ...]:
+    """Multiples of 0.25 up to the largest radius that n samples can certify, at most ten.
+
+    Example:
+        >>> from macer_tf import evaluation
+        >>> evaluation.default_radii(sigma=0.25, n=100_000, alpha=0.001)
+        (0.0, 0.25, 0.5, 0.75)
+    """
+    largest = max_radius(sigma, n, alpha, bound)
+    return tuple(_RADIUS_STEP * step for step in range(min(_MAX_RADII, int(largest / _RADIUS_STEP) + 1)))
+
+
+def _radii_of(certificates: Certificates | CertificationLog) -> tuple[float, ...]:
+    if not isinstance(certificates, Certificates):
+        raise ValueError(
+            f"radii are needed: a {type(certificates).__name__} does not say what sigma, n and alpha it is for."
+        )
+    n = int(np.max(certificates.n))
+    return default_radii(certificates.sigma, n, certificates.alpha, certificates.bound)
+
+
+def mean_and_standard_error(values: ArrayLike) -> tuple[float, float]:
     """Mean of `values` [images] and its standard error (NaN for a single image).
 
     For a paired comparison of two models, give the differences of their radii on the same images.

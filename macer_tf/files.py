@@ -1,18 +1,20 @@
-"""Files that may be anyone's: read once, and never beyond a size. Imports no TensorFlow."""
+"""Reading files from anywhere: once, and never beyond a size. Imports no TensorFlow."""
 
 import os
 import stat
+from pathlib import Path
+from typing import BinaryIO
 
 _BLOCK = 2**20
 
 
-def read(path, most, *, pipes=False):
+def read(path: str | Path, most: int, *, pipes: bool = False) -> bytes:
     """The content of a file, in one read: what is digested and what is used can be the same bytes.
 
     Args:
         path: of the file.
-        most: bytes it may have.
-        pipes: whether a pipe is read too, as a shell's `<(...)` gives one; one that nobody writes to is empty.
+        most: bytes that it may have.
+        pipes: whether a pipe is read too, as a shell's `<(...)` gives one; a pipe that nobody writes to is empty.
 
     Raises:
         OSError: if it cannot be read.
@@ -27,8 +29,8 @@ def read(path, most, *, pipes=False):
     return bytes(content)
 
 
-def open_plain(path, *, pipes=False):
-    """A file opened to read its bytes; raises as `read` does, and waits for nobody."""
+def open_plain(path: str | Path, *, pipes: bool = False) -> BinaryIO:
+    """Opens a file to read its bytes, without waiting for a writer; raises as `read` does."""
     file = open(path, "rb", opener=_open_without_waiting)  # noqa: SIM115
     mode = os.fstat(file.fileno()).st_mode
     if not (stat.S_ISREG(mode) or (pipes and stat.S_ISFIFO(mode))):
@@ -38,7 +40,7 @@ def open_plain(path, *, pipes=False):
     return file
 
 
-def size_in_words(size):
+def size_in_words(size: float) -> str:
     """A number of bytes, such as 64 MiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:

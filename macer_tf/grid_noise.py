@@ -16,6 +16,7 @@ sigma)), rounded, that the word reaches. Its first 32 bits nearly always do; the
 
 import functools
 import math
+from collections.abc import Sequence
 
 import mpmath
 import numpy as np
@@ -45,6 +46,7 @@ class GridNoise:
     float64 below 1. `certificates` rounds p_lower down by more than that.
 
     Example:
+        >>> from macer_tf.grid_noise import GridNoise
         >>> GridNoise(sigma=0.25).draw((2, 2, 1), seed=0, example_id=7, stream=1, start=0, count=1000).shape
         TensorShape([1000, 2, 2, 1])
 
@@ -56,7 +58,7 @@ class GridNoise:
         ValueError: if sigma or levels is out of range, or the grid is so fine that levels * sigma is above 16,384.
     """
 
-    def __init__(self, sigma, levels=255):
+    def __init__(self, sigma: float, levels: int = 255) -> None:
         check_levels(levels)
         self._levels, self._sigma = int(levels), float(sigma)
         if not 0 < self._levels * self._sigma <= _WIDEST:
@@ -69,16 +71,16 @@ class GridNoise:
         self._table = _table(self._lowest, self._high, self._low, self._bits)
 
     @property
-    def levels(self):
+    def levels(self) -> int:
         """The level of a pixel at 1."""
         return self._levels
 
     @property
-    def sigma(self):
+    def sigma(self) -> float:
         """Standard deviation, in units of a pixel in [0, 1]."""
         return self._sigma
 
-    def probabilities(self):
+    def probabilities(self) -> tuple[np.ndarray, np.ndarray]:
         """The values that K takes, int64 [values] rising, and their probabilities, float64 [values]."""
         thresholds = [(int(high) << 64) + int(low) + 2**63 for high, low in zip(self._high, self._low, strict=True)]
         shares = [
@@ -86,7 +88,15 @@ class GridNoise:
         ]
         return self._lowest + np.arange(len(shares)), np.array(shares)
 
-    def draw(self, shape, seed, example_id, stream, start, count):
+    def draw(
+        self,
+        shape: Sequence[int],
+        seed: int | tf.Tensor,
+        example_id: int | tf.Tensor,
+        stream: int | tf.Tensor,
+        start: int | tf.Tensor,
+        count: int | tf.Tensor,
+    ) -> tf.Tensor:
         """K of samples `start` to `start + count - 1` of one image: see `noise.gaussian` for the arguments.
 
         Returns:
@@ -127,7 +137,7 @@ class GridNoise:
         return tf.cast(reached + self._lowest, tf.float32)
 
 
-def to_grid(images, levels):
+def to_grid(images: np.ndarray, levels: int) -> np.ndarray:
     """Images in [0, 1] as whole numbers of 1 / levels.
 
     Args:
@@ -152,7 +162,7 @@ def to_grid(images, levels):
     return nearest.astype(np.float32)
 
 
-def rounding_of(dtype):
+def rounding_of(dtype: np.dtype) -> float:
     """How far from a multiple of 1 / levels a pixel in [0, 1] of this float type may be and still stand for it."""
     return max(np.finfo(dtype).eps, np.finfo(np.float32).eps)
 

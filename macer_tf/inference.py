@@ -4,6 +4,7 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 # isort: split
 
+from collections.abc import Callable
 from functools import partial
 
 import keras
@@ -51,7 +52,7 @@ class InferenceGraph:
         ValueError: for an unknown precision, or one that the classifier cannot be brought to.
     """
 
-    def __init__(self, classifier, precision=None):
+    def __init__(self, classifier: keras.Model, precision: str | None = None) -> None:
         if precision not in (None, *PRECISIONS):
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}. Received: precision={precision}")
         own = own_precision(classifier)
@@ -63,23 +64,24 @@ class InferenceGraph:
             )
         self._precision = precision or own
         self._classifier = classifier
-        self._rebuilt, self._values = None, {}
+        self._rebuilt: keras.Model | None = None
+        self._values: dict[int, Callable[[], tf.Tensor]] = {}
         has_norm = any(type(layer) in _NORMS for layer in classifier._flatten_layers())
         if is_plain and (self._precision != own or has_norm):
-            policy = None if self._precision == own else _POLICIES[precision]
+            policy = None if self._precision == own else _POLICIES[self._precision]
             self._rebuilt = _rebuild(classifier, policy, "float32", self._values)
 
     @property
-    def precision(self):
+    def precision(self) -> str:
         """What the classifier computes in, e.g. "float32"; its certificates are for this precision alone."""
         return self._precision
 
     @property
-    def variables(self):
+    def variables(self) -> list[tf.Variable]:
         """The tf.Variables that the graph reads: those of the classifier."""
         return [variable.value for variable in self._classifier.variables]
 
-    def __call__(self, images):
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
         """Images float32 [batch, H, W, C] -> what the classifier returns, [batch, classes]."""
         if self._rebuilt is None:
             return self._classifier(images, training=False)
@@ -90,7 +92,7 @@ class InferenceGraph:
         return self._rebuilt.stateless_call(trainable, other, images, training=False)[0]
 
 
-def own_precision(classifier):
+def own_precision(classifier: keras.Model) -> str:
     """What a Keras model computes in, e.g. "float32": the narrowest type among its layers with weights."""
     weighted = [layer for layer in classifier._flatten_layers() if layer.weights and not isinstance(layer, keras.Model)]
     types = {layer.compute_dtype for layer in weighted} or {classifier.compute_dtype}

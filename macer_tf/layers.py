@@ -22,7 +22,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         ValueError: when built, for an input that is not [batch, H, W, C], another axis, `renorm` or `synchronized`.
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         if len(input_shape) != 4 or self.axis not in (-1, 3) or self.renorm or self.synchronized:
             raise ValueError(
                 "FusedBatchNormalization takes [batch, H, W, C], axis=-1, without renorm or synchronized; otherwise "
@@ -31,18 +31,18 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             )
         super().build(input_shape)
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         training = bool(training and self.trainable)
         inputs = tf.cast(inputs, self.compute_dtype)
         dtype = tf.float64 if inputs.dtype == tf.float64 else tf.float32
-        moving = [tf.cast(statistic, dtype) for statistic in (self.moving_mean, self.moving_variance)]
-        scale = tf.cast(self.gamma, dtype) if self.scale else tf.ones_like(moving[0])
-        offset = tf.cast(self.beta, dtype) if self.center else tf.zeros_like(moving[0])
+        mean, variance = tf.cast(self.moving_mean, dtype), tf.cast(self.moving_variance, dtype)
+        scale = tf.cast(self.gamma, dtype) if self.scale else tf.ones_like(mean)
+        offset = tf.cast(self.beta, dtype) if self.center else tf.zeros_like(mean)
         normalize = self._elementwise if dtype == tf.float64 else self._fused
-        outputs, *moving = normalize(inputs, scale, offset, *moving, training)
+        outputs, mean, variance = normalize(inputs, scale, offset, mean, variance, training)
         if training:
-            self.moving_mean.assign(moving[0])
-            self.moving_variance.assign(moving[1])
+            self.moving_mean.assign(mean)
+            self.moving_variance.assign(variance)
         return outputs
 
     def _fused(self, inputs, scale, offset, mean, variance, training):

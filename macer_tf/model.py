@@ -4,6 +4,8 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 # isort: split
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -30,6 +32,16 @@ class MACERModel(NoisyTrainingModel):
 
     With lam=0 and num_samples=1 this is the Gaussian training of Cohen et al. (2019).
 
+    Example:
+        >>> import numpy as np
+        >>> from macer_tf import MACERModel, SGD, networks
+        >>> images, labels = np.random.default_rng(0).random((8, 8, 8, 1)), np.arange(8)
+        >>> model = MACERModel(networks.small_cnn(), sigma=0.25, num_samples=2, seed=0)
+        >>> model.compile(SGD(0.01))
+        >>> history = model.fit(images, labels, verbose=0)
+        >>> sorted(history.history)
+        ['classification_loss', 'hinge_fraction', 'loss', 'robustness_loss', 'smoothed_accuracy', 'soft_radius']
+
     Args:
         classifier: a Keras model, float images -> logits [batch, classes], without a softmax.
         sigma: noise level, the standard deviation of the noise in units of a pixel in [0, 1].
@@ -38,8 +50,8 @@ class MACERModel(NoisyTrainingModel):
         gamma: hinge on xi = Phi^-1(z_y) - Phi^-1(max other z); above 0, at most 24.
         beta: inverse temperature of the softmax in the robustness term.
         seed: whole number in [0, 2**32) that fixes the training noise; drawn from NumPy's global generator if None.
-        microbatch: the gradient is accumulated over slices of a replica's batch of so many images, to save memory; None
-            takes the batch at once.
+        microbatch: the gradient is accumulated over slices of this many images of a replica's batch, to save memory;
+            None takes the whole batch at once.
 
     Raises:
         ValueError: for a hyper-parameter out of range or a classifier that does not return logits.
@@ -53,8 +65,17 @@ class MACERModel(NoisyTrainingModel):
     beta = fixed("beta", "Inverse temperature of the softmax in the robustness term.")
 
     def __init__(
-        self, classifier, sigma, num_samples=16, lam=12.0, gamma=8.0, beta=16.0, seed=None, microbatch=None, **kwargs
-    ):
+        self,
+        classifier: keras.Model,
+        sigma: float,
+        num_samples: int = 16,
+        lam: float = 12.0,
+        gamma: float = 8.0,
+        beta: float = 16.0,
+        seed: int | None = None,
+        microbatch: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         checks.check(lam=lam, gamma=gamma, beta=beta)
         super().__init__(classifier, sigma, num_samples, microbatch=microbatch, seed=seed, **kwargs)
         self._gamma = float(gamma)
@@ -63,16 +84,23 @@ class MACERModel(NoisyTrainingModel):
         self._lam = tf.Variable(float(lam), trainable=False, dtype=tf.float32, name="lam")
 
     @property
-    def lam(self):
+    def lam(self) -> float:
         """Weight of the robustness term."""
         return float(self._lam.numpy())
 
     @lam.setter
-    def lam(self, value):
+    def lam(self, value: float) -> None:
         checks.check(lam=value)
         self._lam.assign(value)
 
-    def compile(self, optimizer="rmsprop", loss=None, *, jit_compile=False, **kwargs):
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "rmsprop",
+        loss: None = None,
+        *,
+        jit_compile: bool | str = False,
+        **kwargs: Any,
+    ) -> None:
         if jit_compile is True and self.gamma > checks.MAX_GAMMA_XLA:
             raise ValueError(
                 f"jit_compile=True needs gamma <= {checks.MAX_GAMMA_XLA:g}: XLA's normal quantile resolves no more. "
@@ -82,7 +110,7 @@ class MACERModel(NoisyTrainingModel):
 
     compile.__doc__ = NoisyTrainingModel.compile.__doc__
 
-    def loss_terms(self, images, labels, noise, training):
+    def loss_terms(self, images: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor, training: bool) -> LossTerms:
         logits = self.noisy_logits(images, noise, training)
         terms = objective.macer_terms(logits, labels, self.sigma, self.gamma, self.beta)
         return LossTerms(
@@ -91,7 +119,7 @@ class MACERModel(NoisyTrainingModel):
             probabilities=terms.probabilities,
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "lam": self.lam, "gamma": self.gamma, "beta": self.beta}
 
 

@@ -11,32 +11,83 @@ from macer_tf import tensorflow_backend  # noqa: F401
 # isort: split
 
 import re
+from collections.abc import Callable
 
 import keras
 from keras import layers
 
 from macer_tf.layers import FusedBatchNormalization
 
-NAMES = ("small_cnn", "lenet", "cifar_resnet<depth>", "resnet50")
+# (height, width, channels)
+Shape = tuple[int, int, int]
+
+# Name -> the function that builds it, in the order of registration; `register` adds to it. In a name, <depth> or the
+# like stands for a whole number, which the function takes before the other arguments.
+BUILDERS: dict[str, Callable[..., keras.Model]] = {}
 
 
-def build(name, input_shape, num_classes):
-    """The network called `name`: one of NAMES, e.g. "cifar_resnet110".
+def register(name: str) -> Callable[[Callable[..., keras.Model]], Callable[..., keras.Model]]:
+    """Decorator: makes a function (input_shape, num_classes) -> Keras model of logits the network called `name`.
+
+    Example:
+        >>> import keras
+        >>> from macer_tf import networks
+        >>> @networks.register("linear<width>")
+        ... def linear(width, input_shape, num_classes):
+        ...     flatten, hidden = keras.layers.Flatten(), keras.layers.Dense(width)
+        ...     return keras.Sequential([keras.Input(input_shape), flatten, hidden, keras.layers.Dense(num_classes)])
+        >>> networks.build("linear5", (8, 8, 1), 10).count_params()  # 64 * 5 + 5 and 5 * 10 + 10
+        385
+        >>> del networks.BUILDERS["linear<width>"]  # so that this example leaves nothing behind
+
+    Args:
+        name: what it is asked for by; <depth> or the like in it stands for a whole number, the first argument then.
+
+    Raises:
+        ValueError: if there is a network of that name.
+    """
+    if name in BUILDERS:
+        raise ValueError(f"There is a network of this name; choose another one. Received: name={name!r}")
+
+    def add(builder: Callable[..., keras.Model]) -> Callable[..., keras.Model]:
+        BUILDERS[name] = builder
+        return builder
+
+    return add
+
+
+def build(name: str, input_shape: Shape, num_classes: int) -> keras.Model:
+    """The network called `name`, one of `BUILDERS`.
+
+    Example:
+        >>> from macer_tf import networks
+        >>> networks.build("cifar_resnet20", (32, 32, 3), 10).output_shape
+        (None, 10)
+
+    Args:
+        name: of the network, e.g. "lenet" or "cifar_resnet110".
+        input_shape: (height, width, channels) of the images.
+        num_classes: how many logits it returns for each image.
 
     Raises:
         ValueError: for an unknown name, or an image shape that the network does not take.
     """
-    resnet = re.fullmatch(r"cifar_resnet(\d+)", name)
-    if resnet:
-        return cifar_resnet(int(resnet[1]), input_shape, num_classes)
-    builders = {"small_cnn": small_cnn, "lenet": lenet, "resnet50": resnet50}
-    if name not in builders:
-        raise ValueError(f"Unknown network. Received: {name}; accepted: {', '.join(NAMES)}, e.g. cifar_resnet20.")
-    return builders[name](input_shape, num_classes)
+    for registered, builder in BUILDERS.items():
+        pattern = r"(\d+)".join(map(re.escape, re.split(r"<\w+>", registered)))
+        if found := re.fullmatch(pattern, name):
+            return builder(*map(int, found.groups()), input_shape, num_classes)
+    raise ValueError(f"Unknown network. Received: {name}; accepted: {', '.join(BUILDERS)}, e.g. cifar_resnet20.")
 
 
-def small_cnn(input_shape=(8, 8, 1), num_classes=10):
-    """Two 3x3 convolutions (32, 64), each max-pooled, and a hidden layer of 128 units, for very small images."""
+@register("small_cnn")
+def small_cnn(input_shape: Shape = (8, 8, 1), num_classes: int = 10) -> keras.Model:
+    """Two 3x3 convolutions (32, 64), each max-pooled, and a hidden layer of 128 units, for very small images.
+
+    Example:
+        >>> from macer_tf import networks
+        >>> networks.small_cnn((8, 8, 1), num_classes=10).output_shape
+        (None, 10)
+    """
     _check_side("small_cnn", input_shape, 4)
     inputs = keras.Input(input_shape)
     x = layers.MaxPooling2D(2)(layers.Conv2D(32, 3, padding="same", activation="relu")(inputs))
@@ -45,8 +96,15 @@ def small_cnn(input_shape=(8, 8, 1), num_classes=10):
     return keras.Model(inputs, _logits(x, num_classes), name="small_cnn")
 
 
-def lenet(input_shape=(28, 28, 1), num_classes=10):
-    """LeNet as the authors use it for MNIST: 431,080 parameters at 28x28x1."""
+@register("lenet")
+def lenet(input_shape: Shape = (28, 28, 1), num_classes: int = 10) -> keras.Model:
+    """LeNet as the authors use it for MNIST.
+
+    Example:
+        >>> from macer_tf import networks
+        >>> networks.lenet().count_params()
+        431080
+    """
     _check_side("lenet", input_shape, 16)
     inputs = keras.Input(input_shape)
     # The maximum of four ReLUs is the ReLU of their maximum, on a quarter of the values.
@@ -56,11 +114,19 @@ def lenet(input_shape=(28, 28, 1), num_classes=10):
     return keras.Model(inputs, _logits(x, num_classes, name="fc2"), name="lenet")
 
 
-def cifar_resnet(depth, input_shape=(32, 32, 3), num_classes=10):
+@register("cifar_resnet<depth>")
+def cifar_resnet(depth: int, input_shape: Shape = (32, 32, 3), num_classes: int = 10) -> keras.Model:
     """ResNet of He et al. (2016) for 32x32 images: 1,730,714 trainable parameters at depth 110.
+
+    Example:
+        >>> from macer_tf import networks
+        >>> networks.cifar_resnet(20, (28, 28, 1), num_classes=7).output_shape
+        (None, 7)
 
     Args:
         depth: 6n + 2, e.g. 20 or 110.
+        input_shape: (height, width, channels) of the images.
+        num_classes: how many logits it returns for each image.
 
     Raises:
         ValueError: if depth is not 6n + 2.
@@ -77,8 +143,15 @@ def cifar_resnet(depth, input_shape=(32, 32, 3), num_classes=10):
     return keras.Model(inputs, _logits(x, num_classes, name="fc"), name=f"cifar_resnet{depth}")
 
 
-def resnet50(input_shape=(224, 224, 3), num_classes=1000):
-    """ResNet-50, stride in the 3x3 convolutions as in torchvision: 25,557,032 trainable parameters at 224x224x3."""
+@register("resnet50")
+def resnet50(input_shape: Shape = (224, 224, 3), num_classes: int = 1000) -> keras.Model:
+    """ResNet-50, stride in the 3x3 convolutions as in torchvision: 25,557,032 trainable parameters at 224x224x3.
+
+    Example:
+        >>> from macer_tf import networks
+        >>> networks.resnet50((32, 32, 3), num_classes=10).output_shape
+        (None, 10)
+    """
     _check_side("resnet50", input_shape, 32)
     inputs = keras.Input(input_shape)
     x = layers.ReLU()(_conv_norm(inputs, 64, 7, 2, ("conv1", "bn1")))

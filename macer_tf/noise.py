@@ -7,6 +7,7 @@ of the same bits, so don't compile what draws noise with `jit_compile=True`.
 """
 
 import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -18,7 +19,14 @@ _PHILOX = 1
 _NORMALS_PER_BLOCK = 4
 
 
-def gaussian(shape, seed, example_id, stream, start, count):
+def gaussian(
+    shape: Sequence[int | tf.Tensor],
+    seed: int | tf.Tensor,
+    example_id: int | tf.Tensor,
+    stream: int,
+    start: int | tf.Tensor,
+    count: int | tf.Tensor,
+) -> tf.Tensor:
     """Samples `start` to `start + count - 1` of the standard normal noise of one image.
 
     Args:
@@ -43,7 +51,7 @@ def gaussian(shape, seed, example_id, stream, start, count):
     return tf.reshape(flat[:, :size], [count, *shape])
 
 
-def noisy_copies(images, noise):
+def noisy_copies(images: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     """`num_samples` noisy copies of each image, image by image.
 
     Args:

@@ -1,4 +1,4 @@
-"""NoisyTrainingModel: what MACER and the methods it is compared with have in common as Keras models.
+"""NoisyTrainingModel: what MACER and the methods it is compared with share as Keras models.
 
 Addressed noise, checks of each batch, gradients that are right under a strategy, in mixed precision and over slices of
 a batch, metrics, saving. A method adds its loss.
@@ -12,7 +12,8 @@ import contextlib
 import functools
 import inspect
 import warnings
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -25,7 +26,7 @@ from macer_tf import noise as noise_lib
 _BAD_BATCH = "Bad batch: "
 _PROBABILITIES = "the classifier returned probabilities instead of logits; remove its softmax."
 _ROWS_THAT_TELL = 8
-# More than a replica's share of any batch: so many addresses of noise belong to each step.
+# More than a replica's share of any batch: each step owns this many addresses of noise.
 _IMAGES_PER_STEP = 2**20
 
 
@@ -38,14 +39,14 @@ class LossTerms(NamedTuple):
         probabilities: [batch, classes], the smoothed prediction, which metrics see.
     """
 
-    losses: dict
-    reports: dict
+    losses: Mapping[str, tf.Tensor]
+    reports: Mapping[str, tf.Tensor]
     probabilities: tf.Tensor
 
 
 class _Batch(NamedTuple):
     images: tf.Tensor
-    # Class indices, and the labels as metrics see them: the same, or one-hot if so they were given.
+    # Class indices, and the labels as metrics see them: the same, or one-hot if they were one-hot.
     labels: tf.Tensor
     targets: tf.Tensor
     weights: tf.Tensor
@@ -53,16 +54,19 @@ class _Batch(NamedTuple):
     present: tf.Tensor
 
 
-def fixed(name, meaning):
-    """A property that holds what `_<name>` was set to when the model was made: a step that is traced has read it."""
+def fixed(name: str, meaning: str) -> property:
+    """A read-only property of `_<name>`, which cannot change after the model is made: traced steps have read it."""
 
-    def refuse(self, value):
+    def read(self: Any) -> Any:
+        return getattr(self, "_" + name)
+
+    def refuse(self: Any, value: Any) -> None:
         raise AttributeError(
-            f"{name} is fixed when the {type(self).__name__} is made; make another one of the same classifier. "
+            f"{name} cannot change once the {type(self).__name__} is made; make another one of the same classifier. "
             f"Received: {name}={value}"
         )
 
-    return property(lambda self: getattr(self, "_" + name), refuse, doc=meaning)
+    return property(read, refuse, doc=meaning)
 
 
 class NoisyTrainingModel(keras.Model):
@@ -75,12 +79,33 @@ class NoisyTrainingModel(keras.Model):
     Training and evaluation draw different noise. That of training never repeats; each evaluation begins with the same,
     so evaluating changes neither training nor the next evaluation.
 
+    Example:
+        Gaussian training, whose loss is the mean cross-entropy of an image's noisy copies:
+
+        >>> import keras
+        >>> import tensorflow as tf
+        >>> from macer_tf import NoisyTrainingModel, networks
+        >>> from macer_tf.noisy_training import LossTerms
+        >>> class GaussianModel(NoisyTrainingModel):
+        ...     LOSSES = ("classification_loss",)
+        ...
+        ...     def loss_terms(self, images, labels, noise, training):
+        ...         logits = self.noisy_logits(images, noise, training)
+        ...         copies = tf.repeat(labels[:, None], self.num_samples, axis=1)
+        ...         losses = keras.losses.sparse_categorical_crossentropy(copies, logits, from_logits=True)
+        ...         probabilities = tf.reduce_mean(tf.nn.softmax(logits), axis=1)
+        ...         return LossTerms({"classification_loss": tf.reduce_mean(losses, axis=1)}, {}, probabilities)
+        >>> model = GaussianModel(networks.small_cnn(), sigma=0.25, num_samples=2, seed=0)
+        >>> model.compile("sgd")
+        >>> sorted(model.train_on_batch(tf.zeros([4, 8, 8, 1]), tf.range(4), return_dict=True))
+        ['classification_loss', 'loss', 'smoothed_accuracy']
+
     Args:
         classifier: a Keras model, float images -> logits [batch, classes], without a softmax.
         sigma: noise level, the standard deviation of the noise in units of a pixel in [0, 1].
         num_samples: noisy copies of each image.
-        microbatch: the gradient is accumulated over slices of a replica's batch of so many images, to save memory; None
-            takes the batch at once.
+        microbatch: the gradient is accumulated over slices of this many images of a replica's batch, to save memory;
+            None takes the whole batch at once.
         seed: whole number in [0, 2**32) that fixes the training noise; drawn from NumPy's global generator if None.
 
     Raises:
@@ -88,17 +113,25 @@ class NoisyTrainingModel(keras.Model):
     """
 
     # Names of the `losses` and the `reports` of `loss_terms`.
-    LOSSES = ()
-    REPORTS = ()
-    # Those of all that `fit` reports that are the better the higher; a loss is the better the lower.
-    HIGHER_IS_BETTER = ("smoothed_accuracy",)
+    LOSSES: tuple[str, ...] = ()
+    REPORTS: tuple[str, ...] = ()
+    # Which of the reported figures are better when higher; losses are better when lower.
+    HIGHER_IS_BETTER: tuple[str, ...] = ("smoothed_accuracy",)
 
     sigma = fixed("sigma", "Noise level, the standard deviation of the noise in units of a pixel in [0, 1].")
     num_samples = fixed("num_samples", "Noisy copies of each image.")
     microbatch = fixed("microbatch", "Images in a slice of the batch, or None.")
     seed = fixed("seed", "What fixes the noise.")
 
-    def __init__(self, classifier, sigma, num_samples, microbatch=None, seed=None, **kwargs):
+    def __init__(
+        self,
+        classifier: keras.Model,
+        sigma: float,
+        num_samples: int,
+        microbatch: int | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         checks.check(sigma=sigma, num_samples=num_samples, microbatch=microbatch)
         base_classifier.check(classifier)
         base_classifier.check_returns_logits(classifier)
@@ -124,7 +157,7 @@ class NoisyTrainingModel(keras.Model):
         if classifier.built and shape is not None:
             self.build(shape)
 
-    def loss_terms(self, images, labels, noise, training):
+    def loss_terms(self, images: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor, training: bool) -> LossTerms:
         """The method's `LossTerms`.
 
         Args:
@@ -135,19 +168,26 @@ class NoisyTrainingModel(keras.Model):
         """
         raise NotImplementedError
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         if not self.classifier.built:
             self.classifier.build(input_shape)
         self.built = True
 
-    def call(self, images, training=None):
+    def call(self, images: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The base classifier's logits, [batch, classes], without noise."""
         return self.classifier(images, training=training)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return self.classifier.compute_output_shape(input_shape)
 
-    def compile(self, optimizer="rmsprop", loss=None, *, jit_compile=False, **kwargs):
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "rmsprop",
+        loss: None = None,
+        *,
+        jit_compile: bool | str = False,
+        **kwargs: Any,
+    ) -> None:
         """As `keras.Model.compile`, without a loss, which is the method's own.
 
         `jit_compile` is off unless it is True ("auto" is off): on a CPU, XLA makes this training step several times
@@ -157,59 +197,59 @@ class NoisyTrainingModel(keras.Model):
             ValueError: if a loss is given, or `jit_compile=True` where it cannot work.
         """
         if loss is not None:
-            raise ValueError(f"{type(self).__name__} brings its own loss; leave loss out. Received: loss={loss}")
+            raise ValueError(f"{type(self).__name__} has its own loss; do not pass one. Received: loss={loss}")
         if jit_compile is True and self.distribute_strategy.num_replicas_in_sync > 1:
             raise ValueError(
-                "jit_compile=True does not work under a distribution strategy with several replicas; leave it out."
+                "jit_compile=True does not work under a distribution strategy with several replicas; do not set it."
             )
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile is True, **kwargs)
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
     @functools.wraps(keras.Model.fit)
-    def fit(self, *args, **kwargs):
+    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         self._direct(arguments.get("callbacks"))
         with _one_line_errors():
             return super().fit(*args, **kwargs)
 
     @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         with _one_line_errors():
             return super().evaluate(*args, **kwargs)
 
     @functools.wraps(keras.Model.train_on_batch)
-    def train_on_batch(self, *args, **kwargs):
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         with _one_line_errors():
             return super().train_on_batch(*args, **kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
-    def test_on_batch(self, *args, **kwargs):
+    def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         with _one_line_errors():
             return super().test_on_batch(*args, **kwargs)
 
     @functools.wraps(keras.Model.export)
-    def export(self, *args, **kwargs):
+    def export(self, *args: Any, **kwargs: Any) -> None:
         # What `call` computes. Keras exports a subclassed model only once it was called; `fit` never calls this one.
         return self.classifier.export(*args, **kwargs)
 
-    def reset_metrics(self):
+    def reset_metrics(self) -> None:
         """As `keras.Model.reset_metrics`, with which every evaluation begins; its noise begins again too."""
         super().reset_metrics()
         self._evaluated.assign(0)
 
     def _direct(self, callbacks):
-        """Tells callbacks in automatic mode which way our own figures go; Keras knows that of its metrics only."""
+        """Tells callbacks in automatic mode whether our figures should rise or fall; Keras knows only its metrics."""
         modes = dict.fromkeys(self.LOSSES, "min") | dict.fromkeys(self.HIGHER_IS_BETTER, "max")
         for callback in keras.tree.flatten(getattr(callbacks, "callbacks", callbacks)):
             name = str(getattr(callback, "monitor", "")).removeprefix("val_")
             if name in modes and getattr(callback, "mode", None) == "auto":
                 callback.mode = modes[name]
 
-    def draw_noise(self, images, start, training=True):
+    def draw_noise(self, images: tf.Tensor, start: int | tf.Tensor, training: bool = True) -> tf.Tensor:
         """The step's noise, sigma * N(0, 1), for images `start` to `start + batch - 1` of this replica's batch.
 
         Returns:
@@ -219,13 +259,13 @@ class NoisyTrainingModel(keras.Model):
         first = (begun + tf.cast(start, tf.int64)) * self.num_samples
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         count = tf.shape(images, tf.int64)[0] * self.num_samples
-        # Each side as a number, where the data set tells it; else as a tensor.
+        # Each side as a number where the data set says it, else as a tensor.
         shape = [side or tf.shape(images, tf.int64)[i + 1] for i, side in enumerate(images.shape[1:])]
         stream = noise_lib.TRAINING if training else noise_lib.EVALUATION
         noise = noise_lib.gaussian(shape, self.seed, replica, stream, first, count)
         return self.sigma * tf.reshape(noise, [-1, self.num_samples, *shape])
 
-    def noisy_logits(self, images, noise, training):
+    def noisy_logits(self, images: tf.Tensor, noise: tf.Tensor, training: bool) -> tf.Tensor:
         """The classifier on the noisy copies, float32 [batch, num_samples, classes]."""
         logits = self.classifier(noise_lib.noisy_copies(images, noise), training=training)
         if not tf.is_tensor(logits) or logits.shape.rank != 2:
@@ -235,8 +275,8 @@ class NoisyTrainingModel(keras.Model):
             # A subclassed classifier is built by its first call; an unbuilt model would be saved without the rest.
             self.build(images.shape)
         logits = tf.cast(logits, tf.float32)
-        # Before the first step, while chance alone would not make rows of logits add up to 1: a subclassed classifier
-        # does not tell what it ends in.
+        # Before the first step, when rows of logits do not add up to 1 by chance: a subclassed classifier does not say
+        # what its last layer is.
         are_probabilities = (
             (self._noise_step.value == 0)
             & (tf.shape(logits)[0] >= _ROWS_THAT_TELL)
@@ -247,7 +287,7 @@ class NoisyTrainingModel(keras.Model):
             # The batch's size, if it is known: beside labels that know theirs, `tf.where` would forget all shapes.
             return tf.reshape(logits, [images.shape[0] or -1, self.num_samples, logits.shape[-1]])
 
-    def train_step(self, data):
+    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         batch = self._unpack(data)
         # Gradients are summed over the replicas: each divides by the size of the global batch.
         num_images = _sum_over_replicas(tf.reduce_sum(batch.present))
@@ -271,7 +311,7 @@ class NoisyTrainingModel(keras.Model):
         self._noise_step.assign_add(1)
         return self.get_metrics_result()
 
-    def test_step(self, data):
+    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
         def update_metrics(batch, start):
             self._losses_of(batch, start, training=False)
             return []
@@ -297,7 +337,7 @@ class NoisyTrainingModel(keras.Model):
         return batch
 
     def _as_images(self, images):
-        """Float32 images; what shape the data set does not tell, the classifier does."""
+        """Float32 images; their shape from the classifier where the data set does not say it."""
         images = tf.convert_to_tensor(images)
         if not images.dtype.is_floating:
             raise ValueError(
@@ -368,7 +408,7 @@ class NoisyTrainingModel(keras.Model):
         self.compute_metrics(images, targets, probabilities, sample_weight=weights)
         return total
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             classifier=keras.saving.serialize_keras_object(self.classifier),
@@ -380,7 +420,9 @@ class NoisyTrainingModel(keras.Model):
         return config
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> "NoisyTrainingModel":
         config = dict(config)
         config["classifier"] = keras.saving.deserialize_keras_object(
             config["classifier"], custom_objects=custom_objects

@@ -31,7 +31,9 @@ class MACERTerms(NamedTuple):
     probabilities: tf.Tensor
 
 
-def macer_terms(logits, labels, sigma, gamma=8.0, beta=16.0):
+def macer_terms(
+    logits: tf.Tensor, labels: tf.Tensor, sigma: float, gamma: float = 8.0, beta: float = 16.0
+) -> MACERTerms:
     """The classification and robustness terms of Eq. (17) for each example.
 
     beta acts on the robustness term only (Section 5.3). An example counts as correctly classified if its label's
@@ -82,7 +84,7 @@ def macer_terms(logits, labels, sigma, gamma=8.0, beta=16.0):
     )
 
 
-def smoothed_cross_entropy(logits, labels):
+def smoothed_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """-log of the label's mean softmax over the noisy copies, [batch] (first term of Eq. 17), without underflow.
 
     Args:

@@ -1,4 +1,6 @@
-"""Tries a base classifier on a few images: is it a function of one image, and what does it return?"""
+"""Runs a base classifier on a few images: is it a function of each image alone, and what does it return?"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -6,15 +8,17 @@ import tensorflow as tf
 _ROWS = 16
 # Relative to the largest output. The same rows in as many rows give the same bits on a CPU; a GPU may take another
 # algorithm the next time, whose rounding is that of 11 binary digits (TF32) or, in 16-bit numbers, of 8, through many
-# layers. What makes a classifier no function of its image, as batch statistics or dropout, changes outputs by more.
+# layers. Batch statistics and dropout change outputs by more.
 _TOLERANCES = {"float32": 2e-3, "float64": 2e-3}
 _TOLERANCE_16_BITS = 0.05
 
 
-def probe(classifier, image_shape, precision="float32"):
-    """What a classifier returns for a few random images, once it is known to be a function of each.
+def probe(
+    classifier: Callable[[tf.Tensor], tf.Tensor], image_shape: Sequence[int], precision: str = "float32"
+) -> np.ndarray:
+    """What a classifier returns for a few random images, after checking that it is a function of each image alone.
 
-    Randomised smoothing needs one: votes of a classifier that draws lots, or whose output for an image depends on the
+    Randomised smoothing needs that: votes of a classifier that is random, or whose output for an image depends on the
     rest of its batch, certify nothing. A dependence smaller than rounding, or one that these images do not show, is not
     found.
 
@@ -27,7 +31,7 @@ def probe(classifier, image_shape, precision="float32"):
         float32 [16, classes].
 
     Raises:
-        ValueError: in one line, if it is no function of an image, or does not return [batch, classes] of two classes
+        ValueError: in one line, if it is not a function of one image or does not return [batch, classes] of two classes
             or more.
     """
     rng = np.random.default_rng(0)
@@ -56,7 +60,7 @@ def probe(classifier, image_shape, precision="float32"):
     outputs = outputs_of(images)
     if not are_level(outputs, outputs_of(images)):
         raise ValueError(
-            "The classifier returns something else for the same images each time, as dropout at inference does; only a "
+            "The classifier returns different outputs for the same images, as dropout at inference does; only a "
             "deterministic one can be certified."
         )
     if not are_level(outputs[kept], outputs_of(others)[places]):
@@ -67,7 +71,7 @@ def probe(classifier, image_shape, precision="float32"):
     return outputs
 
 
-def check_outputs(outputs):
+def check_outputs(outputs: tf.Tensor) -> None:
     """Raises ValueError, in one line, unless they are one tensor [batch, classes] of two classes or more."""
     if not tf.is_tensor(outputs):
         names = f" of {', '.join(outputs)}" if isinstance(outputs, dict) else ""
@@ -76,13 +80,13 @@ def check_outputs(outputs):
             f"{type(outputs).__name__}{names}, {len(outputs)} outputs"
         )
     if outputs.shape.rank != 2 or outputs.shape[-1] is None or outputs.shape[-1] < 2:
-        # The largest of a single output is always class 0: everything would be certified.
+        # With a single output, the largest is always class 0, and everything would be certified.
         raise ValueError(
             f"The classifier must return [batch, classes] for two classes or more. "
             f"Received: output shape {outputs.shape}"
         )
 
 
-def are_probabilities(outputs):
+def are_probabilities(outputs: np.ndarray) -> bool:
     """Whether each row of outputs [batch, classes] is a distribution, but for the rounding of 8 binary digits."""
     return bool((outputs >= 0).all() and (np.abs(outputs.sum(axis=1) - 1) < 0.02).all())

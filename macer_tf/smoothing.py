@@ -7,10 +7,13 @@ from macer_tf import tensorflow_backend  # noqa: F401
 import math
 import numbers
 import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from macer_tf import base_classifier, certificates, noise
 from macer_tf.checks import check, check_seed
@@ -35,7 +38,7 @@ class Drawn(NamedTuple):
     """
 
     counts: np.ndarray
-    soft: dict
+    soft: dict[float, tuple[np.ndarray, np.ndarray]]
 
 
 class SmoothedClassifier:
@@ -46,22 +49,38 @@ class SmoothedClassifier:
     is about g at this sigma and this numeric precision, not about the base classifier, and about l2 perturbations of
     images in [0, 1] whose pixels are multiples of 1 / levels, as 8-bit pixels are of 1/255. It needs no exact
     arithmetic: noise and sum are whole numbers, see `grid_noise`. It does not hold if n, alpha or the seed were chosen
-    after looking at results, if who chose the image knew the seed, or if the classifier's output for an image depends
-    on the rest of its batch.
+    after looking at results, if whoever chose the image knew the seed, or if the classifier's output for an image
+    depends on the rest of its batch.
 
     Noise is addressed by (seed, example id, stream, sample): the same image under the same id gets the same noise,
-    whoever asks for it, and votes add up. A forward pass has one of two fixed numbers of rows, multiples of 32, filled
-    across images and padded; what a row holds beside it, and on how many threads it runs, changes no bit of its
-    outputs with TensorFlow's CPU kernels, nor, as far as was found, does the number of rows. Another kind of machine or
+    whoever asks for it, so votes add up. A forward pass has one of two fixed numbers of rows, multiples of 32, filled
+    across images and padded. With TensorFlow's CPU kernels, neither the other rows nor the number of threads changes a
+    bit of a row's outputs, nor, as far as was found, does the number of rows. Another kind of machine or
     another build of TensorFlow may round differently. `count` and `draw` may be called from several threads at once.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> from macer_tf import SmoothedClassifier
+        >>> model = keras.Sequential([keras.Input((1, 1, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+        >>> model.set_weights([np.array([[0.0, 1.0]]), np.array([0.5, 0.0])])  # class 1 where the pixel is above 1/2
+        >>> smoothed = SmoothedClassifier(model, sigma=0.25, seed=0)
+        >>> images = np.array([0, 102, 255]).reshape(3, 1, 1, 1) / 255  # at 0.5, 0.1 and 0.5 from there
+        >>> certificates = smoothed.certify(images, n0=100, n=1000, alpha=0.001)
+        >>> certificates
+        Certificates(3 images, sigma=0.25, n=1,000, alpha=0.001: 100.0 % certified)
+        >>> certificates.predictions
+        array([0, 0, 1])
+        >>> bool((certificates.radii < [0.5, 0.1, 0.5]).all())
+        True
 
     Args:
         classifier: a `MACERModel` or another `NoisyTrainingModel` (its base classifier is taken), or any Keras model,
             images -> [batch, classes], two classes or more, whose largest output is its class.
         sigma: noise level in units of a pixel in [0, 1]; by default that of the model it was trained in.
         seed: whole number in [0, 2**32); drawn from the operating system if None.
-        micro_batch: noisy copies in one forward pass, rounded up to a multiple of 32; by default 2048, and fewer where
-            images are large.
+        microbatch: noisy copies in one forward pass (in training, images in one), rounded up to a multiple of 32; by
+            default 2048, and fewer where images are large.
         precision: "float32" or "bfloat16", what the base classifier computes in; by default its own. A certificate
             holds for this precision only: see `InferenceGraph`.
         betas: inverse temperatures to draw soft votes at, see `Drawn`.
@@ -69,67 +88,76 @@ class SmoothedClassifier:
             make another classifier, with other certificates.
 
     Raises:
-        ValueError: for a sigma, seed, micro_batch, beta or levels out of range, or a precision that the classifier
-            cannot be brought to; for a classifier that takes no floats or returns more than one tensor, that
-            `probing.probe` finds to be no function of an image, or that returns probabilities where there are betas.
-            What a classifier of images of any size is like shows when the first are drawn.
+        ValueError: for a sigma, seed, microbatch, beta or levels out of range, or a precision that the classifier
+            cannot be brought to; for a classifier that does not take floats or returns more than one tensor,
+            that `probing.probe` finds not to be a function of one image, or that returns probabilities where there are
+            betas. A classifier of images of any size is tried when the first are drawn.
     """
 
-    def __init__(self, classifier, sigma=None, seed=None, micro_batch=None, precision=None, betas=(), levels=255):
+    def __init__(
+        self,
+        classifier: keras.Model,
+        sigma: float | None = None,
+        seed: int | None = None,
+        microbatch: int | None = None,
+        precision: str | None = None,
+        betas: Iterable[float] = (),
+        levels: int = 255,
+    ) -> None:
         if isinstance(classifier, NoisyTrainingModel):
             sigma = classifier.sigma if sigma is None else sigma
             classifier = classifier.classifier
         base_classifier.check(classifier)
         if sigma is None or not (np.isfinite(sigma) and sigma > 0):
             raise ValueError(f"sigma, the noise level in [0, 1] pixel units, must be above 0. Received: sigma={sigma}")
-        if micro_batch is not None and micro_batch < 1:
-            raise ValueError(f"micro_batch must be at least 1. Received: micro_batch={micro_batch}")
+        if microbatch is not None and microbatch < 1:
+            raise ValueError(f"microbatch must be at least 1. Received: microbatch={microbatch}")
         self._classifier = classifier
         self._noise = GridNoise(float(sigma), levels)
         self._seed = secrets.randbits(32) if seed is None else check_seed(seed)
-        for beta in betas:
-            check(beta=beta)
         self._betas = tuple(betas)
-        self._micro_batch = micro_batch
+        for beta in self._betas:
+            check(beta=beta)
+        self._microbatch = microbatch
         self._graph = InferenceGraph(classifier, precision)
-        self._passes = {}
-        self._probed = set()
+        self._passes: dict[tuple, Callable] = {}
+        self._probed: set[tuple[int, ...]] = set()
         shape = getattr(classifier, "input_shape", None)
         if shape is not None and None not in shape[1:]:
             self._probe(shape[1:])
 
     # Read-only: a traced graph holds them, and another sigma in the radius than in the noise is a false certificate.
     @property
-    def classifier(self):
+    def classifier(self) -> keras.Model:
         """The base classifier."""
         return self._classifier
 
     @property
-    def sigma(self):
+    def sigma(self) -> float:
         """Noise level in units of a pixel in [0, 1]."""
         return self._noise.sigma
 
     @property
-    def levels(self):
+    def levels(self) -> int:
         """The level of a pixel at 1: images lie on the multiples of 1 / levels."""
         return self._noise.levels
 
     @property
-    def seed(self):
+    def seed(self) -> int:
         """What fixes the noise, together with example ids."""
         return self._seed
 
     @property
-    def precision(self):
+    def precision(self) -> str:
         """What the base classifier computes in, e.g. "float32"."""
         return self._graph.precision
 
     @property
-    def betas(self):
+    def betas(self) -> tuple[float, ...]:
         """Inverse temperatures of the soft votes."""
         return self._betas
 
-    def count(self, image, example_id, stream, start, count):
+    def count(self, image: ArrayLike, example_id: int, stream: int, start: int, count: int) -> np.ndarray:
         """Class counts of one image's samples `start` to `start + count - 1`: see `draw`.
 
         Returns:
@@ -137,7 +165,15 @@ class SmoothedClassifier:
         """
         return self.draw(np.asarray(image)[None], [example_id], stream, [start], [count]).counts[0]
 
-    def draw(self, images, example_ids, stream, starts, counts):
+    def draw(
+        self,
+        images: ArrayLike,
+        example_ids: Sequence[int],
+        stream: int,
+        starts: Sequence[int],
+        counts: Sequence[int],
+        progress: Callable[[int], object] | None = None,
+    ) -> Drawn:
         """Votes of each image's samples `start` to `start + count - 1`, in forward passes filled across images.
 
         Args:
@@ -145,8 +181,9 @@ class SmoothedClassifier:
                 checked again here.
             example_ids: whole numbers in [0, 2**32), each image's own.
             stream: `noise.SELECTION` or `noise.ESTIMATION`.
-            starts: whole numbers from 0, one an image.
-            counts: whole numbers from 1, one an image.
+            starts: whole numbers from 0, one per image.
+            counts: whole numbers from 1, one per image.
+            progress: called after each forward pass with the number of samples that it drew.
 
         Returns:
             `Drawn`; an image's counts add up to its count.
@@ -162,8 +199,8 @@ class SmoothedClassifier:
             _check_samples("count", count)
         images = to_grid(np.asarray(images), self.levels)
         self._probe(images.shape[1:])
-        totals = None
-        for rows, pieces in passes(counts, self._micro_batch or default_micro_batch(images.shape[1:])):
+        totals: np.ndarray | None = None
+        for rows, pieces in passes(counts, self._microbatch or default_microbatch(images.shape[1:])):
             places, offsets, counted = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
             addresses = [
                 (self._seed, example_ids[place], stream, starts[place] + offset)
@@ -180,20 +217,23 @@ class SmoothedClassifier:
             if totals is None:
                 totals = np.zeros((len(images), *block.shape[1:]), np.int64)
             totals[places] += block  # an image is in a pass once
+            if progress is not None:
+                progress(int(counted.sum()))
+        assert totals is not None  # there are images, and each count is at least 1
         return Drawn(
             totals[:, 0],
             {beta: (totals[:, 1 + 2 * i], totals[:, 2 + 2 * i]) for i, beta in enumerate(self._betas)},
         )
 
     def _probe(self, image_shape):
-        """Tries the base classifier, once for each image shape."""
+        """Probes the base classifier, once for each image shape."""
         if image_shape in self._probed:
             return
         outputs = probe(self._graph, image_shape, self.precision)
         if self._betas and are_probabilities(outputs):
             raise ValueError(
-                "Soft votes at betas are of logits, and the classifier returns probabilities; take the softmax off its "
-                "end, or leave betas out."
+                "Soft votes need logits, but the classifier returns probabilities; remove its softmax, or pass no "
+                "betas."
             )
         self._probed.add(image_shape)
 
@@ -211,13 +251,16 @@ class SmoothedClassifier:
             )
         return self._passes[key](images, addresses, counted)
 
-    def votes(self, images, n0, n, example_ids=None):
+    def votes(
+        self, images: ArrayLike, n0: int, n: int, example_ids: ArrayLike | None = None, verbose: int = 0
+    ) -> Votes:
         """`Votes` of n0 selection and n estimation samples for each image, with soft moments at `betas`.
 
         Args:
             images: float [images, height, width, channels] in [0, 1], multiples of 1 / levels.
             n0, n: whole numbers from 1.
-            example_ids: one whole number in [0, 2**32) an image, all different; by default 0, 1, 2, ...
+            example_ids: one whole number in [0, 2**32) per image, all different; by default 0, 1, 2, ...
+            verbose: 0 for silence, 1 for a progress bar of samples, 2 for one line at the end, as in Keras.
 
         Raises:
             ValueError: before any sampling, for bad images, ids or numbers of samples; see also `count`.
@@ -226,8 +269,9 @@ class SmoothedClassifier:
         _check_samples("n", n)
         images, example_ids = check_images(images, example_ids)
         starts = [0] * len(images)
+        progress = keras.utils.Progbar(len(images) * (n0 + n), verbose=verbose, unit_name="sample").add
         selection, estimation = (
-            self.draw(images, example_ids, stream, starts, [samples] * len(images))
+            self.draw(images, example_ids, stream, starts, [samples] * len(images), progress)
             for stream, samples in ((noise.SELECTION, n0), (noise.ESTIMATION, n))
         )
         soft = {
@@ -236,7 +280,15 @@ class SmoothedClassifier:
         }
         return Votes(selection.counts, estimation.counts, soft)
 
-    def certify(self, images, n0=100, n=100_000, alpha=0.001, example_ids=None):
+    def certify(
+        self,
+        images: ArrayLike,
+        n0: int = 100,
+        n: int = 100_000,
+        alpha: float = 0.001,
+        example_ids: ArrayLike | None = None,
+        verbose: int = 0,
+    ) -> certificates.Certificates:
         """CERTIFY (Cohen et al. 2019): a class and a certified l2 radius for each image, or ABSTAIN (-1).
 
         Args:
@@ -245,7 +297,7 @@ class SmoothedClassifier:
                 `certificates.certify_without_selection`.
             n: independent samples that bound its probability.
             alpha: probability that an image's certificate is false, at most.
-            example_ids: see `votes`.
+            example_ids, verbose: see `votes`.
 
         Returns:
             `certificates.Certificates`.
@@ -257,17 +309,26 @@ class SmoothedClassifier:
             certificates.check_can_certify(n, alpha / 2)
             _check_samples("n", n)
             images, example_ids = check_images(images, example_ids)
-            drawn = self.draw(images, example_ids, noise.ESTIMATION, [0] * len(images), [n] * len(images))
+            progress = keras.utils.Progbar(len(images) * n, verbose=verbose, unit_name="sample").add
+            drawn = self.draw(images, example_ids, noise.ESTIMATION, [0] * len(images), [n] * len(images), progress)
             votes = Votes(np.zeros_like(drawn.counts), drawn.counts)
             return certificates.certify_without_selection(votes, self.sigma, alpha)
         certificates.check_can_certify(n, alpha)
-        return certificates.certify(self.votes(images, n0, n, example_ids), self.sigma, alpha)
+        return certificates.certify(self.votes(images, n0, n, example_ids, verbose), self.sigma, alpha)
 
-    def predict(self, images, n=1000, alpha=0.001, example_ids=None):
+    def predict(
+        self, images: ArrayLike, n: int = 1000, alpha: float = 0.001, example_ids: ArrayLike | None = None
+    ) -> np.ndarray:
         """PREDICT (Cohen et al. 2019): the smoothed classifier's class, or ABSTAIN (-1), without a radius.
 
+        Args:
+            images: float [images, height, width, channels] in [0, 1], multiples of 1 / levels.
+            n: samples of each image.
+            alpha: probability that an image's class is not the smoothed classifier's, at most.
+            example_ids: see `votes`.
+
         Returns:
-            int64 [images]; a class is not the smoothed classifier's with probability at most alpha an image.
+            int64 [images].
 
         Raises:
             ValueError: before any sampling, as `certify`.
@@ -279,17 +340,17 @@ class SmoothedClassifier:
         return certificates.predict(drawn.counts, alpha)[0]
 
 
-def passes(counts, micro_batch):
+def passes(counts: Sequence[int], microbatch: int) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
     """How to draw `counts[i]` samples of each image i in forward passes of two numbers of rows, the last one padded.
 
     Yields:
         (rows, pieces) of each pass; `pieces` are (image, offset of its first sample, samples), rows in all or fewer.
     """
-    large = -(-micro_batch // _ROWS) * _ROWS
+    large = -(-microbatch // _ROWS) * _ROWS
     small = -(-large // (8 * _ROWS)) * _ROWS
     image, offset, left = 0, 0, sum(counts)
     while left:
-        rows = large if left > large // 2 else small  # a small pass costs more a row
+        rows = large if left > large // 2 else small  # a small pass costs more per row
         pieces, space = [], rows
         while space and image < len(counts):
             samples = min(space, counts[image] - offset)
@@ -300,7 +361,15 @@ def passes(counts, micro_batch):
         yield rows, pieces
 
 
-def draw_pass(classifier, noise_of, rows, images, addresses, counted, betas=()):
+def draw_pass(
+    classifier: Callable[[tf.Tensor], tf.Tensor],
+    noise_of: GridNoise,
+    rows: int,
+    images: tf.Tensor,
+    addresses: tf.Tensor,
+    counted: tf.Tensor,
+    betas: Sequence[float] = (),
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Votes of noisy copies of one or more images in one forward pass of a fixed number of rows, in the graph.
 
     Args:
@@ -337,7 +406,16 @@ def draw_pass(classifier, noise_of, rows, images, addresses, counted, betas=()):
     return _votes(outputs, owners, pieces, betas)
 
 
-def count_block(classifier, image, noise_of, seed, example_id, stream, start, count):
+def count_block(
+    classifier: Callable[[tf.Tensor], tf.Tensor],
+    image: tf.Tensor,
+    noise_of: GridNoise,
+    seed: int | tf.Tensor,
+    example_id: int | tf.Tensor,
+    stream: int | tf.Tensor,
+    start: int | tf.Tensor,
+    count: int | tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Class counts of `count` noisy copies of one image in one forward pass of as many rows, in the graph.
 
     Args:
@@ -373,12 +451,12 @@ def _votes(outputs, owners, pieces, betas=()):
     )
 
 
-def default_micro_batch(image_shape):
+def default_microbatch(image_shape: Sequence[int]) -> int:
     """Noisy copies in one forward pass: 512 at 32x32x3 pixels, as many more or fewer as fit the same, 32 to 2048."""
     return int(np.clip(512 * 32 * 32 * 3 // math.prod(image_shape), _ROWS, 2048)) // _ROWS * _ROWS
 
 
-def check_images(images, example_ids=None):
+def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tuple[np.ndarray, list[int]]:
     """Images and their ids.
 
     Raises:
@@ -397,7 +475,7 @@ def check_images(images, example_ids=None):
     example_ids = np.arange(len(images)) if example_ids is None else np.asarray(example_ids)
     if example_ids.shape != (len(images),) or not np.issubdtype(example_ids.dtype, np.integer):
         raise ValueError(
-            f"example_ids must be one whole number an image. Received: {example_ids.dtype} {example_ids.shape}"
+            f"example_ids must be one whole number per image. Received: {example_ids.dtype} {example_ids.shape}"
         )
     if len(np.unique(example_ids)) < len(images) or example_ids.min() < 0 or example_ids.max() >= 2**32:
         raise ValueError("example_ids must be different whole numbers from 0 to 4294967295.")

@@ -1,4 +1,4 @@
-"""Imported before Keras: says in one line that TensorFlow is the backend needed, where Keras is told to take another.
+"""Imported before Keras: says in one line that macer_tf needs its TensorFlow backend, where another one is set.
 
 Raises:
     ImportError: if Keras has, or would have, another backend.
@@ -25,6 +25,6 @@ def _backend():
 
 if _backend() != "tensorflow":
     raise ImportError(
-        "macer_tf needs Keras' TensorFlow backend: set the environment variable KERAS_BACKEND=tensorflow, or leave it "
-        f"out, before Keras is imported. Received: {_backend()}"
+        "macer_tf needs Keras' TensorFlow backend: set the environment variable KERAS_BACKEND=tensorflow, or unset it, "
+        f"before Keras is imported. Received: {_backend()}"
     )

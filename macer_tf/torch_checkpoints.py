@@ -10,7 +10,8 @@ from macer_tf import tensorflow_backend  # noqa: F401
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import keras
@@ -34,11 +35,15 @@ class _Slot(NamedTuple):
     """Where one tensor of a checkpoint goes: a Keras variable, the tensor's shape in torch, and its way over."""
 
     variable: keras.Variable
-    shape: tuple
-    convert: object
+    shape: tuple[int, ...]
+    convert: Callable[[np.ndarray], np.ndarray]
 
 
-def load(path, model, normalization=None):
+def load(
+    path: str | Path,
+    model: keras.Model,
+    normalization: str | tuple[Sequence[float], Sequence[float]] | None = None,
+) -> keras.Model:
     """Loads the weights in `path` into `model`; every tensor is used once, and after an error no weight has changed.
 
     Args:
@@ -48,7 +53,7 @@ def load(path, model, normalization=None):
         model: the network that the checkpoint was trained with, from `macer_tf.networks`.
         normalization: the normalisation in front of the network, for pixels in [0, 1]: "cifar10" (Cohen's and Salman's
             CIFAR-10, and Salman's ImageNet at 32x32), "imagenet", or a pair (means, standard deviations), each with one
-            number a channel. None for a network without, as the MACER authors', and for a checkpoint that holds them.
+            number per channel. None for a network without, as the MACER authors', and for a checkpoint that holds them.
 
     Returns:
         `model` itself, or a new model of images [batch, H, W, C] in [0, 1] -> logits: the normalisation, then `model`.
@@ -67,13 +72,13 @@ def load(path, model, normalization=None):
         saved = _constants(statistics, channels)
         if constants is not None and not np.allclose(saved, constants, rtol=1e-5):
             raise ValueError(
-                f"{path} holds its own normalisation, which is another one; leave normalization out. "
+                f"{path} holds its own, different normalisation; pass normalization=None. "
                 f"Received: normalization={normalization}"
             )
         constants = saved
     if behind_layer and constants is None:
         raise ValueError(
-            f"{path} was trained behind a normalisation layer, and does not hold its constants; give the one it was "
+            f"{path} was trained behind a normalisation layer, whose constants it does not hold; give the one it was "
             f"trained with, e.g. normalization='cifar10' or 'imagenet'. Received: normalization=None"
         )
     _check_fits(weights, slots, model.name, path)
@@ -87,7 +92,9 @@ def _read(path):
     try:
         import torch
     except ImportError:
-        raise ImportError("Reading a PyTorch checkpoint needs torch, which is not here: pip install torch") from None
+        raise ImportError(
+            "Reading a PyTorch checkpoint needs torch, which is not installed: pip install torch"
+        ) from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on a file that it then refuses
@@ -101,7 +108,7 @@ def _read(path):
                 f"{path} is refused: it holds more than weights ({found[1]}), which could run code. If you trust who "
                 f"made it, load it with torch.load(path, weights_only=False) and save its state_dict alone."
             ) from None
-        raise ValueError(f"{path} is damaged or no PyTorch checkpoint; fetch it again.") from None
+        raise ValueError(f"{path} is damaged or not a PyTorch checkpoint; download it again.") from None
     candidates = [checkpoint]
     if isinstance(checkpoint, Mapping):
         candidates += [checkpoint.get(key) for key in _KEYS]
@@ -121,7 +128,7 @@ def _strip(state, path):
     prefixes = sorted({_PREFIX.match(key)[0] for key in state})
     if len(prefixes) > 1:
         raise ValueError(
-            f"{path} mixes names with different prefixes ({', '.join(map(repr, prefixes))}): it is not one network's."
+            f"{path} mixes names with different prefixes ({', '.join(map(repr, prefixes))}): it is not one network."
         )
     prefix = prefixes[0] if prefixes else ""
     return {key[len(prefix) :]: value for key, value in state.items()}, pair, "1." in prefix
@@ -153,7 +160,7 @@ def _slots(model):
                 slots[f"{layer.name}.{name}"] = _Slot(variable, tuple(variable.shape), np.asarray)
     if not slots or len(slots) != len(model.variables):
         raise ValueError(
-            f"A checkpoint is loaded into a network of macer_tf.networks, before anything is wrapped around it. "
+            f"A checkpoint can be loaded only into a network of macer_tf.networks, before it is wrapped. "
             f"Received: {type(model).__name__} {getattr(model, 'name', '')}"
         )
     return slots
@@ -196,7 +203,7 @@ def _check_fits(weights, slots, model_name, path):
                 f"build the network with the image shape and the number of classes that it was trained with."
             )
         if not np.isfinite(weights[name]).all():
-            raise ValueError(f"{path} is damaged: {name} holds NaN or Inf; fetch it again, or take an earlier one.")
+            raise ValueError(f"{path} is damaged: {name} holds NaN or Inf; download it again, or use an earlier one.")
 
 
 def _some(names):

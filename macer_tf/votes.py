@@ -1,8 +1,12 @@
 """Votes: how often the base classifier returned each class on an image's noisy copies. They add up."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # Soft scores, the softmax probabilities p, are counted in whole units: u = floor(p * UNITS). Sums of whole numbers are
 # the same in any order, and u / UNITS <= p, so that a lower bound on the mean of u is one on the mean of p.
@@ -25,15 +29,15 @@ class SoftMoments:
     selection_sums: np.ndarray
 
     @classmethod
-    def zeros(cls, num_images, num_classes):
+    def zeros(cls, num_images: int, num_classes: int) -> SoftMoments:
         """No samples yet."""
         return cls(*np.zeros((3, num_images, num_classes), np.int64))
 
-    def mean(self, n):
+    def mean(self, n: np.ndarray) -> np.ndarray:
         """float64 [images, classes]: mean score in [0, 1] of n estimation samples [images]; 0 where n is 0."""
         return self.sums / (np.maximum(n, 1)[:, None] * float(UNITS))
 
-    def variance(self, n):
+    def variance(self, n: ArrayLike) -> np.ndarray:
         """float64 [images, classes]: unbiased sample variance (Eq. 25 of the paper); 0 where n is below 2."""
         n = np.asarray(n, np.int64)[:, None]
         # About a whole number next to the mean, exactly: floats would cancel, and n times the squares overflow.
@@ -42,33 +46,44 @@ class SoftMoments:
         centred = self.squares - centre * (self.sums + rest)
         return (centred - rest * (rest / np.maximum(n, 1))) / (np.maximum(n - 1, 1) * float(UNITS) ** 2)
 
-    def __add__(self, other):
+    def __add__(self, other: SoftMoments) -> SoftMoments:
         return SoftMoments(
             self.sums + other.sums, self.squares + other.squares, self.selection_sums + other.selection_sums
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Votes:
     """Class counts of a set of images, kept apart for choosing the class and for bounding its probability.
 
-    Votes of disjoint samples add: `a + b`, to the same bit in any order. Whoever adds sees to it that no sample is
+    Votes of disjoint samples add: `a + b`, to the same bit in any order. The caller must make sure that no sample is
     counted twice.
+
+    Example:
+        >>> import numpy as np
+        >>> from macer_tf import Votes
+        >>> votes = Votes(selection=np.array([[8, 2], [1, 9]]), estimation=np.array([[95, 5], [30, 70]]))
+        >>> votes
+        Votes(2 images, 2 classes, n0=10, n=100)
+        >>> votes.selected
+        array([0, 1])
+        >>> (votes + votes).n
+        array([200, 200])
 
     Attributes:
         selection: int64 [images, classes], counts of the samples that choose a class (n0 of them).
         estimation: int64 [images, classes], counts of the independent samples that bound its probability (n).
-        soft: inverse temperature beta -> `SoftMoments` of the same samples, for Soft-RS; empty where not wanted.
+        soft: inverse temperature beta -> `SoftMoments` of the same samples, for Soft-RS; empty if there are none.
 
     Raises:
-        ValueError: if shapes differ, a count is negative, or soft moments are not those of so many samples.
+        ValueError: if shapes differ, a count is negative, or soft moments do not match the numbers of samples.
     """
 
     selection: np.ndarray
     estimation: np.ndarray
-    soft: dict = field(default_factory=dict)
+    soft: dict[float, SoftMoments] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.selection.ndim != 2 or self.selection.shape != self.estimation.shape:
             raise ValueError(
                 f"Votes need two arrays [images, classes] of one shape. Received: selection {self.selection.shape}, "
@@ -81,27 +96,33 @@ class Votes:
             self._check_soft(beta, moments)
 
     @classmethod
-    def zeros(cls, num_images, num_classes, betas=()):
+    def zeros(cls, num_images: int, num_classes: int, betas: Iterable[float] = ()) -> Votes:
         """No votes yet, with soft moments at each of `betas`."""
         soft = {float(beta): SoftMoments.zeros(num_images, num_classes) for beta in betas}
-        return cls(*np.zeros((2, num_images, num_classes), np.int64), soft)
+        selection, estimation = np.zeros((2, num_images, num_classes), np.int64)
+        return cls(selection, estimation, soft)
+
+    def __repr__(self) -> str:
+        numbers = f"n0={numbers_in_words(self.n0)}, n={numbers_in_words(self.n)}"
+        soft = f", soft at beta={', '.join(f'{beta:g}' for beta in self.soft)}" if self.soft else ""
+        return f"Votes({len(self.n):,} images, {self.selection.shape[1]:,} classes, {numbers}{soft})"
 
     @property
-    def n0(self):
+    def n0(self) -> np.ndarray:
         """int64 [images]: selection samples."""
         return self.selection.sum(axis=1)
 
     @property
-    def n(self):
+    def n(self) -> np.ndarray:
         """int64 [images]: estimation samples."""
         return self.estimation.sum(axis=1)
 
     @property
-    def selected(self):
+    def selected(self) -> np.ndarray:
         """int64 [images]: the most frequent class of the selection samples, the first of them on a tie."""
         return self.selection.argmax(axis=1)
 
-    def __add__(self, other):
+    def __add__(self, other: Votes) -> Votes:
         if self.selection.shape != other.selection.shape:
             # NumPy would broadcast one image's votes over all the others.
             raise ValueError(
@@ -130,7 +151,7 @@ class Votes:
             )
         most = max(self.n0.max(initial=0), self.n.max(initial=0))
         if most > MAX_SOFT_SAMPLES:
-            raise ValueError(f"Soft moments hold up to {MAX_SOFT_SAMPLES:,} samples an image. Received: {most:,}")
+            raise ValueError(f"Soft moments hold up to {MAX_SOFT_SAMPLES:,} samples per image. Received: {most:,}")
         if not (
             _scores_of(moments.sums, self.n)
             and _scores_of(moments.selection_sums, self.n0)
@@ -139,7 +160,13 @@ class Votes:
             and (moments.squares <= moments.sums * UNITS).all()
             and (moments.variance(self.n) >= 0).all()
         ):
-            raise ValueError(f"These are not the soft moments at beta={beta:g} of as many samples as were counted.")
+            raise ValueError(f"The soft moments at beta={beta:g} do not match the numbers of samples.")
+
+
+def numbers_in_words(numbers: ArrayLike) -> str:
+    """Numbers of samples for a short repr: the one that all images share, or the least and the most, "100 to 5,000"."""
+    least, most = np.min(numbers, initial=2**63 - 1), np.max(numbers, initial=0)
+    return f"{most:,}" if least >= most else f"{least:,} to {most:,}"
 
 
 def _scores_of(sums, n):

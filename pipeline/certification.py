@@ -16,7 +16,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_ha
 from apache_beam.utils.shared import Shared
 
 from macer_tf import noise
-from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
+from macer_tf.smoothing import SmoothedClassifier, default_microbatch
 from macer_tf.votes import Votes
 from pipeline import classifiers, sampling
 from pipeline import job as job_lib
@@ -125,7 +125,7 @@ class _Loaded:
                 continue
         else:
             return None
-        most = default_micro_batch(image.shape)
+        most = default_microbatch(image.shape)
         for samples in (most // 8, most):
             seconds = []
             for _ in range(3):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from macer_tf import certificates as certificates_lib
-from macer_tf import evaluation, logs
+from macer_tf import certification_log, evaluation
 from pipeline import command_line, console, orchestrator, sampling
 from pipeline.artifacts import write_bytes, write_text
 from pipeline.command_line import (
@@ -276,7 +276,7 @@ def _write(directory, settings, plan, num_classes, labels, outcome):
     has_labels = (labels >= 0).any()
     evaluated = {}
     for place, (name, certified) in enumerate(kinds.items()):
-        logs.write(directory / certificate_files.file_name(place, name, "tsv"), certified, labels, ids)
+        certification_log.write(directory / certificate_files.file_name(place, name, "tsv"), certified, labels, ids)
         if len(ids):
             # At other radii than the one that is decided, the share certified is not the model's.
             shown = radii(settings) if plan.radius is None else (plan.radius,)

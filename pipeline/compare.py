@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from macer_tf import files, logs
+from macer_tf import certification_log, files
 from pipeline import artifacts, command_line, console
 from pipeline.command_line import Kind, Setting
 from pipeline.errors import InputError, exit_status
@@ -86,7 +86,7 @@ def load(path, name):
     """
     log_path = _find_log(Path(path))
     try:
-        log = logs.read(log_path)
+        log = certification_log.read(log_path)
     except OSError as error:
         raise InputError(f"Cannot read {log_path} ({error.strerror}).") from None
     except ValueError as error:

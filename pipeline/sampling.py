@@ -4,15 +4,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from macer_tf import certificates
+from macer_tf import bounds, certificates
 from macer_tf.budgets import FixedBudget, PrecisionBudget, RadiusBudget
 from macer_tf.votes import MAX_SOFT_SAMPLES, Votes
 from pipeline.command_line import ABOVE_0, INSIDE_0_1, Kind, Setting, choice, whole
 from pipeline.errors import InputError
 
 HARD, ALL = "hard", "all"
-_SOFT = {"soft-hoeffding": "hoeffding", "soft-bernstein": "empirical-bernstein"}
-_CERTIFY = choice(**{name: name for name in (HARD, *_SOFT, ALL)})
+
+
+def _kinds():
+    """Kind of certificate -> its bound, but for the kind "hard", which has the one that its budget allows."""
+    return {bound.kind: bound for bound in bounds.BOUNDS.values() if bound.kind != HARD}
+
+
+_CERTIFY = choice(**{name: name for name in (HARD, *_kinds(), ALL)})
 _BUDGET = choice(fixed="fixed", adaptive="adaptive")
 _BETAS = Kind("numbers above 0 such as 1,16", lambda text: [ABOVE_0.parse(beta) for beta in text.split(",")])
 
@@ -63,12 +69,12 @@ class SamplingPlan:
         Raises:
             InputError: in one line, where they do not go together or could certify nothing.
         """
-        is_soft = settings["certify"] != HARD
+        is_soft = settings["certify"] == ALL or _bound_of(settings["certify"]).is_soft
         if settings["budget"] == "fixed":
             radius = precision = None
-        elif is_soft:
+        elif settings["certify"] != HARD:
             raise InputError(
-                "--budget adaptive is for --certify hard: the soft bounds hold for a number of samples fixed "
+                "--budget adaptive is for --certify hard: the other bounds hold for a number of samples fixed "
                 f"beforehand. Received: --certify {settings['certify']}"
             )
         plan = cls(
@@ -80,11 +86,11 @@ class SamplingPlan:
         )
         if is_soft and max(plan.n, plan.n0) > MAX_SOFT_SAMPLES:
             raise InputError(
-                f"Soft votes hold up to {MAX_SOFT_SAMPLES:,} samples an image. Received: n={plan.n}, n0={plan.n0}"
+                f"Soft votes hold up to {MAX_SOFT_SAMPLES:,} samples per image. Received: n={plan.n}, n0={plan.n0}"
             )
         try:
             for _, bound, _ in plan.kinds:
-                if bound != "anytime":  # what a budget for a radius can reach, `check_sigma` asks it
+                if bounds.get(bound).needs_fixed_n:  # what a budget for a radius can reach, `check_sigma` asks it
                     certificates.check_can_certify(plan.n, plan.alpha, bound)
         except ValueError as error:
             raise InputError(f"--n is too small. {error}") from None
@@ -101,15 +107,14 @@ class SamplingPlan:
     def kinds(self):
         """(name, bound, beta) of every kind of certificate; the first one is the run's own."""
         hard = (HARD, "clopper-pearson" if self.radius is None else "anytime", None)
-        names = _SOFT if self.certify == ALL else [self.certify]
-        # With all their digits, or two betas could have one name.
-        soft = [
-            (f"{name}-{str(float(beta)).removesuffix('.0')}", _SOFT[name], beta)
-            for name in names
-            if name in _SOFT
-            for beta in self.betas
-        ]
-        return [hard, *soft] if self.certify in (HARD, ALL) else soft
+        others = []
+        for bound in _kinds().values():
+            if self.certify not in (bound.kind, ALL):
+                continue
+            # Betas with all their digits, or two could have one name.
+            named = [(f"{bound.kind}-{str(float(beta)).removesuffix('.0')}", bound.name, beta) for beta in self.betas]
+            others += named if bound.is_soft else [(bound.kind, bound.name, None)]
+        return [hard, *others] if self.certify in (HARD, ALL) else others
 
     @property
     def first_look(self):
@@ -185,6 +190,10 @@ class SamplingPlan:
                 f"--n {self.n} is too small for that. "
                 f"{error} Or give {in_words(first)} again, or another --seed, whose votes are drawn anew."
             ) from None
+
+
+def _bound_of(kind):
+    return _kinds().get(kind, bounds.get(bounds.DEFAULT))
 
 
 def in_words(first_look):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from macer_tf.certificates import ABSTAIN
@@ -70,7 +71,7 @@ class Predicted:
     seeds: np.ndarray
 
 
-def check_images(images):
+def check_images(images: ArrayLike) -> np.ndarray:
     """Returns images as they can be sent.
 
     Raises:

@@ -1,11 +1,11 @@
-"""The statistics of `macer_tf.certificates` and `macer_tf.sequential` as TensorFlow graphs, in float64."""
+"""The statistics of `macer_tf.certificates` and `macer_tf.early_exit` as TensorFlow graphs, in float64."""
 
 import math
 
 import tensorflow as tf
 
 from macer_tf.confidence import SAMPLES_OFF
-from macer_tf.sequential import ROUNDING
+from macer_tf.early_exit import ROUNDING
 
 _BISECTIONS = 60
 # Above the error of 60 bisections of float64 `betainc` against SciPy for n up to 1e6: the bound must not overstate. It
@@ -60,7 +60,7 @@ def round_down(radius):
 
 
 def anytime_p_value(counts):
-    """`sequential.anytime_p_values`: votes int64 [..., classes] -> float64 [...]."""
+    """`early_exit.anytime_p_values`: votes int64 [..., classes] -> float64 [...]."""
     top, runner_up = tf.unstack(tf.cast(tf.math.top_k(counts, 2).values, tf.float64), axis=-1)
     whole = (
         tf.math.lgamma(top + 1)

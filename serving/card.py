@@ -100,7 +100,7 @@ SCHEMA = {
     "alpha": _FAILURE_PROBABILITY,
     "max_num_samples": _COUNT,
     "max_batch_size": _COUNT,
-    "micro_batch": _COUNT,
+    "microbatch": _COUNT,
     "image_shape": (f"height, width and channels, {_MAX_VALUES} values at most", _is_image_shape),
     "scaling": _text("how stored pixels become pixels in [0, 1], in words"),
     "normalization": _text("what is done to pixels in [0, 1], in words"),

@@ -11,8 +11,10 @@ import random
 import ssl
 import time
 import urllib.parse
+from typing import NoReturn, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from serving import answers
 from serving.answers import AnswerError, ServingError
@@ -45,7 +47,15 @@ class GrpcClient:
         ValueError: for a time-out, version or label that is none.
     """
 
-    def __init__(self, address, model_name, *, timeout=60.0, version=None, label=None):
+    def __init__(
+        self,
+        address: str,
+        model_name: str,
+        *,
+        timeout: float = 60.0,
+        version: int | None = None,
+        label: str | None = None,
+    ) -> None:
         _check_selection(timeout, version, label)
         # Here, since these import TensorFlow, which the REST client does without.
         import grpc
@@ -71,7 +81,7 @@ class GrpcClient:
         )
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
 
-    def certify(self, images):
+    def certify(self, images: ArrayLike) -> answers.Certified:
         """Images float32 [batch, H, W, C] in [0, 1] -> `Certified`, with the n and alpha of the export.
 
         Raises:
@@ -82,7 +92,9 @@ class GrpcClient:
         images = answers.check_images(images)
         return answers.certified(self._ask(_CERTIFY, images, answers.CERTIFY_OUTPUTS), len(images))
 
-    def certify_custom(self, images, num_samples=None, alpha=None):
+    def certify_custom(
+        self, images: ArrayLike, num_samples: int | None = None, alpha: float | None = None
+    ) -> answers.Certified:
         """As `certify`, with another number of estimation samples or another failure probability.
 
         Choose both before you look at an answer: asking again with more samples until it certifies voids alpha.
@@ -109,7 +121,7 @@ class GrpcClient:
         outputs = self._ask(_CERTIFY_CUSTOM, images, answers.CERTIFY_OUTPUTS, scalars)
         return answers.certified(outputs, len(images), num_samples, alpha)
 
-    def predict(self, images):
+    def predict(self, images: ArrayLike) -> answers.Predicted:
         """Images float32 [batch, H, W, C] in [0, 1] -> `Predicted`: the class without a radius, from fewer samples.
 
         Raises:
@@ -118,14 +130,14 @@ class GrpcClient:
         images = answers.check_images(images)
         return answers.predicted(self._ask(_PREDICT, images, answers.PREDICT_OUTPUTS), len(images))
 
-    def close(self):
+    def close(self) -> None:
         """Closes the connection."""
         self._channel.close()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _ask(self, signature, images, expected, scalars=None):
@@ -169,7 +181,15 @@ class RestClient:
         ValueError: also for a URL that is none.
     """
 
-    def __init__(self, url, model_name, *, timeout=60.0, version=None, label=None):
+    def __init__(
+        self,
+        url: str,
+        model_name: str,
+        *,
+        timeout: float = 60.0,
+        version: int | None = None,
+        label: str | None = None,
+    ) -> None:
         _check_selection(timeout, version, label)
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
@@ -181,12 +201,12 @@ class RestClient:
         selected += "" if label is None else f"/labels/{urllib.parse.quote(label, safe='')}"
         self._path = f"{parts.path.rstrip('/')}/v1/models/{model}{selected}:predict"
 
-    def certify(self, images):
+    def certify(self, images: ArrayLike) -> answers.Certified:
         """See `GrpcClient.certify`."""
         images = answers.check_images(images)
         return answers.certified(self._ask(_CERTIFY, images, answers.CERTIFY_OUTPUTS), len(images))
 
-    def certify_custom(self, images, num_samples=None, alpha=None):
+    def certify_custom(self, images: ArrayLike, num_samples: int | None = None, alpha: float | None = None) -> NoReturn:
         """Refuses.
 
         Raises:
@@ -196,7 +216,7 @@ class RestClient:
             "certify_custom has optional scalar inputs, which TensorFlow Serving's REST cannot take; use GrpcClient."
         )
 
-    def predict(self, images):
+    def predict(self, images: ArrayLike) -> answers.Predicted:
         """See `GrpcClient.predict`."""
         images = answers.check_images(images)
         return answers.predicted(self._ask(_PREDICT, images, answers.PREDICT_OUTPUTS), len(images))

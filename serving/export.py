@@ -1,5 +1,6 @@
 """A trained classifier -> a SavedModel that returns the smoothed prediction with its certified radius."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 import macer_tf
 from macer_tf import base_classifier
 from macer_tf.checks import levels_of
-from macer_tf.smoothing import default_micro_batch
+from macer_tf.noisy_training import NoisyTrainingModel
+from macer_tf.smoothing import default_microbatch
 from serving import card, manifest
 from serving.files import EXTRA
 from serving.signatures import SmoothedSignatures
@@ -18,18 +20,18 @@ WARMUP = Path(EXTRA) / "tf_serving_warmup_requests"
 
 
 def export(
-    model,
-    directory,
+    model: NoisyTrainingModel,
+    directory: str | Path,
     *,
-    n0,
-    n,
-    alpha,
-    class_names=None,
-    pixel_max=255,
-    max_num_samples=None,
-    max_batch_size=128,
-    model_fingerprint=None,
-):
+    n0: int,
+    n: int,
+    alpha: float,
+    class_names: Sequence[str] | None = None,
+    pixel_max: int = 255,
+    max_num_samples: int | None = None,
+    max_batch_size: int = 128,
+    model_fingerprint: str | None = None,
+) -> None:
     """Writes a SavedModel that a model server can load: no Python, no Keras, only plain variables.
 
     Its signatures are those of `SmoothedSignatures`: `serving_default` certifies, `certify_custom` does so with the
@@ -42,7 +44,7 @@ def export(
         model: a `MACERModel` or another `NoisyTrainingModel`.
         directory: where to write; made if it is not there.
         n0, n, alpha: see `SmoothedClassifier.certify`.
-        class_names: one a class; by default their numbers.
+        class_names: one per class; by default their numbers.
         pixel_max: what a stored pixel is divided by, to lie in [0, 1]. Images are served on the grid of
             `grid_noise.levels_of(pixel_max)`.
         max_num_samples: largest n that `certify_custom` takes; by default 100,000, or n if that is more.
@@ -58,7 +60,7 @@ def export(
     num_classes = classifier.output_shape[-1]
     names = [str(number) for number in range(num_classes)] if class_names is None else list(class_names)
     if len(names) != num_classes:
-        raise ValueError(f"class_names must be one a class. Received: {len(names)} for {num_classes} classes")
+        raise ValueError(f"class_names must be one per class. Received: {len(names)} for {num_classes} classes")
     image_shape = classifier.input_shape[1:]
     about = {
         "format": card.FORMAT,
@@ -69,7 +71,7 @@ def export(
         "alpha": alpha,
         "max_num_samples": max(n, 100_000) if max_num_samples is None else max_num_samples,
         "max_batch_size": max_batch_size,
-        "micro_batch": default_micro_batch(image_shape),
+        "microbatch": default_microbatch(image_shape),
         "image_shape": list(image_shape),
         "scaling": f"divide by {pixel_max}",
         "normalization": "none before the model, which adds its noise to pixels in [0, 1]",

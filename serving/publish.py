@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -47,7 +48,7 @@ class Publication:
     blessing: dict | None = None
 
 
-def load_test(saved_model, trust=False):
+def load_test(saved_model: str | Path, trust: bool = False) -> None:
     """Loads a SavedModel in a fresh process, as the InfraValidator does, and runs it on a grey image.
 
     Args:
@@ -70,7 +71,14 @@ def load_test(saved_model, trust=False):
         raise RuntimeError(f"Not published, since it failed in a fresh process: {problem}")
 
 
-def publish(saved_model, base, *, blessing=None, force=False, check=load_test):
+def publish(
+    saved_model: str | Path,
+    base: str | Path,
+    *,
+    blessing: str | Path | None = None,
+    force: bool = False,
+    check: Callable[[Path], None] | None = load_test,
+) -> Path:
     """Copies a SavedModel to `<base>/<next version number>`; see `serving.versions.add`.
 
     Args:
@@ -104,7 +112,7 @@ def publish(saved_model, base, *, blessing=None, force=False, check=load_test):
     return add(saved_model, base, finish)
 
 
-def rollback(base, to=None, *, check=load_test):
+def rollback(base: str | Path, to: int | None = None, *, check: Callable[[Path], None] | None = load_test) -> Path:
     """Publishes an older version again, under a new number.
 
     A model server that serves the latest version serves the highest number. Moving the bad version aside would work
@@ -172,7 +180,7 @@ class Listed:
     rolled_back_to: int | None
 
 
-def listing(base):
+def listing(base: str | Path) -> list[Listed]:
     """All versions in a base directory as `Listed`, by rising number.
 
     Raises:
@@ -211,12 +219,12 @@ def _standing(version, publication, card):
     return "forced" if publication.forced else "unblessed"
 
 
-def content_fingerprint(directory):
+def content_fingerprint(directory: str | Path) -> str:
     """Hexadecimal SHA-256 of the names and contents of a SavedModel's files, publication.json excepted."""
     return directory_fingerprint(directory, without=(f"{EXTRA}/{PUBLICATION}",))
 
 
-def read_publication(version):
+def read_publication(version: str | Path) -> Publication | None:
     """The `Publication` of a version's directory; None where there is none that can be read or that is whole."""
     try:
         publication = Publication(**unsealed(read_extra(version, PUBLICATION)))
@@ -379,7 +387,7 @@ def _print_listing(base):
         print(f"{line.version:>7}  {line.published:25}  {served:6}  {line.blessing:9}  {line.fingerprint[:12]}{note}")
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 if it failed, 2 for bad input, 130 for Ctrl-C."""
     try:
         options = _parse(arguments)
@@ -387,12 +395,15 @@ def main(arguments=None):
             check = partial(load_test, trust=options.trust_model)
             given = {"blessing": options.blessing, "force": options.force}
             version = publish(options.saved_model, options.base, **given, check=check)
-            forced = ", forced: it is not blessed" if read_publication(version).forced else ""
+            publication = read_publication(version)
+            forced = ", forced: it is not blessed" if publication and publication.forced else ""
             print(f"Published {version}{forced}.")
         elif options.verb == "rollback":
             check = partial(load_test, trust=options.trust_model)
             version = rollback(options.base, options.to, check=check)
-            print(f"Published {version}, which is version {read_publication(version).rolled_back_to} again.")
+            publication = read_publication(version)
+            again = f", which is version {publication.rolled_back_to} again" if publication else ""
+            print(f"Published {version}{again}.")
         else:
             _print_listing(options.base)
     except ValueError as error:

@@ -3,12 +3,12 @@
 import numpy as np
 import tensorflow as tf
 
-from macer_tf import noise, sequential
+from macer_tf import early_exit, noise
 from macer_tf.certificates import ABSTAIN, check_can_certify
 from macer_tf.grid_noise import GridNoise, rounding_of
 from macer_tf.inference import InferenceGraph
 from macer_tf.probing import probe
-from macer_tf.smoothing import count_block, default_micro_batch
+from macer_tf.smoothing import count_block, default_microbatch
 from serving.bounds import anytime_p_value, certified_radius, clopper_pearson_lower
 
 # `predict` gives up after so many times n: then it decides as narrow a margin as the binomial test of n samples.
@@ -47,12 +47,12 @@ class SmoothedSignatures(tf.Module):
         if self._num_classes < 2:
             # The largest of a single output is always class 0: everything would be certified.
             raise ValueError(f"The classifier must have two classes or more. Received: {self._num_classes}")
-        sequential.check_can_decide(_PREDICT_LIMIT * n, self._num_classes, alpha)
+        early_exit.check_can_decide(_PREDICT_LIMIT * n, self._num_classes, alpha)
         self._noise = GridNoise(float(sigma), levels)
         self._n0, self._n, self._alpha = n0, n, float(alpha)
         self._max_num_samples, self._max_batch_size = max_num_samples, max_batch_size
         self._model_card = model_card
-        self._micro_batch = default_micro_batch(self._image_shape)
+        self._microbatch = default_microbatch(self._image_shape)
         # A Keras model that is tracked here loads in Python and fails in C++; its plain variables do not.
         self._classifier = InferenceGraph(classifier)
         probe(self._classifier, self._image_shape, self._classifier.precision)
@@ -136,7 +136,7 @@ class SmoothedSignatures(tf.Module):
             return self._certify(tf.identity(images), n, alpha)
 
     def predict(self, images):
-        """PREDICT with early exit (`macer_tf.sequential`): the class without a radius, mostly after few samples.
+        """PREDICT with early exit (`macer_tf.early_exit`): the class without a radius, mostly after few samples.
 
         Args:
             images: see `certify`.
@@ -204,10 +204,10 @@ class SmoothedSignatures(tf.Module):
         return tf.argmax(self._count(image, seed, noise.SELECTION, n0)), self._count(image, seed, noise.ESTIMATION, n)
 
     def _count(self, image, seed, stream, samples):
-        """int64 [classes], adding up to `samples`. One micro-batch at a time, so memory does not grow with it."""
+        """int64 [classes], adding up to `samples`. One microbatch at a time, so memory does not grow with it."""
 
         def add_block(start, counts):
-            size = tf.minimum(samples - start, self._micro_batch)
+            size = tf.minimum(samples - start, self._microbatch)
             return start + size, counts + self._count_block(image, seed, stream, start, size)
 
         _, counts = tf.while_loop(
@@ -220,7 +220,7 @@ class SmoothedSignatures(tf.Module):
 
     def _predict_image(self, image, seed):
         """predicted_class, p_value and the samples drawn, scalars."""
-        ends = tf.constant([0, *sequential.looks(_PREDICT_LIMIT * self._n, self._micro_batch)], tf.int64)
+        ends = tf.constant([0, *early_exit.looks(_PREDICT_LIMIT * self._n, self._microbatch)], tf.int64)
         last = ends.shape[0] - 1
 
         def draw_and_look(look, counts, _):

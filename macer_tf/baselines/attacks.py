@@ -5,6 +5,7 @@ for all steps, and stay within an l2 ball and within [0, 1].
 """
 
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -17,7 +18,14 @@ _DDN_FIRST_NORM = 1.0
 _DDN_LAST_STEP_SIZE = 0.01
 
 
-def pgd(classifier, images, labels, noise, epsilon, num_steps):
+def pgd(
+    classifier: Callable[[tf.Tensor], tf.Tensor],
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    noise: tf.Tensor,
+    epsilon: float | tf.Tensor,
+    num_steps: int,
+) -> tf.Tensor:
     """Projected gradient ascent on the smoothed classifier's cross-entropy.
 
     Each of `num_steps` steps goes `2 * epsilon / num_steps` along the normalised gradient; then the image is clipped to
@@ -46,7 +54,14 @@ def pgd(classifier, images, labels, noise, epsilon, num_steps):
     return tf.stop_gradient(images + delta)
 
 
-def ddn(classifier, images, labels, noise, epsilon, num_steps):
+def ddn(
+    classifier: Callable[[tf.Tensor], tf.Tensor],
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    noise: tf.Tensor,
+    epsilon: float | tf.Tensor,
+    num_steps: int,
+) -> tf.Tensor:
     """Decoupled direction and norm (Rony et al. 2019): a small perturbation that changes the smoothed prediction.
 
     The norm shrinks by 5 % where the last perturbation was adversarial and grows by 5 % where it was not. Arguments and

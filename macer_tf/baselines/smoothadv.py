@@ -4,6 +4,8 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 # isort: split
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -20,11 +22,21 @@ class SmoothAdvModel(NoisyTrainingModel):
 
     For each image, `num_samples` noise samples are drawn; the attack moves the image to raise the smoothed classifier's
     cross-entropy on them, with the classifier in inference mode; the loss is the cross-entropy of the attacked image's
-    copies, averaged over the same noise samples. `fit` reports `loss`, `smoothed_accuracy` (on the attacked images) and
-    `perturbation`, the mean l2 norm of what the attack added. `evaluate` attacks as well. With epsilon=0 this is
-    Gaussian training on `num_samples` copies.
+    copies, averaged over the same noise samples. `fit` reports `loss`, `classification_loss`, `smoothed_accuracy` (on
+    the attacked images) and `perturbation`, the mean l2 norm of what the attack added. `evaluate` attacks as well. With
+    epsilon=0 this is Gaussian training on `num_samples` copies.
 
     Images, labels, noise and metrics as in `MACERModel`.
+
+    Example:
+        >>> import numpy as np
+        >>> from macer_tf import SGD, SmoothAdvModel, networks
+        >>> images, labels = np.random.default_rng(0).random((8, 8, 8, 1)), np.arange(8)
+        >>> model = SmoothAdvModel(networks.small_cnn(), sigma=0.25, epsilon=0.5, attack_steps=2, num_samples=2, seed=0)
+        >>> model.compile(SGD(0.01))
+        >>> history = model.fit(images, labels, verbose=0)
+        >>> sorted(history.history)
+        ['classification_loss', 'loss', 'perturbation', 'smoothed_accuracy']
 
     Args:
         classifier: a Keras model, float images -> logits [batch, classes], without a softmax.
@@ -48,16 +60,16 @@ class SmoothAdvModel(NoisyTrainingModel):
 
     def __init__(
         self,
-        classifier,
-        sigma,
-        epsilon,
-        attack="pgd",
-        attack_steps=10,
-        num_samples=8,
-        seed=None,
-        microbatch=None,
-        **kwargs,
-    ):
+        classifier: keras.Model,
+        sigma: float,
+        epsilon: float,
+        attack: str = "pgd",
+        attack_steps: int = 10,
+        num_samples: int = 8,
+        seed: int | None = None,
+        microbatch: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         checks.check(epsilon=epsilon, attack=attack, attack_steps=attack_steps)
         super().__init__(classifier, sigma, num_samples, microbatch=microbatch, seed=seed, **kwargs)
         self._attack = attack
@@ -66,16 +78,16 @@ class SmoothAdvModel(NoisyTrainingModel):
         self._epsilon = tf.Variable(float(epsilon), trainable=False, dtype=tf.float32, name="epsilon")
 
     @property
-    def epsilon(self):
+    def epsilon(self) -> float:
         """l2 radius of the attack, in [0, 1] pixel units."""
         return float(self._epsilon.numpy())
 
     @epsilon.setter
-    def epsilon(self, value):
+    def epsilon(self, value: float) -> None:
         checks.check(epsilon=value)
         self._epsilon.assign(value)
 
-    def loss_terms(self, images, labels, noise, training):
+    def loss_terms(self, images: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor, training: bool) -> LossTerms:
         def inference(noisy):
             return self.classifier(noisy, training=False)
 
@@ -92,7 +104,7 @@ class SmoothAdvModel(NoisyTrainingModel):
             probabilities=tf.reduce_mean(tf.nn.softmax(logits), axis=1),
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(), "epsilon": self.epsilon, "attack": self.attack, "attack_steps": self.attack_steps
         }  # fmt: skip

@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 
-from macer_tf import certificates as certificates_lib
-from macer_tf import evaluation, logs, noise
+from macer_tf import certification_log, evaluation, noise
 from macer_tf.grid_noise import GridNoise
 from pipeline import certificate_files, models
 from pipeline import examples as examples_lib
@@ -27,7 +26,7 @@ def evaluate(execution):
     _, ids, votes, kinds = certificate_files.read(execution.inputs["certificates"].path)
     certified = next(iter(kinds.values()))
     labels = examples.labels["test"][ids]
-    logs.write(output / "certificates.tsv", certified, labels, ids)
+    certification_log.write(output / "certificates.tsv", certified, labels, ids)
 
     paper = settings["paper"]
     results = {
@@ -119,9 +118,8 @@ def latest_blessed(artifacts, settings, root):
 
 
 def radii(settings):
-    """Multiples of 0.25 up to the largest radius that n samples can certify, at most ten."""
-    largest = certificates_lib.max_radius(settings["sigma"], settings["n"], settings["alpha"])
-    return tuple(step / 4 for step in range(min(10, int(4 * largest) + 1)))
+    """Radii at which the certified accuracy of a run with these settings is reported; see `default_radii`."""
+    return evaluation.default_radii(settings["sigma"], settings["n"], settings["alpha"])
 
 
 def image_set(examples, ids):
@@ -137,7 +135,7 @@ def _paired_difference(baseline, certified, labels):
     """Mean difference of the certified radii to the baseline's on the same images, its standard error; or None."""
     if baseline.path is None:
         return None
-    before = logs.read(baseline.path / "certificates.tsv")
+    before = certification_log.read(baseline.path / "certificates.tsv")
     now, then = (np.maximum(evaluation.correct_radii(source, labels), 0) for source in (certified, before))
     mean, standard_error = evaluation.mean_and_standard_error(now - then)
     return {"mean": mean, "standard_error": standard_error, "baseline": str(baseline.path)}

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from macer_tf import evaluation, logs
+from macer_tf import certification_log, evaluation
 from pipeline import certificate_files
 from pipeline import examples as examples_lib
 from pipeline.artifacts import write_text
@@ -41,7 +41,7 @@ def evaluate(execution):
         certified = next(iter(kinds.values()))
         labels = examples.labels["test"][ids]
         value = re.sub(r"[^\w.+-]", "_", entry["value"])
-        logs.write(output / f"{place + 1}-{sweep['name']}-{value}.tsv", certified, labels, ids)
+        certification_log.write(output / f"{place + 1}-{sweep['name']}-{value}.tsv", certified, labels, ids)
         result = evaluation.evaluate(certified, labels, radii)
         credited = np.maximum(evaluation.correct_radii(certified, labels), 0)
         images = (*(file_digest(examples_path / f"test_{what}.npy") for what in ("images", "labels")), ids.tolist())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from macer_tf import evaluation
-from macer_tf.logs import Log
+from macer_tf.certification_log import CertificationLog
 from pipeline.report import figures, page
 
 _MAX_RADII = 10
@@ -37,7 +37,7 @@ class Entry:
     """
 
     name: str
-    log: Log
+    log: CertificationLog
     sigma: float | None = None
     n: int | None = None
     alpha: float | None = None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import beam, budgets, budgets_mnist, certify, interleaved, serving, table3, train_step
-from macer_tf import logs
+from macer_tf import certification_log
 from macer_tf.certificates import Certificates
 
 WITHOUT_AUTHORS = "LEFT OUT: the authors' code, and with it every comparison to it (no --reference was given).\n"
@@ -116,7 +116,7 @@ def test_an_epoch_of_each_method_beside_the_papers_table_3(times, capsys):
 
 
 def test_a_sample_when_certifying(cores_are_free, capsys):
-    certify.main(["--samples", "16", "--micro_batch", "16", "--rounds", "1", "--threads", "1"])
+    certify.main(["--samples", "16", "--microbatch", "16", "--rounds", "1", "--threads", "1"])
     first, second, *rows = capsys.readouterr().out.splitlines()
     assert first + "\n" == WITHOUT_AUTHORS
     peak = re.fullmatch(
@@ -147,7 +147,7 @@ def test_what_beam_adds(times, capsys):
 def test_the_served_model(cores_are_free, tmp_path, monkeypatch, capsys):
     model = model_of((4, 4, 1), tmp_path)
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (4, 4, 4, 1), np.uint8))
-    monkeypatch.setattr(serving, "MICRO_BATCHES", (64,))
+    monkeypatch.setattr(serving, "MICROBATCHES", (64,))
     flags = ("--threads", "1", "--rounds", "1", "--requests", "2", "--num_examples", "4")
     serving.main(["--model", str(model), "--images", str(tmp_path / "images.npy"), *flags])
     out = capsys.readouterr().out
@@ -163,7 +163,7 @@ def test_the_served_model(cores_are_free, tmp_path, monkeypatch, capsys):
 def test_what_budgets_save_on_published_logs(tmp_path, capsys):
     radii = np.array([0.6, 0.6, 0.005, 0.0])
     log = Certificates(np.array([1, 2, 3, -1]), radii, radii, np.arange(4), 0.25, 0.001, 100, 100_000)
-    logs.write(tmp_path / "tiny-sigma0.25.tsv", log, np.array([1, 2, 0, 4]), np.arange(4))
+    certification_log.write(tmp_path / "tiny-sigma0.25.tsv", log, np.array([1, 2, 0, 4]), np.arange(4))
     (tmp_path / "nameless.tsv").write_text("")
     budgets.main(["--logs", str(tmp_path)])
     left_out, title, *rows = capsys.readouterr().out.splitlines()

@@ -22,6 +22,7 @@ def test_the_readmes_keras_script_trains_saves_loads_and_certifies_mnist(shared_
     )
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "mnist.keras").is_file()
-    (acr,) = re.findall(r"Evaluation\(num_images=20, acr=([\d.]+)", process.stdout)
+    (acr,) = re.findall(r"20 images: ACR ([\d.]+) ± ", process.stdout)
+    assert re.search(r"^l2 radius +0\.00 +0\.25 +0\.50$", process.stdout, re.MULTILINE)
     # The most that n=1,000 can certify is 0.6157 an image; an untrained network gets 0 for nine images of ten.
     assert 0.3 < float(acr) < 0.616

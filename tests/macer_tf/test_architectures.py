@@ -283,8 +283,8 @@ class AlwaysTraining(keras.Model):
     ("layer", "reason"),
     [
         (BN(), "depends on the rest of its batch"),
-        (layers.Dropout(0.2), "something else for the same images each time"),
-        (layers.GaussianNoise(0.1), "something else for the same images each time"),
+        (layers.Dropout(0.2), "different outputs for the same images"),
+        (layers.GaussianNoise(0.1), "different outputs for the same images"),
     ],
 )
 def test_a_layer_in_training_mode_is_refused(layer, reason):

@@ -285,7 +285,7 @@ def test_a_radius_out_of_reach_is_refused_before_any_sampling():
 
 def test_bad_input():
     for n in (0, -5, 1.5):
-        with pytest.raises(ValueError, match="n, the most samples an image gets, must be a whole number from 1"):
+        with pytest.raises(ValueError, match="n, the most samples per image, must be a whole number from 1"):
             FixedBudget(n)
     for radius in (-0.1, np.nan, np.inf):
         with pytest.raises(ValueError, match="radius must be finite, from 0"):
@@ -299,8 +299,8 @@ def test_bad_input():
     for ask in (budget.more, budget.certify):
         with pytest.raises(ValueError, match=r"alpha.* Received: alpha=1"):
             ask(votes, SIGMA, 1)
-    with pytest.raises(ValueError, match=r"One label an image is needed. Received: \(2,\) for \(1,\)"):
+    with pytest.raises(ValueError, match=r"Expected one label per image. Received: \(2,\) for \(1,\)"):
         budget.more(votes, SIGMA, ALPHA, labels=[0, 1])
     for bad in (two_classes(0, 0, 0, 0), two_classes(9, 10, 1001, 1001)):
-        with pytest.raises(ValueError, match="needs selection votes, and up to n=1000 estimation votes"):
+        with pytest.raises(ValueError, match="needs selection votes and at most n=1000 estimation votes"):
             budget.more(bad, SIGMA, ALPHA)

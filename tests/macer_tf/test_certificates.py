@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from macer_tf import certificates
+from macer_tf import bounds, certificates
 from macer_tf.certificates import ABSTAIN
 from macer_tf.confidence import anytime_lower
 from macer_tf.votes import UNITS, SoftMoments, Votes
@@ -38,10 +38,10 @@ def test_the_class_comes_from_selection_and_its_bound_from_estimation_alone():
 
 
 def test_it_abstains_up_to_one_half_and_what_rounding_may_add(monkeypatch):
-    bounds = np.array([np.nextafter(0.5, 0), 0.5 + 1e-13, 0.5 + 1.01e-13])
-    monkeypatch.setattr(certificates, "check_can_certify", lambda *arguments: None)
-    monkeypatch.setattr(certificates, "clopper_pearson_lower", lambda successes, n, alpha: bounds)
-    result = certificates.certify(votes([[0, 1]] * 3, [[5, 5]] * 3), sigma=1.0, alpha=0.05)
+    values = np.array([np.nextafter(0.5, 0), 0.5 + 1e-13, 0.5 + 1.01e-13])
+    given = bounds.Bound("given", lambda successes, n, alpha: values, needs_fixed_n=False)
+    monkeypatch.setitem(bounds.BOUNDS, "given", given)
+    result = certificates.certify(votes([[0, 1]] * 3, [[5, 5]] * 3), sigma=1.0, alpha=0.05, bound="given")
     assert result.predictions.tolist() == [ABSTAIN, ABSTAIN, 1]
     assert (result.radii[:2] == 0).all()
     assert result.radii[2] > 0
@@ -266,3 +266,44 @@ def test_a_certificate_without_selection_by_hand():
     assert result.p_lower[0] == pytest.approx(lower, rel=1e-12)
     assert result.radii[0] == pytest.approx(0.5 * stats.norm.ppf(lower), rel=1e-12)
     assert (result.n0, result.n) == (0, 100)
+
+
+def several():
+    counts = [[1000, 0], [900, 100], [500, 500]]
+    return certificates.certify(votes([[10, 0]] * 3, counts), sigma=0.25, alpha=0.001)
+
+
+def test_certificates_are_shown_in_one_line():
+    assert repr(several()) == "Certificates(3 images, sigma=0.25, n=1,000, alpha=0.001: 66.7 % certified)"
+    different = certificates.certify(votes([[10, 0]] * 2, [[100, 0], [9000, 0]]), 0.5, 0.01, "anytime")
+    assert repr(different) == (
+        "Certificates(2 images, sigma=0.5, n=100 to 9,000, alpha=0.01, bound=anytime: 100.0 % certified)"
+    )
+    assert repr(several()[:0]) == "Certificates(0 images, sigma=0.25, n=1,000, alpha=0.001)"
+
+
+@pytest.mark.parametrize(
+    ("images", "places"),
+    [(1, [1]), (-1, [2]), (slice(0, 2), [0, 1]), ([2, 0], [2, 0]), (np.array([True, False, True]), [0, 2])],
+)
+def test_an_index_gives_the_certificates_of_those_images(images, places):
+    whole = certificates.certify(votes([[10, 0]] * 3, [[100, 0], [90, 10], [3, 9]]), 0.5, 0.01, "anytime")
+    some = whole[images]
+    assert len(some) == len(places)
+    for name in ("predictions", "radii", "p_lower", "selected", "n"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(whole, name)[places])
+    assert (some.sigma, some.alpha, some.n0, some.bound) == (0.5, 0.01, 10, "anytime")
+
+
+def test_an_index_beyond_the_images_is_an_error():
+    with pytest.raises(IndexError):
+        several()[3]
+
+
+def test_a_frame_has_one_row_per_image():
+    frame = several().to_frame()
+    assert frame.columns.tolist() == ["prediction", "radius", "p_lower", "selected", "n"]
+    assert frame.prediction.tolist() == [0, 0, ABSTAIN]
+    np.testing.assert_array_equal(frame.radius, several().radii)
+    assert frame.n.tolist() == [1000] * 3
+    assert frame.index.name == "image"

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from macer_tf.certificates import ABSTAIN, Certificates
-from macer_tf.evaluation import correct_radii, evaluate, mean_and_standard_error
+from macer_tf import certification_log
+from macer_tf.certificates import ABSTAIN, Certificates, max_radius
+from macer_tf.evaluation import correct_radii, default_radii, evaluate, mean_and_standard_error
 
 
 def certified(predictions, radii):
@@ -49,7 +50,7 @@ def test_a_single_image_has_no_standard_error():
 
 
 def test_a_label_for_each_image():
-    with pytest.raises(ValueError, match=r"One label an image is needed. Received: \(3,\) for \(2,\)"):
+    with pytest.raises(ValueError, match=r"Expected one label per image. Received: \(3,\) for \(2,\)"):
         evaluate(certified([0, 1], [0.1, 0.1]), [0, 1, 2], (0,))
 
 
@@ -61,3 +62,55 @@ def test_images_without_samples_are_told_from_those_that_abstained():
     result = evaluate(certificates, [1, 1, 0], (0,))
     assert (result.abstained, result.unestimated) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
     assert evaluate(certified([1], [0.5]), [1], (0,)).unestimated == 0
+
+
+@pytest.mark.parametrize("bound", ["clopper-pearson", "anytime", "hoeffding"])
+def test_default_radii_are_multiples_of_a_quarter_that_n_samples_can_certify(bound):
+    for sigma, n in ((0.25, 100_000), (0.5, 1000), (0.12, 50)):
+        radii = default_radii(sigma, n, 0.001, bound)
+        assert radii == tuple(0.25 * step for step in range(len(radii)))
+        assert radii[-1] <= max_radius(sigma, n, 0.001, bound) < radii[-1] + 0.25
+    # 3.81 at sigma = 1; ten columns are as many as a table has.
+    assert default_radii(1.0, 100_000, 0.001)[-1] == 2.25
+
+
+def test_radii_are_those_of_the_certificates_own_bound_unless_they_are_given():
+    # Unanimous at n = 1,000 and sigma = 1: 2.46 by Clopper-Pearson, 1.56 by Hoeffding.
+    one = {
+        "predictions": np.array([0]),
+        "radii": np.array([0.5]),
+        "p_lower": np.array([0.9]),
+        "selected": np.array([0]),
+    }
+    settings = {"sigma": 1.0, "alpha": 0.001, "n0": 100, "n": np.array([1000])}
+    assert evaluate(Certificates(**one, **settings), [0]).radii[-1] == 2.25
+    assert evaluate(Certificates(**one, **settings, bound="hoeffding", beta=16.0), [0]).radii[-1] == 1.5
+
+
+def test_a_log_does_not_say_what_it_is_for_so_its_radii_are_asked_for(tmp_path):
+    certification_log.write(tmp_path / "log.tsv", certified([1], [0.5]), [1], [0])
+    log = certification_log.read(tmp_path / "log.tsv")
+    assert evaluate(log, log.labels, (0.5,)).certified_accuracy == (1.0,)
+    with pytest.raises(ValueError, match="radii are needed: a CertificationLog does not say"):
+        evaluate(log, log.labels)
+
+
+def test_an_evaluation_is_printed_as_one_table():
+    result = evaluate(certified([3, ABSTAIN], [0.5, 0.0]), [3, 1], (0, 0.25, 0.75))
+    assert str(result).splitlines() == [
+        "2 images: ACR 0.250 ± 0.250, 50.0 % abstained",
+        "l2 radius            0.00   0.25   0.75",
+        "certified accuracy  0.500  0.500  0.000",
+    ]
+    assert str(evaluate(certified([3], [0.5]), [3], (0,))).startswith("1 images: ACR 0.500, 0.0 % abstained")
+
+
+def test_it_plots_certified_accuracy_over_radii():
+    result = evaluate(certified([3, ABSTAIN], [0.5, 0.0]), [3, 1], (0, 0.25, 0.75))
+    axes = result.plot(label="one")
+    assert result.plot(axes) is axes
+    first, second = axes.get_lines()
+    assert first.get_xdata().tolist() == [0, 0.25, 0.75]
+    assert first.get_ydata().tolist() == [0.5, 0.5, 0]
+    assert (first.get_label(), second.get_label()) == ("one", "ACR 0.250")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("l2 radius", "certified accuracy")

@@ -31,7 +31,7 @@ W = RNG.random(16).astype(np.float32)
 
 # Use -> why a MACERModel refuses what plain Keras does, as its one line says it; no other use may differ.
 DIFFERENCES = {
-    "compile: a loss": "MACERModel brings its own loss; leave loss out",
+    "compile: a loss": "MACERModel has its own loss; do not pass one",
     "fit: pixels in 0..255": r"pixels must lie in \[0, 1\]; scale the images first",
     "fit: bytes": r"Images must be floats in \[0, 1\]; divide bytes by 255",
     "train_on_batch: pixels in 0..255": r"pixels must lie in \[0, 1\]; scale the images first",
@@ -40,7 +40,7 @@ DIFFERENCES = {
     "fit: smoothed labels": "rows of one-hot labels must hold one 1",
     "classifier: a softmax": r"must return logits, but its last layer \(head\) applies softmax",
     "classifier: bytes as its input": "The classifier's input is uint8",
-    "classifier: two inputs": "The classifier must take images alone. Received: 2 inputs",
+    "classifier: two inputs": "The classifier must take images as its only input. Received: 2 inputs",
     "classifier: outputs by name": "The classifier must return one tensor",
     "jit_compile after gamma above 14": "jit_compile=True needs gamma <= 14",
 }  # fmt: skip

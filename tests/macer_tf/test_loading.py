@@ -49,7 +49,7 @@ def test_another_backend_of_keras_is_told_in_one_line(module, backend):
     assert process.returncode == 1
     assert process.stderr.splitlines()[-1] == (
         "ImportError: macer_tf needs Keras' TensorFlow backend: set the environment variable KERAS_BACKEND=tensorflow, "
-        f"or leave it out, before Keras is imported. Received: {backend}"
+        f"or unset it, before Keras is imported. Received: {backend}"
     )
 
 

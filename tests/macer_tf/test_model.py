@@ -519,7 +519,9 @@ class TestKeras:
     def test_what_a_traced_step_has_read_cannot_be_set_later(self, name, value):
         model = macer()
         before = getattr(model, name)
-        with pytest.raises(AttributeError, match=f"^{name} is fixed when the MACERModel is made;.* {name}={value}$"):
+        with pytest.raises(
+            AttributeError, match=f"^{name} cannot change once the MACERModel is made;.* {name}={value}$"
+        ):
             setattr(model, name, value)
         assert getattr(model, name) == before
 
@@ -816,7 +818,9 @@ class TestBadInput:
     def test_a_classifier_that_cuts_pixels_off_to_whole_numbers(self, nested):
         inputs = keras.Input(SHAPE, dtype="uint8")
         classifier = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(layers.Rescaling(1 / 255)(inputs))))
-        with pytest.raises(ValueError, match=r"input is uint8, which cuts pixels.*; make its input float") as caught:
+        with pytest.raises(
+            ValueError, match=r"input is uint8, which truncates pixels.*; make its input float"
+        ) as caught:
             MACERModel(nested([classifier]), 0.25)
         assert "\n" not in str(caught.value)
         # Scaled to 0..255 first, it may: that is what its rounding is made for.
@@ -851,7 +855,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"loss": "sparse_categorical_crossentropy"}, "MACERModel brings its own loss; leave loss out"),
+            ({"loss": "sparse_categorical_crossentropy"}, "MACERModel has its own loss; do not pass one"),
             ({"jit_compile": True}, "jit_compile=True needs gamma <= 14.*Received: gamma=15"),
         ],
     )

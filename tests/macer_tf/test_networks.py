@@ -120,3 +120,22 @@ def test_bad_input(name, shape, message):
     with pytest.raises(ValueError, match=message) as caught:
         networks.build(name, shape, 10)
     assert "\n" not in str(caught.value)
+
+
+def test_another_network_is_one_decorated_function(monkeypatch):
+    monkeypatch.setattr(networks, "BUILDERS", dict(networks.BUILDERS))
+
+    @networks.register("mlp<width>x<depth>")
+    def mlp(width, depth, input_shape, num_classes):
+        hidden = [keras.layers.Dense(width, activation="relu") for _ in range(depth)]
+        return keras.Sequential(
+            [keras.Input(input_shape), keras.layers.Flatten(), *hidden, keras.layers.Dense(num_classes)]
+        )
+
+    # 4 * 5 + 5, 5 * 5 + 5 and 5 * 3 + 3.
+    assert networks.build("mlp5x2", (2, 2, 1), 3).count_params() == 25 + 30 + 18
+    for name in ("mlp5", "mlp5x", "mlp5x2x", "amlp5x2"):
+        with pytest.raises(ValueError, match=f"Unknown network. Received: {name}; accepted: .*, mlp<width>x<depth>"):
+            networks.build(name, (2, 2, 1), 3)
+    with pytest.raises(ValueError, match="There is a network of this name"):
+        networks.register("lenet")

@@ -83,8 +83,8 @@ def test_coverage_over_thousands_of_certifications(linear):
     images = random_images(2500, seed=3)
     classes, _, distance = exact_top(*linear, images, SIGMA)
     alpha = 0.05
-    # micro_batch = n0 = n: two forward passes an image.
-    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=3, micro_batch=60)
+    # microbatch = n0 = n: two forward passes an image.
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=3, microbatch=60)
     result = smoothed.certify(images, n0=60, n=60, alpha=alpha)
     certified = result.predictions != ABSTAIN
     false = certified & ((result.predictions != classes) | (result.radii > distance))
@@ -106,10 +106,10 @@ def test_votes_do_not_depend_on_batching(linear, network):
         keras.utils.set_random_seed(0)
         model, images = networks.small_cnn((5, 5, 3), 4), random_images(3, (5, 5, 3))
     ids = [5, 2**32 - 1, 0]
-    reference = SmoothedClassifier(model, SIGMA, seed=2**32 - 1, micro_batch=500).votes(images, 30, 1001, ids)
-    for micro_batch in (1, 7, 2000):
-        some = slice(0, 1) if micro_batch == 1 else slice(None)
-        other = SmoothedClassifier(model, SIGMA, seed=2**32 - 1, micro_batch=micro_batch)
+    reference = SmoothedClassifier(model, SIGMA, seed=2**32 - 1, microbatch=500).votes(images, 30, 1001, ids)
+    for microbatch in (1, 7, 2000):
+        some = slice(0, 1) if microbatch == 1 else slice(None)
+        other = SmoothedClassifier(model, SIGMA, seed=2**32 - 1, microbatch=microbatch)
         votes = other.votes(images[some], 30, 1001, ids[some])
         np.testing.assert_array_equal(votes.selection, reference.selection[some])
         np.testing.assert_array_equal(votes.estimation, reference.estimation[some])
@@ -122,7 +122,7 @@ def test_votes_do_not_depend_on_batching(linear, network):
 
 
 def test_counts_over_split_ranges_add_up(linear):
-    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=4, micro_batch=64)
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=4, microbatch=64)
     image = random_images(1)[0]
     whole = smoothed.count(image, 9, noise.ESTIMATION, 0, 1000)
     parts = [
@@ -152,7 +152,7 @@ def test_the_classifier_sees_the_image_plus_sigma_times_the_addressed_noise():
     model, seen = probe()
     images = random_images(3, (5, 3, 3))
     # Up to a multiple of 32, which is also the smaller number of rows.
-    smoothed = SmoothedClassifier(model, 0.25, seed=8, micro_batch=3)
+    smoothed = SmoothedClassifier(model, 0.25, seed=8, microbatch=3)
     smoothed.draw(images, [77, 2**32 - 1, 5], noise.SELECTION, [2, 0, 2**33], [10, 21, 4])
     expected = [
         noisy_copies(image, 0.25, 8, example_id, noise.SELECTION, start, count)
@@ -181,14 +181,14 @@ def test_passes_are_filled_across_images():
     assert [rows for rows, _ in smoothing.passes([256], 512)] == [64] * 4
 
 
-@pytest.mark.parametrize("micro_batch", [1, 16, 60, 512])
-def test_passes_draw_each_sample_once(micro_batch):
-    rng = np.random.default_rng(micro_batch)
+@pytest.mark.parametrize("microbatch", [1, 16, 60, 512])
+def test_passes_draw_each_sample_once(microbatch):
+    rng = np.random.default_rng(microbatch)
     for _ in range(50):
         counts = rng.integers(1, 300, rng.integers(1, 12)).tolist()
         drawn = [[] for _ in counts]
         sizes = []
-        for rows, pieces in smoothing.passes(counts, micro_batch):
+        for rows, pieces in smoothing.passes(counts, microbatch):
             sizes.append((rows, sum(samples for *_, samples in pieces)))
             assert len({image for image, *_ in pieces}) == len(pieces)
             for image, offset, samples in pieces:
@@ -205,7 +205,7 @@ def test_images_drawn_together_get_the_votes_that_each_gets_alone():
     model = networks.small_cnn((5, 5, 3), 3)
     images, ids = random_images(5, (5, 5, 3)), [9, 2, 2**32 - 1, 0, 4]
     starts, counts = [0, 7, 2**33, 1000, 3], [300, 1, 77, 120, 500]
-    smoothed = SmoothedClassifier(model, SIGMA, seed=2, micro_batch=128, betas=(1.0, 16.0))
+    smoothed = SmoothedClassifier(model, SIGMA, seed=2, microbatch=128, betas=(1.0, 16.0))
     together = smoothed.draw(images, ids, noise.ESTIMATION, starts, counts)
     assert together.counts.dtype == np.int64
     assert together.counts.sum(axis=1).tolist() == counts
@@ -285,8 +285,8 @@ for name, shape, precision in (("small_cnn", (9, 9, 1), "float32"), ("cifar_resn
         parts = np.concatenate([graph(rows[order[i : i + size]]).numpy() for i in range(0, 256 - size + 1, size)])
         logits.append(bool((parts == whole[order[: len(parts)]]).all()))
     images = rng.integers(0, 256, (3, *shape)).astype(np.float32) / np.float32(255)
-    for micro_batch in (32, 300):
-        smoothed = SmoothedClassifier(model, 0.5, 1, micro_batch, precision, betas=(4.0,))
+    for microbatch in (32, 300):
+        smoothed = SmoothedClassifier(model, 0.5, 1, microbatch, precision, betas=(4.0,))
         votes = smoothed.draw(images, [3, 1, 2], noise.ESTIMATION, [0, 5, 0], [200, 70, 330])
         drawn.append([votes.counts.tolist(), *(moment.tolist() for moment in votes.soft[4.0])])
 print(json.dumps([logits, drawn]))
@@ -303,7 +303,7 @@ def run_script(script, *arguments):
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def test_votes_do_not_depend_on_threads_micro_batch_place_or_company_to_the_bit():
+def test_votes_do_not_depend_on_threads_microbatch_place_or_company_to_the_bit():
     # A soft vote sees any bit of an output: it is rounded to 2**-20, and there are thousands.
     runs = [run_script(BITS, threads) for threads in ("1", "3")]
     for logits, drawn in runs:
@@ -323,7 +323,7 @@ from macer_tf.smoothing import SmoothedClassifier
 inputs = keras.Input((32, 32, 3))
 model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs)))
 images = np.random.default_rng(0).integers(0, 256, (48, 32, 32, 3)) / np.float32(255)
-smoothed = SmoothedClassifier(model, 0.5, seed=0, micro_batch=128)
+smoothed = SmoothedClassifier(model, 0.5, seed=0, microbatch=128)
 peaks = []
 for count, n in ((4, 128), (4, 128), (48, 128), (4, 3000)):
     smoothed.votes(images[:count], 32, n)
@@ -427,8 +427,8 @@ def changed(value, dtype=np.float32):
         (GOOD, {"example_ids": [3, 3]}, "example_ids must be different whole numbers from 0 to 4294967295"),
         (GOOD, {"example_ids": [-1, 3]}, "different whole numbers"),
         (GOOD, {"example_ids": [0, 2**32]}, "different whole numbers"),
-        (GOOD, {"example_ids": [0]}, "one whole number an image"),
-        (GOOD, {"example_ids": [0.0, 1.0]}, "one whole number an image. Received: float64"),
+        (GOOD, {"example_ids": [0]}, "one whole number per image"),
+        (GOOD, {"example_ids": [0.0, 1.0]}, "one whole number per image. Received: float64"),
         (GOOD, {"n": 9}, "n must be at least 1"),
         (GOOD, {"n": 0}, "n must be at least 1"),
         (GOOD, {"n": 1e5}, "n, a number of samples, must be a whole number from 1. Received: n=100000.0"),
@@ -469,7 +469,7 @@ def test_count_does_not_reach_beyond_its_address(arguments):
         ({"seed": -1}, "seed must be a whole number from 0 to 4294967295. Received: seed=-1"),
         ({"seed": 2**32}, "seed"),
         ({"seed": 1.5}, "seed"),
-        ({"micro_batch": 0}, "micro_batch must be at least 1"),
+        ({"microbatch": 0}, "microbatch must be at least 1"),
         ({"betas": (1.0, 0.0)}, "beta, the inverse temperature, must be above 0. Received: beta=0.0"),
         ({"precision": "half"}, "precision must be one of float32, bfloat16. Received: precision=half"),
         ({"precision": "bfloat16"}, "computes in float32; only functional and sequential models"),
@@ -560,7 +560,7 @@ def test_one_trace_serves_every_image_range_and_rest():
             calls.append(1)
             return tf.reshape(images, [-1, 16])[:, :2]
 
-    smoothed = SmoothedClassifier(Counting(), SIGMA, seed=1, micro_batch=7)
+    smoothed = SmoothedClassifier(Counting(), SIGMA, seed=1, microbatch=7)
     for example_id in (0, 1, 2**31, 2**32 - 1):
         smoothed.votes(GOOD[:1], 10, 50 + example_id % 3, [example_id])
     assert len(calls) == 3 + 1  # it was tried on three batches before
@@ -582,7 +582,7 @@ def test_several_threads_count_as_one_does():
     images = random_images(8, (8, 8, 1))
     expected = SmoothedClassifier(model, SIGMA, seed=5).votes(images, 1, 300).estimation
     for _ in range(3):
-        smoothed = SmoothedClassifier(model, SIGMA, seed=5, micro_batch=100)
+        smoothed = SmoothedClassifier(model, SIGMA, seed=5, microbatch=100)
         results, start = [None] * 8, threading.Barrier(8)
 
         def work(i, smoothed=smoothed, results=results, start=start):
@@ -619,7 +619,7 @@ def test_votes_carry_the_soft_moments_that_are_drawn(linear):
 def test_a_classifier_that_takes_no_floats_is_refused(dtype):
     inputs = keras.Input((2, 2, 1), dtype=dtype)
     model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Rescaling(1 / 255)(inputs))))
-    with pytest.raises(ValueError, match=rf"input is {dtype}, which cuts pixels .* Received: input dtype {dtype}"):
+    with pytest.raises(ValueError, match=rf"input is {dtype}, which truncates pixels .* Received: input dtype {dtype}"):
         SmoothedClassifier(model, SIGMA)
 
 
@@ -674,7 +674,7 @@ def test_several_outputs_that_show_only_in_a_call_are_refused_then(outputs):
 def test_soft_votes_of_probabilities_are_refused_and_hard_ones_are_not(end):
     inputs = keras.Input((2, 2, 1))
     model = keras.Model(inputs, end(layers.Flatten()(inputs)))
-    with pytest.raises(ValueError, match="Soft votes at betas are of logits, and the classifier returns probabilities"):
+    with pytest.raises(ValueError, match="Soft votes need logits, but the classifier returns probabilities"):
         SmoothedClassifier(model, SIGMA, betas=(1.0,))
     assert SmoothedClassifier(model, SIGMA).votes(random_images(1), 10, 20).n.tolist() == [20]
 
@@ -696,3 +696,20 @@ def test_one_set_of_samples_that_chooses_and_bounds(linear):
     np.testing.assert_array_equal(result.predictions, expected.predictions)
     np.testing.assert_array_equal(result.radii, expected.radii)
     assert result.n0 == 0
+
+
+def test_progress_is_shown_when_it_is_asked_for_and_changes_nothing(linear, capsys):
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=1)
+    images = random_images(3)
+    silent = smoothed.certify(images, n0=20, n=300)
+    assert capsys.readouterr().out == ""
+    shown = smoothed.certify(images, n0=20, n=300, verbose=1)
+    # Three images of 20 and 300 samples.
+    assert "960/960" in capsys.readouterr().out
+    np.testing.assert_array_equal(shown.radii, silent.radii)
+
+
+def test_progress_counts_each_pass_once(linear):
+    smoothed, drawn = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=1, microbatch=64), []
+    smoothed.draw(random_images(2), [0, 1], noise.ESTIMATION, [0, 0], [100, 50], drawn.append)
+    assert (sum(drawn), len(drawn)) == (150, 3)

@@ -180,7 +180,7 @@ def test_a_pair_or_the_checkpoints_own_constants(tmp_path, resnet8):
     ):
         # (0.5 - 0.4) / 0.1 = 1, (0.5 - 0.5) / 0.2 = 0, (0.5 - 0.6) / 1.0 = -0.1.
         np.testing.assert_allclose(given.layers[1](image)[0, 0, 0], [1, 0, -0.1], atol=1e-6)
-    with pytest.raises(ValueError, match="holds its own normalisation, which is another one; leave normalization out"):
+    with pytest.raises(ValueError, match="holds its own, different normalisation; pass normalization=None"):
         torch_checkpoints.load(own, model, normalization="cifar10")
     half = save(tmp_path / "half.pth", {"0.means": torch.tensor(means), **state_dict(resnet_shapes(8))})
     with pytest.raises(ValueError, match=r"1 left over \(0.means\)"):
@@ -199,7 +199,7 @@ def refused(match, path, model, **options):
 
 def test_behind_a_normalisation_that_is_not_given(tmp_path, resnet8):
     path = save(tmp_path / "checkpoint.pth.tar", state_dict(resnet_shapes(8), "1."))
-    refused("was trained behind a normalisation layer, and does not hold its constants", path, resnet8[0])
+    refused("was trained behind a normalisation layer, whose constants it does not hold", path, resnet8[0])
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_damaged_file(tmp_path, resnet8, zipped):
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], whole[:-100], b"", b"<html>404 Not Found</html>", bytes(range(256))):
         path.write_bytes(content)
-        refused("a.pth is damaged or no PyTorch checkpoint; fetch it again", path, model)
+        refused("a.pth is damaged or not a PyTorch checkpoint; download it again", path, model)
 
 
 def test_no_file(tmp_path, resnet8):
@@ -312,7 +312,7 @@ def test_plain_pickles_and_whole_modules_are_refused(tmp_path, resnet8):
     model, _ = resnet8
     trap = tmp_path / "sprung"
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Malicious(trap)))
-    refused("is damaged or no PyTorch checkpoint|is refused", tmp_path / "evil.pkl", model)
+    refused("is damaged or not a PyTorch checkpoint|is refused", tmp_path / "evil.pkl", model)
     assert not trap.exists()
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
     refused(r"holds more than weights \(torch.nn.modules.linear.Linear\)", tmp_path / "module.pth", model)

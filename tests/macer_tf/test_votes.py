@@ -83,7 +83,7 @@ def test_the_variance_of_the_most_samples_is_exact():
     moments = SoftMoments(*(np.array([[value, 0]], np.int64) for value in (sums, squares, UNITS)))
     some = Votes(np.array([[1, 0]]), np.array([[n, 0]]), {1.0: moments})
     assert moments.variance(some.n)[0, 0] * UNITS**2 == pytest.approx(0.25 * n / (n - 1), rel=1e-12)
-    with pytest.raises(ValueError, match="up to 4,194,304 samples an image"):
+    with pytest.raises(ValueError, match="up to 4,194,304 samples per image"):
         some + soft_votes([[0.5, 0.5]], [[1.0, 0.0]], beta=1.0)
 
 
@@ -130,7 +130,7 @@ def test_betas_must_be_the_same():
 )
 def test_moments_that_no_samples_have_are_refused(sums, squares, selection_sums):
     moments = SoftMoments(*(np.array([values], np.int64) for values in (sums, squares, selection_sums)))
-    with pytest.raises(ValueError, match="not the soft moments at beta=16"):
+    with pytest.raises(ValueError, match="The soft moments at beta=16 do not match"):
         Votes(np.array([[1, 0]]), np.array([[2, 0]]), {16.0: moments})
 
 
@@ -142,3 +142,10 @@ def test_soft_moments_of_another_form_are_refused():
     for bad in (SoftMoments.zeros(2, 2), SoftMoments(*np.zeros((3, 1, 2)))):
         with pytest.raises(ValueError, match=r"Soft moments are int64 arrays \(1, 2\)"):
             Votes(*np.zeros((2, 1, 2), np.int64), {16.0: bad})
+
+
+def test_votes_are_shown_in_one_line():
+    selection, estimation = np.array([[3, 1], [4, 0]]), np.array([[1000, 500], [100, 0]])
+    assert repr(Votes(selection, estimation)) == "Votes(2 images, 2 classes, n0=4, n=100 to 1,500)"
+    assert repr(Votes.zeros(3, 10, betas=(1, 16))) == "Votes(3 images, 10 classes, n0=0, n=0, soft at beta=1, 16)"
+    assert repr(Votes.zeros(0, 10)) == "Votes(0 images, 10 classes, n0=0, n=0)"

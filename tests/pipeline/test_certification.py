@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from macer_tf import certificates, noise
+from macer_tf import bounds, certificates, confidence, noise
 from macer_tf.budgets import PrecisionBudget, RadiusBudget
 from macer_tf.evaluation import evaluate
 from macer_tf.smoothing import SmoothedClassifier
@@ -399,6 +399,18 @@ class Damaged:
             return images.image(image_id, digest)
 
         return SimpleNamespace(image=image, digest=images.digest, levels=images.levels)
+
+
+def test_certificates_by_a_bound_that_was_registered(monkeypatch):
+    monkeypatch.setattr(bounds, "BOUNDS", dict(bounds.BOUNDS))
+    bounds.register("half")(lambda successes, n, alpha: confidence.clopper_pearson_lower(successes, n, alpha / 2))
+    votes = Votes(np.array([[10, 0], [9, 1]]), np.array([[1000, 0], [800, 200]]))
+    plan = SamplingPlan(10, 1000, 0.001, "half")
+    certified = plan.certificates(votes, 0.25)
+    assert list(certified) == ["half"]
+    np.testing.assert_array_equal(certified["half"].radii, certificates.certify(votes, 0.25, 0.0005).radii)
+    every = SamplingPlan(10, 1000, 0.001, "all", (16.0,)).kinds
+    assert [name for name, *_ in every] == ["hard", "soft-hoeffding-16", "soft-bernstein-16", "half"]
 
 
 def test_two_betas_are_two_kinds_however_near_they_are():

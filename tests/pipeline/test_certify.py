@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from macer_tf import logs
+from macer_tf import certification_log
 from macer_tf.smoothing import SmoothedClassifier
 from pipeline import certificate_files, certify, classifiers, compare, vote_store
 from pipeline.errors import InputError
@@ -75,7 +75,7 @@ def test_every_kind_of_file_gets_the_certificates_of_the_library(run, classifier
     ids = np.arange(0, 360, 60)
     images, labels = (array[1437:][ids] for array in digits)
     expected = SmoothedClassifier(classifier, 0.5, seed=3, levels=256).certify(images, 20, 300, 0.01, example_ids=ids)
-    log = logs.read(tmp_path / "output" / "certificates.tsv")
+    log = certification_log.read(tmp_path / "output" / "certificates.tsv")
     assert log.ids.tolist() == ids.tolist()
     assert log.labels.tolist() == labels.tolist()
     np.testing.assert_array_equal(log.predictions, expected.predictions)
@@ -139,7 +139,7 @@ def folder(digits, tmp_path):
 def test_a_failed_image_stops_no_other_and_is_written_down(run, model, folder, tmp_path):
     status, out, err = run("--model", model, "--images", folder)
     assert (status, err) == (1, "")
-    log = logs.read(tmp_path / "output" / "certificates.tsv")
+    log = certification_log.read(tmp_path / "output" / "certificates.tsv")
     assert log.ids.tolist() == [0, 1, 2, *range(4, 12)]
     assert set(log.labels) == {-1}
     header, row = (tmp_path / "output" / "failed.tsv").read_text().splitlines()
@@ -155,7 +155,7 @@ def test_a_failed_image_stops_no_other_and_is_written_down(run, model, folder, t
     assert status == 0
     assert "3,520 samples were drawn before." in out
     assert "To draw: 320 noisy samples" in out
-    assert logs.read(tmp_path / "output" / "certificates.tsv").ids.tolist() == list(range(12))
+    assert certification_log.read(tmp_path / "output" / "certificates.tsv").ids.tolist() == list(range(12))
     # Another image in its place has votes of its own.
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(folder / "03.png")
     assert "To draw: 320 noisy samples" in run("--model", model, "--images", folder)[1]
@@ -167,7 +167,7 @@ def test_if_every_image_fails_there_is_no_certificate(run, model, folder, tmp_pa
     status, out, _ = run("--model", model, "--images", folder)
     assert status == 1
     assert "12 images failed" in out
-    assert (tmp_path / "output" / "certificates.tsv").read_text() == "\t".join(logs.HEADER) + "\n"
+    assert (tmp_path / "output" / "certificates.tsv").read_text() == "\t".join(certification_log.HEADER) + "\n"
     assert len((tmp_path / "output" / "failed.tsv").read_text().splitlines()) == 13
 
 
@@ -188,7 +188,7 @@ def test_an_archive_with_labels(run, model, digits, tmp_path):
         "2",
     )
     assert status == 0
-    log = logs.read(tmp_path / "output" / "certificates.tsv")
+    log = certification_log.read(tmp_path / "output" / "certificates.tsv")
     assert (log.ids.tolist(), log.labels.tolist()) == ([4, 6], digits[1][[4, 6]].tolist())
     assert "Certified accuracy at l2 radius" in out
 
@@ -205,7 +205,7 @@ def test_folders_are_numbered_as_a_file_says(run, model, digits, tmp_path):
     )
     (tmp_path / "classes.csv").write_text("two,2\nseven,7\n")
     assert run("--model", model, "--images", tmp_path / "images", "--classes", tmp_path / "classes.csv")[0] == 0
-    assert logs.read(tmp_path / "output" / "certificates.tsv").labels.tolist() == [7, 2]
+    assert certification_log.read(tmp_path / "output" / "certificates.tsv").labels.tolist() == [7, 2]
     (tmp_path / "classes.csv").write_text("two,2\nseven,17\n")
     _, _, err = run("--model", model, "--images", tmp_path / "images", "--classes", tmp_path / "classes.csv")
     assert err.endswith(
@@ -334,7 +334,10 @@ def test_hard_and_soft_certificates_in_one_table_and_one_figure(run, model, tmp_
     metrics = json.loads((output / "metrics.json").read_text())
     assert list(metrics["certificates"]) == kinds
     assert metrics["acr"] == metrics["certificates"]["hard"]["acr"]
-    logged = [logs.read(output / f"certificates{suffix}.tsv") for suffix in ("", *(f"-{kind}" for kind in kinds[1:]))]
+    logged = [
+        certification_log.read(output / f"certificates{suffix}.tsv")
+        for suffix in ("", *(f"-{kind}" for kind in kinds[1:]))
+    ]
     for kind, log in zip(kinds, logged, strict=True):
         assert np.mean(np.where(log.correct, log.radii, 0)) == pytest.approx(metrics["certificates"][kind]["acr"])
     assert (output / "radius_accuracy.png").read_bytes().startswith(b"\x89PNG")
@@ -402,7 +405,7 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*on_digits, "--precision", "0.01"), "--precision is for --budget adaptive."),
         ((*on_digits, "--budget", "adaptive", "--radius", "9"), "n=300 samples certify up to radius"),
         ((*on_digits, "--budget", "adaptive", "--radius", "0.2", "--certify", "all"), "adaptive is for --certify hard"),
-        ((*on_digits, "--certify", "all", "--n", "5000000"), "Soft votes hold up to 4,194,304 samples an image."),
+        ((*on_digits, "--certify", "all", "--n", "5000000"), "Soft votes hold up to 4,194,304 samples per image."),
     ]:
         # What comes last on a command line counts.
         status, out, err = run(*SETTINGS, *arguments, settings=())
@@ -497,7 +500,7 @@ def test_a_model_replaced_at_any_moment_gets_no_other_models_votes(
             right = SmoothedClassifier(expected, 0.5, seed=3, levels=256).certify(
                 digits[0][1437:][ids], 20, 300, 0.01, example_ids=ids
             )
-            log = logs.read(tmp_path / "output" / "certificates.tsv")
+            log = certification_log.read(tmp_path / "output" / "certificates.tsv")
             np.testing.assert_array_equal(log.predictions, right.predictions)
             np.testing.assert_array_equal(log.radii, right.radii)
     assert not (tmp_path / "output" / ".model").exists()
@@ -551,8 +554,8 @@ def test_a_classifier_of_whole_numbers_is_refused(run, tmp_path, dtype):
     status, _, err = run("--model", path, "--dataset", "digits")
     assert (status, err.count("\n")) == (2, 1)
     assert (
-        f"saved.keras cannot be certified. The classifier's input is {dtype}, which cuts pixels in [0, 1] off to whole "
-        "numbers; make its input float"
+        f"saved.keras cannot be certified. The classifier's input is {dtype}, which truncates pixels in [0, 1] to "
+        "whole numbers; make its input float"
     ) in err
 
 
@@ -570,7 +573,7 @@ def test_of_several_outputs_the_one_that_is_named_is_certified(run, digits, tmp_
     right = SmoothedClassifier(keras.Model(model.inputs, first), 0.5, seed=3, levels=256).certify(
         digits[0][1437:1439], 20, 300, 0.01
     )
-    np.testing.assert_array_equal(logs.read(tmp_path / "output" / "certificates.tsv").radii, right.radii)
+    np.testing.assert_array_equal(certification_log.read(tmp_path / "output" / "certificates.tsv").radii, right.radii)
     # Another output is another classifier, with votes of its own; here, with other classes than the digits have.
     assert "The model has 3 classes" in run(*on_digits, "--model_output", names[1])[2]
     assert "Received: third" in run(*on_digits, "--model_output", "third")[2]
@@ -738,5 +741,5 @@ def test_soft_certificates_of_probabilities_are_refused_and_hard_ones_are_not(ru
     on_digits = ("--model", saved(model, tmp_path, ".keras"), "--dataset", "digits", "--max", "1")
     status, _, err = run(*on_digits, "--certify", "all")
     assert (status, err.count("\n")) == (2, 1)
-    assert "Soft votes at betas are of logits, and the classifier returns probabilities" in err
+    assert "Soft votes need logits, but the classifier returns probabilities" in err
     assert run(*on_digits)[0] == 0

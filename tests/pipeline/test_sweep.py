@@ -530,11 +530,11 @@ def test_a_row_has_a_text_for_each_column_behind_the_acr():
 
 
 def test_the_field_s_log_of_a_member_can_be_read(compare, four):
-    from macer_tf import logs
+    from macer_tf import certification_log
 
     compare.add("0", [(1, 0.5), (1, 0.25), (0, 0.9), (-1, 0.0)], four[0])
     compare.result()
     (path,) = Path(compare._root).glob("execution/comparison/1-lam-0.tsv")
-    log = logs.read(path)
+    log = certification_log.read(path)
     assert log.predictions.tolist() == [1, 1, 0, -1]
     assert np.maximum(evaluation.correct_radii(log, log.labels), 0).tolist() == [0.5, 0.25, 0, 0]

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from macer_tf import certificates, sequential
+from macer_tf import certificates, early_exit
 from macer_tf.votes import Votes
 from serving.bounds import anytime_p_value, certified_radius, clopper_pearson_lower, round_down
 
@@ -99,7 +99,7 @@ def test_the_sequential_test_decides_as_the_librarys_on_all_pairs_of_counts(clas
     counts[:, -2:] = pairs
     if classes > 3:
         counts = np.concatenate([counts, np.zeros((len(pairs), 7), np.int64)], axis=1)
-    expected = sequential.anytime_p_values(counts)
+    expected = early_exit.anytime_p_values(counts)
     got = tf.function(anytime_p_value)(tf.constant(counts)).numpy()
     np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-300)
     assert ((got <= alpha) == (expected <= alpha)).all()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from macer_tf import certificates, noise, sequential
-from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
+from macer_tf import certificates, early_exit, noise
+from macer_tf.smoothing import SmoothedClassifier, default_microbatch
 from macer_tf.votes import Votes
 from serving import card
 from tests.serving.c_runner import INVALID_ARGUMENT, Tensor, build, run, tensor
@@ -70,7 +70,7 @@ def test_certificates_are_the_librarys_on_the_returned_seeds(restarts, digits_mo
 
 def test_predictions_are_the_librarys_on_the_returned_seeds(restarts, digits_model):
     images, answers = restarts
-    ends = [0, *sequential.looks(2 * N, default_micro_batch(images.shape[1:]))]
+    ends = [0, *early_exit.looks(2 * N, default_microbatch(images.shape[1:]))]
     outputs = answers[0]["predict"].outputs
     for i, (image, seed) in enumerate(zip(images, outputs["seed"], strict=True)):
         library = SmoothedClassifier(digits_model, seed=seed[0], levels=256)
@@ -78,7 +78,7 @@ def test_predictions_are_the_librarys_on_the_returned_seeds(restarts, digits_mod
             library.count(image, int(seed[1]), noise.ESTIMATION, start, end - start)
             for start, end in itertools.pairwise(ends)
         ]
-        expected = sequential.anytime_predict(np.cumsum(blocks, axis=0)[None], ALPHA)
+        expected = early_exit.anytime_predict(np.cumsum(blocks, axis=0)[None], ALPHA)
         assert outputs["predicted_class"][i] == expected.predictions[0]
         assert outputs["samples"][i] == expected.samples[0]
         assert outputs["p_value"][i] == pytest.approx(expected.p_values[0], rel=1e-8)

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from macer_tf import noise, sequential
+from macer_tf import early_exit, noise
 from macer_tf.certificates import ABSTAIN
-from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
+from macer_tf.smoothing import SmoothedClassifier, default_microbatch
 from serving.signatures import SmoothedSignatures
 
 SIGMA, LEVELS = 0.5, 200
@@ -82,7 +82,7 @@ def test_the_library_repeats_votes_and_predictions_from_the_seed(linear_classifi
     for image, seed, votes in zip(images, certified["seed"], certified["votes"], strict=True):
         library = SmoothedClassifier(classifier, SIGMA, seed=seed[0], levels=LEVELS)
         assert library.count(image, int(seed[1]), noise.ESTIMATION, 0, 700).tolist() == votes.tolist()
-    ends = [0, *sequential.looks(1400, default_micro_batch((2, 2, 1)))]
+    ends = [0, *early_exit.looks(1400, default_microbatch((2, 2, 1)))]
     samples = []
     for i, (image, seed) in enumerate(zip(images, predicted["seed"], strict=True)):
         library = SmoothedClassifier(classifier, SIGMA, seed=seed[0], levels=LEVELS)
@@ -90,7 +90,7 @@ def test_the_library_repeats_votes_and_predictions_from_the_seed(linear_classifi
             library.count(image, int(seed[1]), noise.ESTIMATION, start, end - start)
             for start, end in itertools.pairwise(ends)
         ]
-        expected = sequential.anytime_predict(np.cumsum(blocks, axis=0)[None], alpha=0.01)
+        expected = early_exit.anytime_predict(np.cumsum(blocks, axis=0)[None], alpha=0.01)
         assert predicted["predicted_class"][i] == expected.predictions[0]
         assert predicted["samples"][i] == expected.samples[0]
         assert predicted["p_value"][i] == pytest.approx(expected.p_values[0], rel=1e-8)

@@ -1,17 +1,21 @@
 """The field's tab-separated certification log: idx, label, predict, radius, correct, time."""
 
+from __future__ import annotations
+
 import csv
 import gzip
 import io
 import math
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from macer_tf import files
-from macer_tf.certificates import ABSTAIN
+from macer_tf.certificates import ABSTAIN, Certificates
 
 HEADER = ("idx", "label", "predict", "radius", "correct", "time")
 
@@ -26,15 +30,22 @@ _CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
 @dataclass(frozen=True, eq=False)
-class Log:
-    """A certification log, of anyone's. `evaluation` takes it for the certificates that it lists.
+class CertificationLog:
+    """A certification log, ours or anyone's. `evaluate` takes it in place of the certificates that it lists.
+
+    Example:
+        >>> import numpy as np
+        >>> from macer_tf.certification_log import CertificationLog
+        >>> one = np.array([1])
+        >>> CertificationLog(ids=one, labels=one, predictions=one, radii=one / 2, seconds=one).correct
+        array([ True])
 
     Attributes:
         ids: int64 [images], each image's place in its split; no two are the same.
         labels: int64 [images].
         predictions: int64 [images], a class or ABSTAIN (-1).
         radii: float64 [images], as they stand in the log; they count only where the prediction is the label.
-        seconds: float64 [images], what certifying the image took; NaN where the log does not tell.
+        seconds: float64 [images], what certifying the image took; NaN where the log does not say.
         cut_off: number of the last line if it was cut off, as by a kill, and is left out; None if it is whole.
     """
 
@@ -46,19 +57,34 @@ class Log:
     cut_off: int | None = None
 
     @property
-    def correct(self):
+    def correct(self) -> np.ndarray:
         """bool [images]: whether the prediction is the label and no abstention."""
         return _is_correct(self.labels, self.predictions)
 
 
-def write(path, certificates, labels, ids):
-    """Writes one line an image, radii with all their digits.
+def write(
+    path: str | Path,
+    certificates: Certificates | CertificationLog,
+    labels: Sequence[int] | np.ndarray,
+    ids: Sequence[int] | np.ndarray,
+) -> None:
+    """Writes one line per image, radii with all their digits.
 
     The time column, which readers expect, is nan: seconds would make equal certificates unequal files.
 
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from macer_tf import Votes, certification_log, certify
+        >>> votes = Votes(selection=np.array([[10, 0]]), estimation=np.array([[1000, 0]]))
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     certification_log.write(file.name, certify(votes, sigma=0.25, alpha=0.001), labels=[0], ids=[7])
+        ...     certification_log.read(file.name).radii.round(3)
+        array([0.616])
+
     Args:
         path: where to write.
-        certificates: `Certificates`, or a `Log`.
+        certificates: `Certificates`, or a `CertificationLog`.
         labels: integers [images].
         ids: integers [images], each image's place in its split.
     """
@@ -79,16 +105,28 @@ def write(path, certificates, labels, ids):
             )
 
 
-def read(path):
+def read(path: str | Path) -> CertificationLog:
     """Reads a log as it occurs in the wild: ours, Cohen's, MACER's, SmoothAdv's and their descendants'.
 
     The header may be missing, have its columns in another order, have more of them, or be repeated, as by runs that
     were appended; fields may be separated by commas; `correct` may be True or False; the time may be seconds or h:mm:ss
-    or missing; the radius may have any digits; lines may end by CRLF; blank lines and comments after # are passed over;
-    the file may be gzipped. Of a last line that was cut off, `Log.cut_off` tells.
+    or missing; the radius may have any number of digits; lines may end in CRLF; blank lines and comments after # are
+    skipped; the file may be gzipped. `CertificationLog.cut_off` says whether the last line was cut off.
+
+    Example:
+        >>> import tempfile
+        >>> from macer_tf import certification_log
+        >>> with tempfile.NamedTemporaryFile("w") as file:
+        ...     _ = file.write("idx,label,predict,radius,correct\\n0,3,3,0.5,1\\n20,5,-1,0.0,0\\n")
+        ...     file.flush()
+        ...     certification_log.read(file.name).ids
+        array([ 0, 20])
+
+    Args:
+        path: of the file.
 
     Returns:
-        `Log`.
+        `CertificationLog`.
 
     Raises:
         ValueError: in one line with the file and the line's number, if this is not such a log, is larger than 256 MiB,
@@ -109,7 +147,7 @@ def read(path):
     if not lines:
         raise ValueError(f"{path} holds no image's certificate, only a header or a line that was cut off.")
     ids, labels, predictions, radii, seconds = zip(*_rows(path, lines, columns, width), strict=True)
-    return Log(
+    return CertificationLog(
         ids=np.array(ids, np.int64),
         labels=np.array(labels, np.int64),
         predictions=np.array(predictions, np.int64),
@@ -168,7 +206,7 @@ def _without_headers(path, lines, header):
             continue
         if _is_header(fields):
             raise ValueError(
-                f"{path}:{number}: another header than the first; make these logs two files. Received: {_shown(fields)}"
+                f"{path}:{number}: a different header from the first; split the logs. Received: {_shown(fields)}"
             )
         rows.append((number, fields))
     return rows

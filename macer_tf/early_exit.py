@@ -23,6 +23,7 @@ two highest counts: Hung and Fithian (2019), to which the factor K - 1 is what l
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from macer_tf.certificates import ABSTAIN, check_predict_alpha
@@ -50,7 +51,7 @@ class AnytimePrediction:
     samples: np.ndarray
 
 
-def anytime_predict(counts, alpha):
+def anytime_predict(counts: ArrayLike, alpha: float) -> AnytimePrediction:
     """The smoothed classifier's class, or ABSTAIN if no look decides.
 
     Args:
@@ -82,7 +83,7 @@ def anytime_predict(counts, alpha):
     )
 
 
-def anytime_p_values(counts):
+def anytime_p_values(counts: np.ndarray) -> np.ndarray:
     """float64 [...]: the evidence in votes [..., classes] that the top class is not the smoothed classifier's.
 
     Whenever it is looked at, the chance that it was ever at most alpha for a wrong class is at most alpha.
@@ -91,7 +92,7 @@ def anytime_p_values(counts):
     return np.minimum(1.0, (counts.shape[-1] - 1) * np.exp(-log_e_values(top.T, runner_up.T)) + SAMPLES_OFF)
 
 
-def log_e_values(successes, failures):
+def log_e_values(successes: float | np.ndarray, failures: float | np.ndarray) -> np.ndarray:
     """float64: log E(successes, failures) of the module's docstring, of broadcast shape."""
     with np.errstate(divide="ignore"):  # E may be 0
         tail = np.log(special.betainc(failures + 1, successes + 1, 0.5))
@@ -99,7 +100,7 @@ def log_e_values(successes, failures):
     return whole + tail - ROUNDING
 
 
-def looks(limit, largest_batch):
+def looks(limit: int, largest_batch: int) -> list[int]:
     """Numbers of samples at which the test looks, rising to `limit`; no two are further apart than `largest_batch`."""
     ends = [0]
     while ends[-1] < limit:
@@ -107,7 +108,7 @@ def looks(limit, largest_batch):
     return ends[1:]
 
 
-def check_can_decide(limit, num_classes, alpha):
+def check_can_decide(limit: int, num_classes: int, alpha: float) -> None:
     """Raises ValueError if not even unanimous votes in `limit` samples would decide for one of `num_classes`."""
     check_predict_alpha(alpha)
     unanimous = log_e_values(np.arange(1.0, 2000.0), 0.0)

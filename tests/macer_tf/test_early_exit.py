@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from macer_tf import sequential
+from macer_tf import early_exit
 from macer_tf.certificates import ABSTAIN
-from macer_tf.sequential import anytime_p_values, anytime_predict, log_e_values, looks
+from macer_tf.early_exit import anytime_p_values, anytime_predict, log_e_values, looks
 
 
 def test_the_stake_by_hand():
@@ -84,9 +84,9 @@ def test_looks_rise_to_the_limit_by_no_more_than_a_batch():
 
 def test_a_limit_that_can_never_decide_is_refused():
     # Ten classes at 0.001: 2^17 (1 - 2^-17) / 17 = 7710 < 9000 for 16 votes, 14563 for 17.
-    sequential.check_can_decide(17, 10, 0.001)
+    early_exit.check_can_decide(17, 10, 0.001)
     with pytest.raises(ValueError, match="at most 16 samples; 17 are needed"):
-        sequential.check_can_decide(16, 10, 0.001)
+        early_exit.check_can_decide(16, 10, 0.001)
 
 
 @pytest.mark.parametrize("counts", [np.ones((2, 3)), np.ones((1, 1, 1)), np.array([[[3, 1], [2, 2]]])])

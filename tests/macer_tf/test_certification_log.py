@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from macer_tf import evaluation, logs
+from macer_tf import certification_log, evaluation
 from macer_tf.certificates import ABSTAIN, Certificates
 
 RADII = np.array([0.1 + 0.2, 0.0, 1 / 3, np.nextafter(0.25, 1)])
@@ -28,7 +28,7 @@ def log(tmp_path):
 
 
 def test_what_the_file_holds(tmp_path):
-    logs.write(tmp_path / "log.tsv", CERTIFICATES, np.array([5, 1, 3, -1]), np.array([0, 20, 40, 60]))
+    certification_log.write(tmp_path / "log.tsv", CERTIFICATES, np.array([5, 1, 3, -1]), np.array([0, 20, 40, 60]))
     assert (tmp_path / "log.tsv").read_bytes().decode() == (
         "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
         "0\t5\t5\t0.30000000000000004\t1\tnan\n"
@@ -39,21 +39,21 @@ def test_what_the_file_holds(tmp_path):
 
 
 def test_it_is_read_back_to_the_last_bit(tmp_path):
-    logs.write(tmp_path / "log.tsv", CERTIFICATES, [5, 1, 3, 4], [0, 20, 40, 60])
-    read = logs.read(tmp_path / "log.tsv")
+    certification_log.write(tmp_path / "log.tsv", CERTIFICATES, [5, 1, 3, 4], [0, 20, 40, 60])
+    read = certification_log.read(tmp_path / "log.tsv")
     np.testing.assert_array_equal(read.radii, RADII)
     np.testing.assert_array_equal(read.predictions, PREDICTIONS)
     assert read.ids.tolist() == [0, 20, 40, 60]
     assert read.labels.tolist() == [5, 1, 3, 4]
     assert np.isnan(read.seconds).all()
     assert (read.radii.dtype, read.predictions.dtype) == (np.float64, np.int64)
-    logs.write(tmp_path / "again.tsv", read, read.labels, read.ids)
+    certification_log.write(tmp_path / "again.tsv", read, read.labels, read.ids)
     assert (tmp_path / "again.tsv").read_bytes() == (tmp_path / "log.tsv").read_bytes()
 
 
 def test_an_image_is_not_dropped_silently(tmp_path):
     with pytest.raises(ValueError, match="zip"):
-        logs.write(tmp_path / "log.tsv", CERTIFICATES, [5, 1, 3], [0, 20, 40, 60])
+        certification_log.write(tmp_path / "log.tsv", CERTIFICATES, [5, 1, 3], [0, 20, 40, 60])
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_an_image_is_not_dropped_silently(tmp_path):
     ],
 )
 def test_the_kinds_of_log_in_the_wild_say_the_same(log, content):
-    read = logs.read(log(content))
+    read = certification_log.read(log(content))
     assert read.ids.tolist() == [0, 20, 40]
     assert read.labels.tolist() == [3, 7, 2]
     assert read.predictions.tolist() == [3, ABSTAIN, 0]
@@ -113,21 +113,25 @@ def test_the_kinds_of_log_in_the_wild_say_the_same(log, content):
 
 
 def test_time_on_a_clock(log):
-    read = logs.read(log("0\t3\t3\t0.5\t1\t0:00:13.126220\n1\t8\t8\t0.9\t1\t2:03:04\n2\t8\t8\t1\t1\t1 day, 0:00:01\n"))
+    read = certification_log.read(
+        log("0\t3\t3\t0.5\t1\t0:00:13.126220\n1\t8\t8\t0.9\t1\t2:03:04\n2\t8\t8\t1\t1\t1 day, 0:00:01\n")
+    )
     # 2 h 3 min 4 s = 7200 + 180 + 4; a day is 86,400 s.
     np.testing.assert_allclose(read.seconds, [13.12622, 7384, 86401], rtol=1e-15)
 
 
 @pytest.mark.parametrize("header", ["idx\tlabel\tpredict\tradius\tcorrect\n", ""])
 def test_time_may_be_missing(log, header):
-    read = logs.read(log(header + "0\t3\t3\t0.5\t1\n1\t8\t2\t0.9\t0\n"))
+    read = certification_log.read(log(header + "0\t3\t3\t0.5\t1\n1\t8\t2\t0.9\t0\n"))
     assert read.predictions.tolist() == [3, 2]
     assert np.isnan(read.seconds).all()
 
 
 def test_only_the_radius_of_a_correct_prediction_counts(log):
     """Wrong with radius 2, abstained with radius 3, and a label of -1 abstained on: ACR = 0.6 / 4."""
-    read = logs.read(log("0\t1\t1\t0.6\t1\t1\n1\t1\t0\t2.0\t0\t1\n2\t1\t-1\t3.0\t0\t1\n3\t-1\t-1\tnan\t0\t1\n"))
+    read = certification_log.read(
+        log("0\t1\t1\t0.6\t1\t1\n1\t1\t0\t2.0\t0\t1\n2\t1\t-1\t3.0\t0\t1\n3\t-1\t-1\tnan\t0\t1\n")
+    )
     result = evaluation.evaluate(read, read.labels, (0, 0.6, 0.7))
     assert result.acr == pytest.approx(0.15, abs=1e-15)
     assert result.certified_accuracy == (0.25, 0.25, 0.0)
@@ -140,13 +144,13 @@ def test_only_the_radius_of_a_correct_prediction_counts(log):
 )
 @pytest.mark.parametrize("newline", ["", "\n"])
 def test_a_last_line_that_was_cut_off_is_left_out_and_told(log, end, newline):
-    read = logs.read(log(COHEN + end + newline))
+    read = certification_log.read(log(COHEN + end + newline))
     assert read.ids.tolist() == [0, 20, 40]
     assert read.cut_off == 5
 
 
 def test_a_kill_inside_the_time_loses_no_image(log):
-    assert logs.read(log(COHEN + "60\t1\t1\t0.7\t1\t15.")).ids.tolist() == [0, 20, 40, 60]
+    assert certification_log.read(log(COHEN + "60\t1\t1\t0.7\t1\t15.")).ids.tolist() == [0, 20, 40, 60]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +181,7 @@ def test_a_kill_inside_the_time_loses_no_image(log):
         (COHEN.replace("\t1\t15", "\tyes\t15"), "log.tsv:2: not a whole number: 'yes'."),
         (COHEN.replace("0\t3", "0,3", 1), "log.tsv:2: a line has 6 fields. Received: '0,3"),
         (COHEN.replace("\t", ";"), "is not a certification log: its first line is 'idx;label"),
-        (COHEN + "idx\tpredict\tlabel\tradius\tcorrect\ttime\n", "log.tsv:5: another header than the first;"),
+        (COHEN + "idx\tpredict\tlabel\tradius\tcorrect\ttime\n", "log.tsv:5: a different header from the first;"),
         (COHEN.replace("time", "label"), "is not a certification log: it has two columns label."),
         (gzip.compress(bytes(2**28 + 1), 1, mtime=0), "log.tsv unpacks to more than 256 MiB, the most accepted."),
         (COHEN.replace("20\t7", "2" * 30 + "\t7"), "log.tsv:3: Python int too large"),
@@ -185,14 +189,14 @@ def test_a_kill_inside_the_time_loses_no_image(log):
 )
 def test_what_is_not_accepted_is_told_in_one_line(log, content, message):
     with pytest.raises(ValueError, match=r"log\.tsv") as caught:
-        logs.read(log(content))
+        certification_log.read(log(content))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_the_operating_systems_to_tell(tmp_path):
     with pytest.raises(FileNotFoundError):
-        logs.read(tmp_path / "log.tsv")
+        certification_log.read(tmp_path / "log.tsv")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +205,7 @@ def test_a_missing_file_is_the_operating_systems_to_tell(tmp_path):
 )
 def test_published_logs_give_the_published_figures(published_logs, name, everywhere, images_500_to_999):
     """MACER on CIFAR-10: the ACR of all 10,000 test images, and of those that the paper's Table 1 took."""
-    read = logs.read(published_logs / f"macer-cifar10-resnet110-sigma{name}.tsv")
+    read = certification_log.read(published_logs / f"macer-cifar10-resnet110-sigma{name}.tsv")
     radii = np.maximum(evaluation.correct_radii(read, read.labels), 0)
     assert len(radii) == 10_000
     assert radii.mean() == pytest.approx(everywhere, abs=5e-4)
@@ -209,22 +213,24 @@ def test_published_logs_give_the_published_figures(published_logs, name, everywh
 
 
 def test_a_quoted_time_of_a_csv_file_may_have_a_comma(log):
-    read = logs.read(log('idx,label,predict,radius,correct,time\n0,3,3,0.5,1,"1 day, 0:00:01"\n1,3,3,0.5,1,"1 day, 0:'))
+    read = certification_log.read(
+        log('idx,label,predict,radius,correct,time\n0,3,3,0.5,1,"1 day, 0:00:01"\n1,3,3,0.5,1,"1 day, 0:')
+    )
     assert (read.seconds.tolist(), read.cut_off) == ([86401], 3)
 
 
 def test_what_never_ends_is_refused_and_a_pipe_is_read(tmp_path):
     with pytest.raises(ValueError, match="/dev/zero is a pipe or a device, not a plain file"):
-        logs.read("/dev/zero")
+        certification_log.read("/dev/zero")
     os.mkfifo(tmp_path / "nobody-writes")
     with pytest.raises(ValueError, match="nobody-writes is empty"):
-        logs.read(tmp_path / "nobody-writes")
+        certification_log.read(tmp_path / "nobody-writes")
     end, written = os.pipe()
     os.write(written, COHEN.encode())
     os.close(written)
-    assert logs.read(f"/dev/fd/{end}").ids.tolist() == [0, 20, 40]
+    assert certification_log.read(f"/dev/fd/{end}").ids.tolist() == [0, 20, 40]
     os.close(end)
     with open(tmp_path / "large.tsv", "wb") as file:
         file.truncate(2**28 + 1)
     with pytest.raises(ValueError, match=r"large\.tsv is larger than 256 MiB, the most that is accepted\.$"):
-        logs.read(tmp_path / "large.tsv")
+        certification_log.read(tmp_path / "large.tsv")

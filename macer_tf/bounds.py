@@ -1,0 +1,152 @@
+"""The bounds that certificates rest on, by name: the one list that everything else takes them from.
+
+`certificates.certify`, what n can reach at all, and the kinds of certificates that the pipeline offers derive from it.
+Another bound is one decorated function:
+
+    @bounds.register("my-bound")
+    def my_lower(successes, n, alpha): ...
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from macer_tf import confidence
+from macer_tf.votes import Votes
+
+DEFAULT = "clopper-pearson"
+
+# Name -> bound, in the order of registration; `register` adds to it.
+BOUNDS: dict[str, "Bound"] = {}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A one-sided lower confidence bound on the selected class' probability, or on its mean soft score.
+
+    Example:
+        >>> from macer_tf import bounds
+        >>> bound = bounds.get("clopper-pearson")
+        >>> round(float(bound.unanimous(100, alpha=0.001)), 4)
+        0.9333
+        >>> bound.is_soft, bound.needs_fixed_n
+        (False, True)
+
+    Attributes:
+        name: what it is asked for by.
+        function: (successes, n, alpha) -> the bound, of class counts; or, of soft scores in [0, 1], (mean, variance, n,
+            alpha), with the unbiased sample variance. It must hold with probability at least 1 - alpha over the
+            samples, and takes and returns NumPy arrays of one shape.
+        is_soft: whether it is a bound on soft scores, and so about the soft-smoothed classifier.
+        needs_fixed_n: whether n must be fixed before any estimation sample was seen.
+        kind: what certificates by it are called in reports and settings. "hard" ones are by the bound that the budget
+            allows.
+    """
+
+    name: str
+    function: Callable[..., np.ndarray]
+    is_soft: bool = False
+    needs_fixed_n: bool = True
+    kind: str = "hard"
+
+    def lower(self, votes: Votes, selected: np.ndarray, alpha: float, beta: float | None = None) -> np.ndarray:
+        """The bound for the selected class of each image.
+
+        Args:
+            votes: `Votes`, with soft moments at `beta` for a soft bound.
+            selected: int64 [images], a class each.
+            alpha: failure probability for each image.
+            beta: inverse temperature, for a soft bound alone.
+
+        Returns:
+            float64 [images].
+        """
+
+        def of_selected(values):
+            return np.take_along_axis(values, selected[:, None], axis=1)[:, 0]
+
+        if not self.is_soft:
+            return self.function(of_selected(votes.estimation), votes.n, alpha)
+        assert beta is not None
+        moments = votes.soft[beta]
+        return self.function(of_selected(moments.mean(votes.n)), of_selected(moments.variance(votes.n)), votes.n, alpha)
+
+    def unanimous(self, n: int | np.ndarray, alpha: float) -> np.ndarray:
+        """The largest value that it takes with n samples: all of them for one class, or scores of 1; shape as n."""
+        n = np.asarray(n)
+        return (
+            self.function(np.ones(n.shape), np.zeros(n.shape), n, alpha) if self.is_soft else self.function(n, n, alpha)
+        )
+
+
+def register(
+    name: str, *, is_soft: bool = False, needs_fixed_n: bool = True, kind: str | None = None
+) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
+    """Decorator: makes a function the bound called `name`.
+
+    Example:
+        >>> import numpy as np
+        >>> from macer_tf import bounds
+        >>> @bounds.register("hoeffding-of-counts")
+        ... def hoeffding_of_counts(successes, n, alpha):
+        ...     return np.maximum(successes / n - np.sqrt(-np.log(alpha) / (2 * n)), 0)
+        >>> "hoeffding-of-counts" in bounds.names()
+        True
+        >>> del bounds.BOUNDS["hoeffding-of-counts"]  # so that this example leaves nothing behind
+
+    Args:
+        name: what it is asked for by, as in `certify(votes, sigma, alpha, bound=name)`.
+        is_soft, needs_fixed_n: see `Bound`.
+        kind: see `Bound`; by default `name`, of soft bounds "soft-<name>".
+
+    Raises:
+        ValueError: if there is a bound of that name.
+    """
+    if name in BOUNDS:
+        raise ValueError(f"There is a bound of this name; choose another one. Received: name={name!r}")
+
+    def add(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        BOUNDS[name] = Bound(name, function, is_soft, needs_fixed_n, kind or (f"soft-{name}" if is_soft else name))
+        return function
+
+    return add
+
+
+def get(name: str) -> Bound:
+    """The bound called `name`.
+
+    Example:
+        >>> from macer_tf import bounds
+        >>> bounds.get("anytime").needs_fixed_n
+        False
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in BOUNDS:
+        raise ValueError(f"bound must be one of {', '.join(BOUNDS)}. Received: bound={name!r}")
+    return BOUNDS[name]
+
+
+def names(is_soft: bool | None = None) -> tuple[str, ...]:
+    """Names of all bounds, or of the soft or the hard ones alone, in the order in which they were registered.
+
+    Example:
+        >>> from macer_tf import bounds
+        >>> bounds.names(is_soft=True)
+        ('hoeffding', 'empirical-bernstein')
+    """
+    return tuple(name for name, bound in BOUNDS.items() if is_soft in (None, bound.is_soft))
+
+
+register(DEFAULT, kind="hard")(confidence.clopper_pearson_lower)
+register("anytime", needs_fixed_n=False, kind="hard")(confidence.anytime_lower)
+
+
+@register("hoeffding", is_soft=True)
+def _hoeffding(mean, variance, n, alpha):
+    return confidence.hoeffding_lower(mean, n, alpha)
+
+
+register("empirical-bernstein", is_soft=True, kind="soft-bernstein")(confidence.empirical_bernstein_lower)

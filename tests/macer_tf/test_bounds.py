@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from macer_tf import bounds, certificates, confidence, evaluation
+from macer_tf.budgets import FixedBudget
+from macer_tf.votes import Votes
+
+
+@pytest.fixture
+def union_bound(monkeypatch):
+    """Another bound: Clopper-Pearson's at half of alpha, which must be everywhere that bounds are."""
+    monkeypatch.setattr(bounds, "BOUNDS", dict(bounds.BOUNDS))
+
+    @bounds.register("half")
+    def half(successes, n, alpha):
+        return confidence.clopper_pearson_lower(successes, n, alpha / 2)
+
+    return half
+
+
+def votes(counts):
+    counts = np.array(counts, np.int64)
+    return Votes(np.array([[1, 0]] * len(counts), np.int64), counts)
+
+
+def test_a_registered_bound_certifies_and_says_what_n_can_reach(union_bound):
+    counts = votes([[1000, 0], [700, 300]])
+    expected = certificates.certify(counts, 0.25, 0.0005)
+    result = certificates.certify(counts, 0.25, 0.001, "half")
+    np.testing.assert_array_equal(result.radii, expected.radii)
+    assert result.bound == "half"
+    np.testing.assert_array_equal(FixedBudget(1000).certify(counts, 0.25, 0.001, "half").radii, expected.radii)
+    assert certificates.max_radius(0.25, 1000, 0.001, "half") == expected.radii[0]
+    assert evaluation.default_radii(1.0, 1000, 0.001, "half")[-1] == 2.25
+    # 0.0005^(1/n) > 1/2 from n = 11 (1/2048 < 0.0005 < 1/1024).
+    with pytest.raises(ValueError, match="n=10; n must be at least 11"):
+        certificates.check_can_certify(10, 0.001, "half")
+    with pytest.raises(ValueError, match="beta is for the soft bounds hoeffding and empirical-bernstein"):
+        certificates.certify(counts, 0.25, 0.001, "half", beta=16.0)
+
+
+def test_a_bound_that_holds_at_any_n_takes_images_of_different_n(monkeypatch):
+    any_n = bounds.Bound("any-n", confidence.anytime_lower, needs_fixed_n=False)
+    monkeypatch.setitem(bounds.BOUNDS, "any-n", any_n)
+    counts = votes([[1000, 0], [70, 30]])
+    expected = certificates.certify(counts, 0.25, 0.001, "anytime")
+    np.testing.assert_array_equal(certificates.certify(counts, 0.25, 0.001, "any-n").p_lower, expected.p_lower)
+    with pytest.raises(ValueError, match="the any-n bound holds for any n"):
+        certificates.certify(counts, 0.25, 0.001, "any-n", fixed_n=[1000, 100])
+
+
+def test_no_two_bounds_have_one_name(union_bound):
+    with pytest.raises(ValueError, match="There is a bound of this name; choose another one"):
+        bounds.register("half")
+
+
+def test_an_unknown_bound_is_answered_with_those_there_are():
+    names = "clopper-pearson, anytime, hoeffding, empirical-bernstein"
+    with pytest.raises(ValueError, match=f"must be one of {names}. Received: bound='x'"):
+        bounds.get("x")
