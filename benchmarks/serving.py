@@ -42,8 +42,8 @@ def main(arguments=None):
     import tensorflow as tf
 
     from macer_tf.smoothing import default_micro_batch
-    from pipeline import models
-    from pipeline.examples import evenly_spaced
+    from pipeline.data.examples import evenly_spaced
+    from pipeline.training import models
     from serving.export import export
     from serving.validate import Server
 
@@ -126,7 +126,7 @@ def throughput(server, model, images, rounds):
 def micro_batches(model, images, rounds):
     """Certification by micro-batch, against the default."""
     from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
-    from pipeline import console
+    from pipeline.cli import console
 
     default = default_micro_batch(images.shape[1:])
     sizes = sorted({*MICRO_BATCHES, default})
