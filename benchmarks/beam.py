@@ -61,10 +61,10 @@ def make(folder, network, num_images):
 
 def sampler(folder, network):
     """What both draw by."""
-    from pipeline import images
-    from pipeline.certification import Sampler
+    from pipeline.certification.workers import Sampler
+    from pipeline.data import sources
 
-    source = images.Archive(str(Path(folder) / "images.npz"), SHAPES[network])
+    source = sources.Archive(str(Path(folder) / "images.npz"), SHAPES[network])
     return Sampler(str(Path(folder) / "model.keras"), source, SIGMA, 0)
 
 
@@ -85,16 +85,16 @@ def plain_loop(folder, network, num_images, n, threads):
 
 def pipeline(folder, network, num_images, n, threads):
     """As `pipeline.certify` does."""
-    from pipeline import certificate_files, certification
-    from pipeline.sampling import SamplingPlan
-    from pipeline.vote_store import VoteStore
+    from pipeline.certification import certificate_files, driver
+    from pipeline.certification.sampling_plan import SamplingPlan
+    from pipeline.certification.vote_store import VoteStore
 
     plan = SamplingPlan(N0, n, ALPHA)
 
     def step():
         with tempfile.TemporaryDirectory(dir=folder) as output, contextlib.redirect_stdout(io.StringIO()):
             store = VoteStore(Path(output) / "votes", {}, plan.first_look, 10)
-            outcome = certification.run(
+            outcome = driver.run(
                 sampler(folder, network), range(num_images), 10, plan, store, num_workers=threads
             )  # fmt: skip
             certificate_files.write(output, outcome, plan, SIGMA, "float32")

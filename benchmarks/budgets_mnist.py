@@ -66,7 +66,8 @@ def main(arguments=None):
         parser.error(f"--n0 must be a multiple of {BLOCK} up to {MOST_N0}. Received: {arguments.n0}")
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-    from pipeline import datasets, models
+    from pipeline.data import datasets
+    from pipeline.training import models
 
     model = models.load(arguments.model)
     test, pixel_max, _ = datasets.load_split("mnist", arguments.data_dir)
@@ -91,7 +92,7 @@ def drawn(path, model, images, indices, cache):
     """uint8 [images, blocks, classes]: votes of each image's selection blocks, then of its estimation blocks."""
     from macer_tf import noise
     from macer_tf.smoothing import SmoothedClassifier
-    from pipeline.artifacts import write_bytes
+    from pipeline.utils.atomic_files import write_bytes
     from serving.files import file_digest, fingerprint
 
     identity = {"model": file_digest(path), "precision": PRECISION, "seed": SEED, "block": BLOCK}
@@ -293,8 +294,8 @@ def write_figure(figure, path):
     """Writes it as PNG."""
     from PIL import Image
 
-    from pipeline.artifacts import write_bytes
     from pipeline.report.figures import save_png
+    from pipeline.utils.atomic_files import write_bytes
 
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()

@@ -43,8 +43,8 @@ def main(arguments=None):
 
     from macer_tf.checks import levels_of
     from macer_tf.smoothing import default_microbatch
-    from pipeline import models
-    from pipeline.examples import evenly_spaced
+    from pipeline.data.examples import evenly_spaced
+    from pipeline.training import models
     from serving.export import export
     from serving.validate import Server
 
@@ -127,7 +127,7 @@ def throughput(server, model, images, levels, rounds):
 def microbatches(model, images, levels, rounds):
     """Certification by microbatch, against the default."""
     from macer_tf.smoothing import SmoothedClassifier, default_microbatch
-    from pipeline import console
+    from pipeline.cli import console
 
     default = default_microbatch(images.shape[1:])
     sizes = sorted({*MICROBATCHES, default})

@@ -128,8 +128,8 @@ def pipeline_batches(shape, batch):
     """The pipeline's own training batches of 50,000 random images, with random crops and flips, without end."""
     import numpy as np
 
-    from pipeline.examples import Examples
-    from pipeline.training import batches
+    from pipeline.data.examples import Examples
+    from pipeline.training.input_pipeline import batches
 
     rng = np.random.default_rng(0)
     examples = Examples(

@@ -15,9 +15,9 @@ import numpy as np
 
 from macer_tf import certificates as certificates_lib
 from macer_tf import certification_log, evaluation
-from pipeline import command_line, console, orchestrator, sampling
-from pipeline.artifacts import write_bytes, write_text
-from pipeline.command_line import (
+from pipeline.certification import sampling_plan
+from pipeline.cli import command_line, console
+from pipeline.cli.command_line import (
     ABOVE_0,
     FOLDER,
     FROM_0,
@@ -31,7 +31,10 @@ from pipeline.command_line import (
     none_or,
     whole,
 )
-from pipeline.errors import InputError, exit_status, reason
+from pipeline.cli.exit import exit_status
+from pipeline.orchestration import orchestrator
+from pipeline.utils.atomic_files import write_bytes, write_text
+from pipeline.utils.errors import InputError, reason
 from serving import terminal
 from serving.files import fingerprint
 from serving.terminal import printable
@@ -57,16 +60,18 @@ _GROUPS = {
     "Certification": (
         Setting("levels", command_line.LEVELS, "pixels are multiples of 1 / levels", None, "255, or a data set's own"),
         Setting("sigma", ABOVE_0, "noise level, in [0, 1] pixel units", None, "that of a model trained here"),
-        sampling.N0,
-        sampling.N,
-        sampling.ALPHA,
+        sampling_plan.N0,
+        sampling_plan.N,
+        sampling_plan.ALPHA,
         Setting("seed", SEED, "of the noise", 0),
-        sampling.CERTIFY,
-        sampling.SOFT_BETAS,
-        Setting("budget", sampling.BUDGET.kind, "adaptive: n samples at most, to decide what is asked for", "fixed"),
+        sampling_plan.CERTIFY,
+        sampling_plan.SOFT_BETAS,
+        Setting(
+            "budget", sampling_plan.BUDGET.kind, "adaptive: n samples at most, to decide what is asked for", "fixed"
+        ),
         Setting("radius", FROM_0, "adaptive: only decide whether certified at this l2 radius", None, "off"),
         Setting("precision", INSIDE_0_1, "adaptive: radii within this share of what n would give", None, "off"),
-        sampling.SKIP_WRONG,
+        sampling_plan.SKIP_WRONG,
     ),
     "Run": (
         Setting("output", FOLDER, "where certificates and votes are kept", "certified"),
@@ -88,7 +93,7 @@ def main(arguments=None):
         with orchestrator.locked(output, "--output"):
             # Only now, so that --help and a typo do not wait for TensorFlow.
             console.import_tensorflow()
-            from pipeline import classifiers
+            from pipeline.certification import classifiers
 
             with classifiers.snapshot(settings["model"], output / ".model") as snapshot:
                 return _certify(settings, output, snapshot)
@@ -125,14 +130,15 @@ def _settings(arguments):
 
 
 def _plan(settings):
-    return sampling.SamplingPlan.of(
+    return sampling_plan.SamplingPlan.of(
         settings, settings["soft_betas"], *(settings[name] for name in ("radius", "precision", "skip_wrong"))
     )
 
 
 def _certify(settings, output, snapshot):
-    from pipeline import certificate_files, certification, classifiers, images
-    from pipeline.vote_store import VoteStore
+    from pipeline.certification import certificate_files, classifiers, driver
+    from pipeline.certification.vote_store import VoteStore
+    from pipeline.data import sources
 
     plan, code = _plan(settings), _code(settings)
     sampler, loaded = _load(settings, snapshot, plan)
@@ -140,7 +146,7 @@ def _certify(settings, output, snapshot):
         raise InputError(f"{settings['custom_objects']} was changed while it was imported; run the same command again.")
     classifier = loaded.smoothed.classifier
     opened = loaded.images
-    ids = images.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
+    ids = sources.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
     labels = _labels(sampler.source, opened, ids, num_classes)
     precision = classifiers.precision(snapshot.path, classifier)
@@ -156,7 +162,7 @@ def _certify(settings, output, snapshot):
     }
     folder = fingerprint(identity)[:16]
     store = VoteStore(output / "votes" / folder, identity, plan.first_look, num_classes, plan.betas)
-    outcome = certification.run(
+    outcome = driver.run(
         sampler, ids, num_classes, plan, store, labels=labels, num_workers=settings["num_workers"] or os.cpu_count(),
         loaded=loaded,
     )  # fmt: skip
@@ -174,7 +180,8 @@ def _certify(settings, output, snapshot):
 
 def _load(settings, snapshot, plan):
     """The `Sampler`, and what it loads."""
-    from pipeline import certification, class_numbers, classifiers, images
+    from pipeline.certification import classifiers, workers
+    from pipeline.data import class_numbers
 
     loading = classifiers.Loading(
         *(settings[name] for name in ("model_output", "custom_objects", "trust_model", "model"))
@@ -185,15 +192,17 @@ def _load(settings, snapshot, plan):
         raise InputError("--sigma is missing: the noise level that the model was trained at, in [0, 1] pixel units.")
     plan.check_sigma(settings["sigma"])
     classes = class_numbers.read(settings["classes"]) if settings["classes"] else None
-    source = _source(images, settings, classifiers.base(model).input_shape[1:], classes)
-    sampler = certification.Sampler(
+    source = _source(settings, classifiers.base(model).input_shape[1:], classes)
+    sampler = workers.Sampler(
         str(snapshot.path), source, settings["sigma"], settings["seed"], plan.betas, loading,
         settings["levels"],
     )  # fmt: skip
     return sampler, sampler.load(model)
 
 
-def _source(images, settings, shape, classes):
+def _source(settings, shape, classes):
+    from pipeline.data import sources
+
     size = settings["image_size"]
     shape = tuple(size if side is None else side for side in shape)
     if None in shape:
@@ -202,13 +211,13 @@ def _source(images, settings, shape, classes):
             "need a model of one size."
         )
     if settings["dataset"] is not None:
-        return images.TFDSSplit(settings["dataset"], shape, settings["data_dir"], settings["split"], size)
-    return images.at(settings["images"], shape, classes)
+        return sources.TFDSSplit(settings["dataset"], shape, settings["data_dir"], settings["split"], size)
+    return sources.at(settings["images"], shape, classes)
 
 
 def _labels(source, opened, ids, num_classes):
     """int64 [images], -1 where the source does not tell."""
-    from pipeline import images
+    from pipeline.data import sources
 
     if not opened.has_labels:
         return np.full(len(ids), -1)
@@ -218,9 +227,9 @@ def _labels(source, opened, ids, num_classes):
     line = f"The model has {num_classes} classes, the images have"
     if names is not None and len(names) != num_classes:
         remedy = ""
-        if isinstance(source, images.Folder):
+        if isinstance(source, sources.Folder):
             remedy = " Number the folders by --classes, or make an empty one for each class that is not there."
-        raise InputError(f"{line} {len(names)}, {images.some(names)}: their numbers must mean the same.{remedy}")
+        raise InputError(f"{line} {len(names)}, {sources.some(names)}: their numbers must mean the same.{remedy}")
     if labels.max() >= num_classes:
         raise InputError(
             f"{line} {labels.max() + 1}: their numbers must mean the same. Image {ids[labels.argmax()]} is of class "
@@ -231,7 +240,7 @@ def _labels(source, opened, ids, num_classes):
 
 def _code(settings):
     """What tells the code that the model brings from another, as a part of what votes are of."""
-    from pipeline import classifiers
+    from pipeline.certification import classifiers
 
     module = settings["custom_objects"]
     return {} if module is None else {"custom_objects": classifiers.source_fingerprint(module)}
@@ -239,7 +248,7 @@ def _code(settings):
 
 def _check_unchanged(settings, snapshot):
     """Raises InputError unless what was loaded is what was fingerprinted; tells if the model is another by now."""
-    from pipeline import classifiers
+    from pipeline.certification import classifiers
 
     snapshot.check()
     if not Path(settings["model"]).exists() or classifiers.fingerprint(settings["model"]) != snapshot.fingerprint:
@@ -262,7 +271,7 @@ def _print_plan(settings, plan, classifier, precision, opened, ids):
 
 def _write(directory, settings, plan, num_classes, labels, outcome):
     """Writes logs, failures, metrics and the figure beside the certificates. Returns the metrics."""
-    from pipeline import certificate_files
+    from pipeline.certification import certificate_files
     from pipeline.components.evaluator import radii
     from pipeline.report import figures
 

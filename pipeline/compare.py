@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from macer_tf import certification_log, files
-from pipeline import artifacts, command_line, console
-from pipeline.command_line import Kind, Setting
-from pipeline.errors import InputError, exit_status
+from pipeline.cli import command_line, console
+from pipeline.cli.command_line import Kind, Setting
+from pipeline.cli.exit import exit_status
 from pipeline.report import comparison, figures
+from pipeline.utils import atomic_files
+from pipeline.utils.errors import InputError
 from serving import terminal
 from serving.terminal import printable
 
@@ -227,7 +229,7 @@ def _write(path, entries, radii):
             content = save(comparison.figure(entries))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        artifacts.write_bytes(path, content)
+        atomic_files.write_bytes(path, content)
     except OSError as error:
         raise InputError(f"Cannot write {path} ({error.strerror}); give another --output.") from None
     return path

@@ -9,10 +9,12 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline import console, orchestrator, presets
-from pipeline import settings as settings_lib
 from pipeline import sweep as sweep_lib
-from pipeline.errors import exit_status
+from pipeline.cli import console
+from pipeline.cli.exit import exit_status
+from pipeline.experiments import presets
+from pipeline.experiments import settings as settings_lib
+from pipeline.orchestration import orchestrator
 from serving import terminal
 
 

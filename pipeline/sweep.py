@@ -9,10 +9,13 @@ import difflib
 import json
 import sys
 
-from pipeline import command_line, console, orchestrator, presets
-from pipeline import settings as settings_lib
-from pipeline.errors import InputError, in_one_line
-from pipeline.orchestrator import Resolver
+from pipeline.cli import command_line, console
+from pipeline.cli.exit import in_one_line
+from pipeline.experiments import presets
+from pipeline.experiments import settings as settings_lib
+from pipeline.orchestration import orchestrator
+from pipeline.orchestration.orchestrator import Resolver
+from pipeline.utils.errors import InputError
 
 _FORM = "a setting and two or more of its values, such as lam=0,1,4"
 _CHANGE_NOTHING = ("min_accuracy", "serving_n", "push_dir", "pipeline_root", "num_workers", "sweep")
@@ -200,8 +203,8 @@ def _plan(sweep):
 
 
 def _check_data_and_networks(sweep, example_gen, root):
-    from pipeline import examples as examples_lib
-    from pipeline import models
+    from pipeline.data import examples as examples_lib
+    from pipeline.training import models
 
     checked = set()
     for member in sweep.members:

@@ -1,10 +1,11 @@
 """Certifier: model and examples -> votes and certificates of test images, on Beam."""
 
-from pipeline import certificate_files, certification, examples
-from pipeline.artifacts import private_copy
-from pipeline.orchestrator import Component
-from pipeline.settings import sampling_plan
-from pipeline.vote_store import VoteStore
+from pipeline.certification import certificate_files, driver, workers
+from pipeline.certification.sampling_plan import SamplingPlan
+from pipeline.certification.vote_store import VoteStore
+from pipeline.data import examples
+from pipeline.orchestration.artifacts import private_copy
+from pipeline.orchestration.orchestrator import Component
 from serving.files import fingerprint
 
 
@@ -21,8 +22,8 @@ def _votes(execution, path):
     settings, model, data = execution.parameters, execution.inputs["model"], execution.inputs["examples"]
     split = examples.read(data.path)
     ids = examples.evenly_spaced(len(split.labels["test"]), settings["num_test_examples"])
-    plan = sampling_plan(settings)
-    sampler = certification.Sampler(
+    plan = SamplingPlan.of_run(settings)
+    sampler = workers.Sampler(
         str(path), examples.Source(str(data.path)), settings["sigma"], settings["seed"], plan.betas
     )
     loaded = sampler.load()
@@ -35,7 +36,7 @@ def _votes(execution, path):
     }
     folder = fingerprint(identity)[:16]
     store = VoteStore(execution.root / "votes" / folder, identity, plan.first_look, split.num_classes, plan.betas)
-    outcome = certification.run(
+    outcome = driver.run(
         sampler, ids, split.num_classes, plan, store, labels=split.labels["test"][ids],
         num_workers=execution.num_workers, loaded=loaded,
     )  # fmt: skip

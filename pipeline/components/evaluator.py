@@ -6,11 +6,13 @@ import numpy as np
 
 from macer_tf import certification_log, evaluation, noise
 from macer_tf.grid_noise import GridNoise
-from pipeline import certificate_files, models
-from pipeline import examples as examples_lib
-from pipeline.artifacts import Artifact, private_copy, write_text
-from pipeline.orchestrator import Component, Resolver, finished
+from pipeline.certification import certificate_files
+from pipeline.data import examples as examples_lib
+from pipeline.orchestration.artifacts import Artifact, private_copy
+from pipeline.orchestration.orchestrator import Component, Resolver, finished
 from pipeline.report import certification_report
+from pipeline.training import models
+from pipeline.utils.atomic_files import write_text
 from serving import blessing as blessing_lib
 from serving import card
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from pipeline import datasets, examples
-from pipeline.errors import InputError
-from pipeline.orchestrator import Component
+from pipeline.data import datasets, examples
+from pipeline.orchestration.orchestrator import Component
+from pipeline.utils.errors import InputError
 
 
 def generate(execution):

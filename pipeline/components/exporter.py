@@ -1,9 +1,9 @@
 """Exporter: model -> a SavedModel that returns the smoothed prediction."""
 
-from pipeline import examples as examples_lib
-from pipeline import models
-from pipeline.artifacts import private_copy
-from pipeline.orchestrator import Component
+from pipeline.data import examples as examples_lib
+from pipeline.orchestration.artifacts import private_copy
+from pipeline.orchestration.orchestrator import Component
+from pipeline.training import models
 from serving.export import export
 
 

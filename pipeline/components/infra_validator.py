@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 
-from pipeline import examples as examples_lib
-from pipeline.artifacts import private_copy, write_text
-from pipeline.orchestrator import Component
+from pipeline.data import examples as examples_lib
+from pipeline.orchestration.artifacts import private_copy
+from pipeline.orchestration.orchestrator import Component
+from pipeline.utils.atomic_files import write_text
 from serving.validate import in_fresh_process
 
 _NUM_IMAGES = 4

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from pipeline.artifacts import write_text
-from pipeline.errors import InputError
-from pipeline.orchestrator import Component
+from pipeline.orchestration.orchestrator import Component
+from pipeline.utils.atomic_files import write_text
+from pipeline.utils.errors import InputError
 from serving.blessing import judge
 from serving.publish import content_fingerprint, publish, read_publication
 from serving.versions import versions

@@ -8,12 +8,12 @@ import re
 import numpy as np
 
 from macer_tf import certification_log, evaluation
-from pipeline import certificate_files
-from pipeline import examples as examples_lib
-from pipeline.artifacts import write_text
+from pipeline.certification import certificate_files
 from pipeline.components import evaluator
-from pipeline.orchestrator import Component
+from pipeline.data import examples as examples_lib
+from pipeline.orchestration.orchestrator import Component
 from pipeline.report import sweep_report
+from pipeline.utils.atomic_files import write_text
 from serving.files import file_digest
 
 

@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 
-from pipeline import backups, curves, models, stability, training
-from pipeline import examples as examples_lib
-from pipeline.artifacts import writing
-from pipeline.errors import InputError
-from pipeline.orchestrator import Component
+from pipeline.data import examples as examples_lib
+from pipeline.orchestration.orchestrator import Component
+from pipeline.training import backups, curves, input_pipeline, live, models, watchdogs
+from pipeline.utils.atomic_files import writing
+from pipeline.utils.errors import InputError
 
 
 def train(execution):
@@ -33,22 +33,22 @@ def train(execution):
         print(f"  Training goes on after epoch {record.epoch} of {settings['epochs']}{step}.")
     if model.distribute_strategy.num_replicas_in_sync > 1:
         print(f"  Each batch is shared by {model.distribute_strategy.num_replicas_in_sync} devices.")
-    progress = training.TrainingProgress(record, settings["epochs"])
+    progress = live.TrainingProgress(record, settings["epochs"])
     with contextlib.closing(curves.Curves(output, record)) as written_curves:
         callbacks = [
             models.hyperparameter_schedule(settings),
             record,
-            stability.StopOnDivergence(record, backup),
+            watchdogs.StopOnDivergence(record, backup),
             progress,
             backup,
             written_curves,
         ]
         if settings["method"] == "macer" and settings["lam"] > 0:
             chance = np.bincount(examples.labels["train"][chosen]).max() / len(chosen)
-            callbacks.append(stability.TellOfCollapse(chance, progress.say))
+            callbacks.append(watchdogs.TellOfCollapse(chance, progress.say))
 
         def fit(epochs):
-            batches = training.batches(
+            batches = input_pipeline.batches(
                 examples,
                 chosen,
                 first_step=record.done,

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from macer_tf.certificates import ABSTAIN
-from pipeline.artifacts import write_text
 from pipeline.report import figures, page
+from pipeline.utils.atomic_files import write_text
 
 FILE_NAME = "report.html"
 

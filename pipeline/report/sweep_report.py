@@ -4,8 +4,8 @@ A comparison is what sweep.json holds: the swept setting's name, the value that 
 value its figures, or why it failed.
 """
 
-from pipeline.artifacts import write_text
 from pipeline.report import certification_report, figures, page
+from pipeline.utils.atomic_files import write_text
 
 FILE_NAME = "sweep.html"
 

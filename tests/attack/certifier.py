@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from pipeline import certificate_files, certification
-from pipeline.sampling import SamplingPlan
-from pipeline.vote_store import Piece, VoteStore
+from pipeline.certification import certificate_files, driver
+from pipeline.certification.pieces import Piece
+from pipeline.certification.sampling_plan import SamplingPlan
+from pipeline.certification.vote_store import VoteStore
 from serving.files import fingerprint
 
 SIGMA, NUM_CLASSES = 0.5, 2
@@ -58,17 +59,17 @@ def drawing(coin, dies_after):
 
     def draw(sampler, shared, chunks, store, num_workers, follower):
         ledger = store.ledger()
-        for task in certification.tasks(chunks):
+        for task in driver.tasks(chunks):
             if left[0] == 0:
                 raise Died
             left[0] = None if left[0] is None else left[0] - 1
             ledger.record(coin.pieces(task, store.betas), {})
 
-    before, certification._draw = certification._draw, draw
+    before, driver._draw = driver._draw, draw
     try:
         yield
     finally:
-        certification._draw = before
+        driver._draw = before
 
 
 def certify(root, images=range(3), p=0.8, dies_after=None, output=None, **changed):
@@ -79,7 +80,7 @@ def certify(root, images=range(3), p=0.8, dies_after=None, output=None, **change
     store = VoteStore(folder, identity, plan.first_look, NUM_CLASSES, plan.betas)
     coin = Coin(p)
     with drawing(coin, dies_after):
-        outcome = certification.run(coin, np.array(images), NUM_CLASSES, plan, store, num_workers=1)
+        outcome = driver.run(coin, np.array(images), NUM_CLASSES, plan, store, num_workers=1)
     if output is not None:
         unfinished = output / "unfinished"
         unfinished.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from pipeline import certificate_files
+from pipeline.certification import certificate_files
 from tests.attack.certifier import certify
 
 BEFORE = {"images": range(3), "alpha": 0.05}

@@ -6,8 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-from pipeline import backups, certificate_files
-from pipeline.errors import InputError
+from pipeline.certification import certificate_files
+from pipeline.training import backups
+from pipeline.utils.errors import InputError
 from tests.attack.certifier import Died, certify
 
 pytestmark = [pytest.mark.attack, pytest.mark.slow]

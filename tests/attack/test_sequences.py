@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from macer_tf import certificates
-from pipeline.errors import InputError
-from pipeline.vote_store import VoteStore
+from pipeline.certification.vote_store import VoteStore
+from pipeline.utils.errors import InputError
 from tests.attack.certifier import SIGMA, Died, certify
 
 pytestmark = [pytest.mark.attack, pytest.mark.slow]

@@ -13,9 +13,10 @@ from scipy import stats
 from macer_tf import certificates, confidence, noise
 from macer_tf.smoothing import SmoothedClassifier
 from macer_tf.votes import Votes
-from pipeline import certification, images
-from pipeline.sampling import SamplingPlan
-from pipeline.vote_store import VoteStore
+from pipeline.certification import driver, workers
+from pipeline.certification.sampling_plan import SamplingPlan
+from pipeline.certification.vote_store import VoteStore
+from pipeline.data import sources
 from serving.export import export
 
 SIGMA, N, CENTRE, BESIDE = 0.25, 4000, 32, 31
@@ -63,11 +64,11 @@ def by_the_library(model, levels, tmp_path):
 def by_beam(model, levels, tmp_path):
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "two.npz", images=levels)
-    source = images.Archive(str(tmp_path / "two.npz"), levels.shape[1:])
+    source = sources.Archive(str(tmp_path / "two.npz"), levels.shape[1:])
     plan = SamplingPlan(1, N, 0.001)
     store = VoteStore(tmp_path / "votes" / "of", {}, plan.first_look, 2)
-    sampler = certification.Sampler(str(tmp_path / "model.keras"), source, SIGMA, 1)
-    return certification.run(sampler, np.arange(2), 2, plan, store, num_workers=2).votes.estimation
+    sampler = workers.Sampler(str(tmp_path / "model.keras"), source, SIGMA, 1)
+    return driver.run(sampler, np.arange(2), 2, plan, store, num_workers=2).votes.estimation
 
 
 def by_a_saved_model(model, levels, tmp_path):

@@ -5,9 +5,12 @@ import csv
 import numpy as np
 import pytest
 
-from pipeline import examples, models, orchestrator, settings
 from pipeline.components.example_gen import EXAMPLE_GEN
 from pipeline.components.trainer import TRAINER
+from pipeline.data import examples
+from pipeline.experiments import settings
+from pipeline.orchestration import orchestrator
+from pipeline.training import models
 
 pytestmark = pytest.mark.slow
 

@@ -54,8 +54,10 @@ def test_another_backend_of_keras_is_told_in_one_line(module, backend):
 
 
 def test_a_command_line_tells_of_another_backend_in_one_line():
-    process = run("from pipeline.console import import_tensorflow; import_tensorflow()", KERAS_BACKEND="jax")
-    assert process.stderr.splitlines()[-1].startswith("pipeline.errors.InputError: macer_tf needs Keras' TensorFlow")
+    process = run("from pipeline.cli.console import import_tensorflow; import_tensorflow()", KERAS_BACKEND="jax")
+    assert process.stderr.splitlines()[-1].startswith(
+        "pipeline.utils.errors.InputError: macer_tf needs Keras' TensorFlow"
+    )
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ def logging_as_before():
 @pytest.fixture
 def write_examples(tmp_path):
     """A function: test (and train) images uint8 and labels -> directory of an examples artifact."""
-    from pipeline import examples
+    from pipeline.data import examples
 
     def write(images, labels, train=None, class_names=None, pixel_max=16, name="examples"):
         directory = tmp_path / name
@@ -89,7 +89,7 @@ def ctrl_c(monkeypatch):
     def leave(status):
         raise SystemExit(status)
 
-    monkeypatch.setattr("pipeline.errors.os._exit", leave)
+    monkeypatch.setattr("pipeline.cli.exit.os._exit", leave)
     # What a shell starts in the background ignores Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield lambda: signal.raise_signal(signal.SIGINT)
@@ -99,8 +99,8 @@ def ctrl_c(monkeypatch):
 @pytest.fixture
 def execution(tmp_path):
     """A function: inputs and parameters -> an `Execution` with empty output and scratch directories."""
-    from pipeline.artifacts import Artifact
-    from pipeline.orchestrator import Execution
+    from pipeline.orchestration.artifacts import Artifact
+    from pipeline.orchestration.orchestrator import Execution
 
     def make(inputs=None, outputs=(), parameters=None, name="execution"):
         root = tmp_path / name

@@ -21,8 +21,9 @@ from PIL import Image
 
 from macer_tf import certification_log
 from macer_tf.smoothing import SmoothedClassifier
-from pipeline import certificate_files, certify, classifiers, compare, vote_store
-from pipeline.errors import InputError
+from pipeline import certify, compare
+from pipeline.certification import certificate_files, classifiers, ledger, vote_store
+from pipeline.utils.errors import InputError
 
 SETTINGS = ("--sigma", "0.5", "--n0", "20", "--n", "300", "--alpha", "0.01", "--seed", "3", "--num_workers", "2")
 
@@ -217,19 +218,19 @@ def test_an_archive_that_is_replaced_after_it_was_read_is_certified_as_it_was_re
     run, model, digits, tmp_path, monkeypatch
 ):
     """Otherwise the labels of one archive would stand beside the votes on another's images."""
-    from pipeline import images as images_lib
+    from pipeline.data import sources
 
     np.savez(tmp_path / "some.npz", images=digits[0][:2], labels=digits[1][:2])
     assert run("--model", model, "--images", tmp_path / "some.npz", "--levels", "256")[0] == 0
     expected = (tmp_path / "output" / "certificates.tsv").read_text()
-    open_archive = images_lib.Archive.open
+    open_archive = sources.Archive.open
 
     def replace_after(source):
         opened = open_archive(source)
         np.savez(tmp_path / "some.npz", images=digits[0][[0, 5]], labels=digits[1][[0, 5]])
         return opened
 
-    monkeypatch.setattr(images_lib.Archive, "open", replace_after)
+    monkeypatch.setattr(sources.Archive, "open", replace_after)
     shutil.rmtree(tmp_path / "output")
     assert run("--model", model, "--images", tmp_path / "some.npz", "--levels", "256")[0] == 0
     assert (tmp_path / "output" / "certificates.tsv").read_text() == expected
@@ -264,7 +265,7 @@ def test_the_same_command_draws_nothing_again_and_another_alpha_neither(run, mod
     def record(*_):
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr(vote_store.LedgerWriter, "record", record)
+    monkeypatch.setattr(ledger.LedgerWriter, "record", record)
     status, out, _ = run(*arguments)
     assert status == 0
     assert re.search(r"  [\d,]+ samples were drawn before\.\n\n", out)
@@ -423,7 +424,7 @@ def test_without_sigma_it_asks_for_it(run, model):
 
 def test_ctrl_c_is_status_130(run, model, monkeypatch, ctrl_c, capsys):
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("pipeline.certification.run", lambda *_, **__: ctrl_c())
+    monkeypatch.setattr("pipeline.certification.driver.run", lambda *_, **__: ctrl_c())
     with pytest.raises(SystemExit, match="130"):
         run("--model", model, "--dataset", "digits")
     expected = "\nInterrupted. What was drawn is kept; run the same command again to go on.\n"
@@ -441,8 +442,8 @@ def test_ctrl_c_is_not_lost_where_an_exception_would_be(run, model, monkeypatch,
         raise AssertionError("it goes on")
 
     ended = []
-    monkeypatch.setattr("pipeline.errors.os._exit", ended.append)
-    monkeypatch.setattr("pipeline.certification.run", lose)
+    monkeypatch.setattr("pipeline.cli.exit.os._exit", ended.append)
+    monkeypatch.setattr("pipeline.certification.driver.run", lose)
     run("--model", model, "--dataset", "digits")
     assert ended == [130]
 
@@ -471,8 +472,8 @@ def replaced(path, other):
 @pytest.mark.parametrize("kind", ["", ".keras"])
 @pytest.mark.parametrize(
     "before",
-    ["keras.models.load_model", "tensorflow.saved_model.load", "pipeline.certification.run",
-     "pipeline.classifiers.fingerprint", "pipeline.certification.Sampler.load"],
+    ["keras.models.load_model", "tensorflow.saved_model.load", "pipeline.certification.driver.run",
+     "pipeline.certification.classifiers.fingerprint", "pipeline.certification.workers.Sampler.load"],
 )  # fmt: skip
 def test_a_model_replaced_at_any_moment_gets_no_other_models_votes(
     run, two_models, digits, tmp_path, monkeypatch, kind, before

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline import compare
-from pipeline.errors import InputError
 from pipeline.report import comparison, figures
+from pipeline.utils.errors import InputError
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 # Images 0..3: credited radii 0.5, 0 (wrong), 0 (abstained), 1.5.

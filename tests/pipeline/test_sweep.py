@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 
 from macer_tf import evaluation
-from pipeline import backups, orchestrator, sealed
 from pipeline import run as run_lib
-from pipeline import settings as settings_lib
 from pipeline import sweep as sweep_lib
 from pipeline.components import sweep_evaluator
 from pipeline.components.certifier import CERTIFIER
 from pipeline.components.example_gen import EXAMPLE_GEN
 from pipeline.components.trainer import TRAINER
+from pipeline.experiments import settings as settings_lib
+from pipeline.orchestration import orchestrator
 from pipeline.report import figures, page, sweep_report
+from pipeline.training import backups
+from pipeline.utils import sealed
 
 TINY = (
     "--dataset", "digits", "--epochs", "2", "--train_examples", "96", "--num_samples", "2", "--n0", "10", "--n", "50",
@@ -291,7 +293,7 @@ def test_where_all_fail_there_is_nothing_to_compare(sweep, monkeypatch):
     def fail(*arguments, **keywords):
         raise RuntimeError("no memory\nand more")
 
-    monkeypatch.setattr("pipeline.models.build", fail)
+    monkeypatch.setattr("pipeline.training.models.build", fail)
     done = sweep("--sweep", "lam=0,8")
     assert done.status == 1
     zero, eight, last = done.err.splitlines()

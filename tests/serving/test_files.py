@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pipeline.artifacts import Artifact
+from pipeline.orchestration.artifacts import Artifact
 from serving.files import differences, directory_fingerprint, file_digests, read_json, sealed, unsealed
 from serving.publish import content_fingerprint
 

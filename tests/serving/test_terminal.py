@@ -116,7 +116,7 @@ def test_no_terminal_obeys_what_is_printable(text, shown):
 
 
 def test_a_terminal_that_cannot_redraw_gets_whole_lines(monkeypatch):
-    from pipeline.console import Progress
+    from pipeline.cli.console import Progress
 
     leader, follower = pty.openpty()
     with os.fdopen(follower, "w") as screen:

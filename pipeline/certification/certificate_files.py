@@ -1,0 +1,159 @@
+"""The certificates of a run as files: a JSON line for each image, by rising id, and what they are."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+from macer_tf.certificates import Certificates
+from macer_tf.votes import Votes
+from pipeline.utils import sealed
+from pipeline.utils.atomic_files import finish_directory, write_text
+from pipeline.utils.errors import InputError
+from serving.files import flush
+
+_COLUMNS = {
+    "id": np.int64, "selection": np.int64, "estimation": np.int64, "prediction": np.int64, "selected": np.int64,
+    "radius": np.float64, "p_lower": np.float64,
+}  # fmt: skip
+_ABOUT = "certification.json"
+_RESULTS = "results"
+# What `finish` may find of a run before.
+_FILES = ("certificates*.jsonl", "certificates*.tsv", _ABOUT, "failed.tsv", "metrics.json", "radius_accuracy.png")
+
+
+def write(path, outcome, plan, sigma, precision):
+    """Writes what `read` reads: a JSON line for each image, by rising id, for each kind; and what they are.
+
+    The latter, certification.json, carries its own checksum and those of the other files.
+
+    Args:
+        path: directory.
+        outcome: `certification.Outcome`.
+        plan: `SamplingPlan`.
+        sigma: noise level.
+        precision: what the classifier computed in.
+    """
+    votes = outcome.votes
+    if len(outcome.ids):
+        certified = plan.certificates(votes, sigma, outcome.share_of_alpha)
+    else:
+        nothing = np.zeros(0)
+        certified = {
+            name: Certificates(nothing, nothing, nothing, nothing, sigma, plan.alpha, plan.n0, plan.n, bound, beta)
+            for name, bound, beta in plan.kinds
+        }
+    kinds = []
+    for place, (name, certificates) in enumerate(certified.items()):
+        rows = zip(
+            outcome.ids, votes.selection, votes.estimation, certificates.predictions, certificates.selected,
+            certificates.radii, certificates.p_lower, strict=True,
+        )  # fmt: skip
+        lines = [json.dumps(dict(zip(_COLUMNS, (value.tolist() for value in row), strict=True))) + "\n" for row in rows]
+        write_text(Path(path) / file_name(place, name, "jsonl"), "".join(lines))
+        digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+        kinds.append({"name": name, "bound": certificates.bound, "beta": certificates.beta, "sha256": digest})
+    about = {
+        "sigma": sigma,
+        "alpha": plan.alpha,
+        "n0": plan.n0,
+        **plan.first_look,
+        "is_first_look": outcome.is_first_look,
+        "precision": precision,
+        "kinds": kinds,
+    }
+    write_text(Path(path) / _ABOUT, sealed.dumps(about, indent=1))
+
+
+def read(path):
+    """What `write` wrote.
+
+    Returns:
+        What the certificates are, as in certification.json; ids int64 [images]; hard `Votes`; and kind's name ->
+        `Certificates`, the run's own kind first.
+
+    Raises:
+        InputError: if a file is missing, or not as it was written.
+    """
+    try:
+        about = sealed.loads((Path(path) / _ABOUT).read_bytes())
+        contents = [(Path(path) / file_name(i, kind["name"], "jsonl")).read_bytes()
+                    for i, kind in enumerate(about["kinds"])]  # fmt: skip
+        if [hashlib.sha256(content).hexdigest() for content in contents] != [kind["sha256"] for kind in about["kinds"]]:
+            raise ValueError("a file of certificates does not match its checksum")
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"The certificates in {path} were changed or damaged ({error}); certify again: no sample is drawn anew."
+        ) from None
+    certified = {}
+    for kind, content in zip(about["kinds"], contents, strict=True):
+        rows = [json.loads(line) for line in content.splitlines()]
+        columns = {name: np.array([row[name] for row in rows], dtype) for name, dtype in _COLUMNS.items()}
+        counts = [columns[name].reshape(len(rows), -1 if rows else 0) for name in ("selection", "estimation")]
+        votes = Votes(*counts)
+        n = votes.n
+        certified[kind["name"]] = Certificates(
+            predictions=columns["prediction"],
+            radii=columns["radius"],
+            p_lower=columns["p_lower"],
+            selected=columns["selected"],
+            sigma=about["sigma"],
+            alpha=about["alpha"],
+            n0=about["n0"],
+            n=about["n"] if (n == about["n"]).all() else n,
+            bound=kind["bound"],
+            beta=kind["beta"],
+        )
+    return about, columns["id"], votes, certified
+
+
+def file_name(place, kind, suffix):
+    """Of the certificates of the kind in this place: the run's own kind is the first."""
+    return f"certificates-{kind}.{suffix}" if place else f"certificates.{suffix}"
+
+
+def finish(unfinished, output):
+    """Puts all files of the directory `unfinished` in the place of those of the run before, at one stroke.
+
+    They move to a directory of their own in `output`, which the link `results` there is turned to. Under their own
+    names, there are links through it: whoever reads them finds the files of one run, whenever this one is killed.
+
+    Raises:
+        InputError: if something else lies in the way.
+    """
+    output = Path(output)
+    names = sorted(path.name for path in Path(unfinished).iterdir())
+    current = output / _RESULTS
+    if current.exists() and not current.is_symlink():
+        raise InputError(f"{current} is in the way: the certificates' directory goes there. Move it elsewhere.")
+    directory = output / f"{_RESULTS}-{uuid.uuid4().hex[:8]}"
+    finish_directory(unfinished, directory)
+    for path in _results_of_old(output):
+        # Of a copy that did not keep links: rather none for a moment than those of two runs.
+        if not path.is_symlink():
+            path.unlink()
+    for name in names:
+        _link(output / name, f"{_RESULTS}/{name}")
+    _link(current, directory.name)
+    flush(output)
+    for path in output.glob(f"{_RESULTS}-*"):
+        if path != directory:
+            shutil.rmtree(path)
+    for path in _results_of_old(output):
+        if path.name not in names:
+            path.unlink()
+
+
+def _results_of_old(output):
+    return [path for pattern in _FILES for path in output.glob(pattern)]
+
+
+def _link(path, target):
+    beside = path.with_name(path.name + ".writing")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    os.replace(beside, path)

@@ -1,0 +1,342 @@
+"""Anyone's classifier: a .keras or .h5 file, or a SavedModel -> a Keras model that can be certified."""
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import keras
+import tensorflow as tf
+
+from macer_tf import base_classifier
+from macer_tf.inference import own_precision
+from macer_tf.noisy_training import NoisyTrainingModel
+from pipeline.training import models
+from pipeline.utils.errors import InputError
+from serving.files import directory_fingerprint, file_digest
+from serving.files import fingerprint as json_fingerprint
+from serving.graph_safety import check_effects
+
+_KERAS_3, _HDF5 = ".keras", (".h5", ".hdf5")
+_SUFFIXES = (_KERAS_3, *_HDF5)
+_SIGNATURE = "serving_default"
+_TRIES = 3
+# Characters of someone else's error in ours.
+_REASON = 500
+_UNKNOWN = re.compile(r"(?:Could not locate (?:class|function)|Unknown [a-z_ ]+:) '?(?:\w+>)?(\w+)'?")
+_CONFIG = re.compile(r" using config=\{.*\}\.? ")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is to be loaded: plain values, so that they can be sent to any process.
+
+    Attributes:
+        output: which output of a model with several is the classifier's; None if it has one.
+        custom_objects: module that defines layers and functions which the model holds, or None. It is imported.
+        trusts_model: whether a SavedModel may do more than compute, see `serving.graph_safety`.
+        name: what messages call the model; by default its path.
+    """
+
+    output: str | None = None
+    custom_objects: str | None = None
+    trusts_model: bool = False
+    name: str | None = None
+
+
+DEFAULT = Loading()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of a model's file or folder that nobody else writes to.
+
+    Attributes:
+        path: of the copy.
+        fingerprint: of the copy.
+    """
+
+    path: Path
+    fingerprint: str
+
+    def check(self):
+        """Raises InputError if the copy was altered."""
+        if fingerprint(self.path) != self.fingerprint:
+            raise InputError(f"{self.path} was changed while the model was in use; run the same command again.")
+
+
+def snapshot(path, folder):
+    """A `Snapshot` of the model at `path`, in `folder`, in a context: it is gone with it.
+
+    A training that goes on writes its model's file again and again: what is known by a fingerprint, what the driver
+    loads and what workers load must be the same bytes.
+
+    Args:
+        path: of a model that `load` loads.
+        folder: of nobody else; what a killed run left there is removed.
+
+    Raises:
+        InputError: in one line, if there is no such model, it cannot be copied, or it changes all the time.
+    """
+    _check_kind(Path(path), str(path))
+    return _snapshot(Path(path), Path(folder))
+
+
+@contextlib.contextmanager
+def _snapshot(path, folder):
+    try:
+        yield _copy(path, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy(path, folder):
+    copy = folder / path.name
+    for _ in range(_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
+            copied = fingerprint(copy)
+            if copied == fingerprint(path):
+                return Snapshot(copy, copied)
+        except (FileNotFoundError, shutil.Error) as error:  # replaced between two reads
+            if not path.exists():
+                raise InputError(f"There is no model {path} any more.") from error
+        except OSError as error:
+            raise InputError(f"Cannot copy the model {path} to {folder} ({error.strerror}).") from error
+    raise InputError(f"The model {path} is being written to; wait until that is done, or give a copy of it.")
+
+
+def fingerprint(path):
+    """Hexadecimal SHA-256 of a model's file, or of the names and contents in its folder."""
+    return directory_fingerprint(path) if Path(path).is_dir() else file_digest(path)
+
+
+def source_fingerprint(module):
+    """Hexadecimal SHA-256 of a module's source, or of all Python files of a package; not of what it imports.
+
+    Raises:
+        InputError: if there is no such module.
+    """
+    with _current_folder_first():
+        try:
+            spec = importlib.util.find_spec(module)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"There is no module {module} to import ({error}).") from None
+    if spec is None or not (spec.has_location or spec.submodule_search_locations):
+        raise InputError(f"There is no module {module} to import, from the current folder or installed.")
+    files = [Path(spec.origin)] if spec.origin else []
+    for folder in spec.submodule_search_locations or ():
+        files += Path(folder).rglob("*.py")
+    return json_fingerprint(sorted([file.name, file_digest(file)] for file in files))
+
+
+def load(path, loading=DEFAULT):
+    """The model in a file or a SavedModel's folder, without its optimizer.
+
+    Keras' safe mode is on: a file that would run code of its own, as a Lambda layer does, is refused, and so is a
+    SavedModel that does more than compute. What a SavedModel computes is its signature, and it computes in the
+    precision it was saved in, which it does not tell.
+
+    Args:
+        path: of a model that does not change meanwhile: see `snapshot`.
+        loading: `Loading`.
+
+    Returns:
+        A Keras model, images [batch, H, W, C] -> [batch, classes], two classes or more; or a `NoisyTrainingModel` of
+        one.
+
+    Raises:
+        InputError: in one line, if there is no such model, it cannot be loaded or is no such classifier.
+    """
+    path = Path(path)
+    name = loading.name or str(path)
+    _check_kind(path, name)
+    custom_objects = _custom_objects(loading.custom_objects)
+    try:
+        if path.is_dir():
+            return _of_signature(path, loading, name)
+        model = models.load(path, custom_objects)
+        model = _of_one_output(_functional(model), loading.output, name)
+    except InputError:
+        raise
+    except Exception as error:  # whatever Keras or TensorFlow makes of someone's file
+        raise InputError(_why_not_loaded(path, name, error)) from error
+    _check(name, base(model))
+    return model
+
+
+def base(model):
+    """The classifier itself, of one that was trained here too."""
+    return model.classifier if isinstance(model, NoisyTrainingModel) else model
+
+
+def precision(path, classifier):
+    """What the classifier that was loaded from `path` computes in, e.g. "float32"; a SavedModel does not tell."""
+    return "as saved" if Path(path).is_dir() else own_precision(classifier)
+
+
+def _check_kind(path, name):
+    if not path.exists():
+        raise InputError(f"There is no model {name}.")
+    if not (path.is_dir() and (path / "saved_model.pb").exists()) and not (path.suffix in _SUFFIXES and path.is_file()):
+        raise InputError(f"A model is a {', '.join(_SUFFIXES)} file or a SavedModel's folder. Received: {name}")
+
+
+def _check(name, classifier):
+    shapes = [getattr(classifier, attribute, None) for attribute in ("input_shape", "output_shape")]
+    image, output = (shape if isinstance(shape, tuple) else () for shape in shapes)
+    if len(image) != 4 or image[-1] not in (1, 3) or len(output) != 2 or (output[-1] or 0) < 2:
+        raise InputError(
+            f"The model {name} must map images [batch, H, W, 1 or 3] to [batch, classes], two classes or more. "
+            f"Received: {shapes[0]} to {shapes[1]}"
+        )
+    try:
+        base_classifier.check(classifier)
+    except ValueError as error:
+        raise InputError(f"The model {name} cannot be certified. {error}") from None
+
+
+def _functional(model):
+    """The model with its shapes known: around a subclassed one, which tells only what it was built for, another."""
+    if isinstance(model, NoisyTrainingModel) or hasattr(model, "input_shape"):
+        return model
+    shape = (model.get_build_config() or {}).get("input_shape")
+    if not isinstance(shape, (list, tuple)) or len(shape) != 4:
+        return model
+    images = keras.Input(shape[1:])
+    return keras.Model(images, model(images, training=False))
+
+
+def _of_one_output(model, wanted, name):
+    """The model, or a model of the one of its outputs that is wanted."""
+    outputs = getattr(base(model), "output", None)
+    if isinstance(outputs, (list, tuple)):
+        names = base(model).output_names
+        outputs = dict(zip(names, outputs, strict=True)) if len(outputs) > 1 else outputs[0]
+    if not isinstance(outputs, dict):
+        if wanted is not None:
+            raise InputError(f"The model {name} has one output; which one need not be said. Received: {wanted}")
+        return model
+    return keras.Model(model.inputs, outputs[_wanted(wanted, outputs, name)])
+
+
+def _wanted(wanted, outputs, name):
+    if wanted not in outputs:
+        received = "none" if wanted is None else wanted
+        raise InputError(
+            f"The model {name} has outputs {', '.join(outputs)}: say which counts (model_output). Received: {received}"
+        )
+    return wanted
+
+
+def _of_signature(path, loading, name):
+    if not loading.trusts_model:
+        try:
+            check_effects(path)
+        except ValueError as error:
+            raise InputError(f"{str(error).replace(str(path), name)} Then say so (trust_model=yes).") from None
+    loaded = tf.saved_model.load(path)
+    if _SIGNATURE not in loaded.signatures:
+        raise InputError(f"The SavedModel {name} has no signature {_SIGNATURE}. It has: {', '.join(loaded.signatures)}")
+    signature = loaded.signatures[_SIGNATURE]
+    inputs = list(signature.structured_input_signature[1].values())
+    outputs = {
+        output_name: output
+        for output_name, output in sorted(signature.structured_outputs.items())
+        if output.shape.rank == 2 and output.dtype.is_floating and (output.shape[1] or 0) >= 2
+    }
+    if len(inputs) != 1 or inputs[0].shape.rank != 4 or inputs[0].dtype != tf.float32 or not outputs:
+        raise InputError(
+            f"The signature {_SIGNATURE} of the SavedModel {name} must map float32 images [batch, H, W, C] to one "
+            f"output [batch, classes], two classes or more. Received: {inputs} to {signature.structured_outputs}"
+        )
+    if len(outputs) > 1 or loading.output is not None:
+        output = _wanted(loading.output, outputs, name)
+    else:
+        output = next(iter(outputs))
+    images = keras.Input(inputs[0].shape[1:])
+    model = keras.Model(images, _Signature(loaded, signature, output)(images))
+    _check(name, model)
+    return model
+
+
+class _Signature(keras.layers.Layer):
+    """One output of a SavedModel's signature."""
+
+    def __init__(self, loaded, signature, output):
+        super().__init__()
+        self._loaded = loaded  # its variables live as long as it does
+        self._signature, self._output = signature, output
+
+    def call(self, images):
+        return self._signature(images)[self._output]
+
+
+def _custom_objects(module):
+    """What a module defines, by name; it is imported, from the current folder if it is there."""
+    if module is None:
+        return None
+    try:
+        with _current_folder_first():
+            imported = importlib.import_module(module)
+    except Exception as error:  # whatever someone's code does
+        raise InputError(f"Cannot import {module} ({type(error).__name__}: {error}).") from error
+    return {
+        name: value
+        for name, value in vars(imported).items()
+        if callable(value) and (getattr(value, "__module__", None) or "").startswith(module)
+    }
+
+
+@contextlib.contextmanager
+def _current_folder_first():
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _why_not_loaded(path, name, error):
+    text = " ".join(str(error).split()).replace(str(path), name)
+    unknown = _UNKNOWN.search(text)
+    is_foreign = unknown and not hasattr(keras.layers, unknown[1]) and not hasattr(keras, unknown[1])
+    if is_foreign and unknown[1] != "Functional":
+        return (
+            f"The model {name} holds {unknown[1]}, which is not Keras' own: it is loaded only together with the module "
+            "that defines it (custom_objects), whose code is run."
+        )
+    written_by = "" if "Lambda" in text else _keras_version(path)
+    if written_by.startswith(("1.", "2.")):
+        return (
+            f"The model {name} cannot be loaded: it was written by Keras 2 ({written_by}); save it as a SavedModel "
+            "there, and give that folder."
+        )
+    # What matters is told at either end, behind a layer's whole configuration.
+    text = _CONFIG.sub(" ", text)
+    if len(text) > _REASON:
+        text = f"{text[: _REASON // 2]} ... {text[-_REASON // 2 :]}"
+    return f"The model {name} cannot be loaded ({type(error).__name__}: {text})."
+
+
+def _keras_version(path):
+    """What a model's file says that it was written by; empty if it does not say."""
+    try:
+        if path.suffix in _HDF5:
+            with h5py.File(path, "r") as file:
+                version = file.attrs.get("keras_version", "")
+                return version.decode() if isinstance(version, bytes) else str(version)
+        with zipfile.ZipFile(path) as archive:
+            return str(json.loads(archive.read("metadata.json"))["keras_version"])
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
+        return ""

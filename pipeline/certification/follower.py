@@ -1,0 +1,74 @@
+"""Follows the ledgers while workers write them."""
+
+import threading
+import time
+
+from pipeline.cli.console import Progress
+
+_SECONDS_BETWEEN_POLLS = 1.0
+
+
+class Follower:
+    """Follows the ledgers while workers write them, from a thread that also tells how far they are.
+
+    No local runner of Beam says how far it is.
+
+    Attributes:
+        error: what stopped the thread, or None.
+    """
+
+    def __init__(self, job, store):
+        self._job, self._reader = job, store.follow()
+        self._by_images = job.plan.radius is not None  # how many samples they will need is not known
+        self._progress = Progress("Certification", *self._state()[::-1])
+        self._started, self._first_held = time.monotonic(), job.held
+        self._lock, self._stop, self.error = threading.Lock(), threading.Event(), None
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self._stop.set()
+        self._thread.join()
+        if kind is None:
+            done, total = self._state()
+            self._progress.finish(done, self._details(), total)
+
+    def poll(self):
+        """Takes what was written since the last call."""
+        with self._lock:
+            self._job.take(*self._reader.poll())
+
+    def _follow(self):
+        while not self._stop.wait(_SECONDS_BETWEEN_POLLS):
+            try:
+                self.poll()
+                done, total = self._state()
+                self._progress.update(done, self._details(), total)
+            except Exception as error:  # for the thread that waits for the workers
+                self.error = error
+                return
+
+    def _state(self):
+        """How much is done, of how much."""
+        if self._by_images:
+            return self._done(), self._job.num_images
+        return self._job.held, self._job.most
+
+    def _done(self):
+        return self._job.outcomes.total() + len(self._job.failures)
+
+    def _details(self):
+        job = self._job
+        rate = (job.held - self._first_held) / (time.monotonic() - self._started)
+        outcomes = [(count, name) for name, count in sorted(job.outcomes.items())]
+        outcomes += [(len(job.failures), "failed")] if job.failures else []
+        return ", ".join(
+            [
+                f"{job.held:,} samples, {rate:,.0f} a second",
+                f"{self._done():,} of {job.num_images:,} images",
+                *(f"{count:,} {name}" for count, name in outcomes),
+            ]
+        )

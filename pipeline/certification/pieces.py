@@ -1,0 +1,71 @@
+"""Chunks of samples of one image's noise stream, and how those that were drawn cover it."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from macer_tf import noise
+
+
+class Chunk(NamedTuple):
+    """Samples `start` to `start + count - 1` of one example's noise stream; `digest` tells its image from others."""
+
+    example_id: int
+    digest: int
+    stream: int
+    start: int
+    count: int
+
+
+class Piece(NamedTuple):
+    """A chunk that was drawn.
+
+    Attributes:
+        chunk: `Chunk`.
+        votes: int64 [1 + 2 * betas, classes]: class counts, then each beta's sums and squares, as `smoothing.Drawn`.
+    """
+
+    chunk: Chunk
+    votes: np.ndarray
+
+
+def cover(spans, goal, limit):
+    """Which spans of one stream to take for its samples 0 to goal - 1, each sample once, and what is missing.
+
+    Args:
+        spans: (start, count) of pieces, in any order; they may overlap.
+        goal: number of samples.
+        limit: spans that reach beyond this sample are not taken; from `goal`.
+
+    Returns:
+        The taken spans, one after another; and the gaps below `goal`, as (start, stop).
+    """
+    taken, gaps, position = [], [], 0
+    for start, count in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if position >= goal or start >= goal:
+            break
+        if start >= position and start + count <= limit:
+            if start > position:
+                gaps.append((position, start))
+            taken.append((start, count))
+            position = start + count
+    if position < goal:
+        gaps.append((position, goal))
+    return taken, gaps
+
+
+def joined(pieces):
+    """The pieces by rising address, each once, adjacent ones as one."""
+    whole = []
+    for chunk, votes in sorted({piece.chunk: piece.votes for piece in pieces}.items(), key=lambda item: item[0]):
+        last = whole[-1].chunk if whole else None
+        if last and chunk[:3] == last[:3] and chunk.start == last.start + last.count:
+            whole[-1] = Piece(last._replace(count=last.count + chunk.count), whole[-1].votes + votes)
+        else:
+            whole.append(Piece(chunk, votes))
+    return whole
+
+
+def fits(chunk, votes, shape):
+    is_address = all(0 <= field < 2**63 for field in chunk) and chunk.count > 0 and chunk.stream in noise.STREAMS
+    return is_address and votes.shape == shape and votes.min() >= 0 and votes[0].sum() == chunk.count

@@ -1,0 +1,213 @@
+"""What certification draws and by which bounds it certifies: its settings as one value, and their flags."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from macer_tf import bounds, certificates
+from macer_tf.budgets import FixedBudget, PrecisionBudget, RadiusBudget
+from macer_tf.votes import MAX_SOFT_SAMPLES, Votes
+from pipeline.cli.command_line import ABOVE_0, INSIDE_0_1, Kind, Setting, choice, whole
+from pipeline.utils.errors import InputError
+
+HARD, ALL = "hard", "all"
+
+
+def _kinds():
+    """Kind of certificate -> its bound, but for the kind "hard", which has the one that its budget allows."""
+    return {bound.kind: bound for bound in bounds.BOUNDS.values() if bound.kind != HARD}
+
+
+_CERTIFY = choice(**{name: name for name in (HARD, *_kinds(), ALL)})
+_BUDGET = choice(fixed="fixed", adaptive="adaptive")
+_BETAS = Kind("numbers above 0 such as 1,16", lambda text: [ABOVE_0.parse(beta) for beta in text.split(",")])
+
+CERTIFY = Setting("certify", _CERTIFY, _CERTIFY.accepts, HARD)
+BUDGET = Setting("budget", _BUDGET, "adaptive: n at most, radii within 1 percent of what n would give", "fixed")
+SOFT_BETAS = Setting("soft_betas", _BETAS, "inverse temperatures of the soft certificates", [16.0])
+SKIP_WRONG = Setting(
+    "skip_wrong", choice(yes=True, no=False), "estimate nothing where the selected class is wrong", True
+)
+N0 = Setting("n0", whole(1), "samples that choose the class", 100)
+N = Setting("n", whole(1), "samples that bound its probability", 100_000)
+ALPHA = Setting("alpha", INSIDE_0_1, "probability that a certificate is false", 0.001)
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """What is drawn, and what is certified by it.
+
+    Attributes:
+        n0, n, alpha: selection samples of an image, estimation samples (the most, if adaptive), failure probability.
+        certify: "hard", "soft-hoeffding", "soft-bernstein" or "all".
+        betas: inverse temperatures of the soft votes; none where only hard certificates are wanted.
+        radius: stop as soon as it is decided whether an image is certified at it; None: something else is asked for.
+        precision: stop where the radius is expected within this share of what n samples would give; or None.
+        skip_wrong: whether images whose selected class is not the label get no estimation samples. Certified accuracy
+            and ACR are the same. Soft certificates select by themselves, so then no image is skipped.
+    """
+
+    n0: int
+    n: int
+    alpha: float
+    certify: str = HARD
+    betas: tuple = ()
+    radius: float | None = None
+    precision: float | None = None
+    skip_wrong: bool = True
+
+    @classmethod
+    def of(cls, settings, betas, radius=None, precision=None, skip_wrong=True):
+        """The plan of settings by name.
+
+        Args:
+            settings: `n0`, `n`, `alpha`, `certify` and `budget`.
+            betas: inverse temperatures of soft certificates, if there are any.
+            radius, precision: what the adaptive budget is asked for, if it is one.
+            skip_wrong: as above.
+
+        Raises:
+            InputError: in one line, where they do not go together or could certify nothing.
+        """
+        is_soft = settings["certify"] == ALL or _bound_of(settings["certify"]).is_soft
+        if settings["budget"] == "fixed":
+            radius = precision = None
+        elif settings["certify"] != HARD:
+            raise InputError(
+                "--budget adaptive is for --certify hard: the other bounds hold for a number of samples fixed "
+                f"beforehand. Received: --certify {settings['certify']}"
+            )
+        plan = cls(
+            **{name: settings[name] for name in ("n0", "n", "alpha", "certify")},
+            betas=tuple(sorted(set(betas))) if is_soft else (),
+            radius=radius,
+            precision=precision,
+            skip_wrong=skip_wrong,
+        )
+        if is_soft and max(plan.n, plan.n0) > MAX_SOFT_SAMPLES:
+            raise InputError(
+                f"Soft votes hold up to {MAX_SOFT_SAMPLES:,} samples per image. Received: n={plan.n}, n0={plan.n0}"
+            )
+        try:
+            for _, bound, _ in plan.kinds:
+                if bounds.get(bound).needs_fixed_n:  # what a budget for a radius can reach, `check_sigma` asks it
+                    certificates.check_can_certify(plan.n, plan.alpha, bound)
+        except ValueError as error:
+            raise InputError(f"--n is too small. {error}") from None
+        return plan
+
+    @classmethod
+    def of_run(cls, settings):
+        """The plan of `pipeline.run`: where adaptive, radii within 1 % of what n samples would give.
+
+        Raises:
+            InputError: as `of`.
+        """
+        return cls.of(settings, (settings["beta"],), precision=0.01)
+
+    @property
+    def budget(self):
+        """The `budgets` object."""
+        if self.radius is not None:
+            return RadiusBudget(self.radius, self.n)
+        return FixedBudget(self.n) if self.precision is None else PrecisionBudget(self.precision, self.n)
+
+    @property
+    def kinds(self):
+        """(name, bound, beta) of every kind of certificate; the first one is the run's own."""
+        hard = (HARD, "clopper-pearson" if self.radius is None else "anytime", None)
+        others = []
+        for bound in _kinds().values():
+            if self.certify not in (bound.kind, ALL):
+                continue
+            # Betas with all their digits, or two could have one name.
+            named = [(f"{bound.kind}-{str(float(beta)).removesuffix('.0')}", bound.name, beta) for beta in self.betas]
+            others += named if bound.is_soft else [(bound.kind, bound.name, None)]
+        return [hard, *others] if self.certify in (HARD, ALL) else others
+
+    @property
+    def first_look(self):
+        """What the estimation samples, and the class that they are for, depend on; as a JSON value."""
+        return {"n0": self.n0, "n": self.n, "radius": self.radius, "precision": self.precision}
+
+    def check_sigma(self, sigma):
+        """Raises InputError if n samples could never decide what is asked for at this noise level."""
+        votes = Votes(np.array([[self.n0, 0]]), np.zeros((1, 2), np.int64))
+        try:
+            self.budget.more(votes, sigma, self.alpha)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def spares(self, labels):
+        """Whether the budget may spare images by these labels: int64 [images], -1 where not known; or None."""
+        is_known = labels is not None and (labels >= 0).all()
+        return is_known and self.skip_wrong and self.certify == HARD
+
+    @property
+    def is_fixed(self):
+        """Whether every image gets n samples."""
+        return self.radius is None and self.precision is None
+
+    @property
+    def is_exact(self):
+        """Whether an image must not have more samples than its budget asked for."""
+        return self.radius is None
+
+    def share_of_alpha(self, first_plans):
+        """The share of alpha that is left for each image, None on a first look.
+
+        Args:
+            first_plans: what the samples were first drawn for, `first_look` of each plan; None for one not known.
+
+        Returns:
+            None if it was this plan, made before any of the samples was drawn. Otherwise its number of samples was
+            chosen after a look: 1. If its class may have been, too, as another n0 had selected one before: 1/2, as
+            false certificates of the most likely class and of all others are then two events.
+        """
+        if first_plans == [self.first_look]:
+            return None
+        return 1 if all(first and first["n0"] == self.n0 for first in first_plans) else 0.5
+
+    def certificates(self, votes, sigma, share_of_alpha=None):
+        """Kind's name -> `Certificates`.
+
+        Args:
+            votes: `Votes` of what the budget asked for.
+            sigma: noise level.
+            share_of_alpha: as above. After a look, the certificates are by the anytime bound, which allows for that.
+        """
+        if share_of_alpha is not None:
+            certified = certificates.certify(votes, sigma, self.alpha * share_of_alpha, "anytime")
+            return {HARD: replace(certified, alpha=self.alpha)}
+        if self.certify == HARD:
+            return {HARD: self.budget.certify(votes, sigma, self.alpha)}
+        return {name: self.budget.certify(votes, sigma, self.alpha, bound, beta) for name, bound, beta in self.kinds}
+
+    def check_another_look(self, first, share_of_alpha):
+        """Raises InputError if votes that were drawn for `first` cannot be certified for this plan as well."""
+        if self.certify != HARD:
+            raise InputError(
+                f"Samples of this noise were first drawn for {in_words(first)}, and soft bounds hold for a number of "
+                "samples fixed before any was seen: give another --seed."
+            )
+        try:
+            certificates.check_can_certify(self.n, self.alpha * share_of_alpha, "anytime")
+        except ValueError as error:
+            raise InputError(
+                f"Votes of this model, sigma and seed were first drawn for {in_words(first)}, so another n is a choice "
+                "after a look and its certificates are by the anytime-valid bound; "
+                f"--n {self.n} is too small for that. "
+                f"{error} Or give {in_words(first)} again, or another --seed, whose votes are drawn anew."
+            ) from None
+
+
+def _bound_of(kind):
+    return _kinds().get(kind, bounds.get(bounds.DEFAULT))
+
+
+def in_words(first_look):
+    """`SamplingPlan.first_look` in words; None is one that is not known."""
+    if first_look is None:
+        return "something that cannot be read any more"
+    asked = [f"{name}={first_look[name]:g}" for name in ("radius", "precision") if first_look[name] is not None]
+    return ", ".join([f"n0={first_look['n0']:,}", f"n={first_look['n']:,}", *asked])

@@ -1,0 +1,226 @@
+"""The vote store: a folder with every vote that was drawn for one classifier at one noise level.
+
+While samples are drawn, every worker appends to a ledger of its own, one line a chunk of samples. `compact` then moves
+the ledgers' lines into a shard, a Parquet file. A line that a kill cut off is passed over, and its chunk drawn again:
+as noise is addressed, the votes come out the same. Shards of other machines merge by being copied into the folder.
+
+A bound for a number of samples fixed beforehand holds for the plan that was made before any sample of the noise was
+seen, in whatever folder. So the first plans stand in a register beside the folders, one for each model, sigma and seed;
+and, should it be lost, in `votes.json`, each shard and the first line of each ledger. All of them carry a checksum.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.certification.ledger import LedgerReader, LedgerWriter, about_of_ledger, ledgers_of, unreadable_votes
+from pipeline.certification.pieces import Chunk, Piece, fits, joined
+from pipeline.utils import sealed
+from pipeline.utils.atomic_files import write_bytes, write_text
+from pipeline.utils.errors import InputError
+from serving.files import fingerprint, flush
+
+# Where what is drawn for one plan would show what will be drawn for another: n0 and precision do not change the noise.
+_NOISE = ("model", "sigma", "seed")
+_VOTES = "votes.json"
+_ABOUT = b"macer_tf"
+_ADDRESS = ("example_id", "digest", "stream", "start", "count")
+
+
+class VoteStore:
+    """The votes in `directory`, which is made if it is not there.
+
+    Attributes:
+        directory: the folder.
+        betas: as given, a list.
+        first_plans: what the samples seen of this noise were first planned to be drawn for, JSON values: one, unless
+            votes of other plans were copied here; None among them stands for a plan that cannot be read any more. A
+            certificate by a bound for a number of samples fixed beforehand is for the only plan.
+
+    Args:
+        directory: a folder. Those beside it may hold votes of the same noise, for other numbers of selection samples.
+        identity: what the votes are of, JSON values by name; votes of anything else are refused.
+        plan: JSON value, what the samples are to be drawn for now.
+        num_classes: of the classifier.
+        betas: inverse temperatures that soft votes are counted at.
+
+    Raises:
+        InputError: if the folder, or a shard in it, holds votes of something else, or cannot be read; or if the
+            register of first plans cannot.
+    """
+
+    def __init__(self, directory, identity, plan, num_classes, betas=()):
+        self.directory = Path(directory)
+        self._identity = {**identity, "num_classes": num_classes}
+        self._num_classes, self.betas = num_classes, list(betas)
+        self._shape = (1 + 2 * len(betas), num_classes)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.first_plans = self._seen() or [plan]
+        # Before the first sample: what is planned later has seen votes.
+        noise_of = {name: self._identity.get(name) for name in _NOISE}
+        _write_if_new(self._register, {**noise_of, "plans": self.first_plans})
+        _write_if_new(self.directory / _VOTES, {**self._identity, "plans": self.first_plans})
+
+    def pieces(self):
+        """Every `Piece` in shards and ledgers that has soft votes at all betas wanted. They may overlap."""
+        for path in _shards(self.directory):
+            yield from self._read_shard(path)
+        yield from self.follow().poll()[0]
+
+    def follow(self):
+        """A `LedgerReader` of what the workers append."""
+        return LedgerReader(self.directory, self._kind, self._shape)
+
+    def ledger(self):
+        """A new `LedgerWriter`, for a worker."""
+        return LedgerWriter(self.directory, self._kind, self.first_plans)
+
+    def compact(self):
+        """Moves the ledgers' pieces into a new shard, adjacent ones as one; failures are forgotten.
+
+        Only when no worker is writing.
+        """
+        ledgers = ledgers_of(self.directory, self._kind)
+        pieces = joined(self.follow().poll()[0])
+        if pieces:
+            self._write_shard(pieces)
+        # A kill before the last of these leaves votes twice, which overlap and count once.
+        for ledger in ledgers:
+            ledger.unlink()
+
+    @property
+    def _kind(self):
+        return {**self._identity, "betas": self.betas}
+
+    @property
+    def _register(self):
+        noise_of = {name: self._identity.get(name) for name in _NOISE}
+        return self.directory.parent / f"looks-{fingerprint(noise_of)[:16]}.json"
+
+    def _seen(self):
+        """The first plans of whatever was seen of this noise, each once."""
+        plans, is_known = [], self._register.exists()
+        if is_known:
+            plans += _read_sealed(self._register)["plans"]
+        if (self.directory / _VOTES).exists():
+            _read_sealed(self.directory / _VOTES)
+        for path in _shards(self.directory):
+            _read_shard(path)
+        for folder in sorted(path for path in self.directory.parent.iterdir() if path.is_dir()):
+            about, unreadable = _of_folder(folder)
+            if folder == self.directory:
+                for path, one in about:
+                    self._check(path, one)
+            same = [one for _, one in about if all(one.get(name) == self._identity.get(name) for name in _NOISE)]
+            plans += [plan for one in same for plan in one["plans"]]
+            is_of_other_noise = about and not same
+            has_votes_json = any(path.name == _VOTES for path, _ in about)
+            if unreadable and not (is_known or is_of_other_noise or has_votes_json):
+                plans.append(None)
+        return [plan for place, plan in enumerate(plans) if plan not in plans[:place]]
+
+    def _check(self, path, about):
+        if path.suffix == ".jsonl":  # passed over, unless they are of this very kind
+            return
+        for name, value in self._identity.items():
+            if about.get(name) != value:
+                raise InputError(
+                    f"{path} holds votes of another {name}: {about.get(name)}. This run's is {value}; take it out of "
+                    "the folder, or give this run a folder of its own."
+                )
+
+    def _read_shard(self, path):
+        about, table = _read_shard(path)
+        betas = about["betas"]
+        if not set(self.betas) <= set(betas):
+            return
+        addresses = np.stack([table[name].to_numpy() for name in _ADDRESS], axis=1)
+        votes = table["votes"].combine_chunks().flatten().to_numpy()
+        soft = [1 + 2 * betas.index(beta) + moment for beta in self.betas for moment in (0, 1)]
+        votes = votes.reshape(-1, 1 + 2 * len(betas), self._num_classes)[:, [0, *soft]]
+        for address, piece_votes in zip(addresses.tolist(), votes, strict=True):
+            chunk = Chunk(*address)
+            if not fits(chunk, piece_votes, self._shape):
+                raise InputError(f"The votes in {path} do not add up; delete it to draw its samples again.")
+            yield Piece(chunk, piece_votes)
+
+    def _write_shard(self, pieces):
+        addresses = np.array([piece.chunk for piece in pieces], np.int64)
+        votes = np.stack([piece.votes for piece in pieces]).reshape(-1)
+        columns = {name: pa.array(column) for name, column in zip(_ADDRESS, addresses.T, strict=True)}
+        columns["votes"] = pa.FixedSizeListArray.from_arrays(pa.array(votes), int(np.prod(self._shape)))
+        about = {**self._kind, "plans": self.first_plans}
+        table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about)})
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content, compression="zstd")
+        content = content.getvalue().to_pybytes()
+        write_bytes(self.directory / f"{_digest(content)}.parquet", content)
+        flush(self.directory)
+
+
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _shards(directory):
+    return sorted(directory.glob("*.parquet"))
+
+
+def _of_folder(folder):
+    """What the files in a folder say they are of: [(path, about)]; and the files that say nothing that can be read."""
+    about, unreadable = [], []
+    for path in [folder / _VOTES, *_shards(folder), *sorted(folder.glob("*.jsonl"))]:
+        if not path.exists():
+            continue
+        try:
+            read = {".json": _read_sealed, ".parquet": lambda path: _read_shard(path)[0], ".jsonl": about_of_ledger}
+            about.append((path, read[path.suffix](path)))
+        except InputError:
+            unreadable.append(path)
+    return about, unreadable
+
+
+def _write_if_new(path, content):
+    if not path.exists() or _read_sealed(path) != json.loads(json.dumps(content)):
+        write_text(path, sealed.dumps(content, indent=1))
+        flush(path.parent)
+
+
+def _read_sealed(path):
+    """The content of votes.json, or of the register."""
+    try:
+        content = sealed.loads(path.read_bytes())
+        if not isinstance(content["plans"], list):
+            raise ValueError
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}, which says what samples were first drawn for, was changed or damaged ({type(error).__name__}); "
+            "delete it: what the votes themselves say will count."
+        ) from None
+    return content
+
+
+def _read_shard(path):
+    """What a shard is of, and its table."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable_votes(path, error.strerror) from None
+    # Before anything parses it.
+    if _digest(content) != path.stem:
+        raise unreadable_votes(path, "they do not add up to the checksum that is its name")
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+        about = json.loads(table.schema.metadata[_ABOUT])
+        if not isinstance(about["plans"], list) or not isinstance(about["betas"], list):
+            raise TypeError
+        columns = {*_ADDRESS, "votes"} - set(table.column_names)
+        if columns:
+            raise KeyError
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise unreadable_votes(path, type(error).__name__) from None
+    return about, table

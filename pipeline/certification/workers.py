@@ -1,0 +1,181 @@
+"""What runs in Beam's workers: from chunks of samples to votes on a ledger."""
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+
+import apache_beam as beam
+import numpy as np
+
+from macer_tf import noise
+from macer_tf.smoothing import SmoothedClassifier, default_microbatch
+from pipeline.certification import classifiers
+from pipeline.certification.pieces import Chunk, Piece
+from pipeline.utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a worker needs to draw votes: plain values, so that it can be sent to any process.
+
+    Attributes:
+        model_path: a model that `classifiers.load` loads.
+        source: where the images are: `source.open()` has what `sources.Images` has of `image`, `digest` and `levels`.
+        sigma, seed, betas: see `SmoothedClassifier`.
+        loading: `classifiers.Loading`.
+        levels: see `SmoothedClassifier`; None is what the images say.
+    """
+
+    model_path: str
+    source: object
+    sigma: float
+    seed: int
+    betas: tuple = ()
+    loading: classifiers.Loading = classifiers.DEFAULT
+    levels: int | None = None
+
+    def load(self, model=None):
+        """The `SmoothedClassifier` and the opened images.
+
+        Args:
+            model: what `classifiers.load` returned, where it was loaded before.
+
+        Raises:
+            InputError: in one line, if the model cannot be loaded or certified, or the images cannot be opened.
+        """
+        model = classifiers.load(self.model_path, self.loading) if model is None else model
+        images = self.source.open()
+        levels = self.levels or images.levels
+        try:
+            smoothed = SmoothedClassifier(model, self.sigma, self.seed, betas=self.betas, levels=levels)
+        except ValueError as error:
+            raise InputError(
+                f"The model {self.loading.name or self.model_path} cannot be certified. {error}"
+            ) from error
+        return Loaded(smoothed, images)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the workers of one process share."""
+
+    smoothed: SmoothedClassifier
+    images: object
+
+    @property
+    def noise(self):
+        """What the noise is, in words, as votes are told apart by it."""
+        return f"exact, on the grid of 1/{self.smoothed.levels}"
+
+    def draw(self, chunks):
+        """The pieces of chunks of one stream, and why there are none: example id -> reason."""
+        pixels, failures = [], {}
+        for chunk in chunks:
+            try:
+                pixels.append(self.images.image(chunk.example_id, chunk.digest))
+            except ValueError as error:  # a damaged or another image: the others go on
+                failures[chunk.example_id] = str(error)
+        chunks = [chunk for chunk in chunks if chunk.example_id not in failures]
+        if not chunks:
+            return [], failures
+        ids, starts, counts = ([getattr(chunk, name) for chunk in chunks] for name in ("example_id", "start", "count"))
+        try:
+            drawn = self.smoothed.draw(np.stack(pixels), ids, chunks[0].stream, starts, counts)
+        except ValueError as error:  # outputs that are not finite
+            if len(chunks) == 1:
+                return [], {**failures, ids[0]: str(error)}
+            pieces = []
+            for chunk in chunks:
+                drawn_alone, failed = self.draw([chunk])
+                pieces += drawn_alone
+                failures |= failed
+            return pieces, failures
+        votes = np.stack([drawn.counts, *(moment for moments in drawn.soft.values() for moment in moments)], axis=1)
+        return [Piece(chunk, piece_votes) for chunk, piece_votes in zip(chunks, votes, strict=True)], failures
+
+    def samples_per_second(self, example_ids):
+        """Noisy samples a second, on the first of these images that can be read; None if none can, or if it fails."""
+        for example_id in example_ids:
+            try:
+                image = self.images.image(example_id)
+                break
+            except ValueError:
+                continue
+        else:
+            return None
+        most = default_microbatch(image.shape)
+        for samples in (most // 8, most):
+            seconds = []
+            for _ in range(3):
+                started = time.perf_counter()
+                try:
+                    self.smoothed.count(image, example_id, noise.SELECTION, 0, samples)
+                except ValueError:
+                    return None
+                seconds.append(time.perf_counter() - started)
+            # The first one traces the graph.
+            rate = samples / min(seconds[1:])
+            if seconds[-1] > 0.1:
+                break
+        return rate
+
+
+class Watch:
+    """Sees whether workers are at work, and keeps what stops them.
+
+    Not Beam: of an error, it prints a page to a stderr that may lie on the very disk that is full, and if that fails it
+    waits for the worker for ever.
+
+    Attributes:
+        error: the first one of a worker, or None.
+    """
+
+    def __init__(self):
+        self.error = None
+        self._lock, self._in_hand, self._last = threading.Lock(), 0, time.monotonic()
+
+    @contextlib.contextmanager
+    def at_work(self):
+        """Around what a worker does; an exception in it is kept as `error` and goes no further."""
+        with self._lock:
+            self._in_hand += 1
+        try:
+            yield
+        except Exception as error:
+            self.error = self.error or error
+        finally:
+            with self._lock:
+                self._in_hand -= 1
+                self._last = time.monotonic()
+
+    def seconds_of_silence(self):
+        """For how long no worker has had anything in hand."""
+        with self._lock:
+            return 0.0 if self._in_hand else time.monotonic() - self._last
+
+
+class DrawVotes(beam.DoFn):
+    """A list of `Chunk`s of one stream -> nothing; their votes, or why there are none, go to the ledger.
+
+    Args:
+        sampler: `Sampler`.
+        shared: `Shared` of what it loads.
+        watched: `Shared` of a `Watch`. After an error, workers draw no more.
+        store: `VoteStore`.
+    """
+
+    def __init__(self, sampler, shared, watched, store):
+        self._sampler, self._shared, self._watched, self._store = sampler, shared, watched, store
+
+    def setup(self):
+        self._watch = self._watched.acquire(Watch)
+        with self._watch.at_work():
+            # Under the lock of Shared: np.load parses its header by `ast`, which Python 3.11 cannot do in two threads.
+            self._loaded = self._shared.acquire(self._sampler.load)
+            self._ledger = self._store.ledger()
+
+    def process(self, chunks):
+        with self._watch.at_work():
+            if self._watch.error is None:
+                self._ledger.record(*self._loaded.draw([Chunk(*chunk) for chunk in chunks]))

@@ -1,0 +1,167 @@
+"""Command lines: settings and the kinds of value they accept; what is wrong is told in one line."""
+
+import argparse
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from macer_tf import checks
+from pipeline.utils.errors import InputError
+
+_LARGEST_INT32 = 2**31 - 1
+_SMALLEST_FLOAT32, _LARGEST_FLOAT32 = 2.0**-126, 3.4028234e38
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a setting accepts, in words; text -> value, which raises ValueError, KeyError, OverflowError or RuntimeError
+    for anything else, or InputError with what it must be; and the word for None, if that is a value.
+    """
+
+    accepts: str
+    parse: Callable
+    none: str | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: a flag of the command line, a line of the plan and of the report.
+
+    Attributes:
+        name: without dashes.
+        kind: what it accepts.
+        meaning: what it is, with its unit.
+        default: its value.
+        default_in_words: where the value does not say it.
+    """
+
+    name: str
+    kind: Kind
+    meaning: str
+    default: object
+    default_in_words: str | None = None
+
+
+def number(accepts, parse_number, is_accepted):
+    """A finite number that 32 bits hold, as TensorFlow computes; `parse_number` is int or float."""
+
+    def parse(text):
+        value = parse_number(text)
+        if not (math.isfinite(value) and is_accepted(value)):
+            raise ValueError
+        if parse_number is int and abs(value) > _LARGEST_INT32:
+            raise InputError(f"must be at most {_LARGEST_INT32}")
+        if parse_number is float and value != 0 and not _SMALLEST_FLOAT32 <= abs(value) <= _LARGEST_FLOAT32:
+            raise InputError(f"must be of a size that float32 holds, {_SMALLEST_FLOAT32:.2g} to {_LARGEST_FLOAT32:.2g}")
+        return value
+
+    return Kind(accepts, parse)
+
+
+def whole(first):
+    """A whole number from `first`."""
+    return number(f"a whole number from {first}", int, lambda value: value >= first)
+
+
+def none_or(word, kind):
+    """`kind`, or a word that stands for None."""
+    return Kind(f"{kind.accepts}, or {word}", lambda text: None if text == word else kind.parse(text), word)
+
+
+def choice(**values):
+    """One of these words, each with its value."""
+    return Kind(" or ".join(values), values.__getitem__)
+
+
+def _module(text):
+    if not all(name.isidentifier() for name in text.split(".")):
+        raise ValueError
+    return text
+
+
+TEXT = Kind("text", str)
+PATH = Kind("a path", lambda text: str(Path(text).expanduser()))
+FOLDER = Kind("a folder", PATH.parse)
+ABOVE_0 = number("a number above 0", float, lambda value: value > 0)
+FROM_0 = number("a number from 0", float, lambda value: value >= 0)
+INSIDE_0_1 = number("a number above 0 and below 1", float, lambda value: 0 < value < 1)
+FROM_0_BELOW_1 = number("a number from 0 and below 1", float, lambda value: 0 <= value < 1)
+MODULE = Kind("a module such as package.layers", _module)
+LEVELS = number("a whole number from 1 to 65535", int, lambda value: 1 <= value < 2**16)
+SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_seed(int(text)))
+
+
+def in_words(setting, value):
+    """A setting's value as plans, helps and reports print it."""
+    if value is None:
+        return setting.default_in_words or setting.kind.none
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or setting.kind.none
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def default_in_words(setting):
+    """A setting's default as the help prints it."""
+    return setting.default_in_words or in_words(setting, setting.default)
+
+
+def given(arguments, groups, *, prog, usage, description, default=default_in_words, positional=None):
+    """The settings that a command line gives: name -> value.
+
+    Args:
+        arguments: the command line, without the program.
+        groups: title -> `Setting`s, as the help lists them.
+        prog, usage, description: for the help.
+        default: `Setting` -> its default, as the help prints it.
+        positional: name of the arguments without a flag, if the program takes any; their value is a list of texts.
+
+    Raises:
+        InputError: in one line, for an unknown flag or a value outside what its setting accepts.
+    """
+    parser = _Parser(
+        prog=prog,
+        usage=usage,
+        description=description,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=24, width=100),
+        allow_abbrev=False,
+        add_help=False,
+    )
+    if positional:
+        parser.add_argument(positional, nargs="*", help=argparse.SUPPRESS)
+    for title, entries in groups.items():
+        group = parser.add_argument_group(title)
+        for setting in entries:
+            group.add_argument(f"--{setting.name}", metavar="", help=f"{setting.meaning} [{default(setting)}]")
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    texts, unknown = parser.parse_known_intermixed_args(arguments)
+    settings = {setting.name: setting for entries in groups.values() for setting in entries}
+    if unknown:
+        raise InputError(_unknown_argument(unknown[0], settings))
+    return {
+        name: value(settings[name], text) if name in settings else text
+        for name, text in vars(texts).items()
+        if text is not None
+    }
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(message)
+
+
+def value(setting, text):
+    """The value that a setting's text stands for. Raises InputError, in one line, if it is not accepted."""
+    try:
+        return setting.kind.parse(text)
+    except InputError as error:
+        raise InputError(f"--{setting.name} {error}. Received: {text}") from None
+    except (ValueError, KeyError, OverflowError, RuntimeError):
+        raise InputError(f"--{setting.name} must be {setting.kind.accepts}. Received: {text}") from None
+
+
+def _unknown_argument(argument, names):
+    nearest = difflib.get_close_matches(argument.split("=")[0], [f"--{name}" for name in names], n=2)
+    hint = f"Did you mean {' or '.join(nearest)}?" if nearest else "See --help."
+    return f"Unknown argument {argument}. {hint}"

@@ -1,0 +1,141 @@
+"""What a run prints: live progress with the time left, and plain tables."""
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+
+from pipeline.utils.errors import InputError
+from serving.terminal import printable
+
+_SECONDS_BETWEEN_LINES = 15
+
+
+def quiet():
+    """Silences, for this process and the ones it starts, what is not ours to say."""
+    # TensorFlow's C++ log.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Beam warns of cloud clients that are not installed, and prints a page about each error that it raises as well.
+    logging.getLogger().setLevel(logging.CRITICAL)
+
+
+def import_tensorflow():
+    """Imports TensorFlow without the page that its C++ side writes to stderr before its log level counts.
+
+    Raises:
+        InputError: if Keras is told to compute with another backend.
+    """
+    try:
+        from macer_tf import tensorflow_backend  # noqa: F401
+    except ImportError as error:
+        raise InputError(str(error)) from None
+    sys.stderr.flush()
+    # Until what Ctrl-C says can be read.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+class Progress:
+    """One line that says how far a long job is and how long it will still take.
+
+    On a terminal the line is redrawn in place; elsewhere a new one is printed every 15 seconds.
+
+    Args:
+        title: what is being done.
+        total: the amount of work, in any unit.
+        done: how much of it an earlier run did; it does not count towards the speed.
+    """
+
+    def __init__(self, title, total, done=0):
+        self._title, self._total, self._first = title, total, done
+        self._started = self._printed = time.monotonic()
+        self._live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+    def update(self, done, details="", total=None):
+        """Shows that `done` of the total, or of a new one, is done; `details` is appended."""
+        self._total = total or self._total
+        now = time.monotonic()
+        if now - self._printed < (0.2 if self._live else _SECONDS_BETWEEN_LINES):
+            return
+        self._printed = now
+        self._print(done, details, end="" if self._live else "\n")
+
+    def finish(self, done, details="", total=None):
+        """Prints the last state for good."""
+        self._total = total or self._total
+        self._print(done, details, end="\n")
+
+    def say(self, line):
+        """Prints a line of its own; on a terminal in the live one's place, which is drawn anew below."""
+        print(("\r\x1b[K" if self._live else "") + line, flush=True)
+
+    def _print(self, done, details, end):
+        elapsed = time.monotonic() - self._started
+        line = f"  {self._title}: {100 * done / self._total:3.0f} %"
+        if done >= self._total:
+            line += f", took {duration(elapsed)}"
+        elif done > self._first:
+            line += f", {duration(elapsed * (self._total - done) / (done - self._first))} left"
+        line += f" · {details}" if details else ""
+        if self._live:
+            # A line that wraps cannot be redrawn.
+            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
+        print(line, end=end, flush=True)
+
+
+def print_plan(plan, note=None):
+    """Prints what will be done: group -> entries of [name, value in words, ...], a line a group."""
+    if note:
+        print(f"  Note: {note}")
+    for group, entries in plan.items():
+        print(f"  {group}: " + ", ".join(f"{name}={printable(value)}" for name, value, *_ in entries))
+    print(flush=True)
+
+
+def cost_in_words(metrics):
+    """What an evaluation's certificates took, by which bounds, and the shares of its images that have none."""
+    kinds = {}
+    for name, of_kind in metrics["certificates"].items():
+        # Evaluations that were made before do not tell the bound of each kind.
+        kinds.setdefault(of_kind.get("bound", metrics["bound"]), []).append(name)
+    bounds = [bound if len(kinds) == 1 else f"{bound} ({', '.join(names)})" for bound, names in kinds.items()]
+    words = f"{metrics['samples_per_image']:,.0f} samples an image, bound: {', '.join(bounds)}; "
+    words += f"{100 * metrics['abstained']:.1f} % abstained"
+    if len(kinds) > 1:
+        words += f" ({next(iter(metrics['certificates']))})"
+    if metrics["unestimated"]:
+        words += f", {100 * metrics['unestimated']:.1f} % spared as their selected class is wrong"
+    return words
+
+
+def duration(seconds):
+    """Seconds in words: 45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    if seconds < 86400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
+
+
+def table(header, rows):
+    """Rows of text, set in columns under a header; the first column to the left, the others to the right."""
+    header, *rows = ([printable(cell) for cell in row] for row in (header, *rows))
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = []
+    for row in (header, ["-" * width for width in widths], *rows):
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Data sets, folders and archives of images, and the examples that a job keeps."""

@@ -1,0 +1,173 @@
+"""Arrays of .npz files of anyone's: found by the names that people give them, sized before they are read."""
+
+import math
+import zipfile
+
+import numpy as np
+
+from macer_tf import files
+from pipeline.utils.errors import InputError, reason
+from serving.terminal import printable
+
+# What people call an array of images, and what its labels are called then.
+_PAIRS = {
+    "images": "labels",
+    "image": "label",
+    "x_test": "y_test",
+    "X_test": "y_test",
+    "test_images": "test_labels",
+    "x": "y",
+    "X": "y",
+    "data": "labels",
+    "arr_0": "arr_1",
+}
+_LABELS = [*dict.fromkeys(_PAIRS.values()), "Y", "Y_test", "target", "targets"]
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_LARGEST_LABEL = 2**31 - 1
+_BLOCK = 2**20
+_MOST_NAMED = 20
+_MOST_BYTES = 8 * 2**30
+# No photographs can be packed like this; a megabyte of what can be would become gigabytes.
+_MOST_TIMES = 100
+_ALWAYS_FINE = 2**28
+
+
+def read(path, shape):
+    """Images and their labels, or None, of an .npz file; each array is read once.
+
+    Args:
+        path: of the file.
+        shape: (H, W, C) that the images must have.
+
+    Returns:
+        Images, uint8 or floats, [N, H, W, C]; labels int64 [N], or None; and the number of classes, None unless the
+        labels are one-hot.
+
+    Raises:
+        InputError: in one line, if it cannot be read, holds no such arrays or several, or they would take too much
+            memory.
+    """
+    try:
+        with files.open_plain(path) as file, zipfile.ZipFile(file) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if len(members) < len(archive.infolist()):
+                raise ValueError("two of its arrays have one name")
+            images, labels = _names(path, members)
+            pixels = _images(path, images, archive, members[images], shape)
+            if labels is None:
+                return pixels, None, None
+            return pixels, *_labels(path, labels, archive, members[labels], len(pixels))
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}.") from None
+    except MemoryError:
+        raise InputError(f"{path} holds more than there is memory for; make it several files.") from None
+    except Exception as error:  # damage to an archive is told by every kind of these
+        raise InputError(f"{path} cannot be read as an .npz file of plain arrays ({reason(error)}).") from None
+
+
+def _names(path, members):
+    """The names of the images and of their labels, None if there are none."""
+    named = [name for name in _PAIRS if name in members]
+    more = ", ..." if len(members) > _MOST_NAMED else ""
+    held = f"It has: {', '.join(map(printable, list(members)[:_MOST_NAMED])) or 'none'}{more}"
+    if not named:
+        raise InputError(f"{path} has no array 'images', nor {', '.join(list(_PAIRS)[1:])}. {held}")
+    images = named[0]
+    nameless = [name for name in members if name.startswith("arr_") and name not in ("arr_0", "arr_1")]
+    # The name that is asked for may have any company.
+    if images != "images" and (len(named) > 1 or (images == "arr_0" and nameless)):
+        raise InputError(f"{path}: which arrays are meant? Call them 'images' and 'labels'. {held}")
+    if _PAIRS[images] in members:
+        return images, _PAIRS[images]
+    others = [name for name in _LABELS if name in members]
+    if len(others) > 1:
+        raise InputError(f"{path}: which array has the labels of {images!r}? Call it {_PAIRS[images]!r}. {held}")
+    return images, next(iter(others), None)
+
+
+def _images(path, name, archive, member, shape):
+    def check(received, dtype):
+        if dtype != np.uint8 and dtype.kind != "f":
+            raise InputError(f"{path}: {name} must be uint8, or floats in [0, 1]. Received: {dtype}")
+        with_channel = (*received, 1) if len(received) == 3 else received
+        if with_channel[1:] != shape or not with_channel[0]:
+            raise InputError(
+                f"{path}: one or more images of shape {_by(shape)} are needed. Received: {_by(with_channel)}"
+            )
+
+    return _array(path, name, archive, member, check, _MOST_TIMES).reshape(-1, *shape)
+
+
+def _labels(path, name, archive, member, num_images):
+    """int64 [num_images], and the number of classes, None unless they are one-hot."""
+
+    def check(received, dtype):
+        if dtype.kind not in "iufb" or received[:1] != (num_images,) or len(received) > 2:
+            refuse(f"{dtype} {list(received)}")
+
+    def refuse(received):
+        raise InputError(
+            f"{path}: {name} must be integers, one for each of the {num_images} images, or one-hot. Received: "
+            f"{received}"
+        )
+
+    # One-hot labels are mostly zeros, however little they say when packed.
+    labels = _array(path, name, archive, member, check, None)
+    num_classes = None
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if not (((labels == 0) | (labels == 1)).all() and (np.count_nonzero(labels, axis=1) == 1).all()):
+            refuse(f"rows of {labels.shape[1]} that are not one 1 and else 0")
+        labels, num_classes = labels.argmax(axis=1), labels.shape[1]
+    labels = labels.reshape(-1)
+    if labels.size != num_images:
+        refuse(f"{labels.size} of them")
+    if labels.dtype.kind == "f" and not (np.isfinite(labels) & (labels == np.floor(labels))).all():
+        refuse("numbers with fractions, or none")
+    if labels.min() < 0:
+        raise InputError(f"{path}: {name} are from 0. Received: {labels.min()}")
+    if labels.max() > _LARGEST_LABEL:
+        raise InputError(f"{path}: {name} are up to {_LARGEST_LABEL}. Received: {labels.max()}")
+    return labels.astype(np.int64), num_classes
+
+
+def _array(path, name, archive, member, check, most_times):
+    """One array, read once, after `check` has seen its shape and type."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{name} is no plain array")
+        shape, is_fortran, dtype = _HEADERS[version](file)
+        if dtype.hasobject or min(shape, default=0) < 0:
+            raise ValueError(f"{name} is no plain array")
+        check(shape, dtype)
+        size = math.prod(shape) * dtype.itemsize
+        _check_size(path, name, size, member.compress_size, most_times)
+        content = np.empty(size, np.uint8)
+        done = 0
+        while block := file.read(min(size - done, _BLOCK) or 1):  # the checksum is looked at behind the last byte
+            if done == size:
+                raise ValueError(f"{name} is longer than it says")
+            content[done : done + len(block)] = np.frombuffer(block, np.uint8)
+            done += len(block)
+        if done < size:
+            raise ValueError(f"{name} is cut off")
+    return content.view(dtype).reshape(shape, order="F" if is_fortran else "C")
+
+
+def _check_size(path, name, size, packed, most_times):
+    if size > _MOST_BYTES:
+        raise InputError(
+            f"{path}: {name} would take {files.size_in_words(size)}; the most that is accepted is "
+            f"{files.size_in_words(_MOST_BYTES)}: make it several files."
+        )
+    if most_times and size > _ALWAYS_FINE and size > most_times * packed:
+        raise InputError(
+            f"{path}: {name} would grow from {files.size_in_words(packed)} to {files.size_in_words(size)}; accepted is "
+            f"{most_times} times as much, which is more than photographs need. Save it unpacked, by np.savez."
+        )
+
+
+def _by(shape):
+    return "x".join(str(side) for side in shape)

@@ -1,0 +1,493 @@
+"""Names -> arrays: the embedded digits, and any TensorFlow Datasets (TFDS) image-classification builder.
+
+The paper's data sets (section 5.1) have short names: mnist, svhn, cifar10 and imagenet. Images stay uint8; a
+pixel in the paper's [0, 1] is image / pixel_max. TFDS shuffles a data set when it prepares it: CIFAR-10 and
+SVHN are put back into the order of their published files, so that test image i is everybody's test image i.
+MNIST and ImageNet as TFDS stores them do not tell that order; they keep TFDS's, which is fixed.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from pipeline.utils.errors import InputError
+from serving.terminal import printable
+
+SHORT_NAMES = {
+    "digits": "digits",
+    "mnist": "mnist",
+    "svhn": "svhn_cropped",
+    "cifar10": "cifar10",
+    "imagenet": "imagenet2012",
+}
+
+_DEFAULT_TEST_SPLITS = {"imagenet2012": "validation"}
+# Builders whose 'id' feature (train_00001, ...) numbers the examples as the published files do.
+_BUILDERS_WITH_FILE_ORDER = ("cifar10", "svhn_cropped", "svhn_cropped_partial")
+_DIGITS_TRAIN = 1437
+_DIGITS_MAX = 16
+_IN_MEMORY_BYTES = 8 * 2**30
+_READ_BATCH = 256
+_CONNECT_SECONDS = 10
+_NAMED = 10
+_REASON_CHARACTERS = 500
+_RENEW = "Finish copying it, or delete it to have it prepared again"
+_TENSORFLOW_NOISE = re.compile(r"\{\{.*?\}\}|\[Op:.*", re.DOTALL)
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_BUILDER_NAME = re.compile(r"\w+(/[\w.\-]+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a data set.
+
+    images: uint8 [N, H, W, C], an array or, for a very large split, a memory map; C is 1 or 3.
+    labels: int64 [N], each in [0, num_classes).
+    description: what the images are, e.g. "test split of mnist 3.0.1 (10,000 images)".
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    description: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A train and a test split of one data set.
+
+    name: as the user gave it. pixel_max: a pixel in [0, 1] is image / pixel_max. class_names: [num_classes].
+    """
+
+    name: str
+    train: Split
+    test: Split
+    pixel_max: int
+    num_classes: int
+    class_names: tuple[str, ...]
+
+
+def load(
+    dataset: str,
+    data_dir: str | os.PathLike | None = None,
+    train_split: str | None = None,
+    test_split: str | None = None,
+    image_size: int | None = None,
+    scratch: str | os.PathLike | None = None,
+) -> Dataset:
+    """Loads a data set by name; the network is used only if data_dir does not hold it prepared.
+
+    Args:
+      dataset: "digits", a short name (SHORT_NAMES), the name of any TFDS image-classification builder ("name"
+        or "name/config"), or the name of what is prepared in data_dir, whether TFDS knows its code or not.
+      data_dir: directory of prepared TFDS data (<data_dir>/<name>/<version>/); what is downloaded is prepared
+        there too. Default: TFDS's own (TFDS_DATA_DIR, or ~/tensorflow_datasets).
+      train_split, test_split: TFDS splits, slices such as "train[:80%]" included. Default: "train" and "test"
+        ("validation" for imagenet).
+      image_size: resize the shorter side to this many pixels (antialiased) and crop the centre square.
+        Default: keep the images, which must then all have one shape.
+      scratch: an existing directory for the memory map of a split above 8 GiB, written there as
+        train-images.npy or test-images.npy.
+
+    Raises:
+      InputError: in one line: unknown data set or split, not image classification, damaged or unfinished
+        data, data that cannot be downloaded (with where to put the files instead).
+    """
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size must be a positive number of pixels. Received: {image_size}")
+    if dataset == "digits":
+        if (train_split, test_split, image_size) != (None, None, None):
+            raise InputError(
+                "digits are embedded: 8x8 images, the first 1,437 to train, the last 360 to test; leave out "
+                f"--train_split, --test_split and image_size. Received: train_split={train_split!r}, "
+                f"test_split={test_split!r}, image_size={image_size!r}"
+            )
+        return _digits()
+
+    builder_name = SHORT_NAMES.get(dataset, dataset)
+    train_split = train_split or "train"
+    test_split = test_split or _DEFAULT_TEST_SPLITS.get(builder_name, "test")
+    builder = _builder(dataset, builder_name, data_dir)
+    label = _classification_label(dataset, builder)
+    _check_splits(dataset, builder, train_split, test_split)
+    train, test = (
+        _read_split(dataset, builder, role, split, label.num_classes, image_size, scratch)
+        for role, split in (("train", train_split), ("test", test_split))
+    )
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise InputError(
+            f"{dataset}: train images are {_by(train.images.shape[1:])}, test images "
+            f"{_by(test.images.shape[1:])}; give image_size to bring them to one shape"
+        )
+    return Dataset(dataset, train, test, 255, label.num_classes, tuple(map(printable, label.names)))
+
+
+def load_split(
+    dataset: str, data_dir: str | os.PathLike | None = None, split: str | None = None, image_size: int | None = None
+) -> tuple[Split, int, tuple[str, ...]]:
+    """Loads one split, by default the one to test on. Returns it, pixel_max and class_names.
+
+    Args and Raises: as `load`.
+    """
+    if dataset == "digits":
+        digits = load(dataset, test_split=split, image_size=image_size)
+        return digits.test, digits.pixel_max, digits.class_names
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size must be a positive number of pixels. Received: {image_size}")
+    builder_name = SHORT_NAMES.get(dataset, dataset)
+    split = split or _DEFAULT_TEST_SPLITS.get(builder_name, "test")
+    builder = _builder(dataset, builder_name, data_dir)
+    label = _classification_label(dataset, builder)
+    _check_split(dataset, builder, "--split", split)
+    return (
+        _read_split(dataset, builder, "test", split, label.num_classes, image_size, None),
+        255,
+        tuple(map(printable, label.names)),
+    )
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = bunch.images.astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int64)
+    test = len(images) - _DIGITS_TRAIN
+    return Dataset(
+        "digits",
+        Split(
+            images[:_DIGITS_TRAIN],
+            labels[:_DIGITS_TRAIN],
+            f"the first {_DIGITS_TRAIN:,} of scikit-learn's digits",
+        ),
+        Split(
+            images[_DIGITS_TRAIN:],
+            labels[_DIGITS_TRAIN:],
+            f"the last {test:,} of scikit-learn's digits",
+        ),
+        _DIGITS_MAX,
+        10,
+        tuple(str(name) for name in bunch.target_names),
+    )
+
+
+def _builder(dataset: str, name: str, data_dir: str | os.PathLike | None) -> Any:
+    """The TFDS builder of prepared data: found in data_dir, or else downloaded and prepared there."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import constants
+
+    root = Path(data_dir or constants.DATA_DIR).expanduser()
+    if root.exists() and not root.is_dir():
+        raise InputError(f"data_dir must be a directory of prepared TFDS data. Received the file {root}")
+    with _told_in_one_line(f"{dataset}: cannot look into {root / name}", "Copy the data again"):
+        directory = _prepared_directory(root, name) if _BUILDER_NAME.fullmatch(name) else None
+    if directory is None:
+        known = tfds.list_builders(with_community_datasets=False)
+        if not _BUILDER_NAME.fullmatch(name) or name.split("/")[0] not in known:
+            raise InputError(_unknown(dataset, known, root))
+        directory = _download(dataset, name, root)
+    missing = [file for file in ("dataset_info.json", "features.json") if not (directory / file).is_file()]
+    if missing:
+        raise InputError(f"{dataset}: {directory} was not finished: it has no {' and no '.join(missing)}. {_RENEW}")
+    with _told_in_one_line(f"{dataset}: cannot read the description of the data in {directory}", _RENEW):
+        return tfds.builder_from_directory(directory)
+
+
+def _prepared_directory(root: Path, name: str) -> Path | None:
+    """<root>/<name>/<newest version>, finished or not, or None. Of several configs, the default one."""
+    parent = root / name
+    metadata = parent / ".config" / "metadata.json"
+    if not _versions(parent) and metadata.is_file():
+        parent = parent / json.loads(metadata.read_text())["default_config_name"]
+    versions = _versions(parent)
+    return parent / versions[-1] if versions else None
+
+
+def _versions(directory: Path) -> list[str]:
+    """Versions under directory, oldest first. TFDS works in incomplete.*_<version>: not a version."""
+    if not _is_readable(directory):
+        return []
+    found = [entry.name for entry in directory.iterdir() if _VERSION.fullmatch(entry.name) and entry.is_dir()]
+    return sorted(found, key=lambda version: [int(number) for number in version.split(".")])
+
+
+def _prepared_names(root: Path) -> list[str]:
+    """Every "name" and "name/config" with a version under root."""
+    builders = [entry for entry in root.iterdir() if not entry.name.startswith(".")] if root.is_dir() else []
+    configs = [entry for builder in builders if _is_readable(builder) for entry in builder.iterdir()]
+    return sorted(str(entry.relative_to(root)) for entry in builders + configs if _versions(entry))
+
+
+def _is_readable(directory: Path) -> bool:
+    return os.access(directory, os.R_OK | os.X_OK) and directory.is_dir()
+
+
+def _unknown(dataset: str, known: list[str], root: Path) -> str:
+    prepared = _prepared_names(root)
+    names = sorted({*SHORT_NAMES, *known, *prepared})
+    nearest = difflib.get_close_matches(dataset.lower(), names, n=3)
+    hint = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
+    return (
+        f"Unknown dataset {dataset!r}. {hint}Accepted: {', '.join(SHORT_NAMES)}, any image-classification "
+        f"builder of TFDS by its name, or what is prepared in {root}: {', '.join(prepared) or 'nothing'}"
+    )
+
+
+def _download(dataset: str, name: str, root: Path) -> Path:
+    """Has TFDS download and prepare a builder under root, after checks that spare its minutes of retries."""
+    import tensorflow_datasets as tfds
+
+    with _told_in_one_line(f"{dataset}: TFDS cannot make its builder {name}", "Choose another data set"):
+        builder = tfds.builder(name, data_dir=root)
+    _classification_label(dataset, builder)
+    manual = root / "downloads" / "manual"
+    prepared = f"point --data_dir at a directory that holds it prepared (<data_dir>/{name}/{builder.version}/)"
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
+        raise InputError(
+            f"{dataset}: TFDS may not download {name}. Put its files in {manual}, which is its manual_dir "
+            f"({_one_line(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)}), or {prepared}"
+        )
+
+    urls = builder.url_infos or {}
+    with _told_in_one_line(f"{dataset}: cannot read the .INFO files in {root / 'downloads'}", "Delete them"):
+        cached = _cached_urls(root / "downloads")
+    missing = [
+        url
+        for url, info in urls.items()
+        if url not in cached and not (info.filename and (manual / info.filename).is_file())
+    ]
+
+    def remedy(wanted: Iterable[str]) -> str:
+        files = sorted({urls[url].filename for url in wanted if urls[url].filename})
+        by_hand = f"put {_some(files)} in {manual} (TFDS checks them by SHA-256), or " if files else ""
+        return f"To go on without downloading, {by_hand}{prepared}"
+
+    if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS and (reason := _unreachable(missing)):
+        raise InputError(f"{dataset}: cannot download {_some(missing)} ({reason}). {remedy(missing)}")
+    with _told_in_one_line(f"{dataset}: TFDS could not prepare {name}", remedy(urls)):
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    return Path(builder.data_dir)
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _cached_urls(downloads: Path) -> set[str]:
+    """URLs that TFDS has downloaded before: it writes a <file>.INFO beside each finished download."""
+    urls: set[str] = set()
+    for info in downloads.rglob("*.INFO"):
+        urls.update(json.loads(info.read_text()).get("urls", []))
+    return urls
+
+
+def _unreachable(urls: list[str]) -> str | None:
+    """Why a host of these URLs cannot be reached, or None.
+
+    TFDS tries each URL ten times without a connection timeout: three minutes offline, longer behind a silent
+    firewall. Any answer counts as reachable, an HTTP error too: TFDS then says itself what is wrong.
+    """
+    import requests
+
+    hosts = {urlsplit(url).netloc: url for url in urls if url.startswith("http")}
+    for host, url in hosts.items():
+        try:
+            requests.get(url, stream=True, timeout=_CONNECT_SECONDS).close()
+        except requests.RequestException as error:
+            return f"{host} cannot be reached: {type(error).__name__}"
+    return None
+
+
+def _classification_label(dataset: str, builder: Any) -> Any:
+    """The ClassLabel of an image-classification builder.
+
+    Raises:
+      InputError: no uint8 'image', or no 'label' that is a ClassLabel with a known number of classes.
+    """
+    import tensorflow_datasets as tfds
+
+    features = dict(builder.info.features.items())
+    image, label = features.get("image"), features.get("label")
+    if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
+        received = ", ".join(f"{key} ({type(features[key]).__name__})" for key in sorted(features))
+        raise InputError(
+            f"{dataset} is not an image-classification data set: accepted are builders with an 'image' "
+            f"(Image) and a 'label' (ClassLabel). Received: {received}"
+        )
+    if image.np_dtype != np.uint8:
+        raise InputError(f"{dataset}: images must be uint8. Received: {image.np_dtype}")
+    if image.shape[-1] not in (1, 3, None):
+        raise InputError(f"{dataset}: images must have 1 or 3 channels. Received: {image.shape[-1]}")
+    if not label.num_classes:
+        raise InputError(f"{dataset}: its description does not say how many classes there are; prepare it again")
+    return label
+
+
+def _check_splits(dataset: str, builder: Any, train_split: str, test_split: str) -> None:
+    """Both splits can be read and share no example."""
+    train_files = _check_split(dataset, builder, "--train_split", train_split)
+    test_files = _check_split(dataset, builder, "--test_split", test_split)
+    for a in train_files:
+        for b in test_files:
+            if a.filename == b.filename and a.skip < b.skip + b.take and b.skip < a.skip + a.take:
+                raise InputError(
+                    f"{dataset}: --train_split {train_split!r} and --test_split {test_split!r} share images; "
+                    "test images must not be trained on: choose splits or slices that do not overlap"
+                )
+
+
+def _check_split(dataset: str, builder: Any, flag: str, split: str) -> list[Any]:
+    """A split, chosen with `flag`, exists, holds examples and has all its files. Returns its file instructions."""
+    try:
+        files = builder.info.splits[split].file_instructions
+    except (KeyError, ValueError):
+        raise InputError(
+            f"{dataset} has no split {split!r} for {flag}. Accepted: "
+            f"{', '.join(builder.info.splits) or 'none'}, or a slice such as "
+            f"{next(iter(builder.info.splits), 'train')}[:80%]"
+        ) from None
+    if not builder.info.splits[split].num_examples:
+        raise InputError(f"{dataset}: split {split!r} is empty; choose another with {flag}")
+    lost = [file.filename for file in files if not Path(file.filename).is_file()]
+    if lost:
+        raise InputError(
+            f"{dataset}: {builder.data_dir} was not finished: {lost[0]} is missing ({len(lost)} of "
+            f"{len(files)} files of split {split!r}). {_RENEW}"
+        )
+    return files
+
+
+def _read_split(
+    dataset: str,
+    builder: Any,
+    role: str,
+    split: str,
+    num_classes: int,
+    image_size: int | None,
+    scratch: str | os.PathLike | None,
+) -> Split:
+    """Reads one split in full and checks all of it."""
+    count = builder.info.splits[split].num_examples
+    where = f"{dataset}: split {split!r} in {builder.data_dir}"
+    images = labels = None
+    ids: list[bytes] = []
+    end = 0
+    with _told_in_one_line(f"{where} cannot be read", _RENEW):
+        for batch in _batches(builder, split, image_size):
+            start, end = end, end + len(batch["label"])
+            shape = batch["image"].shape[1:]
+            if images is None:
+                images = _allocate(dataset, role, (count, *shape), scratch)
+                labels = np.empty(count, np.int64)
+            if shape != images.shape[1:]:
+                raise InputError(
+                    f"{dataset}: the images of split {split!r} have several shapes, {_by(images.shape[1:])} "
+                    f"(image 0) and {_by(shape)} (image {start}); give image_size to bring them to one shape"
+                )
+            if end > count:
+                break
+            images[start:end] = batch["image"]
+            labels[start:end] = batch["label"]
+            ids.extend(batch.get("id", ()))
+    if images is None or end != count:
+        raise InputError(
+            f"{where} holds {'at least ' if end > count else ''}{end:,} examples where its description says "
+            f"{count:,}. {_RENEW}"
+        )
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if outside.size:
+        raise InputError(
+            f"{where} has labels outside 0..{num_classes - 1}: {outside.size:,} of {count:,}, the first is "
+            f"{labels[outside[0]]} (image {outside[0]}); choose a split that has labels"
+        )
+    if ids:
+        order = np.argsort(ids)
+        images, labels = images[order], labels[order]
+    full_name = " ".join(builder.info.full_name.rsplit("/", 1))
+    return Split(images, labels, printable(f"{split} split of {full_name} ({count:,} images)"))
+
+
+def _batches(builder: Any, split: str, image_size: int | None) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of image, label and, where it gives the order, id; one example each if shapes may differ."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    keys = ["image", "label"] + ["id"] * (builder.name in _BUILDERS_WITH_FILE_ORDER)
+    read_config = tfds.ReadConfig(
+        try_autocache=False,
+        interleave_cycle_length=1,
+        assert_cardinality=False,  # _read_split counts
+    )
+    examples = builder.as_dataset(split=split, read_config=read_config, shuffle_files=False)
+
+    def select(example):
+        selected = {key: example[key] for key in keys}
+        if image_size is not None:
+            selected["image"] = _square(selected["image"], image_size)
+        return selected
+
+    examples = examples.map(select, num_parallel_calls=tf.data.AUTOTUNE)
+    fixed_shape = image_size is not None or None not in builder.info.features["image"].shape
+    return examples.batch(_READ_BATCH if fixed_shape else 1).as_numpy_iterator()
+
+
+def _square(image: Any, size: int) -> Any:
+    """uint8 [H, W, C] -> [size, size, C]: shorter side resized to size (antialiased bilinear), centre."""
+    import tensorflow as tf
+
+    height_width = tf.cast(tf.shape(image)[:2], tf.float64)
+    resized = tf.image.resize(
+        image, tf.cast(tf.round(height_width * size / tf.reduce_min(height_width)), tf.int32), antialias=True
+    )
+    square = tf.image.resize_with_crop_or_pad(resized, size, size)
+    return tf.cast(tf.clip_by_value(tf.round(square), 0, 255), tf.uint8)
+
+
+def _allocate(dataset: str, role: str, shape: tuple[int, ...], scratch: str | os.PathLike | None) -> np.ndarray:
+    """uint8 array of this shape: in memory, or above 8 GiB a memory map in scratch."""
+    if shape[-1] not in (1, 3):
+        raise InputError(f"{dataset}: images must have 1 or 3 channels. Received: {shape[-1]}")
+    size = math.prod(shape)
+    if size <= _IN_MEMORY_BYTES:
+        return np.empty(shape, np.uint8)
+    needed = f"{dataset}: the decoded {role} images {_by(shape)} take {size / 1e9:.1f} GB"
+    if scratch is None:
+        raise InputError(f"{needed}, too much for memory; give load() a scratch directory on disk")
+    # A memory map is sparse: on a full disk it would end the process by SIGBUS, long after this line.
+    free = shutil.disk_usage(scratch).free
+    if free < size:
+        raise InputError(
+            f"{needed} and {scratch} has {free / 1e9:.1f} GB free; make room or choose a smaller image_size"
+        )
+    return np.lib.format.open_memmap(Path(scratch) / f"{role}-images.npy", mode="w+", dtype=np.uint8, shape=shape)
+
+
+@contextlib.contextmanager
+def _told_in_one_line(problem: str, remedy: str) -> Iterator[None]:
+    """Turns whatever TFDS, TensorFlow or a builder's code raises into the line "problem (why). remedy"."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        reason = _one_line(_TENSORFLOW_NOISE.sub("", str(error)))[:_REASON_CHARACTERS]
+        raise InputError(f"{problem} ({type(error).__name__}: {reason}). {remedy}") from error
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(str(side) for side in shape)

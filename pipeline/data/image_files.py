@@ -1,0 +1,168 @@
+"""Image files of anyone's: found in a folder, read once, decoded to the pixels that are in them or refused."""
+
+import io
+import os
+import unicodedata
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from macer_tf import files
+from pipeline.utils.errors import InputError, reason
+from serving.terminal import printable
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_GREY, _COLOUR = ("1", "L", "LA", "I;16"), ("RGB", "RGBA", "P", "PA")
+# Exact in the wanted number of channels, if opaque. A printer's colours are not; nor is colour, as greyscale.
+_EXACT_MODES = {1: _GREY, 3: _GREY + _COLOUR}
+_PIL_MODES = {1: "L", 3: "RGB"}
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_BIT_DEPTH = 24  # byte of the file
+_MOST_BYTES = 2**26
+_RULE = b"upright "
+# What claims to be so large is an error of its own, not a page on the terminal.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+# What archivers and network drives put beside images.
+_NOBODYS = ("__MACOSX", "@eaDir")
+
+
+class ImageError(ValueError):
+    """One image that cannot be certified, and the reason; the others can."""
+
+
+def is_hidden(name):
+    """Whether a file or folder of this name is nobody's content, such as .DS_Store or ._cat.png."""
+    return name.startswith(".") or name in _NOBODYS
+
+
+def spelling(name):
+    """The same for a name with accents, whichever way a file system spells them."""
+    return unicodedata.normalize("NFC", name)
+
+
+def in_order(path):
+    """What to sort paths by, for the same order on any file system."""
+    return [(spelling(part), part) for part in Path(path).parts]
+
+
+def find(root):
+    """The paths of the image files under a folder, in order; hidden files and folders are passed over.
+
+    Raises:
+        InputError: if a folder is reached in two ways, so that its images would count twice.
+        OSError: if a folder cannot be read.
+    """
+
+    def refuse(error):
+        raise error
+
+    found, ways, above = [], {}, set()
+    # Followed links: a class that is a link to a folder must not vanish without a word.
+    for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        _check_is_new(folder, real, ways, above)
+        ways[real] = folder
+        above.update(map(str, Path(real).parents))
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        # At once: what lies below a link to / is looked at for a long time.
+        for path in (os.path.join(folder, name) for name in subfolders):
+            if os.path.islink(path):
+                _check_is_new(path, os.path.realpath(path), ways, above)
+        found += [Path(folder, name) for name in names if not is_hidden(name) and name.lower().endswith(SUFFIXES)]
+    return sorted(found, key=in_order)
+
+
+def content(path):
+    """What an image is told from others by, and decoded from: its file's bytes, read once.
+
+    Raises:
+        ImageError: if it cannot be read, is no plain file, or is larger than 64 MiB.
+    """
+    try:
+        # What would be decoded to other pixels under another rule must have another digest.
+        return _RULE + files.read(path, _MOST_BYTES)
+    except OSError as error:
+        raise ImageError(f"{printable(path)} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise ImageError(reason(error).removesuffix(".")) from None
+
+
+def decode(path, content, shape):
+    """float32 [H, W, C] in [0, 1], of this shape: the pixels that the content of a file shows, upright.
+
+    Args:
+        path: of the file, for messages.
+        content: as `content` returns it.
+        shape: (H, W, C).
+
+    8 bits are divided by 255, 16 bits of greyscale by 65,535; greyscale is taken as colour where 3 channels are asked
+    for. An image's EXIF orientation is applied.
+
+    Raises:
+        ImageError: if it is damaged, of another size, not opaque, animated, or of a kind that these channels cannot
+            hold exactly. The line names `path`.
+    """
+    name = printable(path)
+    try:
+        file = content.removeprefix(_RULE)
+        with Image.open(io.BytesIO(file), formats=_FORMATS) as image:
+            return _pixels(name, _upright(name, image, shape), _is_deep(file), shape)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        why = "it is no PNG, JPEG, WebP or BMP image, or is damaged"
+    except Exception as error:  # Pillow raises every kind of these for damaged files
+        why = reason(error)
+    raise ImageError(f"{name} cannot be read ({why})")
+
+
+def _check_is_new(folder, real, ways, above):
+    if real in ways:
+        raise InputError(
+            f"{folder} is the same folder as {ways[real]}, whose images would count twice: remove the link to it."
+        )
+    if real in above:
+        raise InputError(f"{folder} is a link to a folder above it, whose images would count again: remove the link.")
+
+
+def _is_deep(content):
+    return content.startswith(_PNG_MAGIC) and content[_PNG_BIT_DEPTH] == 16
+
+
+def _upright(name, image, shape):
+    height, width, _ = shape
+    # Looked at before a pixel is decoded: a few bytes can claim to be gigabytes.
+    if image.size not in ((width, height), (height, width)):
+        raise ImageError(f"{name} is {image.height}x{image.width}, not {height}x{width}")
+    # A photograph may have a preview beside it; what moves is no image.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise ImageError(f"{name} is animated: it has {image.n_frames} images")
+    image = ImageOps.exif_transpose(image)
+    if image.size != (width, height):
+        raise ImageError(f"{name} is {image.height}x{image.width}, not {height}x{width}")
+    return image
+
+
+def _pixels(name, image, is_deep, shape):
+    channels = shape[-1]
+    accepted = _EXACT_MODES[channels]
+    # Pillow reads 16 bits a colour without a word, and drops half of them.
+    if image.mode not in accepted or is_deep != (image.mode == "I;16"):
+        kind = f"{image.mode}, 16 bits deep" if is_deep else image.mode
+        raise ImageError(
+            f"{name} is of the kind {kind}; accepted for {channels} channel{'s' if channels > 1 else ''}: "
+            f"{', '.join(accepted)}, opaque, and 16 bits deep only as I;16, greyscale"
+        )
+    if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
+        layers = image if is_deep else image.convert("RGBA")
+        if is_deep or layers.getchannel("A").getextrema() != (255, 255):
+            raise ImageError(f"{name} is not opaque: what lies behind it is not known; save it on a background")
+        image = layers if image.mode in _COLOUR else image
+    if is_deep:
+        deep = np.asarray(image).astype(np.float32) / np.float32(65535)
+        return np.repeat(deep[..., None], channels, axis=-1)
+    pixels = np.asarray(image.convert(_PIL_MODES[channels]))
+    return pixels.reshape(shape).astype(np.float32) / np.float32(255)

@@ -1,0 +1,287 @@
+"""Images to certify, wherever they lie: a TFDS split, a folder of image files, an .npz archive.
+
+A source is a few plain values, which any worker can be sent and opens by itself. An image's id is its place in its
+source. Images are never resized, cropped or padded unless a source says so: a radius is one of the pixels certified.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from macer_tf.checks import levels_of
+from pipeline.data import archives, datasets, image_files
+from pipeline.data.image_files import ImageError
+from pipeline.utils.atomic_files import short_digest
+from pipeline.utils.errors import InputError
+from serving.terminal import printable
+
+_CHANNELS = (1, 3)
+_ARCHIVE = ".npz"
+_NAMED = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """An opened source.
+
+    Attributes:
+        ids: int64 [images], each image's place in the source.
+        class_names: the name of class 0, 1, ...; None if the source does not tell.
+        has_labels: whether the source tells the images' classes.
+        levels: pixels are multiples of 1 / levels.
+    """
+
+    ids: np.ndarray
+    class_names: tuple[str, ...] | None
+    has_labels: bool
+    levels: int
+    _label: Callable
+    _content: Callable
+    _pixels: Callable
+
+    def image(self, image_id, digest=None):
+        """float32 [H, W, C] in [0, 1], of the source's shape, from one read.
+
+        Args:
+            image_id: which.
+            digest: what `digest` said of the image that is meant.
+
+        Raises:
+            ImageError: if it cannot be read, is damaged, of another shape or kind, not finite or outside [0, 1], or
+                if it is another image than the digest's.
+        """
+        image_id = self._checked(image_id)
+        content = self._content(image_id)
+        if digest is not None and short_digest(content) != digest:
+            raise ImageError("the image was changed while it was certified")
+        return self._pixels(image_id, content)
+
+    def label(self, image_id):
+        """The image's class, from 0; None if the source does not tell."""
+        return self._label(self._checked(image_id))
+
+    def digest(self, image_id):
+        """What tells this image from others, wherever it lies: a whole number from 0, below 2**63.
+
+        Raises:
+            ImageError: if it cannot be read.
+        """
+        return short_digest(self._content(self._checked(image_id)))
+
+    def _checked(self, image_id):
+        # A negative index would be another image's.
+        if not 0 <= image_id < len(self.ids):
+            raise IndexError(f"Ids are from 0 to {len(self.ids) - 1}. Received: {image_id}")
+        return int(image_id)
+
+
+@dataclass(frozen=True)
+class TFDSSplit:
+    """A split of a data set that `datasets` knows by name; the split to test on unless another is named.
+
+    shape: (H, W, C) that the images must have. image_size: resize to it as `datasets.load` does; None keeps them.
+    """
+
+    dataset: str
+    shape: tuple[int, int, int]
+    data_dir: str | None = None
+    split: str | None = None
+    image_size: int | None = None
+
+    def open(self):
+        """`Images`; reads all of the split.
+
+        Raises:
+            InputError: as `datasets.load`, or if the images have another shape.
+        """
+        split, pixel_max, class_names = datasets.load_split(self.dataset, self.data_dir, self.split, self.image_size)
+        return _of_arrays(self.dataset, split.images, split.labels, self.shape, pixel_max, class_names)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of PNG, JPEG, WebP and BMP files, in the order of their paths; others and hidden ones are passed over.
+
+    If they lie in sub-folders these are the classes, numbered by sorted name ("10" comes before "2"), empty ones too,
+    unless `classes` says their numbers. If they lie in the folder itself there are no labels. What is made of a file is
+    `image_files.decode`'s to say.
+
+    shape: (H, W, C) that the images must have. classes: a sub-folder's name -> its class, from 0.
+    """
+
+    path: str
+    shape: tuple[int, int, int]
+    classes: dict[str, int] | None = None
+
+    def open(self):
+        """`Images`; reads the names only.
+
+        Raises:
+            InputError: if it is no folder, has no such file, has some in sub-folders and some not, has a folder that
+                can be reached in two ways, or one that `classes` has no number for.
+        """
+        shape = _checked_shape(self.shape)
+        root = Path(self.path)
+        try:
+            entries = sorted(root.iterdir(), key=image_files.in_order)
+            names = [entry.name for entry in entries if entry.is_dir() and not image_files.is_hidden(entry.name)]
+            files = image_files.find(root)
+        except OSError as error:
+            raise InputError(f"Cannot read the folder {error.filename or root} ({error.strerror}).") from None
+        if not files:
+            raise InputError(f"{root} holds no image. Accepted: files that end in {', '.join(image_files.SUFFIXES)}.")
+        labels = self._labels(root, files, names)
+        return Images(
+            ids=np.arange(len(files)),
+            class_names=None if labels is None or self.classes is not None else tuple(names),
+            has_labels=labels is not None,
+            levels=255,
+            _label=lambda i: None if labels is None else labels[i],
+            _content=lambda i: image_files.content(files[i]),
+            _pixels=lambda i, content: image_files.decode(files[i], content, shape),
+        )
+
+    def _labels(self, root, files, names):
+        """One for each file, or None."""
+        loose = [file.name for file in files if file.parent == root]
+        if loose and len(loose) < len(files):
+            raise InputError(
+                f"{root} has {len(loose):,} images of its own, such as {loose[0]}, and {len(files) - len(loose):,} "
+                "in sub-folders: put all into sub-folders, one for each class, or none."
+            )
+        if self.classes is None:
+            places = {name: place for place, name in enumerate(names)}
+            return None if loose else [places[file.relative_to(root).parts[0]] for file in files]
+        if loose:
+            raise InputError(f"Class numbers are for sub-folders, and the images lie in {root} itself.")
+        # Also in the file, an accent may be spelt in another way than by the file system.
+        numbers = {image_files.spelling(name): number for name, number in self.classes.items()}
+        without = [name for name in names if image_files.spelling(name) not in numbers]
+        if without:
+            raise InputError(f"No class number is given for the sub-folders {some(without)} of {root}.")
+        return [numbers[image_files.spelling(file.relative_to(root).parts[0])] for file in files]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An .npz file: `images`, uint8 or floats in [0, 1], [N, H, W, C] or [N, H, W]; and `labels` [N], if it has them.
+
+    Other usual names, such as x_test and y_test, are taken if they leave no doubt; labels may be one-hot.
+
+    shape: (H, W, C) that the images must have.
+    """
+
+    path: str
+    shape: tuple[int, int, int]
+
+    def open(self):
+        """`Images`; reads the whole file.
+
+        Raises:
+            InputError: as `archives.read`.
+        """
+        images, labels, num_classes = archives.read(self.path, _checked_shape(self.shape))
+        names = None if num_classes is None else tuple(str(number) for number in range(num_classes))
+        return _of_arrays(self.path, images, labels, self.shape, 255, names)
+
+
+def at(path, shape, classes=None):
+    """The source of images at a path: a `Folder`, or the `Archive` that an .npz file is.
+
+    Args:
+        path: of either.
+        shape: (H, W, C) that the images must have.
+        classes: see `Folder`.
+
+    Raises:
+        InputError: if it is neither, or has no folders that `classes` could number.
+    """
+    if Path(path).is_dir():
+        return Folder(path, shape, classes)
+    if not Path(path).exists():
+        raise InputError(f"There is no folder or file {path}.")
+    if Path(path).suffix.lower() != _ARCHIVE:
+        raise InputError(
+            f"Images are in a folder of {', '.join(image_files.SUFFIXES)} files, or in an .npz file with the arrays "
+            f"images and labels, as np.savez writes it. Received: {path}"
+        )
+    if classes is not None:
+        raise InputError(f"Class numbers are for a folder's sub-folders; an .npz file has its own. Received: {path}")
+    return Archive(path, shape)
+
+
+def some(names):
+    """A few names in words."""
+    more = len(names) - _NAMED
+    return ", ".join(map(printable, names[:_NAMED])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def select(ids, *, skip=1, start=0, max=None):
+    """Every `skip`-th of the ids, by id and not by place: from `start` on, and below `max` unless that is None.
+
+    So images 0, skip, 2 skip, ... are taken, as the field's logs have them (Cohen et al.'s certify.py, whose `max`
+    bounds the image's index too, not how many are taken; there it stops nothing unless it is a multiple of `skip`).
+
+    Raises:
+        InputError: if no image is left, or skip is below 1.
+    """
+    if skip < 1:
+        raise InputError(f"--skip must be a whole number from 1. Received: {skip}")
+    chosen = [int(i) for i in ids if i % skip == 0 and i >= start and (max is None or i < max)]
+    if not chosen:
+        bounds = [("--skip", skip, 1), ("--start", start, 0), ("--max", max, None)]
+        given = [f"{flag} {value}" for flag, value, default in bounds if value != default]
+        raise InputError(
+            f"{', '.join(given)} {'leaves' if len(given) == 1 else 'leave'} none of the {len(ids):,} images, which are "
+            f"from 0 to {len(ids) - 1}."
+        )
+    return np.array(chosen, np.int64)
+
+
+def _of_arrays(name, images, labels, shape, pixel_max, class_names):
+    """`Images` of uint8 [N, H, W, C] up to `pixel_max`, or of floats."""
+    shape = _checked_shape(shape)
+    if images.shape[1:] != shape or not len(images):
+        raise InputError(f"{name}: one or more images of shape {_by(shape)} are needed. Received: {_by(images.shape)}")
+
+    def content(i):
+        return images[i].tobytes() + f" {images.dtype.str} {shape} {pixel_max}".encode()
+
+    def pixels(_, content):
+        image = np.frombuffer(content, images.dtype, np.prod(shape)).reshape(shape)
+        if images.dtype == np.uint8:
+            return image.astype(np.float32) / np.float32(pixel_max)
+        return _checked_pixels(image)
+
+    return Images(
+        ids=np.arange(len(images)),
+        class_names=class_names,
+        has_labels=labels is not None,
+        levels=levels_of(pixel_max),
+        _label=lambda i: None if labels is None else int(labels[i]),
+        _content=content,
+        _pixels=pixels,
+    )
+
+
+def _checked_shape(shape):
+    shape = tuple(shape)
+    if len(shape) != 3 or shape[-1] not in _CHANNELS or min(shape) < 1:
+        raise InputError(f"Images are of shape (height, width, 1 or 3). Received: {shape}")
+    return shape
+
+
+def _checked_pixels(image):
+    if not np.isfinite(image).all():
+        raise ImageError(f"{np.count_nonzero(~np.isfinite(image))} of its values are not finite")
+    if image.min() < 0 or image.max() > 1:
+        # With all their digits: 1.0000001 is not in [0, 1] either.
+        ends = " to ".join(str(end).removesuffix(".0") for end in (image.min(), image.max()))
+        raise ImageError(f"its pixels must be in [0, 1]; they are from {ends}")
+    return image.astype(np.float32)
+
+
+def _by(shape):
+    return "x".join(str(side) for side in shape)

@@ -1,0 +1,1 @@
+"""Components, their executions, and the artifacts that these read and make."""

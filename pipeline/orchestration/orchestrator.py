@@ -1,0 +1,260 @@
+"""Runs components in order, each in a directory of its own, and skips those that were run before.
+
+A component declares, as in TFX, which artifacts it reads, which it makes and which parameters it depends on. The
+fingerprint of all three names its directory, `<root>/<component>-<fingerprint>`. Until it is finished the directory is
+called `….unfinished`; a rename, after everything is flushed, is what makes it count.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import macer_tf
+from pipeline.cli.console import duration
+from pipeline.orchestration.artifacts import Artifact
+from pipeline.utils.atomic_files import finish_directory, write_text
+from pipeline.utils.errors import InputError
+from serving.files import differences, file_digests, fingerprint, read_json, sealed, unsealed
+
+_RECORD = "execution.json"
+_SCRATCH = "scratch"
+_UNFINISHED = ".unfinished"
+_FORMAT = 2
+# How the system says that there is no room to write: on the disk, in a quota, below the limit of a file.
+_NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+_SCHEMA = {
+    "format": int, "component": str, "inputs": dict, "outputs": list, "parameters": dict, "version": str,
+    "output_fingerprints": dict, "output_files": dict, "started_at": float, "finished_at": float,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Component:
+    """A step of the pipeline: its declaration, and the function that carries it out.
+
+    Attributes:
+        name: in TFX's vocabulary, e.g. "Trainer".
+        inputs: names of the artifacts it reads, made by components before it.
+        outputs: names of the artifacts it makes, each a directory.
+        parameters: names of the settings it depends on, and no others.
+        execute: called with an `Execution`.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parameters: tuple[str, ...]
+    execute: Callable
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """Looks up, in every run, an artifact that an earlier run made (TFX's Resolver); it makes nothing itself.
+
+    Attributes:
+        output: name of the artifact.
+        resolve: called with (name -> `Artifact` so far, settings, root); returns an `Artifact`.
+    """
+
+    output: str
+    resolve: Callable
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What a component's function gets.
+
+    Attributes:
+        inputs: name -> `Artifact`, finished.
+        outputs: name -> empty directory to fill.
+        parameters: the declared ones.
+        root: the pipeline root.
+        scratch: directory that outlives a kill: the next attempt at the same execution finds it as it was left.
+        num_workers: how many threads to use; changes no result.
+    """
+
+    inputs: dict
+    outputs: dict
+    parameters: dict
+    root: Path
+    scratch: Path
+    num_workers: int
+
+
+def run(components, settings, root, num_workers):
+    """Runs components in order, saying so.
+
+    Args:
+        components: `Component`s and `Resolver`s; each reads artifacts made before it.
+        settings: name -> JSON value; components pick the parameters they declare.
+        root: `Path` of the pipeline root, which exists.
+        num_workers: see `Execution`.
+
+    Returns:
+        name -> `Artifact`, all of them.
+
+    Raises:
+        InputError: if a finished directory of this root was changed or is not ours, or the disk is full.
+    """
+    artifacts = {}
+    for component in components:
+        if isinstance(component, Resolver):
+            artifacts[component.output] = component.resolve(artifacts, settings, root)
+            continue
+        inputs = {name: artifacts[name] for name in component.inputs}
+        parameters = {name: settings[name] for name in component.parameters}
+        declaration = {
+            "component": component.name,
+            "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
+            "outputs": list(component.outputs),
+            "parameters": parameters,
+            "version": macer_tf.__version__,
+        }
+        directory = root / f"{component.name}-{fingerprint(declaration)[:16]}"
+        if directory.exists():
+            print(f"{component.name:<15} cached in {directory}", flush=True)
+        else:
+            print(f"{component.name:<15} running", flush=True)
+            with _told_if_no_room(component, directory):
+                execution = _prepare(component, inputs, parameters, directory, root, num_workers)
+                seconds = _execute(component, execution, declaration, directory)
+            print(f"{component.name:<15} done in {duration(seconds)}: {directory}", flush=True)
+        artifacts.update(_finished_outputs(component, declaration, directory))
+        # Not before the rename: a kill in between would cost what scratch holds.
+        shutil.rmtree(directory / _SCRATCH, ignore_errors=True)
+    return artifacts
+
+
+def finished(root, name):
+    """Outputs, name -> `Artifact`, of each finished execution of the component `name` under root, the latest first.
+
+    Raises:
+        InputError: if one of them was changed after it was finished.
+    """
+    found = [
+        (record["finished_at"], _checked_outputs(record, directory))
+        for directory in root.glob(f"{name}-*")
+        if directory.suffix != _UNFINISHED and (record := _read_record(directory)) is not None
+    ]
+    return [outputs for _, outputs in sorted(found, key=lambda entry: entry[0], reverse=True)]
+
+
+@contextlib.contextmanager
+def locked(root, flag="--pipeline_root"):
+    """Holds the root, which `flag` gives, for one run at a time; the lock goes with the process, however it ends.
+
+    Raises:
+        InputError: if the root cannot be written, or another run holds it.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = open(root / ".lock", "a")  # noqa: SIM115 (held open as long as the lock)
+    except OSError as error:
+        raise InputError(f"Cannot write to the folder {root} ({error.strerror}); give another one by {flag}.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"Another run is at work in {root}; wait for it, or give another {flag}.") from None
+        yield
+
+
+@contextlib.contextmanager
+def _told_if_no_room(component, directory):
+    # TensorFlow and Beam raise errors of their own, with the system's words in them.
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = next((words for words in _NO_ROOM if words in str(error)), None)
+        if reason is None:
+            raise
+        raise InputError(
+            f"{component.name} cannot write ({reason}) in {directory.parent}. Make room there and run the same command "
+            "again: what was finished is kept."
+        ) from error
+
+
+def _prepare(component, inputs, parameters, directory, root, num_workers):
+    unfinished = _unfinished(directory)
+    outputs = {name: unfinished / name for name in component.outputs}
+    for path in outputs.values():
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+    scratch = unfinished / _SCRATCH
+    scratch.mkdir(exist_ok=True)
+    return Execution(inputs, outputs, parameters, root, scratch, num_workers)
+
+
+def _execute(component, execution, declaration, directory):
+    started = time.time()
+    component.execute(execution)
+    files = {name: file_digests(path) for name, path in execution.outputs.items()}
+    record = {
+        "format": _FORMAT,
+        **declaration,
+        "output_fingerprints": {name: fingerprint(digests) for name, digests in files.items()},
+        "output_files": files,
+        "started_at": started,
+        "finished_at": time.time(),
+    }
+    write_text(_unfinished(directory) / _RECORD, json.dumps(sealed(record), indent=1))
+    finish_directory(_unfinished(directory), directory)
+    return record["finished_at"] - started
+
+
+def _unfinished(directory):
+    return directory.with_name(directory.name + _UNFINISHED)
+
+
+def _finished_outputs(component, declaration, directory):
+    record = _read_record(directory)
+    if record is None or {key: record[key] for key in declaration} != json.loads(json.dumps(declaration)):
+        raise InputError(
+            f"{directory} is not a finished {component.name} execution of this pipeline (its {_RECORD} is missing, "
+            "damaged or of another run); delete that directory, or give another --pipeline_root."
+        )
+    return _checked_outputs(record, directory)
+
+
+def _read_record(directory):
+    """The record of a finished execution, or None if there is none or it is damaged."""
+    try:
+        found = read_json(directory / _RECORD)
+    except (OSError, ValueError):
+        return None
+    record = unsealed(found)
+    if record is None and isinstance(found, dict) and found.get("format") == 1:
+        # Of a time when records had neither a checksum nor the digests of single files.
+        record = {**found, "output_files": {}} if found.keys() == _SCHEMA.keys() - {"output_files"} else None
+    if record is None or record.keys() != _SCHEMA.keys():
+        return None
+    return record if all(isinstance(record[name], kind) for name, kind in _SCHEMA.items()) else None
+
+
+def _checked_outputs(record, directory):
+    artifacts = {name: _found_output(directory / name, directory) for name in record["outputs"]}
+    for name, artifact in artifacts.items():
+        if artifact.fingerprint != record["output_fingerprints"].get(name):
+            recorded = record["output_files"].get(name)
+            which = differences(recorded, file_digests(artifact.path)) if recorded else ""
+            raise InputError(
+                f"{artifact.path} was changed or damaged after it was finished{which and f' ({which})'}; put back what "
+                f"was there, or delete {directory} to make it again."
+            )
+    return artifacts
+
+
+def _found_output(path, directory):
+    try:
+        return Artifact.of(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read {path} ({error}); delete {directory} to make it again.") from None

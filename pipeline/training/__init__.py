@@ -1,0 +1,1 @@
+"""Training: models, batches, schedules, and what is kept, drawn and watched meanwhile."""

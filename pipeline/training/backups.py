@@ -1,0 +1,196 @@
+"""The state of a training: what was done so far, backed up whole or not at all, and restored to the very step."""
+
+import re
+import shutil
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from pipeline.training import watchdogs
+from pipeline.training.schedules import learning_rate
+from pipeline.utils import sealed
+from pipeline.utils.atomic_files import finish_directory, write_text, writing
+from pipeline.utils.errors import InputError
+from serving.files import file_digest
+
+# Within an epoch a kill loses at most this much, and backups take at most this share of the time.
+_SECONDS_BETWEEN_BACKUPS = 60
+_SHARE_OF_TIME = 0.02
+
+_FOLDER = re.compile(r"epoch-\d{5}(-step-\d{7})?")
+# What reading a damaged JSON file, archive or HDF5 file raises.
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+class Record(keras.callbacks.Callback):
+    """What was done so far, by this process and those before it; it comes first of the callbacks.
+
+    Attributes:
+        steps: in an epoch.
+        done: steps done since training began.
+        history: name -> reported value, for each finished epoch.
+        times: when each epoch was finished, in seconds since 1970.
+        seconds: what each epoch took, without what was lost by a kill; the first after a start also builds the graph.
+    """
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps, self.done = steps, 0
+        self.history, self.times, self.seconds = [], [], []
+        self._metrics = []
+        self._before, self._began = 0.0, None
+
+    @property
+    def epoch(self):
+        """How many epochs are finished."""
+        return self.done // self.steps
+
+    @property
+    def step(self):
+        """How many steps of the next epoch are done."""
+        return self.done % self.steps
+
+    def state(self):
+        """All of it as a JSON value."""
+        # A float32 survives the way through Python's floats and JSON bit for bit.
+        metrics = [variable.numpy().tolist() for variable in _metric_variables(self.model)] if self.step else []
+        return {
+            "done": self.done,
+            "history": self.history,
+            "times": self.times,
+            "seconds": self.seconds,
+            "seconds_of_this_epoch": self._elapsed() if self.step else 0.0,
+            "metrics": metrics,
+        }
+
+    def restore(self, state, model):
+        """Takes over what `state` returned for such a model. Raises KeyError, TypeError or ValueError for others."""
+        done, history, times, seconds, before, metrics = (
+            state[name] for name in ("done", "history", "times", "seconds", "seconds_of_this_epoch", "metrics")
+        )
+        expected = len(_metric_variables(model)) if done % self.steps else 0
+        if not (len(history) == len(times) == len(seconds) == done // self.steps and len(metrics) == expected):
+            raise ValueError
+        self.done, self.history, self.times, self.seconds = done, history, times, seconds
+        self._before, self._metrics = float(before), metrics
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._began = time.monotonic()
+        if self._metrics:
+            # Keras has just reset them.
+            for variable, value in zip(_metric_variables(self.model), self._metrics, strict=True):
+                variable.assign(value)
+            self._metrics = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.done += 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        values = {name: float(value) for name, value in logs.items()}
+        self.history.append({**values, "learning_rate": learning_rate(self.model)})
+        self.times.append(time.time())
+        self.seconds.append(self._elapsed())
+        self._before = 0.0
+
+    def _elapsed(self):
+        return self._before + time.monotonic() - self._began
+
+
+class Backup(keras.callbacks.Callback):
+    """Keeps the last state, and the best model at an epoch's end: the one with the highest smoothed training accuracy.
+
+    A state is written after each epoch, and within one when a minute has passed. Its folder is renamed into place; the
+    one before is deleted only then. It carries a checksum of everything in it.
+
+    Args:
+        directory: where; each state is in a folder of its own, its model in `model.keras`.
+        record: the `Record`, which comes before this callback.
+    """
+
+    def __init__(self, directory, record):
+        super().__init__()
+        self._directory, self._record = Path(directory), record
+        self._next = time.monotonic() + _SECONDS_BETWEEN_BACKUPS
+
+    def restore(self, model):
+        """Brings a built and compiled model, and the record, to the last state, if there is one.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        latest = self.latest()
+        if latest is None:
+            return
+        try:
+            state = sealed.loads((latest / "state.json").read_bytes())
+            is_of_this_folder = _folder_name(*divmod(state["done"], self._record.steps)) == latest.name
+            if not is_of_this_folder or state["model"] != file_digest(latest / "model.keras"):
+                raise ValueError
+            model.load_weights(latest / "model.keras")
+            self._record.restore(state, model)
+        except _UNREADABLE as error:
+            before = [folder for folder in self._folders() if folder != latest]
+            raise InputError(
+                f"Cannot read the training backup {latest} ({type(error).__name__}); delete it to "
+                + (f"go on from {max(before)}." if before else "train again from the start.")
+            ) from None
+
+    def latest(self):
+        """The folder of the last state, or None."""
+        return max(self._folders(), default=None)
+
+    def best(self):
+        """The folder of the best finished epoch (the last of equals), or None."""
+        accuracies = [row["smoothed_accuracy"] for row in self._record.history]
+        best = max(range(len(accuracies)), key=lambda i: (accuracies[i], i), default=None)
+        folder = None if best is None else self._directory / _folder_name(best + 1, 0)
+        return folder if folder in self._folders() else None
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._record.step and time.monotonic() >= self._next:
+            self._write()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._write()
+
+    def _write(self):
+        if not all(np.isfinite(weights).all() for weights in self.model.get_weights()):
+            raise watchdogs.diverged("weights that are not finite", self.model, self._record, self)
+        started, latest = time.monotonic(), self.latest()
+        folder = self._directory / _folder_name(self._record.epoch, self._record.step)
+        unfinished = folder.with_name(folder.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            with writing(folder, f"training goes on from {latest or 'the start'}"):
+                unfinished.mkdir(parents=True)
+                self.model.save(unfinished / "model.keras")
+                state = {**self._record.state(), "model": file_digest(unfinished / "model.keras")}
+                write_text(unfinished / "state.json", sealed.dumps(state))
+                finish_directory(unfinished, folder)
+        except InputError:
+            # What there is of it takes room that others may need.
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        for other in self._folders():
+            if other not in (folder, self.best()):
+                shutil.rmtree(other)
+        now = time.monotonic()
+        self._next = now + max(_SECONDS_BETWEEN_BACKUPS, (now - started) / _SHARE_OF_TIME)
+
+    def _folders(self):
+        return [path for path in self._directory.glob("epoch-*") if _FOLDER.fullmatch(path.name)]
+
+
+def _folder_name(epoch, step):
+    """Names of later states sort behind those of earlier ones."""
+    return f"epoch-{epoch:05d}" + (f"-step-{step:07d}" if step else "")
+
+
+def _metric_variables(model):
+    """TensorFlow's variables of the model's metrics; under a distribution strategy each replica has its own."""
+    variables = [variable.value for metric in model.metrics for variable in metric.variables]
+    return [local for value in variables for local in model.distribute_strategy.experimental_local_results(value)]

@@ -1,0 +1,106 @@
+"""Models: settings -> one to train, compiled; and a file that was trained here -> the model."""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+
+from macer_tf import networks
+from macer_tf.baselines.smoothadv import SmoothAdvModel
+from macer_tf.model import MACERModel
+from macer_tf.optimizers import SGD
+from pipeline.training import schedules
+from pipeline.utils.errors import InputError
+
+
+def build(settings, image_shape, num_classes, steps):
+    """The compiled model of these settings, initialised from settings["seed"]; `steps` make an epoch.
+
+    settings["precision"] is the Keras dtype policy of the network, which the model's file carries; logits and objective
+    are float32 in any. settings["strategy"] says whether a `MirroredStrategy` shares the batches among devices; the
+    learning rate is the same with and without.
+
+    Raises:
+        InputError: if there is no such network, or it does not take such images.
+    """
+    keras.utils.set_random_seed(settings["seed"])
+    kind, own, _ = _METHODS[settings["method"]]
+    shared = ("sigma", "num_samples", "microbatch", "seed")
+    with _strategy_scope(settings["strategy"]):
+        with _dtype_policy(settings["precision"]):
+            base = network(settings, image_shape, num_classes)
+        model = kind(base, **{option: settings[option] for option in (*shared, *own)})
+        model.compile(
+            SGD(
+                learning_rate=schedules.schedule(settings, steps),
+                momentum=settings["momentum"],
+                l2=settings["l2"],
+                global_clipnorm=settings["clip_norm"],
+            )
+        )
+        model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def network(settings, image_shape, num_classes):
+    """The network of these settings, images -> logits.
+
+    Raises:
+        InputError: if there is no such network, or it does not take such images.
+    """
+    name = settings["network"] or network_for(image_shape)
+    try:
+        return networks.build(name, tuple(image_shape), num_classes)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def network_for(image_shape: tuple[int, int, int]) -> str:
+    """The network for images [H, W, C] of a data set without a preset: the paper's for such a size."""
+    side = min(image_shape[:2])
+    if side < 16:
+        return "small_cnn"
+    if side < 64:
+        return "lenet" if image_shape[2] == 1 else "cifar_resnet110"
+    return "resnet50"
+
+
+def hyperparameter_schedule(settings):
+    """The callback that changes the method's own hyper-parameter from epoch to epoch: lam, or the attack's epsilon."""
+    *_, (callback, *names) = _METHODS[settings["method"]]
+    return callback(*(settings[name] for name in names))
+
+
+def load(path, custom_objects=None):
+    """The model in a file that was trained here, without its optimizer; `custom_objects` as Keras takes them."""
+    return keras.models.load_model(path, custom_objects, compile=False)
+
+
+def _strategy_scope(strategy):
+    """The scope to build and compile in; "auto" is "mirrored" where there are two GPUs or more."""
+    mirrored = strategy == "mirrored" or (strategy == "auto" and len(tf.config.list_logical_devices("GPU")) > 1)
+    return tf.distribute.MirroredStrategy().scope() if mirrored else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _dtype_policy(name):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+# Gaussian training is MACER with lam=0 and one copy, which is what its presets say.
+_MACER = (MACERModel, ("lam", "gamma", "beta"), (schedules.DeferLam, "lam", "lam_start_epoch"))
+# method: its model, the options of its own, and what changes from epoch to epoch.
+_METHODS = {
+    "macer": _MACER,
+    "cohen": _MACER,
+    "smoothadv": (
+        SmoothAdvModel,
+        ("epsilon", "attack", "attack_steps"),
+        (schedules.WarmUpEpsilon, "epsilon", "warmup_epochs"),
+    ),
+}

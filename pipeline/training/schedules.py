@@ -1,0 +1,43 @@
+"""What changes while a model is trained: the learning rate, and the method's own hyper-parameter."""
+
+import keras
+
+
+class DeferLam(keras.callbacks.Callback):
+    """lam is 0 before epoch `start` (counted from 0) and `lam` from there on (the paper's dynamic lam, Table 4)."""
+
+    def __init__(self, lam, start):
+        super().__init__()
+        self._lam, self._start = lam, start
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.lam = self._lam if epoch >= self._start else 0.0
+
+
+class WarmUpEpsilon(keras.callbacks.Callback):
+    """The attack's epsilon rises linearly over the first `epochs` epochs (Salman et al. 2019); 0 epochs: at once."""
+
+    def __init__(self, epsilon, epochs):
+        super().__init__()
+        self._epsilon, self._epochs = epsilon, epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.epsilon = self._epsilon * min(1.0, (epoch + 1) / max(1, self._epochs))
+
+
+def learning_rate(model):
+    """The learning rate that the model's optimizer is at."""
+    return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+
+
+def schedule(settings, steps):
+    """The learning rate as a function of the step, `steps` of them an epoch."""
+    rate = settings["learning_rate"]
+    if settings["lr_schedule"] == "cosine":
+        return keras.optimizers.schedules.CosineDecay(rate, settings["epochs"] * steps)
+    drops = settings["lr_drop_epochs"]
+    if not drops:
+        return rate
+    values = [rate * settings["lr_drop_factor"] ** i for i in range(len(drops) + 1)]
+    # Keras applies a value up to and including its boundary; the drop belongs to the epoch's first step.
+    return keras.optimizers.schedules.PiecewiseConstantDecay([drop * steps - 1 for drop in drops], values)

@@ -1,0 +1,296 @@
+"""Every bad input is one clear line; the help fits a screen; every flag reaches the settings."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import run as run_lib
+from pipeline.experiments import presets
+from pipeline.experiments import settings as settings_lib
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+FLAGS = [setting.name for setting in settings_lib.SETTINGS]
+
+
+@pytest.fixture
+def line(capsys, tmp_path, monkeypatch):
+    """A function that runs the command with bad input -> its one line on stderr. Nothing may be sampled or trained."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        assert run_lib.main([str(argument) for argument in arguments]) == 2
+        (only,) = capsys.readouterr().err.splitlines()
+        assert only.startswith("error: ")
+        return only
+
+    return run
+
+
+BAD = [
+    (["--dataset", "digits", "--sgima", "1"], "Unknown argument --sgima. Did you mean --sigma"),
+    (["--dataset", "digits", "--epoch", "1"], "Unknown argument --epoch. Did you mean --epochs"),
+    (["--dataset", "digits", "--xyzzy"], "Unknown argument --xyzzy. See --help."),
+    *(
+        (
+            ["--dataset", "digits", f"--{name}", value],
+            f"--{name} must be of a size that float32 holds, 1.2e-38 to 3.4e+38.",
+        )
+        for name in ("sigma", "beta", "lam", "learning_rate", "l2", "clip_norm")
+        for value in ("1e39", "1e-39")
+    ),
+    *(
+        (
+            ["--dataset", "digits", f"--{name}", "2147483648"],
+            f"--{name} must be at most 2147483647. Received: 2147483648",
+        )
+        for name in ("epochs", "num_samples", "n", "n0", "microbatch", "serving_n", "crop_padding")
+    ),
+    (
+        ["--dataset", "digits", "--lr_drop_epochs", "1,2147483648"],
+        "--lr_drop_epochs must be at most 2147483647. Received: 1,",
+    ),
+    (["--dataset", "digits", "--sgima=1"], "Did you mean --sigma"),
+    (["digits"], "Unknown argument digits"),
+    ([], "--dataset is missing. Accepted: digits, mnist, svhn, cifar10, imagenet"),
+    (["--dataset"], "argument --dataset: expected one argument"),
+    (["--dataset", "digits", "--sigma"], "argument --sigma: expected one argument"),
+    (["--dataset", "digits", "--sigma", "--n", "5"], "argument --sigma: expected one argument"),
+    *(
+        (["--dataset", "digits", f"--{name}", value], f"--{name} must be {accepts}. Received: {value}")
+        for name, accepts, values in [
+            ("sigma", "a number above 0", ["0", "-1", "nan", "inf", "x", "", "0,25", "1e-400"]),
+            ("alpha", "a number above 0 and below 1", ["0", "1", "-0.1", "1.5", "nan", "x"]),
+            ("gamma", "a number above 0", ["0", "-8", "nan"]),
+            ("beta", "a number above 0", ["0", "-16", "inf"]),
+            ("lam", "a number from 0", ["-1", "nan", "x"]),
+            ("num_samples", "a whole number from 1", ["0", "-1", "1.5", "x"]),
+            ("epochs", "a whole number from 1", ["0", "-3", "1.0", "1e3"]),
+            ("batch_size", "a whole number from 1", ["0"]),
+            ("n", "a whole number from 1", ["0", "-1", "1e5", "9" * 400]),
+            ("n0", "a whole number from 1", ["0"]),
+            ("learning_rate", "a number above 0", ["0", "-0.1", "nan"]),
+            ("momentum", "a number from 0 and below 1", ["1", "-0.1"]),
+            ("l2", "a number from 0", ["-1"]),
+            ("clip_norm", "a number above 0, or none", ["0", "-1", "None"]),
+            ("crop_padding", "a whole number from 0", ["-1"]),
+            ("flip", "yes or no", ["maybe", "True"]),
+            ("lr_schedule", "step or cosine", ["linear"]),
+            ("lr_drop_factor", "a number above 0 and below 1", ["1", "0"]),
+            ("lr_drop_epochs", "epochs such as 200,400, or none", ["0", "1,", "a,b", "1.5", ""]),
+            ("lam_start_epoch", "a whole number from 0", ["-1"]),
+            ("precision", "float32 or mixed_bfloat16 or mixed_float16", ["float16", "bfloat16", "none", ""]),
+            ("microbatch", "a whole number from 1, or none", ["0", "-1", "1.5"]),
+            ("strategy", "auto or mirrored, or none", ["MirroredStrategy", "2"]),
+            ("seed", "a whole number from 0 to 4294967295", ["-1", "4294967296", "x", "1.5"]),
+            ("image_size", "a whole number from 1, or none", ["0"]),
+            ("train_examples", "a whole number from 1, or all", ["0", "none"]),
+            ("num_test_examples", "a whole number from 2, or all", ["0", "1", "-1"]),
+            ("min_accuracy", "a number above 0 and below 1", ["0", "1"]),
+            ("serving_n", "a whole number from 1", ["0"]),
+            ("num_workers", "a whole number from 1", ["0"]),
+            ("pipeline_root", "a folder", ["~nobody-of-this-name/x"]),
+        ]
+        for value in values
+    ),
+    (["--dataset", "digits", "--gamma", "25"], "gamma must be above 0 and at most 24"),
+    (["--dataset", "digits", "--n", "9"], "--n is too small. No image could be certified: with alpha=0.001"),
+    (["--dataset", "digits", "--n", "9"], "Received: n=9; n must be at least 10."),
+    (["--dataset", "digits", "--serving_n", "9"], "--serving_n is too small. No image could be certified"),
+    (["--dataset", "mnist", "--lr_drop_epochs", "3,2"], "--lr_drop_epochs must rise. Received: 3,2"),
+    (["--dataset", "mnist", "--lr_drop_epochs", "2,2"], "--lr_drop_epochs must rise. Received: 2,2"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD, ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else ""
+)
+def test_bad_arguments_are_one_line_before_anything_is_made(line, arguments, message, tmp_path):
+    assert message in line(*arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_smallest_n_that_can_certify_is_accepted():
+    assert settings_lib.parse(["--dataset", "digits", "--n", "10"])[0]["n"] == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "mnits"], "Unknown dataset 'mnits'. Did you mean mnist"),
+        (["--dataset", "digit"], "Did you mean digits"),
+        (["--dataset", "digits", "--network", "vgg"], "Unknown network. Received: vgg; accepted: small_cnn, lenet"),
+        (["--dataset", "digits", "--network", "lenet"], "lenet takes images of at least 16x16 pixels. Received: 8x8"),
+        (["--dataset", "digits", "--network", "cifar_resnet9"], "depth of a cifar_resnet must be 6n + 2"),
+        (["--dataset", "digits", "--image_size", "16"], "digits are embedded"),
+        (
+            ["--dataset", "digits", "--crop_padding", "8"],
+            "shorter side, or crops would miss the image. Received: 8 for",
+        ),
+    ],
+)
+def test_what_only_the_data_can_tell_is_one_line_too(line, arguments, message, tmp_path):
+    received = line(*arguments, "--pipeline_root", tmp_path / "root")
+    assert message in received
+    assert not list((tmp_path / "root").glob("*/model/model.keras"))
+
+
+@pytest.mark.parametrize("below", ["", "/x", "/x/y"])
+def test_an_unwritable_root_is_one_line(line, tmp_path, below):
+    (tmp_path / "file").write_text("")
+    received = line("--dataset", "digits", "--pipeline_root", f"{tmp_path / 'file'}{below}")
+    assert "Cannot write to the folder" in received
+    assert "--pipeline_root" in received.split(";")[-1]
+
+
+def test_a_failure_is_one_line_with_its_details_in_a_file(tmp_path, capsys, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(run_lib, "_run", fail)
+    assert run_lib.main(["--dataset", "digits", "--pipeline_root", str(tmp_path)]) == 1
+    (only,) = capsys.readouterr().err.splitlines()
+    assert only == f"error: RuntimeError: first line (details: {tmp_path / 'error.log'})"
+    assert "second line" in (tmp_path / "error.log").read_text()
+
+    # Where not even that can be written, it is still one line.
+    (tmp_path / "error.log").unlink()
+    (tmp_path / "error.log").mkdir()
+    assert run_lib.main(["--dataset", "digits", "--pipeline_root", str(tmp_path)]) == 1
+    (only,) = capsys.readouterr().err.splitlines()
+    assert "RuntimeError: first line (no details: cannot write" in only
+
+
+def test_help_fits_a_screen_and_needs_no_tensorflow():
+    code = (
+        "import sys\nfrom pipeline import run\n"
+        "try:\n    run.main(['--help'])\nexcept SystemExit as status:\n"
+        "    assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules\n    sys.exit(status.code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert len(lines) <= 60
+    for group in settings_lib.GROUPS:
+        assert f"{group}:" in lines
+    text = " ".join(done.stdout.split())
+    for name in FLAGS:
+        # Each flag, what it is, and its default in brackets before the next flag.
+        described = text.partition(f" --{name} ")[2].partition(" --")[0]
+        assert "[" in described, name
+        assert "]" in described, name
+    assert "[digits" not in text
+
+
+def test_a_typo_does_not_wait_for_tensorflow():
+    code = (
+        "import sys\nfrom pipeline import run\nassert run.main(['--dataset', 'digits', '--sigma', '0']) == 2\n"
+        "assert 'tensorflow' not in sys.modules and 'apache_beam' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+OVERRIDES = {
+    "data_dir": ("some/where", "some/where"), "train_split": ("train[:9]", "train[:9]"),
+    "test_split": ("holdout", "holdout"), "image_size": ("20", 20), "train_examples": ("77", 77),
+    "sigma": ("0.3", 0.3), "network": ("lenet", "lenet"), "num_samples": ("3", 3), "lam": ("0", 0.0),
+    "gamma": ("7.5", 7.5), "beta": ("2", 2.0), "lam_start_epoch": ("1", 1), "epochs": ("5", 5), "batch_size": ("8", 8),
+    "learning_rate": ("1e-3", 0.001), "lr_schedule": ("cosine", "cosine"), "lr_drop_epochs": ("1,4", [1, 4]),
+    "lr_drop_factor": ("0.5", 0.5), "momentum": ("0", 0.0), "l2": ("0.1", 0.1), "clip_norm": ("2", 2.0),
+    "crop_padding": ("2", 2), "flip": ("yes", True), "seed": ("4294967295", 4294967295), "n0": ("7", 7),
+    "n": ("555", 555), "alpha": ("0.01", 0.01), "num_test_examples": ("9", 9), "min_accuracy": ("0.9", 0.9),
+    "method": ("macer", "macer"), "attack": ("ddn", "ddn"), "epsilon": ("0.5", 0.5), "attack_steps": ("4", 4),
+    "warmup_epochs": ("2", 2), "precision": ("mixed_float16", "mixed_float16"), "microbatch": ("16", 16),
+    "strategy": ("mirrored", "mirrored"),
+    "certify": ("all", "all"), "budget": ("fixed", "fixed"),
+    "serving_n": ("222", 222), "push_dir": ("out", "out"), "pipeline_root": ("here", "here"), "num_workers": ("3", 3),
+}  # fmt: skip
+
+
+def test_every_setting_can_be_overridden():
+    assert set(OVERRIDES) == set(FLAGS) - {"dataset", "preset", "sweep"}
+    arguments = [part for name, (text, _) in OVERRIDES.items() for part in (f"--{name}", text)]
+    settings, preset = settings_lib.parse(["--dataset", "mnist", *arguments])
+    assert settings == {"dataset": "mnist", "preset": None, "sweep": None} | {
+        name: value for name, (_, value) in OVERRIDES.items()
+    }
+    assert (preset.dataset, preset.sigma, preset.paper) == ("mnist", 0.3, None)
+
+
+@pytest.mark.parametrize("name", [name for name in OVERRIDES if name not in ("sigma", "pipeline_root")])
+def test_an_override_changes_nothing_else(name):
+    text, value = OVERRIDES[name]
+    default, _ = settings_lib.parse(["--dataset", "mnist"])
+    settings, _ = settings_lib.parse(["--dataset", "mnist", f"--{name}={text}"])
+    assert settings == {**default, name: value}
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "value"),
+    [
+        ("clip_norm", "none", None), ("image_size", "none", None), ("lr_drop_epochs", "none", None),
+        ("train_examples", "all", None), ("num_test_examples", "all", None), ("flip", "no", False),
+        ("microbatch", "none", None), ("strategy", "none", None),
+    ],
+)  # fmt: skip
+def test_words_for_nothing(name, word, value):
+    assert settings_lib.parse(["--dataset", "cifar10", f"--{name}", word])[0][name] == value
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS, ids=lambda preset: preset.name)
+def test_a_preset_is_what_its_name_gives(preset):
+    settings, found = settings_lib.parse(["--preset", preset.name])
+    assert found == preset
+    assert settings["dataset"] == preset.dataset
+    for setting in settings_lib.SETTINGS:
+        if setting.default is settings_lib.PRESET:
+            expected = getattr(preset, setting.name)
+            assert settings[setting.name] == (list(expected) if isinstance(expected, tuple) else expected)
+
+
+def test_the_plan_tells_every_setting_that_can_change_a_result():
+    settings, _ = settings_lib.parse(["--dataset", "svhn", "--clip_norm", "none", "--flip", "no"])
+    plan = {name: (value, meaning) for group in settings_lib.plan(settings).values() for name, value, meaning in group}
+    assert set(plan) == set(FLAGS) - {"preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers"}
+    assert plan["lr_drop_epochs"][0] == "200,400"
+    assert (plan["clip_norm"][0], plan["flip"][0], plan["num_test_examples"][0]) == ("none", "no", "500")
+    assert all(value and meaning for value, meaning in plan.values())
+
+
+def test_the_push_folder_is_named_after_data_and_sigma():
+    settings, _ = settings_lib.parse(["--dataset", "a/b", "--sigma", "0.5", "--pipeline_root", "r"])
+    assert settings["push_dir"] == str(Path("r") / "serving" / "a-b-0.5")
+
+
+def test_a_setting_in_words_is_accepted_as_it_is_printed():
+    for setting in settings_lib.SETTINGS:
+        text, value = OVERRIDES.get(setting.name, ("mnist", "mnist"))
+        assert setting.kind.parse(settings_lib.in_words(setting, value)) == value
+        assert setting.kind.parse(text) == value
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS, ids=lambda preset: preset.name)
+def test_data_noise_level_and_method_find_the_default_preset(preset):
+    flags = ["--dataset", preset.dataset, "--sigma", str(preset.sigma), "--method", preset.method]
+    _, found = settings_lib.parse(flags)
+    assert (found.dataset, found.sigma, found.method) == (preset.dataset, preset.sigma, preset.method)
+    assert preset.name.startswith(found.name)
+
+
+def test_a_preset_can_be_overridden_but_not_in_its_method(line):
+    settings, _ = settings_lib.parse(["--preset", "smoothadv-digits-0.25", "--epsilon", "0.1", "--epochs", "2"])
+    assert (settings["method"], settings["epsilon"], settings["epochs"]) == ("smoothadv", 0.1, 2)
+    assert "leave --method out" in line("--preset", "smoothadv-digits-0.25", "--method", "macer")
+    assert "Did you mean macer-digits-0.25" in line("--preset", "macer-digits-0.255")
+    assert "take --method macer" in line("--dataset", "digits", "--method", "cohen", "--lam", "3")
+    assert "epsilon" in line("--preset", "smoothadv-digits-0.25", "--epsilon", "-1")
+
+
+def test_the_list_of_presets(capsys):
+    assert run_lib.main(["--list_presets"]) == 0
+    printed = capsys.readouterr().out
+    assert all(preset.name in printed for preset in presets.PRESETS)
+    assert max(map(len, printed.splitlines())) <= 120

@@ -1,0 +1,453 @@
+"""The orchestrator runs what is new, skips what is finished, and takes nothing half-written for finished."""
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.orchestration import orchestrator
+from pipeline.orchestration.artifacts import Artifact
+from pipeline.orchestration.orchestrator import Component, Resolver
+from pipeline.utils import atomic_files
+from pipeline.utils.errors import InputError
+from serving.files import sealed
+
+SETTINGS = {"text": "hello", "times": 2, "suffix": "!", "unused": 0}
+
+
+class Pipeline:
+    """Source (text) -> Repeat (times) -> Suffix (suffix); `executed` says which were carried out."""
+
+    def __init__(self, root):
+        self.root, self.executed = root, []
+
+        def component(name, inputs, output, parameter, make):
+            def execute(execution):
+                self.executed.append(name)
+                read = [(artifact.path / "text").read_text() for artifact in execution.inputs.values()]
+                (execution.outputs[output] / "text").write_text(make(*read, execution.parameters[parameter]))
+
+            return Component(name, inputs, (output,), (parameter,), execute)
+
+        self.components = [
+            component("Source", (), "source", "text", lambda text: text.lower()),
+            component("Repeat", ("source",), "repeated", "times", lambda text, times: text * times),
+            component("Suffix", ("repeated",), "result", "suffix", lambda text, suffix: text + suffix),
+        ]
+
+    def run(self, **changed):
+        """The result's text and what was carried out for it."""
+        self.executed.clear()
+        artifacts = orchestrator.run(self.components, {**SETTINGS, **changed}, self.root, 1)
+        return (artifacts["result"].path / "text").read_text(), list(self.executed)
+
+    def replace(self, place, **fields):
+        self.components[place] = dataclasses.replace(self.components[place], **fields)
+
+    def directory(self, name):
+        (directory,) = self.root.glob(f"{name}-*")
+        return directory
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    return Pipeline(tmp_path)
+
+
+def test_what_is_finished_is_not_executed_again(pipeline, capsys):
+    assert pipeline.run() == ("hellohello!", ["Source", "Repeat", "Suffix"])
+    assert "running" in capsys.readouterr().out
+    assert pipeline.run() == ("hellohello!", [])
+    out = capsys.readouterr().out
+    assert out.count("cached in") == 3
+    assert "running" not in out
+
+
+@pytest.mark.parametrize(
+    ("changed", "executed"),
+    [
+        ({"suffix": "?"}, ["Suffix"]),
+        ({"times": 3}, ["Repeat", "Suffix"]),
+        ({"text": "other"}, ["Source", "Repeat", "Suffix"]),
+        # Another parameter, the same output: nothing downstream has other inputs.
+        ({"text": "HELLO"}, ["Source"]),
+        ({"unused": 1}, []),
+    ],
+)
+def test_only_what_depends_on_a_change_is_executed(pipeline, changed, executed):
+    pipeline.run()
+    assert pipeline.run(**changed)[1] == executed
+    assert pipeline.run()[1] == []
+
+
+@pytest.mark.parametrize("fields", [{"outputs": ("other",)}, {"parameters": ("text", "times")}, {"name": "Renamed"}])
+def test_a_changed_declaration_is_another_execution(pipeline, fields):
+    pipeline.run()
+    component = dataclasses.replace(
+        pipeline.components[0], execute=lambda execution: pipeline.executed.append("again"), **fields
+    )
+    pipeline.executed.clear()
+    orchestrator.run([component], SETTINGS, pipeline.root, 1)
+    assert pipeline.executed == ["again"]
+
+
+def test_a_new_version_of_the_library_is_another_execution(pipeline, monkeypatch):
+    pipeline.run()
+    monkeypatch.setattr("macer_tf.__version__", "0.0.0")
+    assert len(pipeline.run()[1]) == 3
+
+
+def test_number_of_workers_changes_nothing(pipeline):
+    pipeline.run()
+    pipeline.executed.clear()
+    orchestrator.run(pipeline.components, SETTINGS, pipeline.root, 7)
+    assert pipeline.executed == []
+
+
+def test_the_record_says_what_was_done(pipeline):
+    pipeline.run()
+    record = json.loads((pipeline.directory("Repeat") / "execution.json").read_text())
+    source = Artifact.of(pipeline.directory("Source") / "source").fingerprint
+    assert record["component"] == "Repeat"
+    assert record["inputs"] == {"source": source}
+    assert record["outputs"] == ["repeated"]
+    assert record["parameters"] == {"times": 2}
+    assert record["output_fingerprints"] == {
+        "repeated": Artifact.of(pipeline.directory("Repeat") / "repeated").fingerprint
+    }
+    assert record["finished_at"] >= record["started_at"]
+
+
+STEPS = ("in the component", "hashing", "writing the record", "flushing", "renaming")
+
+
+def stop_at(monkeypatch, step, pipeline, how):
+    """Makes the second component stop by `how` in the middle of a step."""
+
+    def reached(*arguments, **keywords):
+        how()
+
+    if step == "in the component":
+
+        def execute(execution):
+            (execution.outputs["repeated"] / "half").write_text("half")
+            (execution.scratch / "kept").write_text("kept")
+            how()
+
+        pipeline.replace(1, execute=execute)
+        return
+    inner = pipeline.components[1].execute
+
+    def execute(execution):
+        inner(execution)
+        (execution.scratch / "kept").write_text("kept")
+        if step == "hashing":
+            monkeypatch.setattr(orchestrator, "file_digests", reached)
+        elif step == "writing the record":
+            monkeypatch.setattr(os, "replace", reached)
+        elif step == "flushing":
+            monkeypatch.setattr(atomic_files, "flush", reached)
+        else:
+            monkeypatch.setattr(os, "rename", reached)
+
+    pipeline.replace(1, execute=execute)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("how", ["raises", "killed"])
+def test_nothing_half_written_counts_and_scratch_survives(tmp_path, step, how):
+    interrupted = Pipeline(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        if how == "raises":
+
+            def fail():
+                raise RuntimeError("stopped")
+
+            stop_at(patch, step, interrupted, fail)
+            with pytest.raises(RuntimeError, match="stopped"):
+                interrupted.run()
+        else:
+            child = os.fork()
+            if child == 0:
+                try:
+                    stop_at(patch, step, interrupted, lambda: os.kill(os.getpid(), 9))
+                    interrupted.run()
+                finally:
+                    os._exit(0)
+            assert os.waitpid(child, 0)[1] == 9
+
+    names = sorted(path.name.partition("-")[0] for path in tmp_path.iterdir())
+    (unfinished,) = tmp_path.glob("*.unfinished")
+    assert names == ["Repeat", "Source"]
+    assert unfinished.name.startswith("Repeat-")
+    assert (unfinished / "scratch" / "kept").read_text() == "kept"
+    assert orchestrator.finished(tmp_path, "Repeat") == []
+
+    again = Pipeline(tmp_path)
+    found = []
+    inner = again.components[1].execute
+
+    def execute(execution):
+        found.extend((execution.scratch / "kept").read_text().split())
+        found.extend(path.name for path in execution.outputs["repeated"].iterdir())
+        inner(execution)
+
+    again.replace(1, execute=execute)
+    assert again.run() == ("hellohello!", ["Repeat", "Suffix"])
+    assert found == ["kept"]
+    assert not list(tmp_path.glob("*.unfinished"))
+    assert not list(tmp_path.glob("*/scratch"))
+
+
+def test_scratch_left_by_a_kill_behind_the_rename_is_cleared(pipeline):
+    pipeline.run()
+    scratch = pipeline.directory("Repeat") / "scratch"
+    scratch.mkdir()
+    (scratch / "backup").write_text("x")
+    assert pipeline.run()[1] == []
+    assert not scratch.exists()
+
+
+def damage_record(directory, change):
+    path = directory / "execution.json"
+    record = json.loads(path.read_text())
+    change(record)
+    del record["checksum"]
+    path.write_text(json.dumps(sealed(record)))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda directory: (directory / "execution.json").write_text('{"component": "Re'),
+        lambda directory: (directory / "execution.json").write_text("[]"),
+        lambda directory: (directory / "execution.json").write_bytes(b"\xff\xfe\x00"),
+        lambda directory: (directory / "execution.json").unlink(),
+        lambda directory: damage_record(directory, lambda record: record.pop("output_fingerprints")),
+        lambda directory: damage_record(directory, lambda record: record["parameters"].update(times=3)),
+        lambda directory: (shutil.rmtree(directory), directory.mkdir(), (directory / "thesis.tex").write_text("")),
+        lambda directory: (shutil.rmtree(directory), directory.write_text("a file")),
+    ],
+    ids=["torn", "list", "bytes", "no record", "no fingerprints", "another run's", "foreign", "a file"],
+)
+def test_a_directory_that_is_not_ours_is_told_in_one_line(pipeline, damage):
+    pipeline.run()
+    directory = pipeline.directory("Repeat")
+    damage(directory)
+    before = sorted(directory.iterdir()) if directory.is_dir() else directory.read_text()
+    with pytest.raises(InputError) as error:
+        pipeline.run()
+    assert str(directory) in str(error.value)
+    assert "is not a finished Repeat execution" in str(error.value)
+    assert "delete that directory" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert before == (sorted(directory.iterdir()) if directory.is_dir() else directory.read_text())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda output: (output / "text").write_text("hellohellp"),
+        lambda output: (output / "text").unlink(),
+        lambda output: (output / "text").rename(output / "renamed"),
+        lambda output: (output / "more").write_text(""),
+        shutil.rmtree,
+    ],
+    ids=["changed", "removed", "renamed", "added", "all gone"],
+)
+def test_a_changed_output_is_told_in_one_line(pipeline, change):
+    pipeline.run()
+    change(pipeline.directory("Repeat") / "repeated")
+    with pytest.raises(InputError, match=r"was changed or damaged after it was finished .*delete") as error:
+        pipeline.run()
+    assert "\n" not in str(error.value)
+    shutil.rmtree(pipeline.directory("Repeat"))
+    assert pipeline.run() == ("hellohello!", ["Repeat"])
+
+
+LITTER = (".DS_Store", "._text", ".nfs0001", ".sync/state", "__MACOSX/text", "Thumbs.db", "desktop.ini")
+
+
+@pytest.mark.parametrize("name", LITTER)
+def test_what_a_desktop_leaves_behind_is_nobodys_content(pipeline, name):
+    pipeline.run()
+    for directory in (pipeline.directory("Repeat"), pipeline.directory("Repeat") / "repeated"):
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text("litter")
+    assert pipeline.run() == ("hellohello!", [])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda output: (output / "text").write_text("other"), "'text' was changed"),
+        (lambda output: (output / "text").unlink(), "'text' is missing"),
+        (lambda output: (output / "text").rename(output / "moved"), "'moved' is new, 'text' is missing"),
+        (lambda output: (output / "a\x1b[31m").write_text(""), r"'a\x1b[31m' is new"),
+        (lambda output: [(output / f"{i}").write_text("") for i in range(9)],
+         "'0' is new, '1' is new, '2' is new, 6 more"),
+    ],
+    ids=["changed", "missing", "renamed", "escape sequence", "many"],
+)  # fmt: skip
+def test_the_file_that_was_changed_is_named(pipeline, change, named):
+    pipeline.run()
+    output = pipeline.directory("Repeat") / "repeated"
+    change(output)
+    with pytest.raises(InputError) as error:
+        pipeline.run()
+    assert f"{output} was changed or damaged after it was finished ({named}); put back what was there" in str(
+        error.value
+    )
+
+
+def test_every_flipped_byte_of_a_record_is_told_in_one_line(pipeline):
+    pipeline.run()
+    path = pipeline.directory("Repeat") / "execution.json"
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(InputError, match="is not a finished Repeat execution") as error:
+            pipeline.run()
+        assert "\n" not in str(error.value)
+    path.write_bytes(whole)
+    assert pipeline.run() == ("hellohello!", [])
+
+
+def test_a_record_of_before_they_had_a_checksum_still_counts(pipeline):
+    """A trained model is worth it."""
+    pipeline.run()
+    path = pipeline.directory("Repeat") / "execution.json"
+    record = json.loads(path.read_text())
+    for name in ("checksum", "output_files"):
+        del record[name]
+    path.write_text(json.dumps({**record, "format": 1}))
+    assert pipeline.run() == ("hellohello!", [])
+    (pipeline.directory("Repeat") / "repeated" / "text").write_text("other")
+    with pytest.raises(InputError, match="was changed or damaged after it was finished; put back"):
+        pipeline.run()
+
+
+def test_two_runs_at_once_in_one_root(tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom pipeline.orchestration import orchestrator\n"
+        "with orchestrator.locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    repository = Path(__file__).resolve().parents[3]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=repository
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(InputError, match=r"Another run is at work in .*; wait for it"),
+            orchestrator.locked(tmp_path),
+        ):
+            pass
+        # The lock goes with the process, however it ends.
+        other.kill()
+        other.wait()
+        with orchestrator.locked(tmp_path):
+            pass
+
+
+def test_an_unwritable_root(tmp_path):
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with (
+            pytest.raises(InputError, match=r"Cannot write to the folder .*--pipeline_root"),
+            orchestrator.locked(root),
+        ):
+            pass
+    if os.geteuid() != 0:
+        (tmp_path / "readonly").mkdir(mode=0o500)
+        with pytest.raises(InputError, match="Permission denied"), orchestrator.locked(tmp_path / "readonly"):
+            pass
+
+
+def test_a_resolver_is_asked_in_every_run(pipeline):
+    """What it finds is an input like any other: another finding makes another execution."""
+    found = {"source": "first"}
+
+    def resolve(artifacts, settings, root):
+        assert set(artifacts) == {"source", "repeated"}
+        assert (settings["times"], root) == (2, pipeline.root)
+        return Artifact(None, found["source"])
+
+    pipeline.components.insert(2, Resolver("baseline", resolve))
+    last = pipeline.components[3]
+
+    def execute(execution):
+        assert execution.inputs["baseline"].fingerprint == found["source"]
+        pipeline.executed.append("Suffix")
+        (execution.outputs["result"] / "text").write_text(found["source"])
+
+    pipeline.components[3] = dataclasses.replace(last, inputs=("repeated", "baseline"), execute=execute)
+    assert pipeline.run() == ("first", ["Source", "Repeat", "Suffix"])
+    assert pipeline.run() == ("first", [])
+    found["source"] = "second"
+    assert pipeline.run() == ("second", ["Suffix"])
+
+
+def test_finished_lists_the_latest_first_and_passes_over_what_is_not_finished(pipeline):
+    pipeline.run()
+    pipeline.run(times=3)
+    latest = orchestrator.finished(pipeline.root, "Repeat")
+    assert [(outputs["repeated"].path / "text").read_text() for outputs in latest] == ["hello" * 3, "hello" * 2]
+
+    shutil.copytree(latest[0]["repeated"].path.parent, pipeline.root / "Repeat-0123.unfinished")
+    (pipeline.root / "Repeat-mine").mkdir()
+    (pipeline.root / "Repeat-broken").mkdir()
+    (pipeline.root / "Repeat-broken" / "execution.json").write_text("{}")
+    assert orchestrator.finished(pipeline.root, "Repeat") == latest
+
+    (latest[1]["repeated"].path / "text").write_text("changed")
+    with pytest.raises(InputError, match="was changed or damaged"):
+        orchestrator.finished(pipeline.root, "Repeat")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/text"),
+        RuntimeError("OSError: [Errno 28] No space left on device [while running 'Draw-ptransform-9']"),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+    ],
+)
+def test_a_full_disk_is_told_in_one_line_whatever_it_is_raised_as(pipeline, error):
+    def fail(execution):
+        raise error
+
+    execute = pipeline.components[1].execute
+    pipeline.replace(1, execute=fail)
+    with pytest.raises(InputError) as told:
+        pipeline.run()
+    reason = "Disk quota exceeded" if getattr(error, "errno", 0) == errno.EDQUOT else "No space left on device"
+    assert str(told.value) == (
+        f"Repeat cannot write ({reason}) in {pipeline.root}. Make room there and run the same command again: what was "
+        "finished is kept."
+    )
+    pipeline.replace(1, execute=execute)
+    assert pipeline.run() == ("hellohello!", ["Repeat", "Suffix"])
+
+
+def test_another_error_is_not_taken_for_a_full_disk(pipeline):
+    def fail(execution):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    pipeline.replace(1, execute=fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        pipeline.run()
+
+
+def test_a_disk_that_is_full_before_a_component_begins_is_told_too(pipeline, monkeypatch):
+    def no_folder(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "mkdir", no_folder)
+    with pytest.raises(InputError, match=r"^Source cannot write \(No space left on device\)"):
+        pipeline.run()
