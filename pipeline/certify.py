@@ -69,7 +69,7 @@ _GROUPS = {
             "budget", sampling_plan.BUDGET.kind, "adaptive: n samples at most, to decide what is asked for", "fixed"
         ),
         Setting("radius", FROM_0, "adaptive: only decide whether certified at this l2 radius", None, "off"),
-        Setting("precision", INSIDE_0_1, "adaptive: radii within this share of what n would give", None, "off"),
+        Setting("tolerance", INSIDE_0_1, "adaptive: radii within this share of what n would give", None, "off"),
         sampling_plan.SKIP_WRONG,
     ),
     "Run": (
@@ -119,9 +119,9 @@ def _settings(arguments):
         raise InputError(f"--{of_data_sets[0]} is for --dataset, not for --images.")
     if settings["classes"] and settings["images"] is None:
         raise InputError("--classes is for the folders of --images, not for --dataset.")
-    asked = [name for name in ("radius", "precision") if settings[name] is not None]
+    asked = [name for name in ("radius", "tolerance") if settings[name] is not None]
     if settings["budget"] == "adaptive" and len(asked) != 1:
-        raise InputError("--budget adaptive needs --radius or --precision, one of them: when is an image decided?")
+        raise InputError("--budget adaptive needs --radius or --tolerance, one of them: when is an image decided?")
     if settings["budget"] == "fixed" and asked:
         raise InputError(f"--{asked[0]} is for --budget adaptive.")
     _plan(settings)
@@ -130,7 +130,7 @@ def _settings(arguments):
 
 def _plan(settings):
     return sampling_plan.SamplingPlan.of(
-        settings, settings["soft_betas"], *(settings[name] for name in ("radius", "precision", "skip_wrong"))
+        settings, settings["soft_betas"], *(settings[name] for name in ("radius", "tolerance", "skip_wrong"))
     )
 
 
@@ -286,7 +286,7 @@ def _write(directory, settings, plan, num_classes, labels, outcome):
             shown = radii(settings) if plan.radius is None else (plan.radius,)
             evaluated[name] = _evaluated(certified, labels if has_labels else None, shown)
     metrics = {
-        **about,
+        **{name: value for name, value in about.items() if name != "format"},
         "num_images": len(ids),
         "num_failed": len(outcome.failures),
         "seed": settings["seed"],

@@ -22,6 +22,7 @@ _COLUMNS = {
 }  # fmt: skip
 _ABOUT = "certification.json"
 _RESULTS = "results"
+_FORMAT = 2
 # What `finish` may find of a run before.
 _FILES = ("certificates*.jsonl", "certificates*.tsv", _ABOUT, "failed.tsv", "metrics.json", "radius_accuracy.png")
 
@@ -36,7 +37,7 @@ def write(path, outcome, plan, sigma, precision):
         outcome: `certification.Outcome`.
         plan: `SamplingPlan`.
         sigma: noise level.
-        precision: what the classifier computed in.
+        precision: number type that the classifier computed in.
     """
     votes = outcome.votes
     if len(outcome.ids):
@@ -58,9 +59,9 @@ def write(path, outcome, plan, sigma, precision):
         digest = hashlib.sha256("".join(lines).encode()).hexdigest()
         kinds.append({"name": name, "bound": certificates.bound, "beta": certificates.beta, "sha256": digest})
     about = {
+        "format": _FORMAT,
         "sigma": sigma,
         "alpha": plan.alpha,
-        "n0": plan.n0,
         **plan.first_look,
         "is_first_look": outcome.is_first_look,
         "precision": precision,
@@ -81,10 +82,17 @@ def read(path):
     """
     try:
         about = sealed.loads((Path(path) / _ABOUT).read_bytes())
+        if about.get("format") != _FORMAT:
+            raise InputError(
+                f"The certificates in {path} are of format {about.get('format', 1)}, which an earlier version wrote. "
+                f"This one reads format {_FORMAT}: certify again."
+            )
         contents = [(Path(path) / file_name(i, kind["name"], "jsonl")).read_bytes()
                     for i, kind in enumerate(about["kinds"])]  # fmt: skip
         if [hashlib.sha256(content).hexdigest() for content in contents] != [kind["sha256"] for kind in about["kinds"]]:
             raise ValueError("a file of certificates does not match its checksum")
+    except InputError:
+        raise
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"The certificates in {path} were changed or damaged ({error}); certify again: no sample is drawn anew."

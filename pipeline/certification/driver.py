@@ -73,9 +73,9 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
         InputError: before any sampling, where the store's votes cannot be certified for this plan.
         RuntimeError: if a worker fails; its own error is in the message.
     """
-    share_of_alpha = plan.share_of_alpha(store.first_plans)
+    share_of_alpha = plan.share_of_alpha(store.first_looks)
     if share_of_alpha is not None:
-        first = next(first for first in store.first_plans if first != plan.first_look)
+        first = next(first for first in store.first_looks if first != plan.first_look)
         plan.check_another_look(first, share_of_alpha)
         print(
             f"  Samples of this noise were first drawn for {sampling_plan.in_words(first)}: these certificates are by "

@@ -351,7 +351,7 @@ class Compare:
         (certified / "certificates.jsonl").write_text(text)
         digest = hashlib.sha256(text.encode()).hexdigest()
         kinds = [{"name": "hard", "bound": bound, "beta": None, "sha256": digest}]
-        about = {"sigma": 0.5, "alpha": 0.001, "n0": 1, "n": 10, "kinds": kinds}
+        about = {"format": 2, "sigma": 0.5, "alpha": 0.001, "n0": 1, "n": 10, "kinds": kinds}
         (certified / "certification.json").write_text(sealed.dumps(about))
         self.inputs |= {f"examples_{place}": examples, f"model_{place}": model, f"certificates_{place}": certified}
         entry = {"value": value, "failure": None, "paper": None, "dataset": "tiny", "sigma": 0.5, "n0": 1, "n": 1000}

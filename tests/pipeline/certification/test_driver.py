@@ -210,10 +210,10 @@ def test_too_few_samples_after_a_look_are_told_of_the_look(certify, small_model,
         certify(small_model, digit_examples, range(2), n=4, alpha=0.1)
     message = str(told.value)
     assert message.startswith(
-        f"Votes of this model, sigma and seed were first drawn for n={N}, so another n is a choice after a look and "
-        "its certificates are by the anytime-valid bound; --n 4 is too small for that. "
+        f"Votes of this model, sigma and seed were first drawn for n0=30, n={N}, so another n is a choice after a look "
+        "and its certificates are by the anytime-valid bound; --n 4 is too small for that. "
     )
-    assert message.endswith(f" Or give n={N} again, or another --seed, whose votes are drawn anew.")
+    assert message.endswith(f" Or give n0=30, n={N} again, or another --seed, whose votes are drawn anew.")
 
 
 def test_soft_certificates_are_refused_after_another_look(certify, small_model, digit_examples):
@@ -266,7 +266,7 @@ def test_images_whose_selected_class_is_wrong_are_spared_and_no_figure_changes(
     assert drawn.samples() == 0
 
 
-@pytest.mark.parametrize("asked", [{"radius": 0.1}, {"precision": 0.05}])
+@pytest.mark.parametrize("asked", [{"radius": 0.1}, {"tolerance": 0.05}])
 def test_an_adaptive_budget_draws_what_the_library_s_asks_for(certify, small_model, digit_examples, drawn, asked):
     n = 20_000
     output = certify(small_model, digit_examples, range(12), n=n, **asked)
@@ -297,7 +297,7 @@ def test_an_adaptive_budget_draws_what_the_library_s_asks_for(certify, small_mod
     assert drawn.samples() == 0
 
 
-@pytest.mark.parametrize("asked", [{}, {"radius": 0.1}, {"precision": 0.05}])
+@pytest.mark.parametrize("asked", [{}, {"radius": 0.1}, {"tolerance": 0.05}])
 def test_interrupted_anywhere_it_ends_the_same(
     certify, small_model, digit_examples, tmp_path, monkeypatch, drawn, asked
 ):
