@@ -57,7 +57,7 @@ def main(arguments=None):
             height, width, channels = images.shape[1:]
             print(
                 f"{model.classifier.name}, {model.classifier.count_params():,} weights, {height}x{width}x{channels} "
-                f"pixels, sigma={model.sigma}, n0={N0}, alpha={ALPHA}, micro-batch "
+                f"pixels, sigma={model.sigma}, n0={N0}, alpha={ALPHA}, microbatch "
                 f"{default_micro_batch(images.shape[1:])}; TensorFlow {tf.__version__}, {arguments.threads} cores"
             )
             early_exit(server, model, images)
@@ -112,7 +112,7 @@ def throughput(server, model, images, rounds):
         chosen = images[: max(1, 20_000 // n)]
         contestants = {
             "library": lambda chosen=chosen, n=n: library.certify(chosen, N0, n, ALPHA),
-            "served": lambda chosen=chosen, n=n: server("certify_custom", images=chosen, num_samples=np.int64(n)),
+            "served": lambda chosen=chosen, n=n: server("certify_custom", images=chosen, n=np.int64(n)),
         }
         seconds = interleaved(contestants, rounds)
         ratio = statistics.median(a / b for a, b in zip(seconds["library"], seconds["served"], strict=True))
@@ -124,7 +124,7 @@ def throughput(server, model, images, rounds):
 
 
 def micro_batches(model, images, rounds):
-    """Certification by micro-batch, against the default."""
+    """Certification by microbatch, against the default."""
     from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
     from pipeline.cli import console
 
@@ -140,8 +140,8 @@ def micro_batches(model, images, rounds):
         ratio = statistics.median(a / b for a, b in zip(seconds[default], seconds[size], strict=True))
         samples = 2 * (10_000 + N0) / statistics.median(seconds[size])
         rows.append((f"{size}{' (default)' if size == default else ''}", f"{samples:,.0f}", f"{ratio:.2f}"))
-    print(f"certify by micro-batch, n=10,000; medians of {rounds} rounds")
-    print(console.table(("micro-batch", "samples/s", "times the default's"), rows))
+    print(f"certify by microbatch, n=10,000; medians of {rounds} rounds")
+    print(console.table(("microbatch", "samples/s", "times the default's"), rows))
 
 
 def interleaved(contestants, rounds):

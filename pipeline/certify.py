@@ -149,7 +149,7 @@ def _certify(settings, output, snapshot):
     num_classes = classifier.output_shape[-1]
     labels = _labels(sampler.source, opened, ids, num_classes)
     precision = classifiers.precision(snapshot.path, classifier)
-    _print_plan(settings, plan, classifier, precision, opened, ids)
+    _print_settings(settings, plan, classifier, precision, opened, ids)
 
     identity = {
         "model": snapshot.fingerprint,
@@ -216,7 +216,7 @@ def _labels(source, opened, ids, num_classes):
 
     if not opened.has_labels:
         return np.full(len(ids), -1)
-    labels = np.array([opened.label(image_id) for image_id in ids.tolist()], np.int64)
+    labels = np.array([opened.label(example_id) for example_id in ids.tolist()], np.int64)
     names = opened.class_names
     # Numbers would mean other classes here than there.
     line = f"The model has {num_classes} classes, the images have"
@@ -250,7 +250,7 @@ def _check_unchanged(settings, snapshot):
         print(f"{settings['model']} has been replaced since then: the certificates are of what was there before.")
 
 
-def _print_plan(settings, plan, classifier, precision, opened, ids):
+def _print_settings(settings, plan, classifier, precision, opened, ids):
     shape = "x".join(map(str, classifier.input_shape[1:]))
     model, images = printable(settings["model"]), printable(settings["dataset"] or settings["images"])
     print(f"{model}: images {shape} to {classifier.output_shape[-1]} classes, precision: {precision}")
@@ -258,7 +258,7 @@ def _print_plan(settings, plan, classifier, precision, opened, ids):
           f"{'' if opened.has_labels else ', without labels'}, given to the model in [0, 1]")  # fmt: skip
     entries = [[setting.name, command_line.in_words(setting, settings[setting.name])]
                for setting in _GROUPS["Certification"]]  # fmt: skip
-    console.print_plan({"Certification": entries})
+    console.print_listing({"Certification": entries})
     if plan.radius is None:
         largest = certificates_lib.max_radius(settings["sigma"], plan.n, plan.alpha, plan.kinds[0][1])
         print(f"  The largest radius that n samples can certify is {largest:.3f}.", flush=True)
@@ -274,7 +274,7 @@ def _write(directory, settings, plan, num_classes, labels, outcome):
     rows = io.StringIO()
     writer = csv.writer(rows, delimiter="\t", lineterminator="\n")
     writer.writerow(("idx", "reason"))
-    writer.writerows((image_id, reason(why)) for image_id, why in sorted(outcome.failures.items()))
+    writer.writerows((example_id, reason(why)) for example_id, why in sorted(outcome.failures.items()))
     write_text(directory / "failed.tsv", rows.getvalue())
     # The source tells all labels or none.
     has_labels = (labels >= 0).any()
@@ -343,8 +343,8 @@ def _print_result(output, metrics, failures):
     if metrics["num_images"]:
         print(f"{metrics['num_images']:,} images; {console.cost_in_words(metrics)}")
     if failures:
-        image_id, why = min(failures.items())
-        print(f"{len(failures):,} images failed and have no certificate, image {image_id} first: {reason(why)}")
+        example_id, why = min(failures.items())
+        print(f"{len(failures):,} images failed and have no certificate, image {example_id} first: {reason(why)}")
     print(
         f"\nCertificates: {printable(output / 'certificates.tsv')}; failed images: {printable(output / 'failed.tsv')}"
     )

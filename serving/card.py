@@ -12,7 +12,7 @@ from serving import weights
 from serving.files import read_extra
 
 NAME = "model_card.json"
-FORMAT = 1
+FORMAT = 2
 _MAX_VALUES = 2**26
 
 
@@ -97,9 +97,9 @@ SCHEMA = {
     "n0": _COUNT,
     "n": _COUNT,
     "alpha": _FAILURE_PROBABILITY,
-    "max_num_samples": _COUNT,
+    "max_n": _COUNT,
     "max_batch_size": _COUNT,
-    "micro_batch": _COUNT,
+    "microbatch": _COUNT,
     "image_shape": (f"height, width and channels, {_MAX_VALUES} values at most", _is_image_shape),
     "scaling": _text("how stored pixels become pixels in [0, 1], in words"),
     "normalization": _text("what is done to pixels in [0, 1], in words"),
@@ -117,6 +117,8 @@ OPTIONAL = {
 
 
 def _check(card):
+    if isinstance(card, dict) and card.get("format") == 1:
+        raise ValueError(f"The model card is of format 1, of an earlier version, not {FORMAT}: export the model again.")
     if not isinstance(card, dict) or not SCHEMA.keys() <= card.keys() <= SCHEMA.keys() | OPTIONAL.keys():
         fields = sorted(card) if isinstance(card, dict) else type(card).__name__
         raise ValueError(

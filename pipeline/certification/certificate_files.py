@@ -17,7 +17,7 @@ from pipeline.utils.errors import InputError
 from serving.files import flush
 
 _COLUMNS = {
-    "id": np.int64, "selection": np.int64, "estimation": np.int64, "prediction": np.int64, "selected": np.int64,
+    "example_id": np.int64, "selection": np.int64, "estimation": np.int64, "prediction": np.int64, "selected": np.int64,
     "radius": np.float64, "p_lower": np.float64,
 }  # fmt: skip
 _ABOUT = "certification.json"
@@ -116,7 +116,7 @@ def read(path):
             bound=kind["bound"],
             beta=kind["beta"],
         )
-    return about, columns["id"], votes, certified
+    return about, columns["example_id"], votes, certified
 
 
 def file_name(place, kind, suffix):

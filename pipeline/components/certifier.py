@@ -41,8 +41,8 @@ def _votes(execution, path):
     )  # fmt: skip
     if outcome.failures:
         # An evaluation of the others would be of another image set.
-        image_id, reason = min(outcome.failures.items())
-        raise RuntimeError(f"Image {image_id} cannot be certified, one of {len(outcome.failures)}: {reason}")
+        example_id, reason = min(outcome.failures.items())
+        raise RuntimeError(f"Image {example_id} cannot be certified, one of {len(outcome.failures)}: {reason}")
     return outcome, plan, precision
 
 

@@ -64,7 +64,7 @@ def evaluate(execution):
     comparison = {"setting": sweep["name"], "reference": reference[0], "radii": radii, "members": members}
     write_text(output / "sweep.json", json.dumps(comparison, indent=1))
     write_text(output / "sweep.csv", _as_csv(comparison))
-    sweep_report.write(output, comparison, curves, sweep["plan"])
+    sweep_report.write(output, comparison, curves, sweep["listing"])
 
 
 def seconds_per_epoch(path):

@@ -24,7 +24,7 @@ class Died(Exception):
 class Loaded:
     """What a sampler loads."""
 
-    images = SimpleNamespace(digest=lambda image_id: 1000 + image_id)
+    images = SimpleNamespace(digest=lambda example_id: 1000 + example_id)
 
     def samples_per_second(self, example_ids):
         """None: it is not measured."""

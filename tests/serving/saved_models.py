@@ -10,8 +10,8 @@ from serving.files import sealed
 from serving.weights import fingerprint
 
 CARD = {
-    "format": 1, "sigma": 0.25, "n0": 100, "n": 1000, "alpha": 0.001, "max_num_samples": 100_000, "max_batch_size": 128,
-    "micro_batch": 500, "image_shape": [8, 8, 1], "scaling": "divide by 16", "normalization": "none",
+    "format": 2, "sigma": 0.25, "n0": 100, "n": 1000, "alpha": 0.001, "max_n": 100_000, "max_batch_size": 128,
+    "microbatch": 500, "image_shape": [8, 8, 1], "scaling": "divide by 16", "normalization": "none",
     "precision": "float32", "class_names": ["zero", "one"], "fingerprint": "0123456789abcdef" * 4,
     "library_version": "0.1.0",
 }  # fmt: skip

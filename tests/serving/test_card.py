@@ -59,7 +59,7 @@ def test_what_is_no_plain_small_file_is_not_read(tmp_path, path):
 @pytest.mark.parametrize(
     ("name", "bad"),
     [
-        ("format", 2), ("sigma", 0), ("sigma", float("nan")), ("sigma", float("inf")), ("sigma", "0.25"), ("n", 0),
+        ("format", 3), ("sigma", 0), ("sigma", float("nan")), ("sigma", float("inf")), ("sigma", "0.25"), ("n", 0),
         ("n", 1000.0), ("n", True), ("alpha", 1), ("alpha", 0.0), ("max_batch_size", None), ("image_shape", [8, 8]),
         ("image_shape", [8, 8, 0]), ("image_shape", "881"), ("image_shape", [2**13, 2**13, 3]),
         ("sigma", 10**400), ("n", -(10**400)), ("scaling", ""), ("precision", 32),
@@ -78,6 +78,16 @@ def test_a_bad_field_is_told_in_one_line(name, bad):
 def test_what_is_no_card_is_told_in_one_line(text):
     with pytest.raises(ValueError, match=r"^The model card ") as error:
         card.from_json(text)
+    assert "\n" not in str(error.value)
+
+
+def test_a_card_of_the_format_before_is_told_in_one_line():
+    renamed = {"max_n": "max_num_samples", "microbatch": "micro_batch"}
+    before = {renamed.get(name, name): value for name, value in GOOD.items()} | {"format": 1}
+    with pytest.raises(
+        ValueError, match=r"^The model card is of format 1, of an earlier version, not 2: export"
+    ) as error:
+        card.from_json(json.dumps(before))
     assert "\n" not in str(error.value)
 
 
