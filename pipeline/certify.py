@@ -36,7 +36,7 @@ from pipeline.orchestration import orchestrator
 from pipeline.utils.atomic_files import write_bytes, write_text
 from pipeline.utils.errors import InputError, reason
 from serving import terminal
-from serving.files import fingerprint
+from serving.fingerprints import fingerprint
 from serving.terminal import printable
 
 _GROUPS = {
@@ -238,7 +238,7 @@ def _code(settings):
     from pipeline.certification import classifiers
 
     module = settings["custom_objects"]
-    return {} if module is None else {"custom_objects": classifiers.source_fingerprint(module)}
+    return {} if module is None else {"custom_objects": classifiers.code_fingerprint(module)}
 
 
 def _check_unchanged(settings, snapshot):
@@ -246,7 +246,7 @@ def _check_unchanged(settings, snapshot):
     from pipeline.certification import classifiers
 
     snapshot.check()
-    if not Path(settings["model"]).exists() or classifiers.fingerprint(settings["model"]) != snapshot.fingerprint:
+    if not Path(settings["model"]).exists() or classifiers.model_fingerprint(settings["model"]) != snapshot.fingerprint:
         print(f"{settings['model']} has been replaced since then: the certificates are of what was there before.")
 
 

@@ -1,6 +1,5 @@
 """The certificates of a run as files: a JSON line for each image, by rising id, and what they are."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from pipeline.utils import sealed
 from pipeline.utils.atomic_files import finish_directory, write_text
 from pipeline.utils.errors import InputError
 from serving.files import flush
+from serving.fingerprints import digest
 
 _COLUMNS = {
     "example_id": np.int64, "selection": np.int64, "estimation": np.int64, "prediction": np.int64, "selected": np.int64,
@@ -55,9 +55,10 @@ def write(path, outcome, plan, sigma, precision):
             certificates.radii, certificates.p_lower, strict=True,
         )  # fmt: skip
         lines = [json.dumps(dict(zip(_COLUMNS, (value.tolist() for value in row), strict=True))) + "\n" for row in rows]
-        write_text(Path(path) / file_name(place, name, "jsonl"), "".join(lines))
-        digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-        kinds.append({"name": name, "bound": certificates.bound, "beta": certificates.beta, "sha256": digest})
+        content = "".join(lines)
+        write_text(Path(path) / file_name(place, name, "jsonl"), content)
+        of_kind = {"name": name, "bound": certificates.bound, "beta": certificates.beta}
+        kinds.append({**of_kind, "sha256": digest(content.encode())})
     about = {
         "format": _FORMAT,
         "sigma": sigma,
@@ -89,7 +90,7 @@ def read(path):
             )
         contents = [(Path(path) / file_name(i, kind["name"], "jsonl")).read_bytes()
                     for i, kind in enumerate(about["kinds"])]  # fmt: skip
-        if [hashlib.sha256(content).hexdigest() for content in contents] != [kind["sha256"] for kind in about["kinds"]]:
+        if [digest(content) for content in contents] != [kind["sha256"] for kind in about["kinds"]]:
             raise ValueError("a file of certificates does not match its checksum")
     except InputError:
         raise

@@ -9,7 +9,6 @@ seen, in whatever folder. So the first looks stand in a register beside the fold
 and, should it be lost, in `votes.json`, each shard and the first line of each ledger. All of them carry a checksum.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -30,7 +29,8 @@ from pipeline.certification.pieces import Chunk, Piece, fits, joined
 from pipeline.utils import sealed
 from pipeline.utils.atomic_files import write_bytes, write_text
 from pipeline.utils.errors import InputError
-from serving.files import fingerprint, flush
+from serving.files import flush
+from serving.fingerprints import digest, fingerprint
 
 # Where what is drawn for one plan would show what will be drawn for another: n0 and precision do not change the noise.
 _NOISE = ("model", "sigma", "seed")
@@ -167,12 +167,12 @@ class VoteStore:
         content = pa.BufferOutputStream()
         pq.write_table(table, content, compression="zstd")
         content = content.getvalue().to_pybytes()
-        write_bytes(self.directory / f"{_digest(content)}.parquet", content)
+        write_bytes(self.directory / f"{_name(content)}.parquet", content)
         flush(self.directory)
 
 
-def _digest(content):
-    return hashlib.sha256(content).hexdigest()[:32]
+def _name(content):
+    return digest(content)[:32]
 
 
 def _shards(directory):
@@ -230,7 +230,7 @@ def _read_shard(path):
     except OSError as error:
         raise unreadable_votes(path, error.strerror) from None
     # Before anything parses it.
-    if _digest(content) != path.stem:
+    if _name(content) != path.stem:
         raise unreadable_votes(path, "they do not add up to the checksum that is its name")
     try:
         table = pq.read_table(pa.BufferReader(content))

@@ -6,7 +6,7 @@ from pipeline.certification.vote_store import VoteStore
 from pipeline.data import examples
 from pipeline.orchestration.artifacts import private_copy
 from pipeline.orchestration.orchestrator import Component
-from serving.files import fingerprint
+from serving.fingerprints import fingerprint
 
 
 def certify(execution):

@@ -14,7 +14,7 @@ from pipeline.data import examples as examples_lib
 from pipeline.orchestration.orchestrator import Component
 from pipeline.report import sweep_report
 from pipeline.utils.atomic_files import write_text
-from serving.files import file_digest
+from serving.fingerprints import file_digest
 
 
 def component(inputs):

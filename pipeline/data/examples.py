@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from pipeline.utils.atomic_files import short_digest, write_text, writing
+from pipeline.utils.atomic_files import write_text, writing
+from serving.fingerprints import short_digest
 
 _SPLITS = ("train", "test")
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from pipeline.data import archives, datasets, image_files
 from pipeline.data.image_files import ImageError
-from pipeline.utils.atomic_files import short_digest
 from pipeline.utils.errors import InputError
+from serving.fingerprints import short_digest
 from serving.terminal import printable
 
 _CHANNELS = (1, 3)

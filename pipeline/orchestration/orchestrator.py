@@ -21,7 +21,8 @@ from pipeline.cli.console import duration
 from pipeline.orchestration.artifacts import Artifact
 from pipeline.utils.atomic_files import finish_directory, write_text
 from pipeline.utils.errors import InputError
-from serving.files import differences, file_digests, fingerprint, read_json, sealed, unsealed
+from serving.files import read_json
+from serving.fingerprints import differences, file_digests, fingerprint, sealed, unsealed
 
 _RECORD = "execution.json"
 _SCRATCH = "scratch"

@@ -11,7 +11,7 @@ from pipeline.certification import certificate_files, driver
 from pipeline.certification.pieces import Piece
 from pipeline.certification.sampling_plan import SamplingPlan
 from pipeline.certification.vote_store import VoteStore
-from serving.files import fingerprint
+from serving.fingerprints import fingerprint
 
 SIGMA, NUM_CLASSES = 0.5, 2
 _MOST = 20_000

@@ -472,7 +472,7 @@ def replaced(path, other):
 @pytest.mark.parametrize(
     "before",
     ["keras.models.load_model", "tensorflow.saved_model.load", "pipeline.certification.driver.run",
-     "pipeline.certification.classifiers.fingerprint", "pipeline.certification.workers.Sampler.load"],
+     "pipeline.certification.classifiers.model_fingerprint", "pipeline.certification.workers.Sampler.load"],
 )  # fmt: skip
 def test_a_model_replaced_at_any_moment_gets_no_other_models_votes(
     run, two_models, digits, tmp_path, monkeypatch, kind, before

@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from serving import card, manifest
-from serving.files import sealed
+from serving.fingerprints import sealed
 from serving.weights import fingerprint
 
 CARD = {

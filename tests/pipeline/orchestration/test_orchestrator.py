@@ -16,7 +16,7 @@ from pipeline.orchestration.artifacts import Artifact
 from pipeline.orchestration.orchestrator import Component, Resolver
 from pipeline.utils import atomic_files
 from pipeline.utils.errors import InputError
-from serving.files import sealed, unsealed
+from serving.fingerprints import sealed, unsealed
 
 SETTINGS = {"text": "hello", "times": 2, "suffix": "!", "unused": 0}
 
