@@ -75,10 +75,10 @@ def plain_loop(folder, network, num_images, n, threads):
     loaded = sampler(folder, network).load()
 
     def step():
-        for image_id in range(num_images):
-            image = loaded.images.image(image_id)
+        for example_id in range(num_images):
+            image = loaded.images.image(example_id)
             for stream, samples in ((noise.SELECTION, N0), (noise.ESTIMATION, n)):
-                loaded.smoothed.count(image, image_id, stream, 0, samples)
+                loaded.smoothed.count(image, example_id, stream, 0, samples)
 
     return step
 

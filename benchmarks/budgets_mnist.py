@@ -93,7 +93,7 @@ def drawn(path, model, images, indices, cache):
     from macer_tf import noise
     from macer_tf.smoothing import SmoothedClassifier
     from pipeline.utils.atomic_files import write_bytes
-    from serving.files import file_digest, fingerprint
+    from serving.fingerprints import file_digest, fingerprint
 
     identity = {"model": file_digest(path), "precision": PRECISION, "seed": SEED, "block": BLOCK}
     folder = cache / fingerprint(identity)[:16]

@@ -113,7 +113,7 @@ def throughput(server, model, images, levels, rounds):
         chosen = images[: max(1, 20_000 // n)]
         contestants = {
             "library": lambda chosen=chosen, n=n: library.certify(chosen, N0, n, ALPHA),
-            "served": lambda chosen=chosen, n=n: server("certify_custom", images=chosen, num_samples=np.int64(n)),
+            "served": lambda chosen=chosen, n=n: server("certify_custom", images=chosen, n=np.int64(n)),
         }
         seconds = interleaved(contestants, rounds)
         ratio = statistics.median(a / b for a, b in zip(seconds["library"], seconds["served"], strict=True))

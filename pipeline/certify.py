@@ -36,7 +36,7 @@ from pipeline.orchestration import orchestrator
 from pipeline.utils.atomic_files import write_bytes, write_text
 from pipeline.utils.errors import InputError, reason
 from serving import terminal
-from serving.files import fingerprint
+from serving.fingerprints import fingerprint
 from serving.terminal import printable
 
 _GROUPS = {
@@ -70,7 +70,7 @@ _GROUPS = {
             "budget", sampling_plan.BUDGET.kind, "adaptive: n samples at most, to decide what is asked for", "fixed"
         ),
         Setting("radius", FROM_0, "adaptive: only decide whether certified at this l2 radius", None, "off"),
-        Setting("precision", INSIDE_0_1, "adaptive: radii within this share of what n would give", None, "off"),
+        Setting("tolerance", INSIDE_0_1, "adaptive: radii within this share of what n would give", None, "off"),
         sampling_plan.SKIP_WRONG,
     ),
     "Run": (
@@ -120,9 +120,9 @@ def _settings(arguments):
         raise InputError(f"--{of_data_sets[0]} is for --dataset, not for --images.")
     if settings["classes"] and settings["images"] is None:
         raise InputError("--classes is for the folders of --images, not for --dataset.")
-    asked = [name for name in ("radius", "precision") if settings[name] is not None]
+    asked = [name for name in ("radius", "tolerance") if settings[name] is not None]
     if settings["budget"] == "adaptive" and len(asked) != 1:
-        raise InputError("--budget adaptive needs --radius or --precision, one of them: when is an image decided?")
+        raise InputError("--budget adaptive needs --radius or --tolerance, one of them: when is an image decided?")
     if settings["budget"] == "fixed" and asked:
         raise InputError(f"--{asked[0]} is for --budget adaptive.")
     _plan(settings)
@@ -131,7 +131,7 @@ def _settings(arguments):
 
 def _plan(settings):
     return sampling_plan.SamplingPlan.of(
-        settings, settings["soft_betas"], *(settings[name] for name in ("radius", "precision", "skip_wrong"))
+        settings, settings["soft_betas"], *(settings[name] for name in ("radius", "tolerance", "skip_wrong"))
     )
 
 
@@ -150,7 +150,7 @@ def _certify(settings, output, snapshot):
     num_classes = classifier.output_shape[-1]
     labels = _labels(sampler.source, opened, ids, num_classes)
     precision = classifiers.precision(snapshot.path, classifier)
-    _print_plan(settings, plan, classifier, precision, opened, ids)
+    _print_settings(settings, plan, classifier, precision, opened, ids)
 
     identity = {
         "model": snapshot.fingerprint,
@@ -221,7 +221,7 @@ def _labels(source, opened, ids, num_classes):
 
     if not opened.has_labels:
         return np.full(len(ids), -1)
-    labels = np.array([opened.label(image_id) for image_id in ids.tolist()], np.int64)
+    labels = np.array([opened.label(example_id) for example_id in ids.tolist()], np.int64)
     names = opened.class_names
     # Numbers would mean other classes here than there.
     line = f"The model has {num_classes} classes, the images have"
@@ -243,7 +243,7 @@ def _code(settings):
     from pipeline.certification import classifiers
 
     module = settings["custom_objects"]
-    return {} if module is None else {"custom_objects": classifiers.source_fingerprint(module)}
+    return {} if module is None else {"custom_objects": classifiers.code_fingerprint(module)}
 
 
 def _check_unchanged(settings, snapshot):
@@ -251,11 +251,11 @@ def _check_unchanged(settings, snapshot):
     from pipeline.certification import classifiers
 
     snapshot.check()
-    if not Path(settings["model"]).exists() or classifiers.fingerprint(settings["model"]) != snapshot.fingerprint:
+    if not Path(settings["model"]).exists() or classifiers.model_fingerprint(settings["model"]) != snapshot.fingerprint:
         print(f"{settings['model']} has been replaced since then: the certificates are of what was there before.")
 
 
-def _print_plan(settings, plan, classifier, precision, opened, ids):
+def _print_settings(settings, plan, classifier, precision, opened, ids):
     shape = "x".join(map(str, classifier.input_shape[1:]))
     model, images = printable(settings["model"]), printable(settings["dataset"] or settings["images"])
     print(f"{model}: images {shape} to {classifier.output_shape[-1]} classes, precision: {precision}")
@@ -263,7 +263,7 @@ def _print_plan(settings, plan, classifier, precision, opened, ids):
           f"{'' if opened.has_labels else ', without labels'}, given to the model in [0, 1]")  # fmt: skip
     entries = [[setting.name, command_line.in_words(setting, settings[setting.name])]
                for setting in _GROUPS["Certification"]]  # fmt: skip
-    console.print_plan({"Certification": entries})
+    console.print_listing({"Certification": entries})
     if plan.radius is None:
         largest = certificates_lib.max_radius(settings["sigma"], plan.n, plan.alpha, plan.kinds[0][1])
         print(f"  The largest radius that n samples can certify is {largest:.3f}.", flush=True)
@@ -279,7 +279,7 @@ def _write(directory, settings, plan, num_classes, labels, outcome):
     rows = io.StringIO()
     writer = csv.writer(rows, delimiter="\t", lineterminator="\n")
     writer.writerow(("idx", "reason"))
-    writer.writerows((image_id, reason(why)) for image_id, why in sorted(outcome.failures.items()))
+    writer.writerows((example_id, reason(why)) for example_id, why in sorted(outcome.failures.items()))
     write_text(directory / "failed.tsv", rows.getvalue())
     # The source tells all labels or none.
     has_labels = (labels >= 0).any()
@@ -291,7 +291,7 @@ def _write(directory, settings, plan, num_classes, labels, outcome):
             shown = radii(settings) if plan.radius is None else (plan.radius,)
             evaluated[name] = _evaluated(certified, labels if has_labels else None, shown)
     metrics = {
-        **about,
+        **{name: value for name, value in about.items() if name != "format"},
         "num_images": len(ids),
         "num_failed": len(outcome.failures),
         "seed": settings["seed"],
@@ -348,8 +348,8 @@ def _print_result(output, metrics, failures):
     if metrics["num_images"]:
         print(f"{metrics['num_images']:,} images; {console.cost_in_words(metrics)}")
     if failures:
-        image_id, why = min(failures.items())
-        print(f"{len(failures):,} images failed and have no certificate, image {image_id} first: {reason(why)}")
+        example_id, why = min(failures.items())
+        print(f"{len(failures):,} images failed and have no certificate, image {example_id} first: {reason(why)}")
     print(
         f"\nCertificates: {printable(output / 'certificates.tsv')}; failed images: {printable(output / 'failed.tsv')}"
     )

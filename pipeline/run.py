@@ -44,9 +44,9 @@ def main(arguments=None):
 
 
 def _run(settings, preset, root):
-    plan = settings_lib.plan(settings)
+    listing = settings_lib.listing(settings)
     print(f"{settings['method']} on {settings['dataset']}, preset {preset.name}, in {settings['pipeline_root']}")
-    console.print_plan(plan, preset.note)
+    console.print_listing(listing, preset.note)
     # Only now, so that --help and a typo do not wait for TensorFlow.
     console.import_tensorflow()
     from pipeline.components.certifier import CERTIFIER
@@ -60,7 +60,7 @@ def _run(settings, preset, root):
     components = (
         EXAMPLE_GEN, TRAINER, CERTIFIER, LATEST_BLESSED, EVALUATOR, EXPORTER, INFRA_VALIDATOR, PUSHER
     )  # fmt: skip
-    settings = {**settings, "plan": plan, "paper": _paper_row(preset)}
+    settings = {**settings, "listing": listing, "paper": _paper_row(preset)}
     artifacts = orchestrator.run(components, settings, root, settings["num_workers"])
     _print_results(artifacts, settings["paper"])
 

@@ -95,10 +95,10 @@ def run(sweep, root):
     Raises:
         InputError: if a data set or a network of it cannot be had, before any training.
     """
-    plan = _plan(sweep)
+    listing = _listing(sweep)
     first = sweep.members[0].settings
     print(f"Sweep of {sweep.name}: {', '.join(member.value for member in sweep.members)}; in {root}")
-    console.print_plan(plan, " ".join(sweep.notes))
+    console.print_listing(listing, " ".join(sweep.notes))
     console.import_tensorflow()
     import keras
 
@@ -126,7 +126,7 @@ def run(sweep, root):
         print("error: every value failed: there is nothing to compare.", file=sys.stderr)
         return 1
     print()
-    settings = {"sweep": {"name": sweep.name, "plan": plan, "members": entries}}
+    settings = {"sweep": {"name": sweep.name, "listing": listing, "members": entries}}
     resolvers = [Resolver(name, lambda *_, artifact=artifact: artifact) for name, artifact in made]
     component = sweep_evaluator.component(tuple(name for name, _ in made))
     compared = orchestrator.run((*resolvers, component), settings, root, first["num_workers"])
@@ -187,15 +187,15 @@ def _fitting(arguments, method):
     return fitting, left_out
 
 
-def _plan(sweep):
-    """The members' plans as one; where they differ, their values in the sweep's order: cohen | macer."""
-    plans = [settings_lib.plan(member.settings) for member in sweep.members]
+def _listing(sweep):
+    """The members' listings as one; where they differ, their values in the sweep's order: cohen | macer."""
+    listings = [settings_lib.listing(member.settings) for member in sweep.members]
     merged = {}
-    for group in plans[0]:
+    for group in listings[0]:
         if group == _NOT_COMPARED:
             continue
         merged[group] = []
-        for entries in zip(*(plan[group] for plan in plans), strict=True):
+        for entries in zip(*(listing[group] for listing in listings), strict=True):
             name, _, meaning = entries[0]
             values = [value for _, value, _ in entries]
             merged[group].append([name, values[0] if len(set(values)) == 1 else " | ".join(values), meaning])

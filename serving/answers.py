@@ -40,14 +40,14 @@ class Certified:
     """Certificates, each false with probability at most the alpha that the model was exported or asked with.
 
     Attributes:
-        classes: int64 [images], a class or ABSTAIN (-1).
+        predictions: int64 [images], a class or ABSTAIN (-1); the SavedModel calls it predicted_class.
         radii: float32 [images], certified l2 radius in units of a pixel in [0, 1]; 0 where it abstains.
         p_lower: float64 [images], lower confidence bound on the selected class' probability.
         votes: int64 [images, classes], how often the noisy copies of estimation went to each class.
         seeds: int64 [images, 2], what the noise was drawn from.
     """
 
-    classes: np.ndarray
+    predictions: np.ndarray
     radii: np.ndarray
     p_lower: np.ndarray
     votes: np.ndarray
@@ -59,13 +59,13 @@ class Predicted:
     """Predictions of the smoothed classifier, without a radius.
 
     Attributes:
-        classes: int64 [images], a class or ABSTAIN (-1).
+        predictions: int64 [images], a class or ABSTAIN (-1); the SavedModel calls it predicted_class.
         p_values: float64 [images], of the test that the two most frequent classes are equally likely.
         samples: int64 [images], noisy copies that were drawn.
         seeds: int64 [images, 2], what the noise was drawn from.
     """
 
-    classes: np.ndarray
+    predictions: np.ndarray
     p_values: np.ndarray
     samples: np.ndarray
     seeds: np.ndarray
@@ -89,13 +89,13 @@ def check_images(images: ArrayLike) -> np.ndarray:
     return np.ascontiguousarray(images)
 
 
-def certified(outputs, num_images, num_samples=None, alpha=None):
+def certified(outputs, num_images, n=None, alpha=None):
     """Outputs of certify, name -> array -> `Certified`.
 
     Args:
         outputs: name -> array.
         num_images: that were asked about.
-        num_samples, alpha: that were asked for; None if they are the export's, which the answer does not tell.
+        n, alpha: that were asked for; None if they are the export's, which the answer does not tell.
 
     Raises:
         AnswerError: if an output is missing or of another type or shape, or says what CERTIFY cannot say: no number, a
@@ -103,31 +103,35 @@ def certified(outputs, num_images, num_samples=None, alpha=None):
             bounds above what the votes give, radii that do not follow from the bounds by one sigma.
     """
     _check_types(outputs, CERTIFY_OUTPUTS)
-    classes, radii, p_lower, votes, seeds = (outputs[name] for name in CERTIFY_OUTPUTS)
+    predictions, radii, p_lower, votes, seeds = (outputs[name] for name in CERTIFY_OUTPUTS)
     for name in ("predicted_class", "radius", "p_lower"):
         _check_shape(name, outputs[name], (num_images,))
     _check_shape("votes", votes, (num_images, votes.shape[-1] if votes.ndim == 2 else "classes"))
     _check_shape("seed", seeds, (num_images, 2))
     num_classes = votes.shape[1]
     _require(num_classes >= 2, "votes for fewer than two classes")
-    _require((classes >= ABSTAIN) & (classes < num_classes), "a class that is not one of those voted for", classes)
+    _require(
+        (predictions >= ABSTAIN) & (predictions < num_classes),
+        "a class that is not one of those voted for",
+        predictions,
+    )
     # In float64, where no sum of counts overflows: negative counts and sums of 0 are refused on the way.
     totals = votes.sum(axis=1, dtype=np.float64)
     _require((votes >= 0).all(axis=1) & (totals > 0) & (totals <= _MAX_COUNT), "votes that are no counts", votes)
-    asked = totals[0] if num_samples is None else num_samples
+    asked = totals[0] if n is None else n
     _require(totals == asked, f"other votes than {asked:.0f} for each image", votes)
     _require(np.isfinite(radii) & (radii >= 0), "a radius that is no radius", radii)
     _require((p_lower >= 0) & (p_lower < 1), "a p_lower that is no lower bound on a probability", p_lower)
-    abstained = classes == ABSTAIN
+    abstained = predictions == ABSTAIN
     _require(~abstained | (radii == 0), "a radius where it abstains", radii)
     _require(abstained == (p_lower <= 0.5), "a class with p_lower not above 1/2, or none with one above", p_lower)
-    successes = np.take_along_axis(votes, np.maximum(classes, 0)[:, None], axis=1)[:, 0]
+    successes = np.take_along_axis(votes, np.maximum(predictions, 0)[:, None], axis=1)[:, 0]
     _require(abstained | (p_lower <= successes / totals), "a p_lower above the class' share of the votes", p_lower)
     if alpha is not None:
         bounds = clopper_pearson_lower(successes, totals.astype(np.int64), alpha)
         _require(abstained | (p_lower <= bounds), "a p_lower above Clopper-Pearson's at the alpha asked for", p_lower)
     _check_radii(radii[~abstained].astype(np.float64), p_lower[~abstained])
-    return Certified(classes, radii, p_lower, votes, seeds)
+    return Certified(predictions, radii, p_lower, votes, seeds)
 
 
 def _check_radii(radii, p_lower):
@@ -145,19 +149,19 @@ def predicted(outputs, num_images):
         AnswerError: if an output is missing or of another type or shape, or a row says what PREDICT cannot say.
     """
     _check_types(outputs, PREDICT_OUTPUTS)
-    classes, p_values, samples, seeds = (outputs[name] for name in PREDICT_OUTPUTS)
+    predictions, p_values, samples, seeds = (outputs[name] for name in PREDICT_OUTPUTS)
     for name in ("predicted_class", "p_value", "samples"):
         _check_shape(name, outputs[name], (num_images,))
     _check_shape("seed", seeds, (num_images, 2))
-    _require(classes >= ABSTAIN, "a class that is none", classes)
+    _require(predictions >= ABSTAIN, "a class that is none", predictions)
     _require((p_values >= 0) & (p_values <= 1), "a p_value that is no probability", p_values)
     _require((samples > 0) & (samples <= _MAX_COUNT), "a number of samples that is none", samples)
-    decided = classes != ABSTAIN
+    decided = predictions != ABSTAIN
     if decided.any() and not decided.all():
         _require(
             ~decided | (p_values < p_values[~decided].min()), "a class at a p_value at which it abstains too", p_values
         )
-    return Predicted(classes, p_values, samples, seeds)
+    return Predicted(predictions, p_values, samples, seeds)
 
 
 def _check_types(outputs, expected):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from serving import card as card_lib
 from serving import manifest
-from serving.files import read_json, sealed, unsealed
+from serving.files import read_json
+from serving.fingerprints import sealed, unsealed
 from serving.weights import fingerprint_of_saved_model
 
 # Of a fingerprint, as `serving.publish list` prints it.

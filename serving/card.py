@@ -98,7 +98,7 @@ SCHEMA = {
     "n0": _COUNT,
     "n": _COUNT,
     "alpha": _FAILURE_PROBABILITY,
-    "max_num_samples": _COUNT,
+    "max_n": _COUNT,
     "max_batch_size": _COUNT,
     "microbatch": _COUNT,
     "image_shape": (f"height, width and channels, {_MAX_VALUES} values at most", _is_image_shape),
@@ -120,7 +120,7 @@ OPTIONAL = {
 def _check(card):
     if isinstance(card, dict) and card.get("format") == 1:
         raise ValueError(
-            "The model card is of format 1, of a model that draws and adds its noise in floats: rounding can betray "
+            "The model card is of format 1, of an earlier version that draws its noise in floats: rounding can betray "
             "such certificates. Export the model again."
         )
     if not isinstance(card, dict) or not SCHEMA.keys() <= card.keys() <= SCHEMA.keys() | OPTIONAL.keys():

@@ -93,7 +93,7 @@ class GrpcClient:
         return answers.certified(self._ask(_CERTIFY, images, answers.CERTIFY_OUTPUTS), len(images))
 
     def certify_custom(
-        self, images: ArrayLike, num_samples: int | None = None, alpha: float | None = None
+        self, images: ArrayLike, n: int | None = None, alpha: float | None = None
     ) -> answers.Certified:
         """As `certify`, with another number of estimation samples or another failure probability.
 
@@ -101,25 +101,25 @@ class GrpcClient:
 
         Args:
             images: see `certify`.
-            num_samples: noisy copies for each image; the export's by default.
+            n: noisy copies for each image; the export's by default.
             alpha: failure probability for each image; the export's by default.
 
         Raises:
-            ValueError: also for a num_samples or an alpha that is none.
+            ValueError: also for an n or an alpha that is none.
             ServingError, AnswerError: see `certify`.
         """
         images = answers.check_images(images)
-        if num_samples is not None and not (_whole(num_samples) and 1 <= num_samples < 2**63):
-            raise ValueError(f"num_samples must be a whole number from 1. Received: {num_samples!r}")
+        if n is not None and not (_whole(n) and 1 <= n < 2**63):
+            raise ValueError(f"n must be a whole number from 1. Received: {n!r}")
         if alpha is not None and not (isinstance(alpha, float | np.floating) and 0 < alpha < 1):
             raise ValueError(f"alpha must be a number between 0 and 1. Received: {alpha!r}")
         scalars = {
             name: dtype(value)
-            for name, dtype, value in (("num_samples", np.int64, num_samples), ("alpha", np.float64, alpha))
+            for name, dtype, value in (("n", np.int64, n), ("alpha", np.float64, alpha))
             if value is not None
         }
         outputs = self._ask(_CERTIFY_CUSTOM, images, answers.CERTIFY_OUTPUTS, scalars)
-        return answers.certified(outputs, len(images), num_samples, alpha)
+        return answers.certified(outputs, len(images), n, alpha)
 
     def predict(self, images: ArrayLike) -> answers.Predicted:
         """Images float32 [batch, H, W, C] in [0, 1] -> `Predicted`: the class without a radius, from fewer samples.
@@ -206,7 +206,7 @@ class RestClient:
         images = answers.check_images(images)
         return answers.certified(self._ask(_CERTIFY, images, answers.CERTIFY_OUTPUTS), len(images))
 
-    def certify_custom(self, images: ArrayLike, num_samples: int | None = None, alpha: float | None = None) -> NoReturn:
+    def certify_custom(self, images: ArrayLike, n: int | None = None, alpha: float | None = None) -> NoReturn:
         """Refuses.
 
         Raises:

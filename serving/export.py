@@ -28,14 +28,14 @@ def export(
     alpha: float,
     class_names: Sequence[str] | None = None,
     pixel_max: int = 255,
-    max_num_samples: int | None = None,
+    max_n: int | None = None,
     max_batch_size: int = 128,
     model_fingerprint: str | None = None,
 ) -> None:
     """Writes a SavedModel that a model server can load: no Python, no Keras, only plain variables.
 
     Its signatures are those of `SmoothedSignatures`: `serving_default` certifies, `certify_custom` does so with the
-    request's `num_samples` and `alpha`, `predict` returns the class alone and sooner, `metadata` the model card. A
+    request's `n` and `alpha`, `predict` returns the class alone and sooner, `metadata` the model card. A
     certificate is false with probability at most alpha. Beside the graph, in assets.extra, are model_card.json (see
     `serving.card`), manifest.json (see `serving.manifest`), by which publishing notices damage, and a warm-up request
     for every signature: a model server runs them as it loads a version, and does not serve one that fails them.
@@ -47,7 +47,7 @@ def export(
         class_names: one per class; by default their numbers.
         pixel_max: what a stored pixel is divided by, to lie in [0, 1]. Images are served on the grid of
             `grid_noise.levels_of(pixel_max)`.
-        max_num_samples: largest n that `certify_custom` takes; by default 100,000, or n if that is more.
+        max_n: largest n that `certify_custom` takes; by default 100,000, or n if that is more.
         max_batch_size: most images in one request.
         model_fingerprint: what a blessing calls the model (see `serving.blessing`); by default none blesses it.
 
@@ -69,7 +69,7 @@ def export(
         "n0": n0,
         "n": n,
         "alpha": alpha,
-        "max_num_samples": max(n, 100_000) if max_num_samples is None else max_num_samples,
+        "max_n": max(n, 100_000) if max_n is None else max_n,
         "max_batch_size": max_batch_size,
         "microbatch": default_microbatch(image_shape),
         "image_shape": list(image_shape),
@@ -83,7 +83,7 @@ def export(
     if model_fingerprint is not None:
         about["model"] = model_fingerprint
     text = card.to_json(about)
-    limits = {name: about[name] for name in ("max_num_samples", "max_batch_size")}
+    limits = {name: about[name] for name in ("max_n", "max_batch_size")}
     module = SmoothedSignatures(classifier, model.sigma, about["levels"], n0, n, alpha, **limits, model_card=text)
     tf.saved_model.save(module, str(directory), signatures=module.signatures())
     (directory / EXTRA).mkdir()
@@ -99,7 +99,7 @@ def _warmup(image_shape, n, alpha):
     images = {"images": np.zeros((1, *image_shape), np.float32)}
     requests = {
         "serving_default": images,
-        "certify_custom": {**images, "num_samples": np.array([n], np.int64), "alpha": np.array([alpha], np.float64)},
+        "certify_custom": {**images, "n": np.array([n], np.int64), "alpha": np.array([alpha], np.float64)},
         "predict": images,
         "metadata": {"query": np.array([""])},
     }

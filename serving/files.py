@@ -1,7 +1,6 @@
-"""Files of a SavedModel: known by a fingerprint, read without being led elsewhere, flushed to the disk."""
+"""Files of a SavedModel: which are its content, read without being led elsewhere, flushed to the disk."""
 
 import contextlib
-import hashlib
 import json
 import os
 import stat
@@ -12,73 +11,11 @@ EXTRA = "assets.extra"
 # What desktops leave behind wherever they show or unpack a folder, beside names that begin with a dot.
 _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _MAX_BYTES = 2**20
-_MAX_NAMED = 3
-
-
-def file_digest(path):
-    """Hexadecimal SHA-256 of a file's contents."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprint(value):
-    """Hexadecimal SHA-256 of a JSON value; equal values have equal fingerprints, whatever their keys' order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def sealed(value):
-    """A JSON object with a checksum of the rest, by which damage and mix-ups are noticed; it is no secret."""
-    return {**value, "checksum": fingerprint(value)}
-
-
-def unsealed(value):
-    """A JSON value without the checksum that `sealed` gave it; None if it has none or was changed since."""
-    if not isinstance(value, dict):
-        return None
-    content = {name: part for name, part in value.items() if name != "checksum"}
-    return content if value.get("checksum") == fingerprint(content) else None
 
 
 def is_hidden(name):
     """Whether a file or folder of this name is nobody's content: neither fingerprinted, nor copied, nor loaded."""
     return name.startswith(".") or name in _LITTER
-
-
-def file_digests(directory, without=()):
-    """Name, relative to a directory, -> hexadecimal SHA-256 of each file under it that is not hidden.
-
-    Links are followed, as by whoever loads a file.
-
-    Args:
-        directory: a path; where there is nothing, there are no files.
-        without: names of files that are left out.
-
-    Raises:
-        ValueError: if a link leads back to a folder that it lies in.
-        OSError: if something cannot be read.
-    """
-    return {name: file_digest(path) for name, path in _files(directory, "", ()) if name not in without}
-
-
-def directory_fingerprint(directory, without=()):
-    """Hexadecimal SHA-256 of the names and contents of the files under a directory; see `file_digests`."""
-    return fingerprint(file_digests(directory, without))
-
-
-def differences(recorded, found):
-    """In one line, which files are new, missing or changed; empty if none is.
-
-    Args:
-        recorded, found: what `file_digests` returned before, and returns now.
-    """
-    said = {
-        "is new": found.keys() - recorded.keys(),
-        "is missing": recorded.keys() - found.keys(),
-        "was changed": {name for name in recorded.keys() & found.keys() if recorded[name] != found[name]},
-    }
-    named = [f"{name!r} {what}" for what, names in said.items() for name in sorted(names)]
-    more = [f"{len(named) - _MAX_NAMED} more"] if len(named) > _MAX_NAMED else []
-    return ", ".join(named[:_MAX_NAMED] + more)
 
 
 def read_extra(saved_model, name):
@@ -110,8 +47,12 @@ def read_json(path):
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 
-def _files(directory, prefix, above):
-    """(name, path) of each file that is not hidden; `above` are the real paths of the folders that it lies in."""
+def content_files(directory, prefix="", above=()):
+    """(name, path) of each file that is not hidden; `above` are the real paths of the folders that it lies in.
+
+    Raises:
+        ValueError: if a link leads back to a folder that it lies in.
+    """
     if not os.path.isdir(directory):
         return
     real = os.path.realpath(directory)
@@ -122,7 +63,7 @@ def _files(directory, prefix, above):
             if is_hidden(entry.name):
                 continue
             if entry.is_dir():
-                yield from _files(entry.path, f"{prefix}{entry.name}/", (*above, real))
+                yield from content_files(entry.path, f"{prefix}{entry.name}/", (*above, real))
             elif entry.is_file():
                 yield prefix + entry.name, entry.path
 

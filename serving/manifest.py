@@ -1,11 +1,11 @@
 """The manifest of an exported SavedModel: the digest of each of its files, by which damage and mix-ups are noticed."""
 
-import hashlib
 import json
 from pathlib import Path
 
 from serving import card as card_lib
-from serving.files import EXTRA, differences, file_digests, read_extra, sealed, unsealed
+from serving.files import EXTRA, read_extra
+from serving.fingerprints import differences, digest, file_digests, sealed, unsealed
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -48,5 +48,5 @@ def check(saved_model):
 
 def _digests(saved_model):
     exported = card_lib.to_json(card_lib.unforced(card_lib.read(saved_model)))
-    card = hashlib.sha256(exported.encode()).hexdigest()
+    card = digest(exported.encode())
     return {**file_digests(saved_model, without=_NOT_LISTED), _CARD: card}

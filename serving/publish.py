@@ -19,7 +19,8 @@ from pathlib import Path
 from serving import blessing as blessing_lib
 from serving import card as card_lib
 from serving import manifest, terminal
-from serving.files import EXTRA, directory_fingerprint, flush, read_extra, sealed, unsealed
+from serving.files import EXTRA, flush, read_extra
+from serving.fingerprints import directory_fingerprint, sealed, unsealed
 from serving.manifest import PUBLICATION
 from serving.versions import add, versions
 

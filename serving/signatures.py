@@ -28,20 +28,20 @@ class SmoothedSignatures(tf.Module):
     Args:
         classifier: a built Keras model, images [batch, H, W, C] -> [batch, classes].
         sigma, levels, n0, n, alpha: see `SmoothedClassifier`; fixed at export.
-        max_num_samples: largest n that `certify_custom` takes.
+        max_n: largest n that `certify_custom` takes.
         max_batch_size: most images in one call.
         model_card: text that `metadata` returns.
 
     Raises:
-        ValueError: if n and alpha could never certify an image, n is above max_num_samples, or the classifier has
+        ValueError: if n and alpha could never certify an image, n is above max_n, or the classifier has
             fewer than two classes or is no function of one image.
     """
 
-    def __init__(self, classifier, sigma, levels, n0, n, alpha, max_num_samples, max_batch_size, model_card):
+    def __init__(self, classifier, sigma, levels, n0, n, alpha, max_n, max_batch_size, model_card):
         super().__init__()
         check_can_certify(n, alpha)
-        if n > max_num_samples:
-            raise ValueError(f"n must be at most max_num_samples. Received: n={n}, max_num_samples={max_num_samples}")
+        if n > max_n:
+            raise ValueError(f"n must be at most max_n. Received: n={n}, max_n={max_n}")
         self._image_shape = tuple(classifier.input_shape[1:])
         self._num_classes = classifier.output_shape[-1]
         if self._num_classes < 2:
@@ -50,7 +50,7 @@ class SmoothedSignatures(tf.Module):
         early_exit.check_can_decide(_PREDICT_LIMIT * n, self._num_classes, alpha)
         self._noise = GridNoise(float(sigma), levels)
         self._n0, self._n, self._alpha = n0, n, float(alpha)
-        self._max_num_samples, self._max_batch_size = max_num_samples, max_batch_size
+        self._max_n, self._max_batch_size = max_n, max_batch_size
         self._model_card = model_card
         self._microbatch = default_microbatch(self._image_shape)
         # A Keras model that is tracked here loads in Python and fails in C++; its plain variables do not.
@@ -65,7 +65,7 @@ class SmoothedSignatures(tf.Module):
         """Name -> `tf.function`, as `tf.saved_model.save` takes them. Every output is batch-major."""
         images = tf.TensorSpec([None, *self._image_shape], tf.float32, name="images")
         # Of any rank, so that they may be left out, be scalars, or be one an image as server-side batching needs them.
-        num_samples = tf.TensorSpec(None, tf.int64, name="num_samples")
+        n = tf.TensorSpec(None, tf.int64, name="n")
         alpha = tf.TensorSpec(None, tf.float64, name="alpha")
         # A default that is a tensor makes an input optional.
         default_n, default_alpha = tf.constant(self._n, tf.int64), tf.constant(self._alpha, tf.float64)
@@ -73,9 +73,9 @@ class SmoothedSignatures(tf.Module):
         # None has jit_compile: XLA's noise is not what the library replays, and on a CPU it took 1.9 times as long to
         # certify with LeNet and with `small_cnn`. On a GPU its speed was not measured.
 
-        @tf.function(input_signature=[images, num_samples, alpha])
-        def certify_custom(images, num_samples=default_n, alpha=default_alpha):
-            return self.certify_custom(images, num_samples, alpha)
+        @tf.function(input_signature=[images, n, alpha])
+        def certify_custom(images, n=default_n, alpha=default_alpha):
+            return self.certify_custom(images, n, alpha)
 
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="query")])
         def metadata(query=no_query):
@@ -110,28 +110,28 @@ class SmoothedSignatures(tf.Module):
         n = tf.fill(batch, tf.constant(self._n, tf.int64))
         return self._certify(images, n, tf.fill(batch, tf.constant(self._alpha, tf.float64)))
 
-    def certify_custom(self, images, num_samples, alpha):
+    def certify_custom(self, images, n, alpha):
         """CERTIFY with the caller's n, int64, and alpha, float64, each a scalar or [batch]; otherwise as `certify`.
 
         Raises:
-            tf.errors.InvalidArgumentError: also for n above max_num_samples, alpha outside ALPHA_RANGE, and an n too
+            tf.errors.InvalidArgumentError: also for n above max_n, alpha outside ALPHA_RANGE, and an n too
                 small to certify anything at that alpha.
         """
         images = self._checked(images)
         batch = tf.shape(images)[:1]
-        n = tf.broadcast_to(tf.reshape(num_samples, [-1]), batch)
+        n = tf.broadcast_to(tf.reshape(n, [-1]), batch)
         alpha = tf.broadcast_to(tf.reshape(alpha, [-1]), batch)
         low, high = ALPHA_RANGE
-        n_in_range = tf.reduce_all((n >= 1) & (n <= self._max_num_samples))
+        n_in_range = tf.reduce_all((n >= 1) & (n <= self._max_n))
         checks = [
-            tf.debugging.Assert(n_in_range, [f"num_samples must lie in [1, {self._max_num_samples}]"]),
+            tf.debugging.Assert(n_in_range, [f"n must lie in [1, {self._max_n}]"]),
             tf.debugging.Assert(
                 tf.reduce_all((alpha >= low) & (alpha <= high)), [f"alpha must lie in [{low}, {high}]"]
             ),
         ]
         with tf.control_dependencies(checks):
             can_certify = tf.reduce_all(clopper_pearson_lower(tf.identity(n), n, alpha) > 0.5)
-        too_few = "num_samples is too small to certify an image at this alpha"
+        too_few = "n is too small to certify an image at this alpha"
         with tf.control_dependencies([tf.debugging.Assert(can_certify, [too_few])]):
             return self._certify(tf.identity(images), n, alpha)
 

@@ -1,6 +1,5 @@
 """The certificates of a run as files: a JSON line for each image, by rising id, and what they are."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,13 +14,15 @@ from pipeline.utils import sealed
 from pipeline.utils.atomic_files import finish_directory, write_text
 from pipeline.utils.errors import InputError
 from serving.files import flush
+from serving.fingerprints import digest
 
 _COLUMNS = {
-    "id": np.int64, "selection": np.int64, "estimation": np.int64, "prediction": np.int64, "selected": np.int64,
+    "example_id": np.int64, "selection": np.int64, "estimation": np.int64, "prediction": np.int64, "selected": np.int64,
     "radius": np.float64, "p_lower": np.float64,
 }  # fmt: skip
 _ABOUT = "certification.json"
 _RESULTS = "results"
+_FORMAT = 2
 # What `finish` may find of a run before.
 _FILES = ("certificates*.jsonl", "certificates*.tsv", _ABOUT, "failed.tsv", "metrics.json", "radius_accuracy.png")
 
@@ -36,7 +37,7 @@ def write(path, outcome, plan, sigma, precision):
         outcome: `certification.Outcome`.
         plan: `SamplingPlan`.
         sigma: noise level.
-        precision: what the classifier computed in.
+        precision: number type that the classifier computed in.
     """
     votes = outcome.votes
     if len(outcome.ids):
@@ -54,13 +55,14 @@ def write(path, outcome, plan, sigma, precision):
             certificates.radii, certificates.p_lower, strict=True,
         )  # fmt: skip
         lines = [json.dumps(dict(zip(_COLUMNS, (value.tolist() for value in row), strict=True))) + "\n" for row in rows]
-        write_text(Path(path) / file_name(place, name, "jsonl"), "".join(lines))
-        digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-        kinds.append({"name": name, "bound": certificates.bound, "beta": certificates.beta, "sha256": digest})
+        content = "".join(lines)
+        write_text(Path(path) / file_name(place, name, "jsonl"), content)
+        of_kind = {"name": name, "bound": certificates.bound, "beta": certificates.beta}
+        kinds.append({**of_kind, "sha256": digest(content.encode())})
     about = {
+        "format": _FORMAT,
         "sigma": sigma,
         "alpha": plan.alpha,
-        "n0": plan.n0,
         **plan.first_look,
         "is_first_look": outcome.is_first_look,
         "precision": precision,
@@ -81,10 +83,17 @@ def read(path):
     """
     try:
         about = sealed.loads((Path(path) / _ABOUT).read_bytes())
+        if about.get("format") != _FORMAT:
+            raise InputError(
+                f"The certificates in {path} are of format {about.get('format', 1)}, which an earlier version wrote. "
+                f"This one reads format {_FORMAT}: certify again."
+            )
         contents = [(Path(path) / file_name(i, kind["name"], "jsonl")).read_bytes()
                     for i, kind in enumerate(about["kinds"])]  # fmt: skip
-        if [hashlib.sha256(content).hexdigest() for content in contents] != [kind["sha256"] for kind in about["kinds"]]:
+        if [digest(content) for content in contents] != [kind["sha256"] for kind in about["kinds"]]:
             raise ValueError("a file of certificates does not match its checksum")
+    except InputError:
+        raise
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
             f"The certificates in {path} were changed or damaged ({error}); certify again: no sample is drawn anew."
@@ -108,7 +117,7 @@ def read(path):
             bound=kind["bound"],
             beta=kind["beta"],
         )
-    return about, columns["id"], votes, certified
+    return about, columns["example_id"], votes, certified
 
 
 def file_name(place, kind, suffix):

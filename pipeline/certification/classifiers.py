@@ -21,8 +21,7 @@ from macer_tf.inference import own_precision
 from macer_tf.noisy_training import NoisyTrainingModel
 from pipeline.training import models
 from pipeline.utils.errors import InputError
-from serving.files import directory_fingerprint, file_digest
-from serving.files import fingerprint as json_fingerprint
+from serving.fingerprints import directory_fingerprint, file_digest, fingerprint
 from serving.graph_safety import check_effects
 
 _KERAS_3, _HDF5 = ".keras", (".h5", ".hdf5")
@@ -69,7 +68,7 @@ class Snapshot:
 
     def check(self):
         """Raises InputError if the copy was altered."""
-        if fingerprint(self.path) != self.fingerprint:
+        if model_fingerprint(self.path) != self.fingerprint:
             raise InputError(f"{self.path} was changed while the model was in use; run the same command again.")
 
 
@@ -105,8 +104,8 @@ def _copy(path, folder):
         try:
             folder.mkdir(parents=True)
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, copy)
-            copied = fingerprint(copy)
-            if copied == fingerprint(path):
+            copied = model_fingerprint(copy)
+            if copied == model_fingerprint(path):
                 return Snapshot(copy, copied)
         except (FileNotFoundError, shutil.Error) as error:  # replaced between two reads
             if not path.exists():
@@ -116,12 +115,12 @@ def _copy(path, folder):
     raise InputError(f"The model {path} is being written to; wait until that is done, or give a copy of it.")
 
 
-def fingerprint(path):
+def model_fingerprint(path):
     """Hexadecimal SHA-256 of a model's file, or of the names and contents in its folder."""
     return directory_fingerprint(path) if Path(path).is_dir() else file_digest(path)
 
 
-def source_fingerprint(module):
+def code_fingerprint(module):
     """Hexadecimal SHA-256 of a module's source, or of all Python files of a package; not of what it imports.
 
     Raises:
@@ -137,7 +136,7 @@ def source_fingerprint(module):
     files = [Path(spec.origin)] if spec.origin else []
     for folder in spec.submodule_search_locations or ():
         files += Path(folder).rglob("*.py")
-    return json_fingerprint(sorted([file.name, file_digest(file)] for file in files))
+    return fingerprint(sorted([file.name, file_digest(file)] for file in files))
 
 
 def load(path, loading=DEFAULT):

@@ -15,7 +15,8 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_ha
 from apache_beam.utils.shared import Shared
 
 from macer_tf.votes import Votes
-from pipeline.certification import sampling_plan, tally
+from pipeline.certification import sampling_plan
+from pipeline.certification import tally as tally_lib
 from pipeline.certification.follower import Follower
 from pipeline.certification.workers import DrawVotes, Watch
 from pipeline.cli.console import duration
@@ -73,9 +74,9 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
         InputError: before any sampling, where the store's votes cannot be certified for this plan.
         RuntimeError: if a worker fails; its own error is in the message.
     """
-    share_of_alpha = plan.share_of_alpha(store.first_plans)
+    share_of_alpha = plan.share_of_alpha(store.first_looks)
     if share_of_alpha is not None:
-        first = next(first for first in store.first_plans if first != plan.first_look)
+        first = next(first for first in store.first_looks if first != plan.first_look)
         plan.check_another_look(first, share_of_alpha)
         print(
             f"  Samples of this noise were first drawn for {sampling_plan.in_words(first)}: these certificates are by "
@@ -84,25 +85,25 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
     # Held on to, or every round would load the model anew.
     shared = Shared()
     loaded = shared.acquire(sampler.load if loaded is None else lambda: loaded)
-    job = tally.Job(plan, sampler.sigma, num_classes, loaded.images, ids, labels, share_of_alpha)
+    tally = tally_lib.Tally(plan, sampler.sigma, num_classes, loaded.images, ids, labels, share_of_alpha)
     # What a killed run left on ledgers. Its failures are forgotten: what it could not read may have been mended.
     store.compact()
-    job.take(store.pieces())
-    if job.held:
-        print(f"  {job.held:,} samples were drawn before.")
-    if job.missing(1):
-        _forecast(loaded, job)
-        _draw_all(sampler, shared, job, store, num_workers)
+    tally.take(store.pieces())
+    if tally.held:
+        print(f"  {tally.held:,} samples were drawn before.")
+    if tally.missing(1):
+        _forecast(loaded, tally)
+        _draw_all(sampler, shared, tally, store, num_workers)
     store.compact()
-    certified_ids = job.ids_with_votes()
-    return Outcome(certified_ids, job.votes(certified_ids.tolist()), job.failures, share_of_alpha)
+    certified_ids = tally.ids_with_votes()
+    return Outcome(certified_ids, tally.votes(certified_ids.tolist()), tally.failures, share_of_alpha)
 
 
 def tasks(chunks):
     """Lists of chunks of one stream, of about as many samples as a whole chunk has: what a worker draws at one go."""
     lists, samples = [], 0
     for chunk in sorted(chunks, key=lambda chunk: chunk.stream):
-        is_full = samples + chunk.count > tally.SAMPLES_PER_CHUNK
+        is_full = samples + chunk.count > tally_lib.SAMPLES_PER_CHUNK
         if not lists or is_full or lists[-1][0].stream != chunk.stream:
             lists.append([])
             samples = 0
@@ -111,14 +112,14 @@ def tasks(chunks):
     return lists
 
 
-def _draw_all(sampler, shared, job, store, num_workers):
-    most_chunks = max(_VALUES_AT_ONCE // job.values_of_a_piece, 1)
+def _draw_all(sampler, shared, tally, store, num_workers):
+    most_chunks = max(_VALUES_AT_ONCE // tally.values_of_a_piece, 1)
     on_ledgers = 0
-    with Follower(job, store) as follower:
-        while chunks := job.missing(most_chunks):
+    with Follower(tally, store) as follower:
+        while chunks := tally.missing(most_chunks):
             _draw(sampler, shared, chunks, store, num_workers, follower)
             follower.poll()
-            if job.missing(len(chunks)) == chunks:
+            if tally.missing(len(chunks)) == chunks:
                 raise RuntimeError("The certification workers wrote down nothing of what they were to draw.")
             on_ledgers += len(chunks)
             if on_ledgers >= most_chunks:
@@ -162,13 +163,13 @@ def _draw(sampler, shared, chunks, store, num_workers, follower):
             raise RuntimeError(f"A certification worker failed: {_in_one_line(error)}") from error
 
 
-def _forecast(loaded, job):
+def _forecast(loaded, tally):
     """Prints how many forward passes are to be made, and how long that will take, from a short measurement."""
-    rate = loaded.samples_per_second(chunk.example_id for chunk in job.missing(1000))
+    rate = loaded.samples_per_second(chunk.example_id for chunk in tally.missing(1000))
     if rate is None:
         return
-    samples = job.most - job.held
-    at_most = "at most " if job.spares or not job.plan.is_fixed else ""
+    samples = tally.most - tally.held
+    at_most = "at most " if tally.spares or not tally.plan.is_fixed else ""
     print(
         f"  To draw: {at_most}{samples:,} noisy samples, a forward pass each: {at_most or 'about '}"
         f"{duration(samples / rate)} at {rate:,.0f} a second, as just measured.",

@@ -17,11 +17,11 @@ class Follower:
         error: what stopped the thread, or None.
     """
 
-    def __init__(self, job, store):
-        self._job, self._reader = job, store.follow()
-        self._by_images = job.plan.radius is not None  # how many samples they will need is not known
+    def __init__(self, tally, store):
+        self._tally, self._reader = tally, store.follow()
+        self._by_images = tally.plan.radius is not None  # how many samples they will need is not known
         self._progress = Progress("Certification", *self._state()[::-1])
-        self._started, self._first_held = time.monotonic(), job.held
+        self._started, self._first_held = time.monotonic(), tally.held
         self._lock, self._stop, self.error = threading.Lock(), threading.Event(), None
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -39,7 +39,7 @@ class Follower:
     def poll(self):
         """Takes what was written since the last call."""
         with self._lock:
-            self._job.take(*self._reader.poll())
+            self._tally.take(*self._reader.poll())
 
     def _follow(self):
         while not self._stop.wait(_SECONDS_BETWEEN_POLLS):
@@ -54,21 +54,21 @@ class Follower:
     def _state(self):
         """How much is done, of how much."""
         if self._by_images:
-            return self._done(), self._job.num_images
-        return self._job.held, self._job.most
+            return self._done(), self._tally.num_images
+        return self._tally.held, self._tally.most
 
     def _done(self):
-        return self._job.outcomes.total() + len(self._job.failures)
+        return self._tally.outcomes.total() + len(self._tally.failures)
 
     def _details(self):
-        job = self._job
-        rate = (job.held - self._first_held) / (time.monotonic() - self._started)
-        outcomes = [(count, name) for name, count in sorted(job.outcomes.items())]
-        outcomes += [(len(job.failures), "failed")] if job.failures else []
+        tally = self._tally
+        rate = (tally.held - self._first_held) / (time.monotonic() - self._started)
+        outcomes = [(count, name) for name, count in sorted(tally.outcomes.items())]
+        outcomes += [(len(tally.failures), "failed")] if tally.failures else []
         return ", ".join(
             [
-                f"{job.held:,} samples, {rate:,.0f} a second",
-                f"{self._done():,} of {job.num_images:,} images",
+                f"{tally.held:,} samples, {rate:,.0f} a second",
+                f"{self._done():,} of {tally.num_images:,} images",
                 *(f"{count:,} {name}" for count, name in outcomes),
             ]
         )

@@ -11,17 +11,20 @@ from pipeline.certification.pieces import Chunk, Piece, fits
 from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
 
+# Of votes on ledgers and in shards, and of what says what they were drawn for.
+FORMAT = 2
+
 
 class LedgerWriter:
     """Appends to a new ledger in `directory`.
 
-    Its first line says what the votes are of, `kind`, and what the samples were first drawn for, `plans`. The others
-    are checksummed from the kind on, so that votes of anything else are taken for damaged ones.
+    Its first line says what the votes are of, `kind`, and what the samples were first drawn for, `first_looks`. The
+    others are checksummed from the kind on, so that votes of anything else are taken for damaged ones.
     """
 
-    def __init__(self, directory, kind, plans):
+    def __init__(self, directory, kind, first_looks):
         self._path = Path(directory) / f"{key(kind):08x}-{uuid.uuid4().hex}.jsonl"
-        self._key, self._about = key(kind), {**kind, "plans": plans}
+        self._key, self._about = key(kind), {**kind, "first_looks": first_looks}
 
     def record(self, pieces, failures):
         """Writes down pieces, and failures: example id -> why it cannot be certified."""
@@ -96,10 +99,10 @@ def key(kind):
 
 
 def about_of_ledger(path):
-    """What a ledger is of. One without a whole line has no votes, and no plans."""
+    """What a ledger is of. One without a whole line has no votes, and was drawn for nothing."""
     with open(path, "rb") as file:
         line = file.readline()
-    about = _ledger_about(line[:-1]) if line.endswith(b"\n") else {"plans": []}
+    about = _ledger_about(line[:-1]) if line.endswith(b"\n") else {"format": FORMAT, "first_looks": []}
     if about is None:
         raise unreadable_votes(path, "its first line is damaged")
     return about
@@ -110,7 +113,13 @@ def _ledger_about(line):
         about = sealed.loads(line)
     except ValueError:
         return None
-    return about if isinstance(about.get("plans"), list) else None
+    return about if is_about(about) else None
+
+
+def is_about(content):
+    """Whether JSON values say what votes were first drawn for: in this format, or in the one before."""
+    name = "first_looks" if content.get("format") == FORMAT else "plans" if "format" not in content else None
+    return isinstance(content.get(name), list)
 
 
 def unreadable_votes(path, reason):

@@ -42,7 +42,7 @@ class SamplingPlan:
         certify: "hard", "soft-hoeffding", "soft-bernstein" or "all".
         betas: inverse temperatures of the soft votes; none where only hard certificates are wanted.
         radius: stop as soon as it is decided whether an image is certified at it; None: something else is asked for.
-        precision: stop where the radius is expected within this share of what n samples would give; or None.
+        tolerance: stop where the radius is expected within this share of what n samples would give; or None.
         skip_wrong: whether images whose selected class is not the label get no estimation samples. Certified accuracy
             and ACR are the same. Soft certificates select by themselves, so then no image is skipped.
     """
@@ -53,17 +53,17 @@ class SamplingPlan:
     certify: str = HARD
     betas: tuple = ()
     radius: float | None = None
-    precision: float | None = None
+    tolerance: float | None = None
     skip_wrong: bool = True
 
     @classmethod
-    def of(cls, settings, betas, radius=None, precision=None, skip_wrong=True):
+    def of(cls, settings, betas, radius=None, tolerance=None, skip_wrong=True):
         """The plan of settings by name.
 
         Args:
             settings: `n0`, `n`, `alpha`, `certify` and `budget`.
             betas: inverse temperatures of soft certificates, if there are any.
-            radius, precision: what the adaptive budget is asked for, if it is one.
+            radius, tolerance: what the adaptive budget is asked for, if it is one.
             skip_wrong: as above.
 
         Raises:
@@ -71,7 +71,7 @@ class SamplingPlan:
         """
         is_soft = settings["certify"] == ALL or _bound_of(settings["certify"]).is_soft
         if settings["budget"] == "fixed":
-            radius = precision = None
+            radius = tolerance = None
         elif settings["certify"] != HARD:
             raise InputError(
                 "--budget adaptive is for --certify hard: the other bounds hold for a number of samples fixed "
@@ -81,7 +81,7 @@ class SamplingPlan:
             **{name: settings[name] for name in ("n0", "n", "alpha", "certify")},
             betas=tuple(sorted(set(betas))) if is_soft else (),
             radius=radius,
-            precision=precision,
+            tolerance=tolerance,
             skip_wrong=skip_wrong,
         )
         if is_soft and max(plan.n, plan.n0) > MAX_SOFT_SAMPLES:
@@ -103,14 +103,14 @@ class SamplingPlan:
         Raises:
             InputError: as `of`.
         """
-        return cls.of(settings, (settings["beta"],), precision=0.01)
+        return cls.of(settings, (settings["beta"],), tolerance=0.01)
 
     @property
     def budget(self):
         """The `budgets` object."""
         if self.radius is not None:
             return RadiusBudget(self.radius, self.n)
-        return FixedBudget(self.n) if self.precision is None else PrecisionBudget(self.precision, self.n)
+        return FixedBudget(self.n) if self.tolerance is None else PrecisionBudget(self.tolerance, self.n)
 
     @property
     def kinds(self):
@@ -128,7 +128,7 @@ class SamplingPlan:
     @property
     def first_look(self):
         """What the estimation samples, and the class that they are for, depend on; as a JSON value."""
-        return {"n0": self.n0, "n": self.n, "radius": self.radius, "precision": self.precision}
+        return {"n0": self.n0, "n": self.n, "radius": self.radius, "tolerance": self.tolerance}
 
     def check_sigma(self, sigma):
         """Raises InputError if n samples could never decide what is asked for at this noise level."""
@@ -146,27 +146,27 @@ class SamplingPlan:
     @property
     def is_fixed(self):
         """Whether every image gets n samples."""
-        return self.radius is None and self.precision is None
+        return self.radius is None and self.tolerance is None
 
     @property
     def is_exact(self):
         """Whether an image must not have more samples than its budget asked for."""
         return self.radius is None
 
-    def share_of_alpha(self, first_plans):
+    def share_of_alpha(self, first_looks):
         """The share of alpha that is left for each image, None on a first look.
 
         Args:
-            first_plans: what the samples were first drawn for, `first_look` of each plan; None for one not known.
+            first_looks: `first_look` of each plan that the samples were first drawn for; None for one not known.
 
         Returns:
             None if it was this plan, made before any of the samples was drawn. Otherwise its number of samples was
             chosen after a look: 1. If its class may have been, too, as another n0 had selected one before: 1/2, as
             false certificates of the most likely class and of all others are then two events.
         """
-        if first_plans == [self.first_look]:
+        if first_looks == [self.first_look]:
             return None
-        return 1 if all(first and first["n0"] == self.n0 for first in first_plans) else 0.5
+        return 1 if all(first and first["n0"] == self.n0 for first in first_looks) else 0.5
 
     def certificates(self, votes, sigma, share_of_alpha=None):
         """Kind's name -> `Certificates`.
@@ -209,5 +209,5 @@ def in_words(first_look):
     """`SamplingPlan.first_look` in words; None is one that is not known."""
     if first_look is None:
         return "something that cannot be read any more"
-    asked = [f"{name}={first_look[name]:g}" for name in ("radius", "precision") if first_look[name] is not None]
+    asked = [f"{name}={first_look[name]:g}" for name in ("radius", "tolerance") if first_look[name] is not None]
     return ", ".join([f"n0={first_look['n0']:,}", f"n={first_look['n']:,}", *asked])

@@ -14,7 +14,7 @@ from pipeline.certification.pieces import Chunk, cover
 SAMPLES_PER_CHUNK = 2000
 
 
-class _Image:
+class _ImageTally:
     """What one image has and still wants."""
 
     def __init__(self, digest, label, n0):
@@ -27,7 +27,7 @@ class _Image:
         self.outcome = None  # once it is done
 
 
-class Job:
+class Tally:
     """Where each image stands. Votes come in by `take`; `missing` is what is to be drawn next.
 
     Args:
@@ -57,7 +57,7 @@ class Job:
         labels = np.full(len(ids), -1) if labels is None else labels
         for example_id, label in sorted(zip(map(int, ids), labels, strict=True)):
             try:
-                self._images[example_id] = _Image(images.digest(example_id), label, plan.n0)
+                self._images[example_id] = _ImageTally(images.digest(example_id), label, plan.n0)
             except ValueError as error:
                 self.failures[example_id] = str(error)
 

@@ -5,11 +5,10 @@ the ledgers' lines into a shard, a Parquet file. A line that a kill cut off is p
 as noise is addressed, the votes come out the same. Shards of other machines merge by being copied into the folder.
 
 A bound for a number of samples fixed beforehand holds for the plan that was made before any sample of the noise was
-seen, in whatever folder. So the first plans stand in a register beside the folders, one for each model, sigma and seed;
+seen, in whatever folder. So the first looks stand in a register beside the folders, one for each model, sigma and seed;
 and, should it be lost, in `votes.json`, each shard and the first line of each ledger. All of them carry a checksum.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -17,12 +16,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.certification.ledger import LedgerReader, LedgerWriter, about_of_ledger, ledgers_of, unreadable_votes
+from pipeline.certification.ledger import (
+    FORMAT,
+    LedgerReader,
+    LedgerWriter,
+    about_of_ledger,
+    is_about,
+    ledgers_of,
+    unreadable_votes,
+)
 from pipeline.certification.pieces import Chunk, Piece, fits, joined
 from pipeline.utils import sealed
 from pipeline.utils.atomic_files import write_bytes, write_text
 from pipeline.utils.errors import InputError
-from serving.files import fingerprint, flush
+from serving.files import flush
+from serving.fingerprints import digest, fingerprint
 
 # Where what is drawn for one plan would show what will be drawn for another: n0 and precision do not change the noise.
 _NOISE = ("model", "sigma", "seed")
@@ -37,33 +45,33 @@ class VoteStore:
     Attributes:
         directory: the folder.
         betas: as given, a list.
-        first_plans: what the samples seen of this noise were first planned to be drawn for, JSON values: one, unless
-            votes of other plans were copied here; None among them stands for a plan that cannot be read any more. A
-            certificate by a bound for a number of samples fixed beforehand is for the only plan.
+        first_looks: `SamplingPlan.first_look` of what the samples seen of this noise were first drawn for: one, unless
+            votes of others were copied here; None among them stands for one that cannot be read any more. A certificate
+            by a bound for a number of samples fixed beforehand is for the only one.
 
     Args:
         directory: a folder. Those beside it may hold votes of the same noise, for other numbers of selection samples.
         identity: what the votes are of, JSON values by name; votes of anything else are refused.
-        plan: JSON value, what the samples are to be drawn for now.
+        first_look: JSON value, what the samples are to be drawn for now.
         num_classes: of the classifier.
         betas: inverse temperatures that soft votes are counted at.
 
     Raises:
-        InputError: if the folder, or a shard in it, holds votes of something else, or cannot be read; or if the
-            register of first plans cannot.
+        InputError: if the folder, or a shard in it, holds votes of something else, is of an older format, or
+            cannot be read; or if the register of first looks is or cannot.
     """
 
-    def __init__(self, directory, identity, plan, num_classes, betas=()):
+    def __init__(self, directory, identity, first_look, num_classes, betas=()):
         self.directory = Path(directory)
-        self._identity = {**identity, "num_classes": num_classes}
+        self._identity = {"format": FORMAT, **identity, "num_classes": num_classes}
         self._num_classes, self.betas = num_classes, list(betas)
         self._shape = (1 + 2 * len(betas), num_classes)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.first_plans = self._seen() or [plan]
+        self.first_looks = self._seen() or [first_look]
         # Before the first sample: what is planned later has seen votes.
         noise_of = {name: self._identity.get(name) for name in _NOISE}
-        _write_if_new(self._register, {**noise_of, "plans": self.first_plans})
-        _write_if_new(self.directory / _VOTES, {**self._identity, "plans": self.first_plans})
+        _write_if_new(self._register, {"format": FORMAT, **noise_of, "first_looks": self.first_looks})
+        _write_if_new(self.directory / _VOTES, {**self._identity, "first_looks": self.first_looks})
 
     def pieces(self):
         """Every `Piece` in shards and ledgers that has soft votes at all betas wanted. They may overlap."""
@@ -77,7 +85,7 @@ class VoteStore:
 
     def ledger(self):
         """A new `LedgerWriter`, for a worker."""
-        return LedgerWriter(self.directory, self._kind, self.first_plans)
+        return LedgerWriter(self.directory, self._kind, self.first_looks)
 
     def compact(self):
         """Moves the ledgers' pieces into a new shard, adjacent ones as one; failures are forgotten.
@@ -102,10 +110,10 @@ class VoteStore:
         return self.directory.parent / f"looks-{fingerprint(noise_of)[:16]}.json"
 
     def _seen(self):
-        """The first plans of whatever was seen of this noise, each once."""
-        plans, is_known = [], self._register.exists()
+        """The first looks at whatever was seen of this noise, each once."""
+        looks, is_known = [], self._register.exists()
         if is_known:
-            plans += _read_sealed(self._register)["plans"]
+            looks += _looks_of(self._register, _read_sealed(self._register))
         if (self.directory / _VOTES).exists():
             _read_sealed(self.directory / _VOTES)
         for path in _shards(self.directory):
@@ -115,17 +123,18 @@ class VoteStore:
             if folder == self.directory:
                 for path, one in about:
                     self._check(path, one)
-            same = [one for _, one in about if all(one.get(name) == self._identity.get(name) for name in _NOISE)]
-            plans += [plan for one in same for plan in one["plans"]]
+            same = [pair for pair in about if all(pair[1].get(name) == self._identity.get(name) for name in _NOISE)]
+            looks += [look for pair in same for look in _looks_of(*pair)]
             is_of_other_noise = about and not same
             has_votes_json = any(path.name == _VOTES for path, _ in about)
             if unreadable and not (is_known or is_of_other_noise or has_votes_json):
-                plans.append(None)
-        return [plan for place, plan in enumerate(plans) if plan not in plans[:place]]
+                looks.append(None)
+        return [look for place, look in enumerate(looks) if look not in looks[:place]]
 
     def _check(self, path, about):
         if path.suffix == ".jsonl":  # passed over, unless they are of this very kind
             return
+        _looks_of(path, about)
         for name, value in self._identity.items():
             if about.get(name) != value:
                 raise InputError(
@@ -153,17 +162,17 @@ class VoteStore:
         votes = np.stack([piece.votes for piece in pieces]).reshape(-1)
         columns = {name: pa.array(column) for name, column in zip(_ADDRESS, addresses.T, strict=True)}
         columns["votes"] = pa.FixedSizeListArray.from_arrays(pa.array(votes), int(np.prod(self._shape)))
-        about = {**self._kind, "plans": self.first_plans}
+        about = {**self._kind, "first_looks": self.first_looks}
         table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about)})
         content = pa.BufferOutputStream()
         pq.write_table(table, content, compression="zstd")
         content = content.getvalue().to_pybytes()
-        write_bytes(self.directory / f"{_digest(content)}.parquet", content)
+        write_bytes(self.directory / f"{_name(content)}.parquet", content)
         flush(self.directory)
 
 
-def _digest(content):
-    return hashlib.sha256(content).hexdigest()[:32]
+def _name(content):
+    return digest(content)[:32]
 
 
 def _shards(directory):
@@ -184,6 +193,16 @@ def _of_folder(folder):
     return about, unreadable
 
 
+def _looks_of(path, about):
+    """The first looks that a file tells of. Raises InputError if it is of an older format."""
+    if about.get("format") != FORMAT:
+        raise InputError(
+            f"{path} is of the votes' format 1, which an earlier version wrote; this one reads format {FORMAT}. Move "
+            f"{path.parent} away: its samples are drawn again."
+        )
+    return about["first_looks"]
+
+
 def _write_if_new(path, content):
     if not path.exists() or _read_sealed(path) != json.loads(json.dumps(content)):
         write_text(path, sealed.dumps(content, indent=1))
@@ -194,9 +213,9 @@ def _read_sealed(path):
     """The content of votes.json, or of the register."""
     try:
         content = sealed.loads(path.read_bytes())
-        if not isinstance(content["plans"], list):
-            raise ValueError
-    except (OSError, ValueError, KeyError) as error:
+        if not is_about(content):
+            raise ValueError("no list")
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path}, which says what samples were first drawn for, was changed or damaged ({type(error).__name__}); "
             "delete it: what the votes themselves say will count."
@@ -211,12 +230,12 @@ def _read_shard(path):
     except OSError as error:
         raise unreadable_votes(path, error.strerror) from None
     # Before anything parses it.
-    if _digest(content) != path.stem:
+    if _name(content) != path.stem:
         raise unreadable_votes(path, "they do not add up to the checksum that is its name")
     try:
         table = pq.read_table(pa.BufferReader(content))
         about = json.loads(table.schema.metadata[_ABOUT])
-        if not isinstance(about["plans"], list) or not isinstance(about["betas"], list):
+        if not is_about(about) or not isinstance(about["betas"], list):
             raise TypeError
         columns = {*_ADDRESS, "votes"} - set(table.column_names)
         if columns:

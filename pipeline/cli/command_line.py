@@ -27,7 +27,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: a flag of the command line, a line of the plan and of the report.
+    """One setting: a flag of the command line, a line of the listing and of the report.
 
     Attributes:
         name: without dashes.
@@ -94,7 +94,7 @@ SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_see
 
 
 def in_words(setting, value):
-    """A setting's value as plans, helps and reports print it."""
+    """A setting's value as listings, helps and reports print it."""
     if value is None:
         return setting.default_in_words or setting.kind.none
     if isinstance(value, list | tuple):

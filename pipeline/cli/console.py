@@ -46,7 +46,7 @@ def import_tensorflow():
 
 
 class Progress:
-    """One line that says how far a long job is and how long it will still take.
+    """One line that says how far long work is and how long it will still take.
 
     On a terminal the line is redrawn in place; elsewhere a new one is printed every 15 seconds.
 
@@ -93,11 +93,11 @@ class Progress:
         print(line, end=end, flush=True)
 
 
-def print_plan(plan, note=None):
+def print_listing(listing, note=None):
     """Prints what will be done: group -> entries of [name, value in words, ...], a line a group."""
     if note:
         print(f"  Note: {note}")
-    for group, entries in plan.items():
+    for group, entries in listing.items():
         print(f"  {group}: " + ", ".join(f"{name}={printable(value)}" for name, value, *_ in entries))
     print(flush=True)
 

@@ -6,7 +6,7 @@ from pipeline.certification.vote_store import VoteStore
 from pipeline.data import examples
 from pipeline.orchestration.artifacts import private_copy
 from pipeline.orchestration.orchestrator import Component
-from serving.files import fingerprint
+from serving.fingerprints import fingerprint
 
 
 def certify(execution):
@@ -42,8 +42,8 @@ def _votes(execution, path):
     )  # fmt: skip
     if outcome.failures:
         # An evaluation of the others would be of another image set.
-        image_id, reason = min(outcome.failures.items())
-        raise RuntimeError(f"Image {image_id} cannot be certified, one of {len(outcome.failures)}: {reason}")
+        example_id, reason = min(outcome.failures.items())
+        raise RuntimeError(f"Image {example_id} cannot be certified, one of {len(outcome.failures)}: {reason}")
     return outcome, plan, precision
 
 

@@ -83,7 +83,7 @@ def evaluate(execution):
         output,
         metrics=metrics,
         blessing=blessing,
-        plan=settings["plan"],
+        listing=settings["listing"],
         paper=paper,
         correct_radii={name: evaluation.correct_radii(of_kind, labels) for name, of_kind in kinds.items()},
         certificates=certified,
@@ -164,6 +164,6 @@ EVALUATOR = Component(
     name="Evaluator",
     inputs=("examples", "model", "certificates", "baseline"),
     outputs=("evaluation",),
-    parameters=(*_COMPARABLE, "seed", "min_accuracy", "paper", "plan"),
+    parameters=(*_COMPARABLE, "seed", "min_accuracy", "paper", "listing"),
     execute=evaluate,
 )

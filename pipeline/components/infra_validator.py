@@ -26,7 +26,7 @@ def validate(execution):
     saved_model = private_copy(execution.inputs["saved_model"], execution.scratch / "saved_model")
     found, problem = in_fresh_process(saved_model, images)
     found = found or {"answers": None, "checks": []}
-    result = {"passed": not problem, "reason": problem, "image_ids": ids.tolist(), **found}
+    result = {"passed": not problem, "reason": problem, "example_ids": ids.tolist(), **found}
     write_text(execution.outputs["infra_blessing"] / "infra_blessing.json", json.dumps(result, indent=1))
 
 

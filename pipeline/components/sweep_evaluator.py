@@ -14,7 +14,7 @@ from pipeline.data import examples as examples_lib
 from pipeline.orchestration.orchestrator import Component
 from pipeline.report import sweep_report
 from pipeline.utils.atomic_files import write_text
-from serving.files import file_digest
+from serving.fingerprints import file_digest
 
 
 def component(inputs):
@@ -64,7 +64,7 @@ def evaluate(execution):
     comparison = {"setting": sweep["name"], "reference": reference[0], "radii": radii, "members": members}
     write_text(output / "sweep.json", json.dumps(comparison, indent=1))
     write_text(output / "sweep.csv", _as_csv(comparison))
-    sweep_report.write(output, comparison, curves, sweep["plan"])
+    sweep_report.write(output, comparison, curves, sweep["listing"])
 
 
 def seconds_per_epoch(path):

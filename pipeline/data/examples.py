@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from macer_tf.checks import levels_of
-from pipeline.utils.atomic_files import short_digest, write_text, writing
+from pipeline.utils.atomic_files import write_text, writing
+from serving.fingerprints import short_digest
 
 _SPLITS = ("train", "test")
 
@@ -47,20 +48,20 @@ class Examples:
         """float32 [len(ids), H, W, C] in [0, 1]."""
         return self.images[split][ids].astype(np.float32) / np.float32(self.pixel_max)
 
-    def image(self, image_id, digest=None):
+    def image(self, example_id, digest=None):
         """float32 [H, W, C] in [0, 1], of the test split, from one read.
 
         Raises:
             ValueError: if it is another image than the one of this digest.
         """
-        pixels = np.array(self.images["test"][image_id])
+        pixels = np.array(self.images["test"][example_id])
         if digest is not None and self._digest_of(pixels) != digest:
             raise ValueError("the image was changed while it was certified")
         return pixels.astype(np.float32) / np.float32(self.pixel_max)
 
-    def digest(self, image_id):
+    def digest(self, example_id):
         """What tells this image of the test split from others: a whole number from 0, below 2**63."""
-        return self._digest_of(self.images["test"][image_id])
+        return self._digest_of(self.images["test"][example_id])
 
     def _digest_of(self, pixels):
         return short_digest(f"{self.pixel_max} {self.image_shape} ".encode() + pixels.tobytes())

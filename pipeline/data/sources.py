@@ -13,8 +13,8 @@ import numpy as np
 from macer_tf.checks import levels_of
 from pipeline.data import archives, datasets, image_files
 from pipeline.data.image_files import ImageError
-from pipeline.utils.atomic_files import short_digest
 from pipeline.utils.errors import InputError
+from serving.fingerprints import short_digest
 from serving.terminal import printable
 
 _CHANNELS = (1, 3)
@@ -41,40 +41,40 @@ class Images:
     _content: Callable
     _pixels: Callable
 
-    def image(self, image_id, digest=None):
+    def image(self, example_id, digest=None):
         """float32 [H, W, C] in [0, 1], of the source's shape, from one read.
 
         Args:
-            image_id: which.
+            example_id: which.
             digest: what `digest` said of the image that is meant.
 
         Raises:
             ImageError: if it cannot be read, is damaged, of another shape or kind, not finite or outside [0, 1], or
                 if it is another image than the digest's.
         """
-        image_id = self._checked(image_id)
-        content = self._content(image_id)
+        example_id = self._checked(example_id)
+        content = self._content(example_id)
         if digest is not None and short_digest(content) != digest:
             raise ImageError("the image was changed while it was certified")
-        return self._pixels(image_id, content)
+        return self._pixels(example_id, content)
 
-    def label(self, image_id):
+    def label(self, example_id):
         """The image's class, from 0; None if the source does not tell."""
-        return self._label(self._checked(image_id))
+        return self._label(self._checked(example_id))
 
-    def digest(self, image_id):
+    def digest(self, example_id):
         """What tells this image from others, wherever it lies: a whole number from 0, below 2**63.
 
         Raises:
             ImageError: if it cannot be read.
         """
-        return short_digest(self._content(self._checked(image_id)))
+        return short_digest(self._content(self._checked(example_id)))
 
-    def _checked(self, image_id):
+    def _checked(self, example_id):
         # A negative index would be another image's.
-        if not 0 <= image_id < len(self.ids):
-            raise IndexError(f"Ids are from 0 to {len(self.ids) - 1}. Received: {image_id}")
-        return int(image_id)
+        if not 0 <= example_id < len(self.ids):
+            raise IndexError(f"Ids are from 0 to {len(self.ids) - 1}. Received: {example_id}")
+        return int(example_id)
 
 
 @dataclass(frozen=True)

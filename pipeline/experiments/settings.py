@@ -94,7 +94,7 @@ GROUPS = {
 SETTINGS = tuple(setting for group in GROUPS.values() for setting in group)
 
 # Where things are and how many threads work changes no result.
-_NOT_IN_THE_PLAN = ("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers")
+_NOT_LISTED = ("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers")
 
 
 def parse(arguments):
@@ -134,16 +134,16 @@ def _refuse_another_method(given, preset):
         )
 
 
-def plan(settings):
+def listing(settings):
     """Group -> list of [name, value in words, meaning], of every setting that can change a result."""
     return {
         group: [
             [setting.name, in_words(setting, settings[setting.name]), setting.meaning]
             for setting in entries
-            if setting.name not in _NOT_IN_THE_PLAN
+            if setting.name not in _NOT_LISTED
         ]
         for group, entries in GROUPS.items()
-        if any(setting.name not in _NOT_IN_THE_PLAN for setting in entries)
+        if any(setting.name not in _NOT_LISTED for setting in entries)
     }
 
 

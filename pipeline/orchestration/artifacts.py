@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.utils.errors import InputError
-from serving.files import directory_fingerprint, is_hidden
+from serving.files import is_hidden
+from serving.fingerprints import directory_fingerprint
 
 
 @dataclass(frozen=True)

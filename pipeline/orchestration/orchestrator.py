@@ -21,12 +21,13 @@ from pipeline.cli.console import duration
 from pipeline.orchestration.artifacts import Artifact
 from pipeline.utils.atomic_files import finish_directory, write_text
 from pipeline.utils.errors import InputError
-from serving.files import differences, file_digests, fingerprint, read_json, sealed, unsealed
+from serving.files import read_json
+from serving.fingerprints import differences, file_digests, fingerprint, sealed, unsealed
 
 _RECORD = "execution.json"
 _SCRATCH = "scratch"
 _UNFINISHED = ".unfinished"
-_FORMAT = 2
+_FORMAT = 3
 # How the system says that there is no room to write: on the disk, in a quota, below the limit of a file.
 _NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 _SCHEMA = {
@@ -217,6 +218,11 @@ def _unfinished(directory):
 
 def _finished_outputs(component, declaration, directory):
     record = _read_record(directory)
+    if record is None and (format_before := _format_before(directory)):
+        raise InputError(
+            f"{directory} is of format {format_before}, which an earlier version of this pipeline wrote; this one "
+            f"reads format {_FORMAT}. Give another --pipeline_root, or move {directory.parent} away."
+        )
     if record is None or {key: record[key] for key in declaration} != json.loads(json.dumps(declaration)):
         raise InputError(
             f"{directory} is not a finished {component.name} execution of this pipeline (its {_RECORD} is missing, "
@@ -232,12 +238,20 @@ def _read_record(directory):
     except (OSError, ValueError):
         return None
     record = unsealed(found)
-    if record is None and isinstance(found, dict) and found.get("format") == 1:
-        # Of a time when records had neither a checksum nor the digests of single files.
-        record = {**found, "output_files": {}} if found.keys() == _SCHEMA.keys() - {"output_files"} else None
-    if record is None or record.keys() != _SCHEMA.keys():
+    if record is None or record.keys() != _SCHEMA.keys() or record["format"] != _FORMAT:
         return None
     return record if all(isinstance(record[name], kind) for name, kind in _SCHEMA.items()) else None
+
+
+def _format_before(directory):
+    """The format of a record that an earlier version wrote, or None."""
+    try:
+        found = read_json(directory / _RECORD)
+    except (OSError, ValueError):
+        return None
+    # The first format had no checksum.
+    record = unsealed(found) if isinstance(found, dict) and "checksum" in found else found
+    return record["format"] if isinstance(record, dict) and record.get("format") in range(1, _FORMAT) else None
 
 
 def _checked_outputs(record, directory):

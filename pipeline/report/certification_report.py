@@ -28,14 +28,14 @@ _AFTER_A_LOOK = (
 
 
 def write(
-    directory, *, metrics, blessing, plan, paper, correct_radii, certificates, votes, labels, class_names, image,
+    directory, *, metrics, blessing, listing, paper, correct_radii, certificates, votes, labels, class_names, image,
     noisy, history,
 ):  # fmt: skip
     """Writes report.html and its figures as PNG into `directory`.
 
     Args:
         metrics, blessing: what the Evaluator writes as JSON.
-        plan: group -> list of [name, value in words, meaning], the run's settings.
+        listing: group -> list of [name, value in words, meaning], the run's settings.
         paper: a `presets.PaperRow` as a dictionary, or None.
         correct_radii: kind of certificate -> float64 [images], -1 where wrong or abstained; the run's own kind first.
         certificates, votes: of the images, of that kind.
@@ -44,7 +44,7 @@ def write(
         image, noisy: functions of an image's position: its pixels [H, W, C], and noisy copies of it [copies, H, W, C].
         history: structured array, one row an epoch.
     """
-    settings = {name: value for group in plan.values() for name, value, _ in group}
+    settings = {name: value for group in listing.values() for name, value, _ in group}
     name = f"{settings['dataset']}, sigma = {metrics['sigma']:g}"
     acr = f"{metrics['acr']:.3f} ± {metrics['acr_standard_error']:.3f}"
     ours = page.MetricRow(f"This model ({name})", metrics["certified_accuracy"], acr)
@@ -98,7 +98,7 @@ def write(
             page.Fact("Failure probability, alpha", f"{metrics['alpha']:g}", ("for each image",)),
             page.Fact("Verdict", verdict, tuple(blessing["reasons"] or _praise(metrics))),
         ],
-        settings={group: [page.Setting(*entry) for entry in entries] for group, entries in plan.items()},
+        settings={group: [page.Setting(*entry) for entry in entries] for group, entries in listing.items()},
         metrics=page.MetricsTable(metrics["radii"], tuple(rows)),
         figures=[
             page.PageFigure(figure_name, heading, caption, pictures[figure_name], alt)

@@ -17,13 +17,13 @@ _NOTES = (
 )
 
 
-def write(directory, comparison, curves, plan):
+def write(directory, comparison, curves, listing):
     """Writes the page, and its figure as PNG, into `directory`.
 
     Args:
         comparison: see above.
         curves: value -> float64 [images], certified radii, -1 where wrong or abstained.
-        plan: group -> list of [name, values in words, meaning].
+        listing: group -> list of [name, values in words, meaning].
     """
     setting, members = comparison["setting"], comparison["members"]
     finished = [member for member in members if member["failure"] is None]
@@ -34,7 +34,7 @@ def write(directory, comparison, curves, plan):
     html = page.render(
         title=_title(comparison),
         summary=_summary(comparison, finished),
-        settings={group: [page.Setting(*entry) for entry in entries] for group, entries in plan.items()},
+        settings={group: [page.Setting(*entry) for entry in entries] for group, entries in listing.items()},
         metrics=_table(comparison),
         figures=[
             page.accuracy_curves(

@@ -15,7 +15,7 @@ from pipeline.training.schedules import learning_rate
 from pipeline.utils import sealed
 from pipeline.utils.atomic_files import finish_directory, write_text, writing
 from pipeline.utils.errors import InputError
-from serving.files import file_digest
+from serving.fingerprints import file_digest
 
 # Within an epoch a kill loses at most this much, and backups take at most this share of the time.
 _SECONDS_BETWEEN_BACKUPS = 60

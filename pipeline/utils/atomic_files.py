@@ -2,17 +2,11 @@
 
 import contextlib
 import errno
-import hashlib
 import os
 from pathlib import Path
 
 from pipeline.utils.errors import InputError
 from serving.files import flush
-
-
-def short_digest(content):
-    """63 bits of the SHA-256 of bytes, as a whole number."""
-    return int.from_bytes(hashlib.sha256(content).digest()[:8]) >> 1
 
 
 def write_text(path, text):

@@ -2,18 +2,18 @@
 
 import json
 
-from serving import files
+from serving import fingerprints
 
 
 def dumps(content, indent=None):
     """The JSON text of an object, with a checksum of its content among its entries."""
-    return json.dumps(files.sealed(json.loads(json.dumps(content))), indent=indent)
+    return json.dumps(fingerprints.sealed(json.loads(json.dumps(content))), indent=indent)
 
 
 def loads(text):
     """What `dumps` was given. Raises ValueError if `text`, a string or bytes, is anything else."""
     try:
-        content = files.unsealed(json.loads(text))
+        content = fingerprints.unsealed(json.loads(text))
     except RecursionError:
         raise ValueError("no JSON of ours") from None
     if content is None:

@@ -11,7 +11,7 @@ from pipeline.certification import certificate_files, driver
 from pipeline.certification.pieces import Piece
 from pipeline.certification.sampling_plan import SamplingPlan
 from pipeline.certification.vote_store import VoteStore
-from serving.files import fingerprint
+from serving.fingerprints import fingerprint
 
 SIGMA, NUM_CLASSES = 0.5, 2
 _MOST = 20_000
@@ -24,7 +24,7 @@ class Died(Exception):
 class Loaded:
     """What a sampler loads."""
 
-    images = SimpleNamespace(digest=lambda image_id: 1000 + image_id)
+    images = SimpleNamespace(digest=lambda example_id: 1000 + example_id)
 
     def samples_per_second(self, example_ids):
         """None: it is not measured."""

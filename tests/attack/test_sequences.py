@@ -131,10 +131,12 @@ CHEATS = {
     "no folder": [look(), delete("????????????????"), look(**MORE)],
     "no folder, and another n0": [look(), delete("????????????????"), look(**MORE, **OTHER_N0)],
     "footers of another plan": [
-        look(), footers(lambda about: about | {"plans": [about["plans"][0] | MORE]}), delete(*KNOWN), look(**MORE),
+        look(), footers(lambda about: about | {"first_looks": [about["first_looks"][0] | MORE]}), delete(*KNOWN),
+        look(**MORE),
     ],
     "footers without a plan": [
-        look(), footers(lambda about: {k: v for k, v in about.items() if k != "plans"}), delete(*KNOWN), look(**MORE),
+        look(), footers(lambda about: {k: v for k, v in about.items() if k != "first_looks"}), delete(*KNOWN),
+        look(**MORE),
     ],
     "footers without a plan, and another n0": [
         look(), footers(lambda about: {}), delete(*KNOWN), look(**MORE, **OTHER_N0),
@@ -146,7 +148,7 @@ CHEATS = {
     ],
     "a radius, then all": [look(radius=0.1, **MORE), look(**MORE)],
     "another radius": [look(radius=0.1, **MORE), look(radius=0.2, **MORE)],
-    "a precision, then all": [look(precision=0.05, **MORE), look(**MORE)],
+    "a tolerance, then all": [look(tolerance=0.05, **MORE), look(**MORE)],
     "soft votes first": [look(**SOFT), look(**MORE)],
     "soft certificates after": [look(), look(**MORE, **SOFT)],
     "shards of elsewhere": [elsewhere("*/*.parquet", look()), look(**MORE)],
@@ -196,8 +198,8 @@ def test_another_seed_sigma_or_model_is_other_noise(tmp_path):
     identity = {"model": "a", "sigma": 0.5, "seed": 0, "n0": 20}
     VoteStore(tmp_path / "one", identity, {"n": 1}, 2)
     for place, (name, value) in enumerate([("model", "b"), ("sigma", 0.25), ("seed", 1)]):
-        assert VoteStore(tmp_path / f"{place}", identity | {name: value}, {"n": 2}, 2).first_plans == [{"n": 2}]
-    assert VoteStore(tmp_path / "n0", identity | {"n0": 21}, {"n": 2}, 2).first_plans == [{"n": 1}]
+        assert VoteStore(tmp_path / f"{place}", identity | {name: value}, {"n": 2}, 2).first_looks == [{"n": 2}]
+    assert VoteStore(tmp_path / "n0", identity | {"n0": 21}, {"n": 2}, 2).first_looks == [{"n": 1}]
 
 
 def test_the_best_of_twenty_looks_is_false_no_more_often_than_alpha(tmp_path):

@@ -23,6 +23,7 @@ from macer_tf import certification_log
 from macer_tf.smoothing import SmoothedClassifier
 from pipeline import certify, compare
 from pipeline.certification import certificate_files, classifiers, ledger, vote_store
+from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
 
 SETTINGS = ("--sigma", "0.5", "--n0", "20", "--n", "300", "--alpha", "0.01", "--seed", "3", "--num_workers", "2")
@@ -359,10 +360,25 @@ def test_adaptive_budgets(run, model, tmp_path):
     assert (metrics["radii"], metrics["is_first_look"]) == ([0.1], True)
     assert metrics["samples_per_image"] < 5020
     # Another question of the same votes, by the bound that allows for looks.
-    status, out, _ = run(*on_digits, "--budget", "adaptive", "--precision", "0.05", settings=settings)
+    status, out, _ = run(*on_digits, "--budget", "adaptive", "--tolerance", "0.05", settings=settings)
     assert status == 0
     assert "first drawn for n0=20, n=5,000, radius=0.1: these certificates are by the bound" in out
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["bound"] == "anytime"
+    # What was asked for is written down, beside the number type that was computed in.
+    about = certificate_files.read(tmp_path / "output")[0]
+    asked = {name: about[name] for name in ("n0", "n", "radius", "tolerance", "precision")}
+    assert asked == {"n0": 20, "n": 5000, "radius": None, "tolerance": 0.05, "precision": "float32"}
+
+
+def test_certificates_of_an_older_format_are_told_in_one_line(run, model, tmp_path):
+    assert run("--model", model, "--dataset", "digits", "--max", "9")[0] == 0
+    path = tmp_path / "output" / "certification.json"
+    about = sealed.loads(path.read_bytes())
+    del about["format"]
+    path.write_text(sealed.dumps(about))
+    with pytest.raises(InputError, match="are of format 1, which an earlier version wrote") as error:
+        certificate_files.read(tmp_path / "output")
+    assert "\n" not in str(error.value)
 
 
 def test_its_output_can_be_compared(run, model, tmp_path, capsys):
@@ -401,9 +417,9 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*on_digits, "--modle", "x"), "Unknown argument --modle. Did you mean --model"),
         ((*on_digits, "--certify", "sotf"), "--certify must be hard or soft-hoeffding or soft-bernstein or all."),
         ((*on_digits, "--soft_betas", "1,0"), "--soft_betas must be numbers above 0 such as 1,16. Received: 1,0"),
-        ((*on_digits, "--budget", "adaptive"), "--budget adaptive needs --radius or --precision, one of them"),
+        ((*on_digits, "--budget", "adaptive"), "--budget adaptive needs --radius or --tolerance, one of them"),
         ((*on_digits, "--radius", "0.25"), "--radius is for --budget adaptive."),
-        ((*on_digits, "--precision", "0.01"), "--precision is for --budget adaptive."),
+        ((*on_digits, "--tolerance", "0.01"), "--tolerance is for --budget adaptive."),
         ((*on_digits, "--budget", "adaptive", "--radius", "9"), "n=300 samples certify up to radius"),
         ((*on_digits, "--budget", "adaptive", "--radius", "0.2", "--certify", "all"), "adaptive is for --certify hard"),
         ((*on_digits, "--certify", "all", "--n", "5000000"), "Soft votes hold up to 4,194,304 samples per image."),
@@ -473,7 +489,7 @@ def replaced(path, other):
 @pytest.mark.parametrize(
     "before",
     ["keras.models.load_model", "tensorflow.saved_model.load", "pipeline.certification.driver.run",
-     "pipeline.certification.classifiers.fingerprint", "pipeline.certification.workers.Sampler.load"],
+     "pipeline.certification.classifiers.model_fingerprint", "pipeline.certification.workers.Sampler.load"],
 )  # fmt: skip
 def test_a_model_replaced_at_any_moment_gets_no_other_models_votes(
     run, two_models, digits, tmp_path, monkeypatch, kind, before

@@ -181,7 +181,7 @@ def certificates(root, **parameters):
 
 
 def credited_radii(rows, labels):
-    return [row["radius"] if row["prediction"] == labels[row["id"]] else 0.0 for row in rows]
+    return [row["radius"] if row["prediction"] == labels[row["example_id"]] else 0.0 for row in rows]
 
 
 def test_the_table_is_what_the_members_certificates_say(sweep, digits, kept):
@@ -200,7 +200,7 @@ def test_the_table_is_what_the_members_certificates_say(sweep, digits, kept):
         assert member["acr"] == pytest.approx(statistics.mean(credited))
         assert member["acr_standard_error"] == pytest.approx(statistics.stdev(credited) / math.sqrt(8))
         for radius, accuracy in zip(comparison["radii"], member["certified_accuracy"], strict=True):
-            right = [row for row in rows if row["prediction"] == labels[row["id"]] and row["radius"] >= radius]
+            right = [row for row in rows if row["prediction"] == labels[row["example_id"]] and row["radius"] >= radius]
             assert accuracy == len(right) / 8
         with open(history, newline="") as file:
             seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
@@ -343,7 +343,7 @@ class Compare:
             lines = ["epoch,seconds", *(f"{i + 1},{text}" for i, text in enumerate(seconds))]
             (model / "seconds.csv").write_text("\n".join(lines) + "\n")
         lines = [
-            {"id": i, "selection": [1, 0], "estimation": [9, 1], "prediction": prediction,
+            {"example_id": i, "selection": [1, 0], "estimation": [9, 1], "prediction": prediction,
              "selected": max(prediction, 0), "radius": radius, "p_lower": 0.6}
             for i, (prediction, radius) in enumerate(rows)
         ]  # fmt: skip
@@ -351,7 +351,7 @@ class Compare:
         (certified / "certificates.jsonl").write_text(text)
         digest = hashlib.sha256(text.encode()).hexdigest()
         kinds = [{"name": "hard", "bound": bound, "beta": None, "sha256": digest}]
-        about = {"sigma": 0.5, "alpha": 0.001, "n0": 1, "n": 10, "kinds": kinds}
+        about = {"format": 2, "sigma": 0.5, "alpha": 0.001, "n0": 1, "n": 10, "kinds": kinds}
         (certified / "certification.json").write_text(sealed.dumps(about))
         self.inputs |= {f"examples_{place}": examples, f"model_{place}": model, f"certificates_{place}": certified}
         entry = {"value": value, "failure": None, "paper": None, "dataset": "tiny", "sigma": 0.5, "n0": 1, "n": 1000}
@@ -361,7 +361,7 @@ class Compare:
         self.members.append({**self.members[0], "value": value, "failure": "Training diverged."})
 
     def result(self):
-        sweep = {"name": "lam", "plan": {"Training": [["lam", "0 | 1", "weight"]]}, "members": self.members}
+        sweep = {"name": "lam", "listing": {"Training": [["lam", "0 | 1", "weight"]]}, "members": self.members}
         execution = self._execution(self.inputs, ("comparison",), {"sweep": sweep})
         sweep_evaluator.evaluate(execution)
         return json.loads((execution.outputs["comparison"] / "sweep.json").read_text())

@@ -41,6 +41,6 @@ def digits_model(digits):
 def exported(tmp_path_factory, digits_model):
     """Its SavedModel, at n0 = 100, n = 300 and alpha = 0.001, for 8 images and 20,000 samples at most."""
     directory = tmp_path_factory.mktemp("export") / "saved_model"
-    limits = {"max_num_samples": 20_000, "max_batch_size": 8}
+    limits = {"max_n": 20_000, "max_batch_size": 8}
     export(digits_model, directory, n0=100, n=300, alpha=0.001, pixel_max=16, **limits)
     return directory

@@ -6,12 +6,12 @@ import json
 import numpy as np
 
 from serving import card, manifest
-from serving.files import sealed
+from serving.fingerprints import sealed
 from serving.weights import fingerprint
 
 CARD = {
     "format": 2, "sigma": 0.25, "levels": 255, "n0": 100, "n": 1000, "alpha": 0.001,
-    "max_num_samples": 100_000, "max_batch_size": 128,
+    "max_n": 100_000, "max_batch_size": 128,
     "microbatch": 500, "image_shape": [8, 8, 1], "scaling": "divide by 16", "normalization": "none",
     "precision": "float32", "class_names": ["zero", "one"], "fingerprint": "0123456789abcdef" * 4,
     "library_version": "0.1.0",

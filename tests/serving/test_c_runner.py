@@ -34,13 +34,13 @@ def restarts(program, exported, digits, tmp_path_factory):
         **{name: (name, {"images": images}) for name in TAKE_IMAGES},
         "metadata": ("metadata", {}),
         **{f"empty {name}": request for name, request in empty.items()},
-        "50 samples": ("certify_custom", {"images": images, "num_samples": np.int64(50)}),
+        "50 samples": ("certify_custom", {"images": images, "n": np.int64(50)}),
         "own samples": (
             "certify_custom",
-            {"images": images, "num_samples": np.int64([30, 60, 90] * 2), "alpha": np.float64(0.01)},
+            {"images": images, "n": np.int64([30, 60, 90] * 2), "alpha": np.float64(0.01)},
         ),
-        "1,000 samples": ("certify_custom", {"images": images[:1], "num_samples": np.int64(1000)}),
-        "12,000 samples": ("certify_custom", {"images": images[:1], "num_samples": np.int64(12_000)}),
+        "1,000 samples": ("certify_custom", {"images": images[:1], "n": np.int64(1000)}),
+        "12,000 samples": ("certify_custom", {"images": images[:1], "n": np.int64(12_000)}),
     }
     processes = []
     for _ in range(2):
@@ -153,10 +153,10 @@ def malformed(rng, images):
         return wrong[rng.integers(len(wrong))]
     if kind == 9:  # samples and alpha that certify nothing, or are out of range
         wrong = (
-            {"num_samples": np.int64(rng.choice([0, -1, 9, 20_001, 2**63 - 1, -(2**63)]))},
+            {"n": np.int64(rng.choice([0, -1, 9, 20_001, 2**63 - 1, -(2**63)]))},
             {"alpha": np.float64(rng.choice([0, -0.1, 0.5, 1, math.nan, math.inf, 1e-300]))},
-            {"num_samples": np.int64([100] * (len(good) + 1))},
-            {"num_samples": np.int32(100)}, {"alpha": np.float32(0.01)}, {"num_samples": np.float64(100)},
+            {"n": np.int64([100] * (len(good) + 1))},
+            {"n": np.int32(100)}, {"alpha": np.float32(0.01)}, {"n": np.float64(100)},
             {"alpha": np.full((MAX_BATCH_SIZE + 1, 3), 0.01)},
         )  # fmt: skip
         return "certify_custom", {"images": good, **wrong[rng.integers(len(wrong))]}

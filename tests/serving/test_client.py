@@ -80,7 +80,7 @@ def test_certificates_by_hand(client):
     Means 0 and 1 give p_lower = 0.941230, means 0.25 and 0.75 give 0.691230, and 0.5 gives 0.441230: abstain.
     """
     answer = client.certify(IMAGES)
-    assert answer.classes.tolist() == [0, 0, -1, 1, 1]
+    assert answer.predictions.tolist() == [0, 0, -1, 1, 1]
     np.testing.assert_allclose(answer.p_lower, [0.941230, 0.691230, 0.441230, 0.691230, 0.941230], atol=1e-6)
     radii = [0.25 * NormalDist().inv_cdf(p) for p in (0.941230, 0.691230)]
     np.testing.assert_allclose(answer.radii, [radii[0], radii[1], 0, radii[1], radii[0]], atol=1e-5)
@@ -92,7 +92,7 @@ def test_certificates_by_hand(client):
 
 def test_predictions_by_hand(client):
     answer = client.predict(IMAGES)
-    assert answer.classes.tolist() == [0, 0, -1, 1, 1]
+    assert answer.predictions.tolist() == [0, 0, -1, 1, 1]
     assert answer.p_values.tolist() == [1e-5, 1e-5, 0.5, 1e-5, 1e-5]
     assert answer.samples.tolist() == [100] * 5
     assert answer.seeds.shape == (5, 2)
@@ -101,24 +101,24 @@ def test_predictions_by_hand(client):
 def test_certify_custom_by_hand(server):
     """n = 100, alpha = 0.01: the margin is sqrt(ln 100 / 200) = sqrt(0.0230259) = 0.151743."""
     with client_of("grpc", server) as client:
-        answer = client.certify_custom(IMAGES, num_samples=100, alpha=0.01)
+        answer = client.certify_custom(IMAGES, n=100, alpha=0.01)
         np.testing.assert_allclose(answer.p_lower[[0, 1]], [0.848257, 0.598257], atol=1e-6)
         assert answer.votes.sum(axis=1).tolist() == [100] * 5
         # Left out, each is the export's: margins sqrt(ln 1000 / 200) = 0.185846 and sqrt(ln 100 / 2000) = 0.047985.
-        assert client.certify_custom(IMAGES, num_samples=100).p_lower[0] == pytest.approx(0.814154, abs=1e-6)
+        assert client.certify_custom(IMAGES, n=100).p_lower[0] == pytest.approx(0.814154, abs=1e-6)
         assert client.certify_custom(IMAGES, alpha=0.01).p_lower[0] == pytest.approx(0.952015, abs=1e-6)
         assert client.certify_custom(IMAGES).p_lower[0] == pytest.approx(0.941230, abs=1e-6)
 
 
 def test_certify_custom_over_rest_says_what_to_use(server):
     with pytest.raises(ServingError, match="use GrpcClient") as error:
-        client_of("rest", server).certify_custom(IMAGES, num_samples=100)
+        client_of("rest", server).certify_custom(IMAGES, n=100)
     one_line(error)
     assert server.count == 0
 
 
-@pytest.mark.parametrize("options", [{"num_samples": 0}, {"num_samples": 1.5}, {"num_samples": True},
-                                     {"num_samples": 2**63}, {"alpha": 0.0}, {"alpha": 1.0}, {"alpha": math.nan},
+@pytest.mark.parametrize("options", [{"n": 0}, {"n": 1.5}, {"n": True},
+                                     {"n": 2**63}, {"alpha": 0.0}, {"alpha": 1.0}, {"alpha": math.nan},
                                      {"alpha": "0.1"}])  # fmt: skip
 def test_bad_scalars_are_not_sent(server, options):
     with client_of("grpc", server) as client, pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
@@ -211,7 +211,7 @@ def test_what_is_not_served_is_named(server, transport, options):
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_version_can_be_chosen(server, transport):
-    assert client_of(transport, server, version=1).certify(IMAGES).classes.tolist() == [0, 0, -1, 1, 1]
+    assert client_of(transport, server, version=1).certify(IMAGES).predictions.tolist() == [0, 0, -1, 1, 1]
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -275,7 +275,7 @@ def test_unavailable_is_tried_again_until_it_answers(server, transport):
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, "still loading")
 
     server.before = recovers
-    assert client_of(transport, server, timeout=30).certify(IMAGES).classes.tolist() == [0, 0, -1, 1, 1]
+    assert client_of(transport, server, timeout=30).certify(IMAGES).predictions.tolist() == [0, 0, -1, 1, 1]
     assert server.count == 4
     assert len(server.requests) == 1
 
@@ -325,7 +325,7 @@ def test_a_server_that_comes_up_late_is_reached(threshold_saved_model):
             body = json.dumps({"outputs": plain(valid_certified(5))}).encode()
             connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + body)
     thread.join()
-    assert answered[0].classes.tolist() == [0, 1, -1, 0, 1]
+    assert answered[0].predictions.tolist() == [0, 1, -1, 0, 1]
 
 
 def test_what_is_no_tls_is_not_tried_again(server):
@@ -452,9 +452,9 @@ BROKEN_PREDICTIONS = {
 
 def test_what_the_broken_answers_are_made_from_is_whole(client, server):
     server.change = lambda outputs: valid_certified(5)
-    assert client.certify(IMAGES).classes.tolist() == [0, 1, -1, 0, 1]
+    assert client.certify(IMAGES).predictions.tolist() == [0, 1, -1, 0, 1]
     server.change = lambda outputs: valid_predicted(5)
-    assert client.predict(IMAGES).classes.tolist() == [0] * 5
+    assert client.predict(IMAGES).predictions.tolist() == [0] * 5
 
 
 @pytest.mark.parametrize("name", BROKEN_CERTIFICATES)
@@ -555,7 +555,7 @@ def test_an_answer_with_a_name_twice_is_none(server):
     with pytest.raises(AnswerError, match="a name that stands there twice"):
         client_of("rest", server).certify(IMAGES)
     server.raw = lambda _: whole.encode()
-    assert client_of("rest", server).certify(IMAGES).classes.tolist() == [0, 1, -1, 0, 1]
+    assert client_of("rest", server).certify(IMAGES).predictions.tolist() == [0, 1, -1, 0, 1]
 
 
 def test_what_was_asked_for_is_what_is_answered(server):
@@ -567,12 +567,12 @@ def test_what_was_asked_for_is_what_is_answered(server):
             sent["p_lower"][0] = p_lower
             server.change = lambda outputs, sent=sent: sent
             if fits:
-                assert client.certify_custom(IMAGES[:1], num_samples=100, alpha=0.01).classes.tolist() == [0]
+                assert client.certify_custom(IMAGES[:1], n=100, alpha=0.01).predictions.tolist() == [0]
                 with pytest.raises(AnswerError, match="other votes than 101 for each image"):
-                    client.certify_custom(IMAGES[:1], num_samples=101)
+                    client.certify_custom(IMAGES[:1], n=101)
                 continue
             with pytest.raises(AnswerError, match="a p_lower above Clopper-Pearson's at the alpha asked for"):
-                client.certify_custom(IMAGES[:1], num_samples=100, alpha=0.01)
+                client.certify_custom(IMAGES[:1], n=100, alpha=0.01)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -681,7 +681,7 @@ def test_random_requests_get_an_error_or_an_answer_for_each_image(server, transp
 def test_the_rest_client_needs_no_tensorflow(server):
     program = (
         "import sys, numpy as np; from serving.client import RestClient;"
-        f"print(RestClient({server.rest_url!r}, 'classifier').certify(np.ones((1, 2, 2, 1), np.float32)).classes);"
+        f"print(RestClient({server.rest_url!r}, 'classifier').certify(np.ones((1, 2, 2, 1), np.float32)).predictions);"
         "sys.exit('tensorflow' in sys.modules or 'grpc' in sys.modules)"
     )
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -709,7 +709,7 @@ def test_what_serving_export_writes_is_understood(tmp_path_factory, digits, tran
             client.certify(digits[0][:129])
         one_line(error)
         if transport == "grpc":
-            assert client.certify_custom(digits[0][:2], num_samples=20).votes.sum(axis=1).tolist() == [20, 20]
+            assert client.certify_custom(digits[0][:2], n=20).votes.sum(axis=1).tolist() == [20, 20]
             with pytest.raises(ServingError, match=r"alpha must lie in \[1e-06, 0\.1\]"):
                 client.certify_custom(digits[0][:2], alpha=0.5)
 
@@ -752,7 +752,7 @@ def test_a_real_model_server_gives_the_same_answers(real_server):
         test_certificates_by_hand(client)
         test_predictions_by_hand(client)
         test_a_refusal_says_what_the_server_said(client)
-    assert grpc_client.certify_custom(IMAGES, num_samples=100).votes.sum(axis=1).tolist() == [100] * 5
+    assert grpc_client.certify_custom(IMAGES, n=100).votes.sum(axis=1).tolist() == [100] * 5
     with pytest.raises(ServingError, match="check the model's name"):
         RestClient(f"http://127.0.0.1:{real_server[1]}", "other").certify(IMAGES)
     assert rest_client.certify(IMAGES).radii.tobytes() == grpc_client.certify(IMAGES).radii.tobytes()

@@ -64,9 +64,9 @@ def test_the_signatures_are_batch_major_and_named_as_promised(exported, images):
             shape = [dimension.size for dimension in served[name].inputs["images"].tensor_shape.dim]
             assert shape == [-1, *images.shape[1:]]
     defaults = {name: tf.make_ndarray(proto).tolist() for name, proto in served["certify_custom"].defaults.items()}
-    assert defaults == {"num_samples": 300, "alpha": 0.001}
+    assert defaults == {"n": 300, "alpha": 0.001}
     assert [sorted(served[name].inputs) for name in SIGNATURES] == [
-        ["images"], ["alpha", "images", "num_samples"], ["images"], ["query"]
+        ["images"], ["alpha", "images", "n"], ["images"], ["query"]
     ]  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def test_the_card_says_what_it_was_exported_with(exported, digits_model):
         "n0": 100,
         "n": 300,
         "alpha": 0.001,
-        "max_num_samples": 20_000,
+        "max_n": 20_000,
         "max_batch_size": 8,
         "microbatch": 2048,
         "image_shape": [8, 8, 1],
@@ -131,7 +131,7 @@ def test_nothing_is_compiled_by_xla(exported):
 def test_every_signature_has_a_warm_up_request_whose_inputs_are_batch_major(exported):
     requests = validate.read_warmup(exported)
     assert {name: sorted(inputs) for name, inputs in requests} == {
-        "serving_default": ["images"], "certify_custom": ["alpha", "images", "num_samples"], "predict": ["images"],
+        "serving_default": ["images"], "certify_custom": ["alpha", "images", "n"], "predict": ["images"],
         "metadata": ["query"],
     }  # fmt: skip
     assert {len(values) for _, inputs in requests for values in inputs.values()} == {1}
@@ -184,7 +184,7 @@ def save_careless(directory, extra, outputs):
     """A SavedModel with our signatures, card and warm-up requests that answers the same to everything, NaN included."""
     text = (extra / card.NAME).read_text()
     images = tf.TensorSpec([None, 8, 8, 1], tf.float32, name="images")
-    custom = [tf.TensorSpec([None], tf.int64, name="num_samples"), tf.TensorSpec([None], tf.float64, name="alpha")]
+    custom = [tf.TensorSpec([None], tf.int64, name="n"), tf.TensorSpec([None], tf.float64, name="alpha")]
 
     def answer(images):
         return {name: tf.repeat(np.array(row)[None], tf.shape(images)[0], axis=0) for name, row in outputs.items()}
@@ -193,7 +193,7 @@ def save_careless(directory, extra, outputs):
     defaults = tf.constant([300], tf.int64), tf.constant([0.001], tf.float64)
 
     @tf.function(input_signature=[images, *custom])
-    def certify_custom(images, num_samples=defaults[0], alpha=defaults[1]):
+    def certify_custom(images, n=defaults[0], alpha=defaults[1]):
         return answer(images)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="query")])

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from pipeline.orchestration.artifacts import Artifact
-from serving.files import differences, directory_fingerprint, file_digests, read_json, sealed, unsealed
+from serving.files import read_json
+from serving.fingerprints import differences, directory_fingerprint, file_digests, sealed, unsealed
 from serving.publish import content_fingerprint
 
 

@@ -71,10 +71,10 @@ def attack(saved_model, count):
 def scalars_are_refused(client, random):
     good = np.full((1, 8, 8, 1), 0.5, np.float32)
     bad = {
-        "num_samples": (0, -1, 2**63, 1.0, True, "1", math.nan, [1], np.float32(1), b"1", {}),
+        "n": (0, -1, 2**63, 1.0, True, "1", math.nan, [1], np.float32(1), b"1", {}),
         "alpha": (0.0, 1.0, -0.5, math.nan, math.inf, "0.1", 1, True, [0.1], 10**400, 0.1j, b"0.1"),
     }
-    name = ("num_samples", "alpha")[random.integers(2)]
+    name = ("n", "alpha")[random.integers(2)]
     with pytest.raises(ValueError, match=f"{name} must be") as error:
         client.certify_custom(good, **{name: bad[name][random.integers(len(bad[name]))]})
     assert "\n" not in str(error.value)
@@ -92,12 +92,12 @@ def test_thousands_of_malformed_requests_are_refused(exported):
 
 @pytest.mark.parametrize(
     "scalars",
-    [{"num_samples": 0}, {"num_samples": -5}, {"num_samples": 20_001}, {"num_samples": 2**63 - 1}, {"num_samples": 5},
-     {"num_samples": [50, 0]}, {"num_samples": [50, 50, 50]}, {"alpha": 0.0}, {"alpha": math.nan}, {"alpha": math.inf},
+    [{"n": 0}, {"n": -5}, {"n": 20_001}, {"n": 2**63 - 1}, {"n": 5},
+     {"n": [50, 0]}, {"n": [50, 50, 50]}, {"alpha": 0.0}, {"alpha": math.nan}, {"alpha": math.inf},
      {"alpha": -0.001}, {"alpha": 0.2}, {"alpha": 1e-7}, {"alpha": [0.001, 0.2]}, {"alpha": [0.01] * 3}, {"alpha": []}],
 )  # fmt: skip
 def test_scalars_that_are_none_are_refused_by_the_model(exported, scalars):
-    kinds = {"num_samples": np.int64, "alpha": np.float64}
+    kinds = {"n": np.int64, "alpha": np.float64}
     images = np.full((2, 8, 8, 1), 0.5, np.float32)
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         server = Server(session, exported)

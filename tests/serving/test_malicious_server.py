@@ -224,7 +224,7 @@ def test_the_same_server_is_believed_when_it_says_the_truth():
     in_a_chunk = chunked(b"%x\r\n%b\r\n0\r\n\r\n" % (len(WHOLE), WHOLE))
     for reply in (whole, HEAD + b"\r\n" + WHOLE, in_a_chunk, b"HTTP/1.1 100 Continue\r\n\r\n" + whole):
         with Server(saying(reply)) as server:
-            assert server.client(timeout=10).certify(IMAGES).classes.tolist() == [1]
+            assert server.client(timeout=10).certify(IMAGES).predictions.tolist() == [1]
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -14,7 +14,7 @@ import pytest
 
 from serving import card, manifest, weights
 from serving import publish as publish_lib
-from serving.files import sealed, unsealed
+from serving.fingerprints import sealed, unsealed
 from serving.publish import content_fingerprint, listing, main, publish, read_publication, rollback
 from serving.versions import versions
 from tests.serving import saved_models

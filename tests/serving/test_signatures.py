@@ -16,9 +16,9 @@ SIGMA, LEVELS = 0.5, 200
 TAKE_IMAGES = ("serving_default", "certify_custom", "predict")
 
 
-def signatures(classifier, n0=50, n=100, alpha=0.01, max_num_samples=5000, max_batch_size=100):
+def signatures(classifier, n0=50, n=100, alpha=0.01, max_n=5000, max_batch_size=100):
     """Name -> function: keyword arguments -> name -> array. What is left out takes its default."""
-    module = SmoothedSignatures(classifier, SIGMA, LEVELS, n0, n, alpha, max_num_samples, max_batch_size, "the card")
+    module = SmoothedSignatures(classifier, SIGMA, LEVELS, n0, n, alpha, max_n, max_batch_size, "the card")
 
     def answer(signature):
         return lambda **inputs: {name: values.numpy() for name, values in signature(**inputs).items()}
@@ -126,7 +126,7 @@ def test_custom_samples_and_alpha_are_the_requests_own(linear_classifier):
         ((20, 100, 5000), (0.1, 0.01, 1e-6)): [0.1 ** (1 / 20), 0.01 ** (1 / 100), 1e-6 ** (1 / 5000)],
     }
     for given, p_lower in expected.items():
-        inputs = {"num_samples": np.int64(given[0]), "alpha": np.float64(given[1])} if given else {}
+        inputs = {"n": np.int64(given[0]), "alpha": np.float64(given[1])} if given else {}
         answers = custom(images=images, **inputs)
         np.testing.assert_allclose(answers["p_lower"], p_lower, atol=1e-10)
         assert answers["votes"].sum(axis=1).tolist() == np.broadcast_to(given[0] if given else 300, 3).tolist()
@@ -135,11 +135,11 @@ def test_custom_samples_and_alpha_are_the_requests_own(linear_classifier):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"num_samples": 5001}, r"num_samples must lie in \[1, 5000\]"),
-        ({"num_samples": 0}, r"num_samples must lie in \[1, 5000\]"),
-        ({"num_samples": -(2**63)}, r"num_samples must lie in \[1, 5000\]"),
-        ({"num_samples": [100, 5001]}, r"num_samples must lie in \[1, 5000\]"),
-        ({"num_samples": 9, "alpha": 0.001}, "too small to certify"),
+        ({"n": 5001}, r"n must lie in \[1, 5000\]"),
+        ({"n": 0}, r"n must lie in \[1, 5000\]"),
+        ({"n": -(2**63)}, r"n must lie in \[1, 5000\]"),
+        ({"n": [100, 5001]}, r"n must lie in \[1, 5000\]"),
+        ({"n": 9, "alpha": 0.001}, "too small to certify"),
         ({"alpha": 0.11}, "alpha must lie in"),
         ({"alpha": 1e-7}, "alpha must lie in"),
         ({"alpha": 0.0}, "alpha must lie in"),
@@ -148,7 +148,7 @@ def test_custom_samples_and_alpha_are_the_requests_own(linear_classifier):
     ],
 )
 def test_bad_custom_requests_are_refused(served, inputs, message):
-    types = {"num_samples": np.int64, "alpha": np.float64}
+    types = {"n": np.int64, "alpha": np.float64}
     given = {name: np.array(value, types[name]) for name, value in inputs.items()}
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         served["certify_custom"](images=constant_images(0.2, 0.9), **given)
@@ -202,8 +202,8 @@ def test_metadata_is_batch_major(served):
 def test_settings_that_could_never_answer_are_refused(linear_classifier):
     with pytest.raises(ValueError, match="n must be at least 10"):
         signatures(linear_classifier(), n=9, alpha=0.001)
-    with pytest.raises(ValueError, match=r"n must be at most max_num_samples.*n=100, max_num_samples=99"):
-        signatures(linear_classifier(), n=100, max_num_samples=99)
+    with pytest.raises(ValueError, match=r"n must be at most max_n.*n=100, max_n=99"):
+        signatures(linear_classifier(), n=100, max_n=99)
 
 
 def test_a_classifier_of_one_class_is_refused():

@@ -44,11 +44,9 @@ def write(directory):
         def certify(self, images):
             return certify(images, default_n, default_alpha)
 
-        @tf.function(
-            input_signature=[images, tf.TensorSpec([], tf.int64, "num_samples"), tf.TensorSpec([], tf.float64, "alpha")]
-        )
-        def certify_custom(self, images, num_samples=default_n, alpha=default_alpha):
-            return certify(images, num_samples, alpha)
+        @tf.function(input_signature=[images, tf.TensorSpec([], tf.int64, "n"), tf.TensorSpec([], tf.float64, "alpha")])
+        def certify_custom(self, images, n=default_n, alpha=default_alpha):
+            return certify(images, n, alpha)
 
         @tf.function(input_signature=[images])
         def predict(self, images):

@@ -268,7 +268,7 @@ def test_images_whose_selected_class_is_wrong_are_spared_and_no_figure_changes(
     assert drawn.samples() == 0
 
 
-@pytest.mark.parametrize("asked", [{"radius": 0.1}, {"precision": 0.05}])
+@pytest.mark.parametrize("asked", [{"radius": 0.1}, {"tolerance": 0.05}])
 def test_an_adaptive_budget_draws_what_the_library_s_asks_for(certify, small_model, digit_examples, drawn, asked):
     n = 20_000
     output = certify(small_model, digit_examples, range(12), n=n, **asked)
@@ -299,7 +299,7 @@ def test_an_adaptive_budget_draws_what_the_library_s_asks_for(certify, small_mod
     assert drawn.samples() == 0
 
 
-@pytest.mark.parametrize("asked", [{}, {"radius": 0.1}, {"precision": 0.05}])
+@pytest.mark.parametrize("asked", [{}, {"radius": 0.1}, {"tolerance": 0.05}])
 def test_interrupted_anywhere_it_ends_the_same(
     certify, small_model, digit_examples, tmp_path, monkeypatch, drawn, asked
 ):
@@ -382,7 +382,7 @@ def test_an_image_that_fails_stops_no_other(small_model, digit_examples, tmp_pat
     assert failures == {2: "it is damaged"}
     none, all_rows = run(whole, "whole")
     assert none == {}
-    assert rows == [row for row in all_rows if row["id"] != 2]
+    assert rows == [row for row in all_rows if row["example_id"] != 2]
 
 
 @dataclass(frozen=True)
@@ -394,10 +394,10 @@ class Damaged:
     def open(self):
         images = self.source.open()
 
-        def image(image_id, digest=None):
-            if image_id == 2:
+        def image(example_id, digest=None):
+            if example_id == 2:
                 raise sources.ImageError("it is damaged")
-            return images.image(image_id, digest)
+            return images.image(example_id, digest)
 
         return SimpleNamespace(image=image, digest=images.digest, levels=images.levels)
 
@@ -532,7 +532,7 @@ def test_another_n0_after_a_look_is_certified_at_half_of_alpha(certify, small_mo
 def test_lines_are_in_the_order_of_ids_with_all_their_digits(certify, small_model, digit_examples):
     output = certify(small_model, digit_examples, [10, 2, 9])
     rows = [json.loads(line) for line in text(output).splitlines()]
-    assert [row["id"] for row in rows] == [2, 9, 10]
+    assert [row["example_id"] for row in rows] == [2, 9, 10]
     for row in rows:
         votes = Votes(np.array([row["selection"]]), np.array([row["estimation"]]))
         certified = certificates.certify(votes, SIGMA, ALPHA)

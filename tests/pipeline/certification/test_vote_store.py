@@ -13,16 +13,17 @@ import pytest
 from macer_tf import noise
 from pipeline.certification.pieces import Chunk, Piece, cover, joined
 from pipeline.certification.vote_store import VoteStore
+from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
 
 IDENTITY = {"model": "abc", "sigma": 0.5, "seed": 3, "precision": "float32", "n0": 100}
-PLAN = {"n": 1000, "radius": None, "precision": None}
+LOOK = {"n": 1000, "radius": None, "tolerance": None}
 NUM_CLASSES, BETAS = 4, (1.0, 16.0)
 
 
-def make(directory, plan=PLAN, betas=BETAS, **changed):
-    """The store in `directory`, whose parent is what the register of first plans lies in."""
-    return VoteStore(directory, IDENTITY | changed, plan, NUM_CLASSES, betas)
+def make(directory, look=LOOK, betas=BETAS, **changed):
+    """The store in `directory`, whose parent is what the register of first looks lies in."""
+    return VoteStore(directory, IDENTITY | changed, look, NUM_CLASSES, betas)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_what_workers_write_is_read_again_by_ledger_and_by_shard(store):
     whole = [piece(5, 0, 37), pieces[2]]
     assert_same(list(store.pieces()), whole)
     about = json.loads(pq.read_schema(shard).metadata[b"macer_tf"])
-    assert about == {**IDENTITY, "num_classes": NUM_CLASSES, "betas": list(BETAS), "plans": [PLAN]}
+    assert about == {"format": 2, **IDENTITY, "num_classes": NUM_CLASSES, "betas": list(BETAS), "first_looks": [LOOK]}
 
     store.ledger().record([piece(5, 37, 3)], {})
     store.compact()
@@ -154,49 +155,49 @@ def test_votes_at_more_betas_serve_those_at_fewer_and_not_the_other_way_round(st
     assert addresses(store.pieces()) == addresses([soft])
 
 
-def test_the_first_plan_stays_the_first_and_those_of_shards_count(store, tmp_path):
-    later, elsewhere = PLAN | {"n": 2000}, PLAN | {"n": 3000}
-    assert store.first_plans == [PLAN]
-    assert make(store.directory, plan=later).first_plans == [PLAN]
-    for plan, expected in [(PLAN, [PLAN]), (elsewhere, [PLAN, elsewhere])]:
-        other = make(tmp_path / f"elsewhere{plan['n']}" / "other", plan=plan)
+def test_the_first_look_stays_the_first_and_those_of_shards_count(store, tmp_path):
+    later, elsewhere = LOOK | {"n": 2000}, LOOK | {"n": 3000}
+    assert store.first_looks == [LOOK]
+    assert make(store.directory, look=later).first_looks == [LOOK]
+    for look, expected in [(LOOK, [LOOK]), (elsewhere, [LOOK, elsewhere])]:
+        other = make(tmp_path / f"elsewhere{look['n']}" / "other", look=look)
         other.ledger().record([piece(1, 0, 5)], {})
         other.compact()
         (shard,) = other.directory.glob("*.parquet")
         shard.rename(store.directory / shard.name)
-        assert make(store.directory, plan=later).first_plans == expected
+        assert make(store.directory, look=later).first_looks == expected
 
 
 @pytest.mark.parametrize("lost", [(), ("store/votes.json",), ("store",), ("store/votes.json", "looks-*.json")])
-def test_the_noise_s_first_plan_is_known_in_every_folder_whatever_was_lost(store, lost):
+def test_the_noise_s_first_look_is_known_in_every_folder_whatever_was_lost(store, lost):
     """As if n = 1000 had been looked at, and then n = 3000 were chosen with another n0, or in the same folder."""
     store.ledger().record([piece(1, 0, 5)], {})
     for pattern in lost:
         (path,) = store.directory.parent.glob(pattern)
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    later = PLAN | {"n": 3000}
-    assert make(store.directory.with_name("another n0"), later, n0=101).first_plans == [PLAN]
-    assert make(store.directory, later).first_plans == [PLAN]
-    assert make(store.directory.with_name("another seed"), later, seed=4).first_plans == [later]
+    later = LOOK | {"n": 3000}
+    assert make(store.directory.with_name("another n0"), later, n0=101).first_looks == [LOOK]
+    assert make(store.directory, later).first_looks == [LOOK]
+    assert make(store.directory.with_name("another seed"), later, seed=4).first_looks == [later]
 
 
 @pytest.mark.parametrize("name", ["store/votes.json", "looks-*.json"])
-def test_an_edited_plan_is_refused_by_name(store, name):
+def test_an_edited_look_is_refused_by_name(store, name):
     (path,) = store.directory.parent.glob(name)
     path.write_text(path.read_text().replace("1000", "3000"))
     with pytest.raises(InputError, match=f"{path}, which says what samples were first drawn for, was changed") as error:
-        make(store.directory, PLAN | {"n": 3000})
+        make(store.directory, LOOK | {"n": 3000})
     assert "\n" not in str(error.value)
 
 
-def test_votes_whose_plan_nobody_knows_are_a_look(store):
+def test_votes_whose_first_look_nobody_knows_are_a_look(store):
     store.ledger().record([piece(1, 0, 5)], {})
     (path,) = store.directory.glob("*.jsonl")
     path.write_bytes(b"x" + path.read_bytes()[1:])
-    assert make(store.directory).first_plans == [PLAN]
+    assert make(store.directory).first_looks == [LOOK]
     (store.directory / "votes.json").unlink()
     next(store.directory.parent.glob("looks-*.json")).unlink()
-    assert make(store.directory).first_plans == [None]
+    assert make(store.directory).first_looks == [None]
 
 
 @pytest.mark.parametrize(
@@ -294,3 +295,39 @@ def test_joined_adds_adjacent_pieces_only():
         piece(1, 0, 4, noise.SELECTION), piece(1, 0, 10), piece(1, 12, 3), piece(2, 10, 5), piece(2, 15, 5, digest=8)
     ]  # fmt: skip
     assert_same(joined(pieces), expected)
+
+
+def of_the_format_before(path):
+    """What an earlier version would have written in place of a sealed file: no format, and other names."""
+    content = sealed.loads(path.read_bytes())
+    del content["format"]
+    content["plans"] = [{"n": 1000, "radius": None, "precision": None} for _ in content.pop("first_looks")]
+    path.write_text(sealed.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["store/votes.json", "looks-*.json"])
+def test_votes_of_the_format_before_are_told_in_one_line(store, name):
+    (path,) = store.directory.parent.glob(name)
+    of_the_format_before(path)
+    with pytest.raises(InputError, match=f"^{path} is of the votes' format 1, .* Move {path.parent} away") as error:
+        make(store.directory)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("n0", [100, 101])
+def test_a_shard_of_the_format_before_is_told_in_one_line(store, n0):
+    store.ledger().record([piece(1, 0, 5)], {})
+    store.compact()
+    (shard,) = store.directory.glob("*.parquet")
+    about = {**IDENTITY, "num_classes": NUM_CLASSES, "betas": list(BETAS), "plans": [{"n": 1000}]}
+    table = pq.read_table(shard).replace_schema_metadata({b"macer_tf": json.dumps(about)})
+    shard.unlink()
+    content = pa.BufferOutputStream()
+    pq.write_table(table, content)
+    content = content.getvalue().to_pybytes()
+    (store.directory / f"{hashlib.sha256(content).hexdigest()[:32]}.parquet").write_bytes(content)
+    (store.directory / "votes.json").unlink()
+    next(store.directory.parent.glob("looks-*.json")).unlink()
+    with pytest.raises(InputError, match="parquet is of the votes' format 1"):
+        make(store.directory.with_name("store" if n0 == 100 else "another n0"), n0=n0)
+    assert make(store.directory.with_name("another seed"), seed=4).first_looks == [LOOK]

@@ -114,21 +114,22 @@ class Evaluations:
 
         def make_certificates(execution):
             lines = [
-                {"id": i, "selection": [4, 3, 3], "estimation": estimation, "prediction": prediction,
+                {"example_id": i, "selection": [4, 3, 3], "estimation": estimation, "prediction": prediction,
                  "selected": max(prediction, 0), "radius": radius, "p_lower": 0.6}
                 for i, (_, prediction, radius) in enumerate(execution.parameters["rows"][:count])
             ]  # fmt: skip
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (execution.outputs["certificates"] / "certificates.jsonl").write_text(text)
-            about = {name: PARAMETERS[name] for name in ("sigma", "alpha", "n0", "n")}
+            about = {"format": 2} | {name: PARAMETERS[name] for name in ("sigma", "alpha", "n0", "n")}
             digest = hashlib.sha256(text.encode()).hexdigest()
             about["kinds"] = [{"name": "hard", "bound": execution.parameters["bound"], "beta": None, "sha256": digest}]
             (execution.outputs["certificates"] / "certification.json").write_text(sealed.dumps(about))
 
         settings = {
             **SETTINGS, "seed": 0, "min_accuracy": 0.4, "paper": None, "model": model,
-            "rows": [list(row) for row in rows], "plan": {"Data": [["dataset", "tiny", "x"], ["method", "macer", "x"]]},
-            "num_test_examples": num_test_examples, "bound": bound, **changed,
+            "rows": [list(row) for row in rows], "num_test_examples": num_test_examples,
+            "listing": {"Data": [["dataset", "tiny", "x"], ["method", "macer", "x"]]},
+            "bound": bound, **changed,
         }  # fmt: skip
         components = [
             Component("Examples", (), ("examples",), (), make_examples),
@@ -368,7 +369,7 @@ def test_a_good_saved_model_passes(execution, saved_model, digit_examples):
     result = infra(execution, saved_model, digit_examples)
     assert result["passed"]
     assert not result["reason"]
-    assert result["image_ids"] == [0, 3, 6, 9]
+    assert result["example_ids"] == [0, 3, 6, 9]
     assert all(len(values) == 4 for values in result["answers"].values())
     # It lists what it checked: the card, all signatures, their answers, warm-up requests, refusals.
     listed = " ".join(result["checks"])
@@ -471,7 +472,7 @@ def test_every_declared_parameter_is_a_setting():
     from pipeline.components.exporter import EXPORTER
     from pipeline.components.trainer import TRAINER
 
-    names = {setting.name for setting in settings_lib.SETTINGS} | {"plan", "paper"}
+    names = {setting.name for setting in settings_lib.SETTINGS} | {"listing", "paper"}
     components = (
         example_gen.EXAMPLE_GEN, TRAINER, CERTIFIER, evaluator.EVALUATOR, EXPORTER, infra_validator.INFRA_VALIDATOR,
         pusher.PUSHER,

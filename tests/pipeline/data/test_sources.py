@@ -706,12 +706,12 @@ def test_shapes_are_of_images(archive, shape):
     assert "Images are of shape (height, width, 1 or 3)" in refused(sources.Archive(archive(images=pixels(0)), shape))
 
 
-@pytest.mark.parametrize("image_id", [-1, 3])
-def test_there_is_no_image_beyond_the_ends(archive, image_id):
+@pytest.mark.parametrize("example_id", [-1, 3])
+def test_there_is_no_image_beyond_the_ends(archive, example_id):
     opened = sources.Archive(archive(images=pixels(0, (3, *SHAPE))), SHAPE).open()
     for ask in (opened.image, opened.label, opened.digest):
-        with pytest.raises(IndexError, match=f"from 0 to 2. Received: {image_id}"):
-            ask(image_id)
+        with pytest.raises(IndexError, match=f"from 0 to 2. Received: {example_id}"):
+            ask(example_id)
 
 
 def test_digests_tell_contents_apart_but_not_places(archive, save, tmp_path):
@@ -719,8 +719,8 @@ def test_digests_tell_contents_apart_but_not_places(archive, save, tmp_path):
     changed = stored.copy()
     changed[2, 0, 0, 0] ^= 1
 
-    def digest(image_id, **arrays):
-        return sources.Archive(archive(**arrays), SHAPE).open().digest(image_id)
+    def digest(example_id, **arrays):
+        return sources.Archive(archive(**arrays), SHAPE).open().digest(example_id)
 
     plain = digest(0, images=stored)
     assert digest(0, images=changed) == plain  # image 2 is another one

@@ -253,11 +253,13 @@ def test_a_preset_is_what_its_name_gives(preset):
 
 def test_the_plan_tells_every_setting_that_can_change_a_result():
     settings, _ = settings_lib.parse(["--dataset", "svhn", "--clip_norm", "none", "--flip", "no"])
-    plan = {name: (value, meaning) for group in settings_lib.plan(settings).values() for name, value, meaning in group}
-    assert set(plan) == set(FLAGS) - {"preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers"}
-    assert plan["lr_drop_epochs"][0] == "200,400"
-    assert (plan["clip_norm"][0], plan["flip"][0], plan["num_test_examples"][0]) == ("none", "no", "500")
-    assert all(value and meaning for value, meaning in plan.values())
+    listing = {
+        name: (value, meaning) for group in settings_lib.listing(settings).values() for name, value, meaning in group
+    }
+    assert set(listing) == set(FLAGS) - {"preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers"}
+    assert listing["lr_drop_epochs"][0] == "200,400"
+    assert (listing["clip_norm"][0], listing["flip"][0], listing["num_test_examples"][0]) == ("none", "no", "500")
+    assert all(value and meaning for value, meaning in listing.values())
 
 
 def test_the_push_folder_is_named_after_data_and_sigma():

@@ -10,7 +10,7 @@ from pipeline.orchestration.artifacts import Artifact
 from pipeline.utils import atomic_files
 from pipeline.utils.atomic_files import finish_directory, write_text
 from pipeline.utils.errors import InputError
-from serving.files import fingerprint
+from serving.fingerprints import fingerprint
 
 
 def test_fingerprint_does_not_depend_on_the_order_of_keys():

@@ -1,0 +1,82 @@
+"""What tells contents from others: the digest is of bytes, the fingerprint of values with their names.
+
+A checksum is what a file says of its own content: `sealed` adds the fingerprint of the rest.
+"""
+
+import hashlib
+import json
+
+from serving.files import content_files
+
+_MAX_NAMED = 3
+
+
+def digest(content):
+    """Hexadecimal SHA-256 of bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def short_digest(content):
+    """63 bits of the SHA-256 of bytes, as a whole number."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:8]) >> 1
+
+
+def file_digest(path):
+    """Hexadecimal SHA-256 of a file's contents."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digests(directory, without=()):
+    """Name, relative to a directory, -> hexadecimal SHA-256 of each file under it that is not hidden.
+
+    Links are followed, as by whoever loads a file.
+
+    Args:
+        directory: a path; where there is nothing, there are no files.
+        without: names of files that are left out.
+
+    Raises:
+        ValueError: if a link leads back to a folder that it lies in.
+        OSError: if something cannot be read.
+    """
+    return {name: file_digest(path) for name, path in content_files(directory) if name not in without}
+
+
+def fingerprint(value):
+    """Hexadecimal SHA-256 of a JSON value; equal values have equal fingerprints, whatever their keys' order."""
+    return digest(json.dumps(value, sort_keys=True).encode())
+
+
+def directory_fingerprint(directory, without=()):
+    """Hexadecimal SHA-256 of the names and contents of the files under a directory; see `file_digests`."""
+    return fingerprint(file_digests(directory, without))
+
+
+def differences(recorded, found):
+    """In one line, which files are new, missing or changed; empty if none is.
+
+    Args:
+        recorded, found: what `file_digests` returned before, and returns now.
+    """
+    said = {
+        "is new": found.keys() - recorded.keys(),
+        "is missing": recorded.keys() - found.keys(),
+        "was changed": {name for name in recorded.keys() & found.keys() if recorded[name] != found[name]},
+    }
+    named = [f"{name!r} {what}" for what, names in said.items() for name in sorted(names)]
+    more = [f"{len(named) - _MAX_NAMED} more"] if len(named) > _MAX_NAMED else []
+    return ", ".join(named[:_MAX_NAMED] + more)
+
+
+def sealed(value):
+    """A JSON object with a checksum of the rest, by which damage and mix-ups are noticed; it is no secret."""
+    return {**value, "checksum": fingerprint(value)}
+
+
+def unsealed(value):
+    """A JSON value without the checksum that `sealed` gave it; None if it has none or was changed since."""
+    if not isinstance(value, dict):
+        return None
+    content = {name: part for name, part in value.items() if name != "checksum"}
+    return content if value.get("checksum") == fingerprint(content) else None
