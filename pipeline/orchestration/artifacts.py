@@ -46,5 +46,6 @@ def private_copy(artifact, directory):
             f"Cannot copy {artifact.path} to {directory} ({reason}); make room there or mend it."
         ) from None
     if directory_fingerprint(directory) != artifact.fingerprint:
+        shutil.rmtree(directory)
         raise InputError(f"{artifact.path} was changed while this command ran; run the same command again.")
     return directory

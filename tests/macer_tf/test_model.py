@@ -769,7 +769,7 @@ class TestBadInput:
             ([layers.Flatten(), layers.Dense(3), layers.Activation("log_softmax")], "applies log_softmax"),
             ([layers.Flatten(), layers.Dense(3, activation="sigmoid")], "applies sigmoid; remove that activation"),
             ([keras.Sequential([layers.Flatten(), layers.Dense(3, activation="softmax")])], "applies softmax"),
-            ([layers.Dense(3)], r"return logits \[batch, classes\].*Received: output shape \(None, 4, 4, 3\)"),
+            ([layers.Dense(3)], r"return \[batch, classes\].*Received: output shape \(None, 4, 4, 3\)"),
             ([layers.Flatten(), layers.Dense(1)], r"two classes or more. Received: output shape \(None, 1\)"),
         ],
     )

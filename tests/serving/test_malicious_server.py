@@ -140,7 +140,7 @@ def test_who_does_not_read_does_not_keep_us_beyond_the_deadline():
     """10 MB of numbers go into no buffer of a socket; to write them takes some seconds of a busy machine."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = RestClient(f"http://127.0.0.1:{listener.getsockname()[1]}", "classifier", timeout=1)
-        images = np.full((1, 700, 700, 1), 0.1, np.float32)
+        images = np.full((1, 700, 1, 700), 0.1, np.float32)  # few lists, which Python's collector would look through
         started = time.monotonic()
         with pytest.raises(ServingError, match="did not answer within 1 s"):
             client.certify(images)
