@@ -12,7 +12,7 @@ from scipy import special, stats
 
 from macer_tf import bounds
 from macer_tf.confidence import SAMPLES_OFF, check_alpha
-from macer_tf.votes import Votes, numbers_in_words
+from macer_tf.votes import Votes, images_in_words, numbers_in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +82,7 @@ class Certificates:
         others += "" if self.beta is None else f", beta={self.beta:g}"
         share = f": {100 * np.mean(self.predictions != ABSTAIN):.1f} % certified" if len(self) else ""
         return (
-            f"Certificates({len(self):,} images, sigma={self.sigma:g}, n={numbers_in_words(self.n)}, "
+            f"Certificates({images_in_words(len(self))}, sigma={self.sigma:g}, n={numbers_in_words(self.n)}, "
             f"alpha={self.alpha:g}{others}{share})"
         )
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from macer_tf import bounds
 from macer_tf.certificates import ABSTAIN, Certificates, max_radius
+from macer_tf.votes import images_in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         error = "" if np.isnan(self.acr_standard_error) else f" ± {self.acr_standard_error:.3f}"
-        about = f"{self.num_images:,} images: ACR {self.acr:.3f}{error}, {100 * self.abstained:.1f} % abstained"
+        about = f"{images_in_words(self.num_images)}: ACR {self.acr:.3f}{error}, {100 * self.abstained:.1f} % abstained"
         if self.unestimated:
             about += f", {100 * self.unestimated:.1f} % without estimation samples"
         radii = "".join(f"  {radius:5.2f}" for radius in self.radii)

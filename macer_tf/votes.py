@@ -105,7 +105,7 @@ class Votes:
     def __repr__(self) -> str:
         numbers = f"n0={numbers_in_words(self.n0)}, n={numbers_in_words(self.n)}"
         soft = f", soft at beta={', '.join(f'{beta:g}' for beta in self.soft)}" if self.soft else ""
-        return f"Votes({len(self.n):,} images, {self.selection.shape[1]:,} classes, {numbers}{soft})"
+        return f"Votes({images_in_words(len(self.n))}, {self.selection.shape[1]:,} classes, {numbers}{soft})"
 
     @property
     def n0(self) -> np.ndarray:
@@ -167,6 +167,11 @@ def numbers_in_words(numbers: ArrayLike) -> str:
     """Numbers of samples for a short repr: the one that all images share, or the least and the most, "100 to 5,000"."""
     least, most = np.min(numbers, initial=2**63 - 1), np.max(numbers, initial=0)
     return f"{most:,}" if least >= most else f"{least:,} to {most:,}"
+
+
+def images_in_words(number: int) -> str:
+    """A number of images: "1 image", "2,000 images"."""
+    return f"{number:,} image{'' if number == 1 else 's'}"
 
 
 def _scores_of(sums, n):

@@ -279,6 +279,7 @@ def test_certificates_are_shown_in_one_line():
     assert repr(different) == (
         "Certificates(2 images, sigma=0.5, n=100 to 9,000, alpha=0.01, bound=anytime: 100.0 % certified)"
     )
+    assert repr(several()[0]) == "Certificates(1 image, sigma=0.25, n=1,000, alpha=0.001: 100.0 % certified)"
     assert repr(several()[:0]) == "Certificates(0 images, sigma=0.25, n=1,000, alpha=0.001)"
 
 

@@ -102,7 +102,7 @@ def test_an_evaluation_is_printed_as_one_table():
         "l2 radius            0.00   0.25   0.75",
         "certified accuracy  0.500  0.500  0.000",
     ]
-    assert str(evaluate(certified([3], [0.5]), [3], (0,))).startswith("1 images: ACR 0.500, 0.0 % abstained")
+    assert str(evaluate(certified([3], [0.5]), [3], (0,))).startswith("1 image: ACR 0.500, 0.0 % abstained")
 
 
 def test_it_plots_certified_accuracy_over_radii():
