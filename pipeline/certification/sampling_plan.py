@@ -68,8 +68,8 @@ class SamplingPlan:
             radius = tolerance = None
         elif is_soft:
             raise InputError(
-                "--budget adaptive is for --certify hard: the soft bounds hold for a number of samples fixed "
-                f"beforehand. Received: --certify {settings['certify']}"
+                "budget=adaptive is for certify=hard: the soft bounds hold for a number of samples fixed "
+                f"beforehand. Received: certify={settings['certify']}"
             )
         plan = cls(
             **{name: settings[name] for name in ("n0", "n", "alpha", "certify")},
@@ -87,7 +87,7 @@ class SamplingPlan:
                 if bound != "anytime":  # what a budget for a radius can reach, `check_sigma` asks it
                     certificates.check_can_certify(plan.n, plan.alpha, bound)
         except ValueError as error:
-            raise InputError(f"--n is too small. {error}") from None
+            raise InputError(f"n is too small. {error}") from None
         return plan
 
     @classmethod
@@ -183,7 +183,7 @@ class SamplingPlan:
         if self.certify != HARD:
             raise InputError(
                 f"Samples of this noise were first drawn for {in_words(first)}, and soft bounds hold for a number of "
-                "samples fixed before any was seen: give another --seed."
+                "samples fixed before any was seen: give another seed."
             )
         try:
             certificates.check_can_certify(self.n, self.alpha * share_of_alpha, "anytime")
@@ -191,8 +191,8 @@ class SamplingPlan:
             raise InputError(
                 f"Votes of this model, sigma and seed were first drawn for {in_words(first)}, so another n is a choice "
                 "after a look and its certificates are by the anytime-valid bound; "
-                f"--n {self.n} is too small for that. "
-                f"{error} Or give {in_words(first)} again, or another --seed, whose votes are drawn anew."
+                f"n={self.n} is too small for that. "
+                f"{error} Or give {in_words(first)} again, or another seed, whose votes are drawn anew."
             ) from None
 
 
