@@ -101,3 +101,12 @@ def test_only_tables_of_data_are_laid_out_by_hand(package):
             if path.startswith(f"{package}/") and "fmt: skip" in line and number not in tables:
                 by_hand.append(f"{path}:{number}")
     assert by_hand == []
+
+
+def test_the_architecture_names_every_module():
+    described = (REPOSITORY / "docs" / "architecture.md").read_text()
+    names = {Path(path).stem for path in MODULES} - {"__init__"}
+    folded = {"figures", "page", "comparison", "certification_report", "sweep_report"}  # report/
+    folded |= {"attacks", "smoothadv"}  # baselines/
+    folded |= {path.stem for path in (REPOSITORY / "pipeline" / "components").glob("*.py")}
+    assert sorted(name for name in names - folded if not re.search(rf"\b{name}\b", described)) == []
