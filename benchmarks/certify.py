@@ -36,7 +36,7 @@ def main(arguments=None):
     parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
     parser.add_argument("--rounds", type=int, default=11, help="rounds (default: 11)")
     parser.add_argument("--samples", type=int, help="samples in a round (default: 4096, ResNet-110: 1024)")
-    parser.add_argument("--micro_batch", type=int, help="our noisy copies in a forward pass (default: ours)")
+    parser.add_argument("--microbatch", type=int, help="our noisy copies in a forward pass (default: ours)")
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[1000, 100], help="the authors' batch sizes (default: 1000 100)"
     )
@@ -127,7 +127,7 @@ def our_sampling(arguments, precision):
     shape = NETWORKS[arguments.network][0]
     classifier = networks.build(arguments.network, shape, 10)
     smoothed = SmoothedClassifier(
-        classifier, SIGMA, seed=0, micro_batch=arguments.micro_batch, precision=precision
+        classifier, SIGMA, seed=0, micro_batch=arguments.microbatch, precision=precision
     )  # fmt: skip
     image = np.random.default_rng(0).random(shape, np.float32)
 

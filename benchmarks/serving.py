@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 N0, ALPHA, FIXED_N = 100, 0.001, 1000
 THROUGHPUT_N = (1000, 10_000)
-MICRO_BATCHES = (64, 128, 256, 512, 1024, 2048)
+MICROBATCHES = (64, 128, 256, 512, 1024, 2048)
 BATCHES = (1, 8, 32)
 
 
@@ -63,7 +63,7 @@ def main(arguments=None):
             early_exit(server, model, images)
             latency(server, images, arguments.requests)
             throughput(server, model, images, arguments.rounds)
-    micro_batches(model, images, arguments.rounds)
+    microbatches(model, images, arguments.rounds)
 
 
 def early_exit(server, model, images):
@@ -123,13 +123,13 @@ def throughput(server, model, images, rounds):
         )
 
 
-def micro_batches(model, images, rounds):
+def microbatches(model, images, rounds):
     """Certification by microbatch, against the default."""
     from macer_tf.smoothing import SmoothedClassifier, default_micro_batch
     from pipeline.cli import console
 
     default = default_micro_batch(images.shape[1:])
-    sizes = sorted({*MICRO_BATCHES, default})
+    sizes = sorted({*MICROBATCHES, default})
     contestants = {}
     for size in sizes:
         classifier = SmoothedClassifier(model, seed=0, micro_batch=size)

@@ -116,7 +116,7 @@ def test_an_epoch_of_each_method_beside_the_papers_table_3(times, capsys):
 
 
 def test_a_sample_when_certifying(cores_are_free, capsys):
-    certify.main(["--samples", "16", "--micro_batch", "16", "--rounds", "1", "--threads", "1"])
+    certify.main(["--samples", "16", "--microbatch", "16", "--rounds", "1", "--threads", "1"])
     first, second, *rows = capsys.readouterr().out.splitlines()
     assert first + "\n" == WITHOUT_AUTHORS
     peak = re.fullmatch(
@@ -147,7 +147,7 @@ def test_what_beam_adds(times, capsys):
 def test_the_served_model(cores_are_free, tmp_path, monkeypatch, capsys):
     model = model_of((4, 4, 1), tmp_path)
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (4, 4, 4, 1), np.uint8))
-    monkeypatch.setattr(serving, "MICRO_BATCHES", (64,))
+    monkeypatch.setattr(serving, "MICROBATCHES", (64,))
     flags = ("--threads", "1", "--rounds", "1", "--requests", "2", "--num_examples", "4")
     serving.main(["--model", str(model), "--images", str(tmp_path / "images.npy"), *flags])
     out = capsys.readouterr().out

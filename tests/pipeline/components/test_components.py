@@ -500,7 +500,7 @@ def test_a_model_that_is_not_what_was_finished_is_neither_certified_nor_exported
     with open(tmp_path / "trained" / "model.keras", "ab") as file:
         file.write(b"changed")
     module = import_module(f"pipeline.components.{component}")
-    with pytest.raises(InputError, match="was changed after it was finished"):
+    with pytest.raises(InputError, match="was changed while this command ran"):
         getattr(module, component.upper()).execute(made)
     assert [list(made.outputs[name].iterdir()) for name in outputs] == [[], []]
     assert not (made.scratch / "model").exists()
