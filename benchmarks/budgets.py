@@ -35,11 +35,11 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logs", type=Path, required=True, help="directory of published logs")
     parser.add_argument("--n0", type=int, default=500, help="selection samples of PrecisionBudget (default: 500)")
-    parser.add_argument("--precision", type=float, default=0.01, help="of PrecisionBudget (default: 0.01)")
+    parser.add_argument("--tolerance", type=float, default=0.01, help="of PrecisionBudget (default: 0.01)")
     parser.add_argument("--seed", type=int, default=0, help="of the votes (default: 0)")
     arguments = parser.parse_args(arguments)
     budgets = [(RadiusBudget(radius, N), N0, (radius,)) for radius in RADII]
-    budgets.append((PrecisionBudget(arguments.precision, N), arguments.n0, (0,)))
+    budgets.append((PrecisionBudget(arguments.tolerance, N), arguments.n0, (0,)))
     named = {path: re.search(r"sigma(\d+(\.\d+)?)\.tsv$", path.name) for path in sorted(arguments.logs.glob("*.tsv"))}
     if not any(named.values()):
         parser.error(

@@ -36,7 +36,7 @@ RADII = (0.5, 1.0, 1.5)
 FIGURE_RADIUS = 1.0
 FIGURE_CAPS = (1000, 10_000, 100_000)
 FIGURE_N = (1000, 3000, 10_000, 30_000, 100_000)
-FIGURE_PRECISIONS = (0.1, 0.05, 0.02, 0.01)
+FIGURE_TOLERANCES = (0.1, 0.05, 0.02, 0.01)
 # Of a label beside its point, in points; the first that is clear is taken. Ours begin at the end.
 LABEL_PLACES = (
     ((6, -4), "left", "top"),
@@ -59,7 +59,7 @@ def main(arguments=None):
     parser.add_argument("--cache", type=Path, required=True, help="directory where votes are kept")
     parser.add_argument("--num_examples", type=int, default=1000, help="images, at most 1,000 (default: 1000)")
     parser.add_argument("--n0", type=int, default=500, help="selection samples of PrecisionBudget (default: 500)")
-    parser.add_argument("--precision", type=float, default=0.01, help="of PrecisionBudget (default: 0.01)")
+    parser.add_argument("--tolerance", type=float, default=0.01, help="of PrecisionBudget (default: 0.01)")
     parser.add_argument("--figure", type=Path, help="PNG to write, of samples against what they certify")
     arguments = parser.parse_args(arguments)
     if arguments.n0 not in range(BLOCK, MOST_N0 + 1, BLOCK):
@@ -175,7 +175,7 @@ def report(samples, arguments):
     )
     budgets = [(f"RadiusBudget({radius:g})", RadiusBudget(radius, N), N0) for radius in RADII]
     budgets += [(f"FixedBudget({n:,})", FixedBudget(n), N0) for n in FIGURE_N[:-1]]
-    budgets.append((f"PrecisionBudget({arguments.precision:g})", PrecisionBudget(arguments.precision, N), arguments.n0))
+    budgets.append((f"PrecisionBudget({arguments.tolerance:g})", PrecisionBudget(arguments.tolerance, N), arguments.n0))
     for name, budget, n0 in budgets:
         for with_labels in (False, True):
             radii, spent = samples.spend(budget, n0, with_labels)
@@ -207,8 +207,8 @@ def panels_of(samples, n0):
 
     caps, ns = ([f"{n:,}" for n in several] for several in (FIGURE_CAPS, FIGURE_N))
     radius_budgets = [RadiusBudget(FIGURE_RADIUS, n) for n in FIGURE_CAPS]
-    precision_budgets = [PrecisionBudget(precision, N) for precision in FIGURE_PRECISIONS]
-    precisions = [f"{precision:g}" for precision in FIGURE_PRECISIONS]
+    precision_budgets = [PrecisionBudget(tolerance, N) for tolerance in FIGURE_TOLERANCES]
+    tolerances = [f"{tolerance:g}" for tolerance in FIGURE_TOLERANCES]
     return (
         (
             line("fixed n", accuracy, [FixedBudget(n) for n in FIGURE_CAPS], N0, caps),
@@ -216,7 +216,7 @@ def panels_of(samples, n0):
         ),
         (
             line("fixed n", acr, [FixedBudget(n) for n in FIGURE_N], N0, ns),
-            line("PrecisionBudget", acr, precision_budgets, n0, precisions),
+            line("PrecisionBudget", acr, precision_budgets, n0, tolerances),
         ),
     )
 

@@ -90,7 +90,7 @@ def main(arguments=None):
 
     def work(settings):
         output = Path(settings["output"])
-        with orchestrator.locked(output, "--output"):
+        with orchestrator.locked(output, "output"):
             # Only now, so that --help and a typo do not wait for TensorFlow.
             console.import_tensorflow()
             from pipeline.certification import classifiers
@@ -152,20 +152,19 @@ def _certify(settings, output, snapshot):
     precision = classifiers.precision(snapshot.path, classifier)
     _print_settings(settings, plan, classifier, precision, opened, ids)
 
-    identity = {
-        "model": snapshot.fingerprint,
-        **{name: settings[name] for name in ("sigma", "seed", "n0")},
-        "precision": precision,
-        "noise": loaded.noise,
-        **{name: settings[name] for name in ("model_output",) if settings[name]},
-        **code,
-    }
-    folder = fingerprint(identity)[:16]
-    store = VoteStore(output / "votes" / folder, identity, plan.first_look, num_classes, plan.betas)
+    identity = _identity(settings, snapshot, precision, loaded.noise, code)
+    folder = output / "votes" / fingerprint(identity)[:16]
+    store = VoteStore(folder, identity, plan.first_look, num_classes, plan.betas)
     outcome = driver.run(
-        sampler, ids, num_classes, plan, store, labels=labels, num_workers=settings["num_workers"] or os.cpu_count(),
+        sampler,
+        ids,
+        num_classes,
+        plan,
+        store,
+        labels=labels,
+        num_workers=settings["num_workers"] or os.cpu_count(),
         loaded=loaded,
-    )  # fmt: skip
+    )
     _check_unchanged(settings, snapshot)
     unfinished = output / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -176,6 +175,18 @@ def _certify(settings, output, snapshot):
     certificate_files.finish(unfinished, output)
     _print_result(output, metrics, outcome.failures)
     return 1 if outcome.failures else 0
+
+
+def _identity(settings, snapshot, precision, noise, code):
+    """What the votes are of, as JSON values by name."""
+    return {
+        "model": snapshot.fingerprint,
+        **{name: settings[name] for name in ("sigma", "seed", "n0")},
+        "precision": precision,
+        "noise": noise,
+        **{name: settings[name] for name in ("model_output",) if settings[name]},
+        **code,
+    }
 
 
 def _load(settings, snapshot, plan):
@@ -259,10 +270,13 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
     shape = "x".join(map(str, classifier.input_shape[1:]))
     model, images = printable(settings["model"]), printable(settings["dataset"] or settings["images"])
     print(f"{model}: images {shape} to {classifier.output_shape[-1]} classes, precision: {precision}")
-    print(f"  Images: {len(ids):,} of {len(opened.ids):,} of {images} (ids {ids[0]} to {ids[-1]})"
-          f"{'' if opened.has_labels else ', without labels'}, given to the model in [0, 1]")  # fmt: skip
-    entries = [[setting.name, command_line.in_words(setting, settings[setting.name])]
-               for setting in _GROUPS["Certification"]]  # fmt: skip
+    print(
+        f"  Images: {len(ids):,} of {len(opened.ids):,} of {images} (ids {ids[0]} to {ids[-1]})"
+        f"{'' if opened.has_labels else ', without labels'}, given to the model in [0, 1]"
+    )
+    entries = [
+        [setting.name, command_line.in_words(setting, settings[setting.name])] for setting in _GROUPS["Certification"]
+    ]
     console.print_listing({"Certification": entries})
     if plan.radius is None:
         largest = certificates_lib.max_radius(settings["sigma"], plan.n, plan.alpha, plan.kinds[0][1])
@@ -331,10 +345,13 @@ def _print_result(output, metrics, failures):
         print("\nCertified accuracy at l2 radius, and average certified radius (ACR ± standard error)")
         header = ["certificates", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"]
         rows = [
-            [name, *(f"{accuracy:.3f}" for accuracy in of_kind["certified_accuracy"]),
-             f"{of_kind['acr']:.4f} ± {of_kind['acr_standard_error']:.4f}"]
+            [
+                name,
+                *(f"{accuracy:.3f}" for accuracy in of_kind["certified_accuracy"]),
+                f"{of_kind['acr']:.4f} ± {of_kind['acr_standard_error']:.4f}",
+            ]
             for name, of_kind in metrics["certificates"].items()
-        ]  # fmt: skip
+        ]
         if metrics["radius"] is not None:
             print(f"Sampled to decide radius {metrics['radius']:g}: the ACR is of radii that could be larger.")
         print(console.table(header, rows))
@@ -343,8 +360,10 @@ def _print_result(output, metrics, failures):
             print("Hardly above chance: does the model expect images in [0, 1], and was it trained at this noise?")
     elif metrics["num_images"]:
         median = metrics["median_radius"]
-        print(f"\nCertified: {metrics['num_certified']:,} of {metrics['num_images']:,} images"
-              f"{'' if median is None else f', median radius {median:.4f}'}")  # fmt: skip
+        print(
+            f"\nCertified: {metrics['num_certified']:,} of {metrics['num_images']:,} images"
+            f"{'' if median is None else f', median radius {median:.4f}'}"
+        )
     if metrics["num_images"]:
         print(f"{metrics['num_images']:,} images; {console.cost_in_words(metrics)}")
     if failures:

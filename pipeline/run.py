@@ -57,9 +57,7 @@ def _run(settings, preset, root):
     from pipeline.components.pusher import PUSHER
     from pipeline.components.trainer import TRAINER
 
-    components = (
-        EXAMPLE_GEN, TRAINER, CERTIFIER, LATEST_BLESSED, EVALUATOR, EXPORTER, INFRA_VALIDATOR, PUSHER
-    )  # fmt: skip
+    components = (EXAMPLE_GEN, TRAINER, CERTIFIER, LATEST_BLESSED, EVALUATOR, EXPORTER, INFRA_VALIDATOR, PUSHER)
     settings = {**settings, "listing": listing, "paper": _paper_row(preset)}
     artifacts = orchestrator.run(components, settings, root, settings["num_workers"])
     _print_results(artifacts, settings["paper"])
@@ -75,16 +73,21 @@ def _print_results(artifacts, paper):
     metrics = json.loads((evaluation / "metrics.json").read_text())
     kinds = metrics["certificates"]
     rows = [
-        ["this model" if len(kinds) == 1 else f"this model, {kind}",
-         *(f"{accuracy:.3f}" for accuracy in figures["certified_accuracy"]),
-         f"{figures['acr']:.4f} ± {figures['acr_standard_error']:.4f}"]
+        [
+            "this model" if len(kinds) == 1 else f"this model, {kind}",
+            *(f"{accuracy:.3f}" for accuracy in figures["certified_accuracy"]),
+            f"{figures['acr']:.4f} ± {figures['acr_standard_error']:.4f}",
+        ]
         for kind, figures in kinds.items()
-    ]  # fmt: skip
+    ]
     if paper:
         rows.append(
-            [f"paper's {paper['name']} *", *(f"{accuracy:.2f}" for accuracy in paper["certified_accuracy"]),
-             f"{paper['acr']:.3f}"]
-        )  # fmt: skip
+            [
+                f"paper's {paper['name']} *",
+                *(f"{accuracy:.2f}" for accuracy in paper["certified_accuracy"]),
+                f"{paper['acr']:.3f}",
+            ]
+        )
     print("\nCertified accuracy at l2 radius, and average certified radius (ACR ± standard error)")
     print(console.table(["radius", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"], rows))
     print(

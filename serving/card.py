@@ -8,8 +8,8 @@ import math
 import numbers
 import sys
 
-from serving import weights
 from serving.files import read_extra
+from serving.fingerprints import weights_fingerprint
 
 NAME = "model_card.json"
 FORMAT = 2
@@ -18,7 +18,7 @@ _MAX_VALUES = 2**26
 
 def fingerprint(classifier):
     """Hexadecimal SHA-256 of a Keras model's weights: their shapes, types and values, in order."""
-    return weights.fingerprint(weight.numpy() for weight in classifier.weights)
+    return weights_fingerprint(weight.numpy() for weight in classifier.weights)
 
 
 def to_json(card):

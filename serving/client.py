@@ -92,9 +92,7 @@ class GrpcClient:
         images = answers.check_images(images)
         return answers.certified(self._ask(_CERTIFY, images, answers.CERTIFY_OUTPUTS), len(images))
 
-    def certify_custom(
-        self, images: ArrayLike, n: int | None = None, alpha: float | None = None
-    ) -> answers.Certified:
+    def certify_custom(self, images: ArrayLike, n: int | None = None, alpha: float | None = None) -> answers.Certified:
         """As `certify`, with another number of estimation samples or another failure probability.
 
         Choose both before you look at an answer: asking again with more samples until it certifies voids alpha.

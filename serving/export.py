@@ -62,6 +62,23 @@ def export(
     if len(names) != num_classes:
         raise ValueError(f"class_names must be one per class. Received: {len(names)} for {num_classes} classes")
     image_shape = classifier.input_shape[1:]
+    about = _card(model, n0, n, alpha, max_n, max_batch_size, names, pixel_max, model_fingerprint)
+    text = card.to_json(about)
+    limits = {name: about[name] for name in ("max_n", "max_batch_size")}
+    module = SmoothedSignatures(classifier, model.sigma, about["levels"], n0, n, alpha, **limits, model_card=text)
+    tf.saved_model.save(module, str(directory), signatures=module.signatures())
+    (directory / EXTRA).mkdir()
+    (directory / EXTRA / card.NAME).write_text(text, encoding="utf-8")
+    with tf.io.TFRecordWriter(str(directory / WARMUP)) as writer:
+        for log in _warmup(image_shape, n, alpha):
+            writer.write(log.SerializeToString())
+    manifest.write(directory)
+
+
+def _card(model, n0, n, alpha, max_n, max_batch_size, names, pixel_max, model_fingerprint):
+    """The model card, as JSON values."""
+    classifier = model.classifier
+    image_shape = classifier.input_shape[1:]
     about = {
         "format": card.FORMAT,
         "sigma": model.sigma,
@@ -82,16 +99,7 @@ def export(
     }
     if model_fingerprint is not None:
         about["model"] = model_fingerprint
-    text = card.to_json(about)
-    limits = {name: about[name] for name in ("max_n", "max_batch_size")}
-    module = SmoothedSignatures(classifier, model.sigma, about["levels"], n0, n, alpha, **limits, model_card=text)
-    tf.saved_model.save(module, str(directory), signatures=module.signatures())
-    (directory / EXTRA).mkdir()
-    (directory / EXTRA / card.NAME).write_text(text, encoding="utf-8")
-    with tf.io.TFRecordWriter(str(directory / WARMUP)) as writer:
-        for log in _warmup(image_shape, n, alpha):
-            writer.write(log.SerializeToString())
-    manifest.write(directory)
+    return about
 
 
 def _warmup(image_shape, n, alpha):

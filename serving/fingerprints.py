@@ -53,6 +53,15 @@ def directory_fingerprint(directory, without=()):
     return fingerprint(file_digests(directory, without))
 
 
+def weights_fingerprint(arrays):
+    """Hexadecimal SHA-256 of weights, NumPy arrays: of their shapes, types and values, in order."""
+    of_all = hashlib.sha256()
+    for array in arrays:
+        of_all.update(f"{array.shape} {array.dtype}".encode())
+        of_all.update(array.tobytes())
+    return of_all.hexdigest()
+
+
 def differences(recorded, found):
     """In one line, which files are new, missing or changed; empty if none is.
 

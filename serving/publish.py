@@ -28,6 +28,13 @@ from serving.versions import add, versions
 _NAMED_BY_CARD = {"model": "model", "weights": "fingerprint", "sigma": "sigma"}
 
 
+# field of publication.json: its type
+_KINDS = {
+    "published": str, "blessed": bool, "forced": bool, "fingerprint": str, "rolled_back_to": int | None,
+    "blessing": dict | None,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Publication:
     """What publication.json in a version holds.
@@ -233,14 +240,10 @@ def read_publication(version: str | Path) -> Publication | None:
             blessing_lib.check(publication.blessing, PUBLICATION)
     except (OSError, ValueError, TypeError):
         return None
-    kinds = {
-        "published": str, "blessed": bool, "forced": bool, "fingerprint": str, "rolled_back_to": int | None,
-        "blessing": dict | None,
-    }  # fmt: skip
     # A bool is an int to isinstance; True is no version.
     if publication.rolled_back_to is True or publication.rolled_back_to is False:
         return None
-    if not all(isinstance(getattr(publication, name), kind) for name, kind in kinds.items()):
+    if not all(isinstance(getattr(publication, name), kind) for name, kind in _KINDS.items()):
         return None
     if publication.blessed is (publication.blessing is None) or (publication.blessed and publication.forced):
         return None

@@ -51,9 +51,15 @@ def write(path, outcome, plan, sigma, precision):
     kinds = []
     for place, (name, certificates) in enumerate(certified.items()):
         rows = zip(
-            outcome.ids, votes.selection, votes.estimation, certificates.predictions, certificates.selected,
-            certificates.radii, certificates.p_lower, strict=True,
-        )  # fmt: skip
+            outcome.ids,
+            votes.selection,
+            votes.estimation,
+            certificates.predictions,
+            certificates.selected,
+            certificates.radii,
+            certificates.p_lower,
+            strict=True,
+        )
         lines = [json.dumps(dict(zip(_COLUMNS, (value.tolist() for value in row), strict=True))) + "\n" for row in rows]
         content = "".join(lines)
         write_text(Path(path) / file_name(place, name, "jsonl"), content)
@@ -88,8 +94,9 @@ def read(path):
                 f"The certificates in {path} are of format {about.get('format', 1)}, which an earlier version wrote. "
                 f"This one reads format {_FORMAT}: certify again."
             )
-        contents = [(Path(path) / file_name(i, kind["name"], "jsonl")).read_bytes()
-                    for i, kind in enumerate(about["kinds"])]  # fmt: skip
+        contents = [
+            (Path(path) / file_name(i, kind["name"], "jsonl")).read_bytes() for i, kind in enumerate(about["kinds"])
+        ]
         if [digest(content) for content in contents] != [kind["sha256"] for kind in about["kinds"]]:
             raise ValueError("a file of certificates does not match its checksum")
     except InputError:

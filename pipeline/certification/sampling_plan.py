@@ -74,8 +74,8 @@ class SamplingPlan:
             radius = tolerance = None
         elif settings["certify"] != HARD:
             raise InputError(
-                "--budget adaptive is for --certify hard: the other bounds hold for a number of samples fixed "
-                f"beforehand. Received: --certify {settings['certify']}"
+                "budget=adaptive is for certify=hard: the other bounds hold for a number of samples fixed "
+                f"beforehand. Received: certify={settings['certify']}"
             )
         plan = cls(
             **{name: settings[name] for name in ("n0", "n", "alpha", "certify")},
@@ -93,7 +93,7 @@ class SamplingPlan:
                 if bounds.get(bound).needs_fixed_n:  # what a budget for a radius can reach, `check_sigma` asks it
                     certificates.check_can_certify(plan.n, plan.alpha, bound)
         except ValueError as error:
-            raise InputError(f"--n is too small. {error}") from None
+            raise InputError(f"n is too small. {error}") from None
         return plan
 
     @classmethod
@@ -188,7 +188,7 @@ class SamplingPlan:
         if self.certify != HARD:
             raise InputError(
                 f"Samples of this noise were first drawn for {in_words(first)}, and soft bounds hold for a number of "
-                "samples fixed before any was seen: give another --seed."
+                "samples fixed before any was seen: give another seed."
             )
         try:
             certificates.check_can_certify(self.n, self.alpha * share_of_alpha, "anytime")
@@ -196,8 +196,8 @@ class SamplingPlan:
             raise InputError(
                 f"Votes of this model, sigma and seed were first drawn for {in_words(first)}, so another n is a choice "
                 "after a look and its certificates are by the anytime-valid bound; "
-                f"--n {self.n} is too small for that. "
-                f"{error} Or give {in_words(first)} again, or another --seed, whose votes are drawn anew."
+                f"n={self.n} is too small for that. "
+                f"{error} Or give {in_words(first)} again, or another seed, whose votes are drawn anew."
             ) from None
 
 

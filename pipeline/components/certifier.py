@@ -37,9 +37,15 @@ def _votes(execution, path):
     folder = fingerprint(identity)[:16]
     store = VoteStore(execution.root / "votes" / folder, identity, plan.first_look, split.num_classes, plan.betas)
     outcome = driver.run(
-        sampler, ids, split.num_classes, plan, store, labels=split.labels["test"][ids],
-        num_workers=execution.num_workers, loaded=loaded,
-    )  # fmt: skip
+        sampler,
+        ids,
+        split.num_classes,
+        plan,
+        store,
+        labels=split.labels["test"][ids],
+        num_workers=execution.num_workers,
+        loaded=loaded,
+    )
     if outcome.failures:
         # An evaluation of the others would be of another image set.
         example_id, reason = min(outcome.failures.items())

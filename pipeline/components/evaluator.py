@@ -22,71 +22,74 @@ _COMPARABLE = ("sigma", "n0", "n", "alpha", "certify", "budget")
 
 def evaluate(execution):
     """Evaluates the certificates, blesses the model or not, and writes report, figures and the field's log."""
-    settings = execution.parameters
-    output = execution.outputs["evaluation"]
+    settings, output = execution.parameters, execution.outputs["evaluation"]
     examples = examples_lib.read(execution.inputs["examples"].path)
     _, ids, votes, kinds = certificate_files.read(execution.inputs["certificates"].path)
     certified = next(iter(kinds.values()))
     labels = examples.labels["test"][ids]
     certification_log.write(output / "certificates.tsv", certified, labels, ids)
 
-    paper = settings["paper"]
-    results = {
-        name: evaluation.evaluate(of_kind, labels, paper["radii"] if paper else radii(settings))
-        for name, of_kind in kinds.items()
-    }
-    result = next(iter(results.values()))
+    shown = settings["paper"]["radii"] if settings["paper"] else radii(settings)
+    results = {name: evaluation.evaluate(of_kind, labels, shown) for name, of_kind in kinds.items()}
     difference = _paired_difference(execution.inputs["baseline"], certified, labels)
-    chance = 1 / examples.num_classes
-    # Twice chance would ask for perfection of two classes.
-    min_accuracy = settings["min_accuracy"] or min(2 * chance, (1 + chance) / 2)
-    reasons = _reasons_against(result, difference, min_accuracy)
-    model = private_copy(execution.inputs["model"], execution.scratch / "model")
-    blessing = blessing_lib.make(
-        execution.inputs["model"].fingerprint,
-        card.fingerprint(models.load(model / "model.keras").classifier),
-        reasons=reasons,
-        examples=execution.inputs["examples"].fingerprint,
-        num_test_examples=len(ids),
-        bound=certified.bound,
-        **{name: settings[name] for name in _COMPARABLE},
-    )
-    write_text(output / "blessing.json", json.dumps(blessing, indent=1))
     metrics = {
-        "num_images": result.num_images,
         "image_set": image_set(examples, ids),
-        **{name: settings[name] for name in _COMPARABLE},
-        "seed": settings["seed"],
-        "acr": result.acr,
-        "acr_standard_error": result.acr_standard_error,
-        "abstained": result.abstained,
-        "unestimated": result.unestimated,
+        **{name: settings[name] for name in (*_COMPARABLE, "seed")},
+        **_of_kinds(results, kinds, votes),
+        "difference_to_last_blessed": difference,
+    }
+    model = private_copy(execution.inputs["model"], execution.scratch / "model")
+    reasons = _reasons_against(metrics, difference, settings["min_accuracy"], examples.num_classes)
+    blessing = _blessing(execution, model, reasons, len(ids), certified.bound)
+    write_text(output / "blessing.json", json.dumps(blessing, indent=1))
+    write_text(output / "metrics.json", json.dumps(metrics, indent=1))
+    certification_report.write(output, _evaluated(settings, metrics, blessing, examples, ids, votes, kinds, model))
+
+
+def _of_kinds(results, kinds, votes):
+    """What is said of the certificates, as JSON values: of the run's own kind, and shortly of each."""
+    name, result = next(iter(results.items()))
+    names = ("num_images", "acr", "acr_standard_error", "abstained", "unestimated", "radii", "certified_accuracy")
+    return {
+        **{name: getattr(result, name) for name in names},
         "samples_per_image": float(np.mean(votes.n0 + votes.n)),
-        "bound": certified.bound,
-        "radii": result.radii,
-        "certified_accuracy": result.certified_accuracy,
+        "bound": kinds[name].bound,
         "certificates": {
             name: {key: getattr(one, key) for key in ("acr", "acr_standard_error", "certified_accuracy")}
             | {"bound": kinds[name].bound}
             for name, one in results.items()
         },
-        "difference_to_last_blessed": difference,
     }
-    write_text(output / "metrics.json", json.dumps(metrics, indent=1))
+
+
+def _blessing(execution, model, reasons, num_test_examples, bound):
+    return blessing_lib.make(
+        execution.inputs["model"].fingerprint,
+        card.fingerprint(models.load(model / "model.keras").classifier),
+        reasons=reasons,
+        examples=execution.inputs["examples"].fingerprint,
+        num_test_examples=num_test_examples,
+        bound=bound,
+        **{name: execution.parameters[name] for name in _COMPARABLE},
+    )
+
+
+def _evaluated(settings, metrics, blessing, examples, ids, votes, kinds, model):
+    """What the report is about."""
+    labels = examples.labels["test"][ids]
 
     def noisy(position):
         grid = GridNoise(settings["sigma"], examples.levels)
         sample = grid.draw(examples.image_shape, settings["seed"], int(ids[position]), noise.ESTIMATION, 0, 2)
         return examples.scaled("test", ids[position]) + sample.numpy() / grid.levels
 
-    certification_report.write(
-        output,
+    return certification_report.Evaluated(
         metrics=metrics,
         blessing=blessing,
         listing=settings["listing"],
-        paper=paper,
+        paper=settings["paper"],
         correct_radii={name: evaluation.correct_radii(of_kind, labels) for name, of_kind in kinds.items()},
-        certificates=certified,
+        certificates=next(iter(kinds.values())),
         votes=votes,
         labels=labels,
         class_names=examples.class_names,
@@ -143,13 +146,14 @@ def _paired_difference(baseline, certified, labels):
     return {"mean": mean, "standard_error": standard_error, "baseline": str(baseline.path)}
 
 
-def _reasons_against(result, difference, min_accuracy):
+def _reasons_against(metrics, difference, min_accuracy, num_classes):
     """Why the model is not blessed; empty if it is."""
-    reasons = []
-    if not result.certified_accuracy[0] >= min_accuracy:
-        reasons.append(
-            f"certified accuracy at radius 0 is {result.certified_accuracy[0]:.3f}, below {min_accuracy:.3f}"
-        )
+    reasons, chance = [], 1 / num_classes
+    # Twice chance would ask for perfection of two classes.
+    min_accuracy = min_accuracy or min(2 * chance, (1 + chance) / 2)
+    accuracy = metrics["certified_accuracy"][0]
+    if not accuracy >= min_accuracy:
+        reasons.append(f"certified accuracy at radius 0 is {accuracy:.3f}, below {min_accuracy:.3f}")
     if difference and difference["mean"] < -2 * difference["standard_error"]:
         reasons.append(
             f"ACR is {-difference['mean']:.4f} ± {difference['standard_error']:.4f} below the last blessed model's "

@@ -31,7 +31,7 @@ def push(execution):
         try:
             pushed = _pushed_before(base, saved_model) or publish(saved_model, base, blessing=blessing, check=check)
         except OSError as error:
-            raise InputError(f"Cannot push to {base} ({error.strerror}); give another one by --push_dir.") from None
+            raise InputError(f"Cannot push to {base} ({error.strerror}); give another one by push_dir.") from None
         except ValueError as error:
             raise InputError(f"Cannot push to {base}: {error}") from None
         pushed_to = str(pushed)

@@ -16,6 +16,8 @@ from pipeline.report import sweep_report
 from pipeline.utils.atomic_files import write_text
 from serving.fingerprints import file_digest
 
+_OF_A_MEMBER = ("num_images", "acr", "acr_standard_error", "abstained", "certified_accuracy")
+
 
 def component(inputs):
     """For a sweep whose finished members' artifacts are called examples_0, model_0, certificates_0, ..."""
@@ -33,38 +35,39 @@ def evaluate(execution):
         members.append(member)
         if entry["failure"] is not None:
             continue
-        examples_path, model_path, certificates_path = (
-            execution.inputs[f"{name}_{place}"].path for name in ("examples", "model", "certificates")
-        )
-        examples = examples_lib.read(examples_path)
-        _, ids, _, kinds = certificate_files.read(certificates_path)
-        certified = next(iter(kinds.values()))
-        labels = examples.labels["test"][ids]
+        inputs = {name: execution.inputs[f"{name}_{place}"].path for name in ("examples", "model", "certificates")}
         value = re.sub(r"[^\w.+-]", "_", entry["value"])
-        certification_log.write(output / f"{place + 1}-{sweep['name']}-{value}.tsv", certified, labels, ids)
-        result = evaluation.evaluate(certified, labels, radii)
-        credited = np.maximum(evaluation.correct_radii(certified, labels), 0)
-        images = (*(file_digest(examples_path / f"test_{what}.npy") for what in ("images", "labels")), ids.tolist())
+        evaluated, correct_radii, images = _member(inputs, radii, output / f"{place + 1}-{sweep['name']}-{value}.tsv")
+        credited = np.maximum(correct_radii, 0)
         if reference is None:
             reference = (entry["value"], images, credited)
         elif images == reference[1]:
             mean, standard_error = evaluation.mean_and_standard_error(credited - reference[2])
             member["difference"] = {"mean": mean, "standard_error": standard_error}
-        member |= {
-            "seconds_per_epoch": seconds_per_epoch(model_path / "seconds.csv"),
-            "num_images": result.num_images,
-            "image_set": evaluator.image_set(examples, ids),
-            "bound": certified.bound,
-            "acr": result.acr,
-            "acr_standard_error": result.acr_standard_error,
-            "abstained": result.abstained,
-            "certified_accuracy": result.certified_accuracy,
-        }
-        curves[entry["value"]] = evaluation.correct_radii(certified, labels)
+        member |= evaluated
+        curves[entry["value"]] = correct_radii
     comparison = {"setting": sweep["name"], "reference": reference[0], "radii": radii, "members": members}
     write_text(output / "sweep.json", json.dumps(comparison, indent=1))
     write_text(output / "sweep.csv", _as_csv(comparison))
     sweep_report.write(output, comparison, curves, sweep["listing"])
+
+
+def _member(inputs, radii, log_path):
+    """Writes a member's log. Returns what is said of it, its images' correct radii, and what tells these images."""
+    examples = examples_lib.read(inputs["examples"])
+    _, ids, _, kinds = certificate_files.read(inputs["certificates"])
+    certified = next(iter(kinds.values()))
+    labels = examples.labels["test"][ids]
+    certification_log.write(log_path, certified, labels, ids)
+    result = evaluation.evaluate(certified, labels, radii)
+    evaluated = {
+        "seconds_per_epoch": seconds_per_epoch(inputs["model"] / "seconds.csv"),
+        "image_set": evaluator.image_set(examples, ids),
+        "bound": certified.bound,
+        **{name: getattr(result, name) for name in _OF_A_MEMBER},
+    }
+    digests = (file_digest(inputs["examples"] / f"test_{what}.npy") for what in ("images", "labels"))
+    return evaluated, evaluation.correct_radii(certified, labels), (*digests, ids.tolist())
 
 
 def seconds_per_epoch(path):
@@ -78,19 +81,40 @@ def seconds_per_epoch(path):
 
 def _as_csv(comparison):
     numbers = (
-        "acr", "acr_standard_error", "abstained", "seconds_per_epoch", "epochs", "num_images", "sigma", "n0", "n",
-        "alpha", "seed",
-    )  # fmt: skip
+        "acr",
+        "acr_standard_error",
+        "abstained",
+        "seconds_per_epoch",
+        "epochs",
+        "num_images",
+        "sigma",
+        "n0",
+        "n",
+        "alpha",
+        "seed",
+    )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        [comparison["setting"], *(f"certified_accuracy_{radius:g}" for radius in comparison["radii"]), "difference",
-         "difference_standard_error", *numbers, "failure"]
-    )  # fmt: skip
+        [
+            comparison["setting"],
+            *(f"certified_accuracy_{radius:g}" for radius in comparison["radii"]),
+            "difference",
+            "difference_standard_error",
+            *numbers,
+            "failure",
+        ]
+    )
     for member in comparison["members"]:
         difference = member["difference"] or {"mean": None, "standard_error": None}
         writer.writerow(
-            [member["value"], *sweep_report.accuracies(comparison, member), difference["mean"],
-             difference["standard_error"], *(member.get(name) for name in numbers), member["failure"]]
-        )  # fmt: skip
+            [
+                member["value"],
+                *sweep_report.accuracies(comparison, member),
+                difference["mean"],
+                difference["standard_error"],
+                *(member.get(name) for name in numbers),
+                member["failure"],
+            ]
+        )
     return text.getvalue()

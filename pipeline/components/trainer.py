@@ -17,35 +17,16 @@ def train(execution):
     settings, output = execution.parameters, execution.outputs["model"]
     examples = examples_lib.read(execution.inputs["examples"].path)
     chosen = examples_lib.evenly_spaced(len(examples.labels["train"]), settings["train_examples"])
-    if settings["crop_padding"] >= min(examples.image_shape[:2]):
-        raise InputError(
-            "crop_padding must be less than the images' shorter side, or crops would miss the image. Received: "
-            f"{settings['crop_padding']} for images of {examples.image_shape[0]}x{examples.image_shape[1]} pixels"
-        )
+    _check_crops(settings["crop_padding"], examples.image_shape)
     steps = math.ceil(len(chosen) / settings["batch_size"])
     model = models.build(settings, examples.image_shape, examples.num_classes, steps)
 
     record = backups.Record(steps)
     backup = backups.Backup(execution.scratch / "backup", record)
     backup.restore(model)
-    if record.done:
-        step = f" and {record.step} of {steps} steps of the next" if record.step else ""
-        print(f"  Training goes on after epoch {record.epoch} of {settings['epochs']}{step}.")
-    if model.distribute_strategy.num_replicas_in_sync > 1:
-        print(f"  Each batch is shared by {model.distribute_strategy.num_replicas_in_sync} devices.")
-    progress = live.TrainingProgress(record, settings["epochs"])
+    _print_start(model, record, settings["epochs"])
     with contextlib.closing(curves.Curves(output, record)) as written_curves:
-        callbacks = [
-            models.hyperparameter_schedule(settings),
-            record,
-            watchdogs.StopOnDivergence(record, backup),
-            progress,
-            backup,
-            written_curves,
-        ]
-        if settings["method"] == "macer" and settings["lam"] > 0:
-            chance = np.bincount(examples.labels["train"][chosen]).max() / len(chosen)
-            callbacks.append(watchdogs.TellOfCollapse(chance, progress.say))
+        callbacks = _callbacks(settings, record, backup, written_curves, examples.labels["train"][chosen])
 
         def fit(epochs):
             batches = input_pipeline.batches(
@@ -71,6 +52,38 @@ def train(execution):
             fit(settings["epochs"])
     with writing(output / "model.keras", "the trained model is kept and only saved again"):
         model.save(output / "model.keras")
+
+
+def _check_crops(crop_padding, image_shape):
+    if crop_padding >= min(image_shape[:2]):
+        raise InputError(
+            "crop_padding must be less than the images' shorter side, or crops would miss the image. Received: "
+            f"{crop_padding} for images of {image_shape[0]}x{image_shape[1]} pixels"
+        )
+
+
+def _print_start(model, record, epochs):
+    if record.done:
+        step = f" and {record.step} of {record.steps} steps of the next" if record.step else ""
+        print(f"  Training goes on after epoch {record.epoch} of {epochs}{step}.")
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        print(f"  Each batch is shared by {model.distribute_strategy.num_replicas_in_sync} devices.")
+
+
+def _callbacks(settings, record, backup, written_curves, labels):
+    progress = live.TrainingProgress(record, settings["epochs"])
+    callbacks = [
+        models.hyperparameter_schedule(settings),
+        record,
+        watchdogs.StopOnDivergence(record, backup),
+        progress,
+        backup,
+        written_curves,
+    ]
+    if settings["method"] == "macer" and settings["lam"] > 0:
+        chance = np.bincount(labels).max() / len(labels)
+        callbacks.append(watchdogs.TellOfCollapse(chance, progress.say))
+    return callbacks
 
 
 TRAINER = Component(

@@ -109,7 +109,7 @@ def load(
         if (train_split, test_split, image_size) != (None, None, None):
             raise InputError(
                 "digits are embedded: 8x8 images, the first 1,437 to train, the last 360 to test; leave out "
-                f"--train_split, --test_split and image_size. Received: train_split={train_split!r}, "
+                f"train_split, test_split and image_size. Received: train_split={train_split!r}, "
                 f"test_split={test_split!r}, image_size={image_size!r}"
             )
         return _digits()
@@ -148,7 +148,7 @@ def load_split(
     split = split or _DEFAULT_TEST_SPLITS.get(builder_name, "test")
     builder = _builder(dataset, builder_name, data_dir)
     label = _classification_label(dataset, builder)
-    _check_split(dataset, builder, "--split", split)
+    _check_split(dataset, builder, "split", split)
     return (
         _read_split(dataset, builder, "test", split, label.num_classes, image_size, None),
         255,
@@ -251,7 +251,7 @@ def _download(dataset: str, name: str, root: Path) -> Path:
         builder = tfds.builder(name, data_dir=root)
     _classification_label(dataset, builder)
     manual = root / "downloads" / "manual"
-    prepared = f"point --data_dir at a directory that holds it prepared (<data_dir>/{name}/{builder.version}/)"
+    prepared = f"point data_dir at a directory that holds it prepared (<data_dir>/{name}/{builder.version}/)"
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
         raise InputError(
             f"{dataset}: TFDS may not download {name}. Put its files in {manual}, which is its manual_dir "
@@ -336,29 +336,29 @@ def _classification_label(dataset: str, builder: Any) -> Any:
 
 def _check_splits(dataset: str, builder: Any, train_split: str, test_split: str) -> None:
     """Both splits can be read and share no example."""
-    train_files = _check_split(dataset, builder, "--train_split", train_split)
-    test_files = _check_split(dataset, builder, "--test_split", test_split)
+    train_files = _check_split(dataset, builder, "train_split", train_split)
+    test_files = _check_split(dataset, builder, "test_split", test_split)
     for a in train_files:
         for b in test_files:
             if a.filename == b.filename and a.skip < b.skip + b.take and b.skip < a.skip + a.take:
                 raise InputError(
-                    f"{dataset}: --train_split {train_split!r} and --test_split {test_split!r} share images; "
+                    f"{dataset}: train_split {train_split!r} and test_split {test_split!r} share images; "
                     "test images must not be trained on: choose splits or slices that do not overlap"
                 )
 
 
-def _check_split(dataset: str, builder: Any, flag: str, split: str) -> list[Any]:
-    """A split, chosen with `flag`, exists, holds examples and has all its files. Returns its file instructions."""
+def _check_split(dataset: str, builder: Any, setting: str, split: str) -> list[Any]:
+    """A split, chosen by `setting`, exists, holds examples and has all its files. Returns its file instructions."""
     try:
         files = builder.info.splits[split].file_instructions
     except (KeyError, ValueError):
         raise InputError(
-            f"{dataset} has no split {split!r} for {flag}. Accepted: "
+            f"{dataset} has no split {split!r} for {setting}. Accepted: "
             f"{', '.join(builder.info.splits) or 'none'}, or a slice such as "
             f"{next(iter(builder.info.splits), 'train')}[:80%]"
         ) from None
     if not builder.info.splits[split].num_examples:
-        raise InputError(f"{dataset}: split {split!r} is empty; choose another with {flag}")
+        raise InputError(f"{dataset}: split {split!r} is empty; choose another by {setting}")
     lost = [file.filename for file in files if not Path(file.filename).is_file()]
     if lost:
         raise InputError(
@@ -405,17 +405,21 @@ def _read_split(
             f"{where} holds {'at least ' if end > count else ''}{end:,} examples where its description says "
             f"{count:,}. {_RENEW}"
         )
-    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if outside.size:
-        raise InputError(
-            f"{where} has labels outside 0..{num_classes - 1}: {outside.size:,} of {count:,}, the first is "
-            f"{labels[outside[0]]} (image {outside[0]}); choose a split that has labels"
-        )
+    _check_labels(where, labels, num_classes)
     if ids:
         order = np.argsort(ids)
         images, labels = images[order], labels[order]
     full_name = " ".join(builder.info.full_name.rsplit("/", 1))
     return Split(images, labels, printable(f"{split} split of {full_name} ({count:,} images)"))
+
+
+def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if outside.size:
+        raise InputError(
+            f"{where} has labels outside 0..{num_classes - 1}: {outside.size:,} of {len(labels):,}, the first is "
+            f"{labels[outside[0]]} (image {outside[0]}); choose a split that has labels"
+        )
 
 
 def _batches(builder: Any, split: str, image_size: int | None) -> Iterator[dict[str, np.ndarray]]:

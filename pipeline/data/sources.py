@@ -228,11 +228,11 @@ def select(ids, *, skip=1, start=0, max=None):
         InputError: if no image is left, or skip is below 1.
     """
     if skip < 1:
-        raise InputError(f"--skip must be a whole number from 1. Received: {skip}")
+        raise InputError(f"skip must be a whole number from 1. Received: {skip}")
     chosen = [int(i) for i in ids if i % skip == 0 and i >= start and (max is None or i < max)]
     if not chosen:
-        bounds = [("--skip", skip, 1), ("--start", start, 0), ("--max", max, None)]
-        given = [f"{flag} {value}" for flag, value, default in bounds if value != default]
+        bounds = [("skip", skip, 1), ("start", start, 0), ("max", max, None)]
+        given = [f"{name}={value}" for name, value, default in bounds if value != default]
         raise InputError(
             f"{', '.join(given)} {'leaves' if len(given) == 1 else 'leave'} none of the {len(ids):,} images, which are "
             f"from 0 to {len(ids) - 1}."

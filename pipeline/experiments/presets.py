@@ -154,8 +154,8 @@ def find(dataset: str, sigma: float | None = None, method: str = "macer") -> Pre
     return dataclasses.replace(preset, dataset=dataset)
 
 
-def by_name(name: str) -> Preset:
-    """The preset of that name, such as "macer-cifar10-0.50".
+def by_name(name: str, where: str = "See their table.") -> Preset:
+    """The preset of that name, such as "macer-cifar10-0.50"; `where` its names are said, in a sentence.
 
     Raises:
       InputError: there is none; it says which names are nearest.
@@ -163,7 +163,7 @@ def by_name(name: str) -> Preset:
     presets = {preset.name: preset for preset in PRESETS}
     if name not in presets:
         nearest = difflib.get_close_matches(name, presets, n=3)
-        hint = f"Did you mean {' or '.join(nearest)}?" if nearest else "See --list_presets."
+        hint = f"Did you mean {' or '.join(nearest)}?" if nearest else where
         raise InputError(f"Unknown preset {name}. {hint}")
     return presets[name]
 

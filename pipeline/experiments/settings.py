@@ -105,7 +105,7 @@ def parse(arguments):
     """
     given = _given(arguments)
     if "preset" in given:
-        preset = presets.by_name(given["preset"])
+        preset = presets.by_name(given["preset"], "See --list_presets.")
         _refuse_another_method(given, preset)
     elif "dataset" in given:
         preset = presets.find(given["dataset"], given.get("sigma"), given.get("method", "macer"))

@@ -148,8 +148,10 @@ def finished(root, name):
 
 
 @contextlib.contextmanager
-def locked(root, flag="--pipeline_root"):
-    """Holds the root, which `flag` gives, for one run at a time; the lock goes with the process, however it ends.
+def locked(root, name="pipeline_root"):
+    """Holds the root, which the setting `name` gives, for one run at a time.
+
+    The lock goes with the process, however it ends.
 
     Raises:
         InputError: if the root cannot be written, or another run holds it.
@@ -158,12 +160,12 @@ def locked(root, flag="--pipeline_root"):
         root.mkdir(parents=True, exist_ok=True)
         file = open(root / ".lock", "a")  # noqa: SIM115 (held open as long as the lock)
     except OSError as error:
-        raise InputError(f"Cannot write to the folder {root} ({error.strerror}); give another one by {flag}.") from None
+        raise InputError(f"Cannot write to the folder {root} ({error.strerror}); give another one by {name}.") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"Another run is at work in {root}; wait for it, or give another {flag}.") from None
+            raise InputError(f"Another run is at work in {root}; wait for it, or give another {name}.") from None
         yield
 
 
@@ -221,12 +223,12 @@ def _finished_outputs(component, declaration, directory):
     if record is None and (format_before := _format_before(directory)):
         raise InputError(
             f"{directory} is of format {format_before}, which an earlier version of this pipeline wrote; this one "
-            f"reads format {_FORMAT}. Give another --pipeline_root, or move {directory.parent} away."
+            f"reads format {_FORMAT}. Give another pipeline_root, or move {directory.parent} away."
         )
     if record is None or {key: record[key] for key in declaration} != json.loads(json.dumps(declaration)):
         raise InputError(
             f"{directory} is not a finished {component.name} execution of this pipeline (its {_RECORD} is missing, "
-            "damaged or of another run); delete that directory, or give another --pipeline_root."
+            "damaged or of another run); delete that directory, or give another pipeline_root."
         )
     return _checked_outputs(record, directory)
 

@@ -1,10 +1,13 @@
 """The certification report: figures and the page, put together from an evaluation."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 
-from macer_tf.certificates import ABSTAIN
+from macer_tf.certificates import ABSTAIN, Certificates
+from macer_tf.votes import Votes
 from pipeline.report import figures, page
 from pipeline.utils.atomic_files import write_text
 
@@ -27,87 +30,123 @@ _AFTER_A_LOOK = (
 )
 
 
-def write(
-    directory, *, metrics, blessing, listing, paper, correct_radii, certificates, votes, labels, class_names, image,
-    noisy, history,
-):  # fmt: skip
-    """Writes report.html and its figures as PNG into `directory`.
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """What a report is about.
 
-    Args:
+    Attributes:
         metrics, blessing: what the Evaluator writes as JSON.
         listing: group -> list of [name, value in words, meaning], the run's settings.
         paper: a `presets.PaperRow` as a dictionary, or None.
         correct_radii: kind of certificate -> float64 [images], -1 where wrong or abstained; the run's own kind first.
         certificates, votes: of the images, of that kind.
         labels: int64 [images].
-        class_names: one a class.
+        class_names: one for each class.
         image, noisy: functions of an image's position: its pixels [H, W, C], and noisy copies of it [copies, H, W, C].
-        history: structured array, one row an epoch.
+        history: structured array, one row for each epoch.
     """
-    settings = {name: value for group in listing.values() for name, value, _ in group}
-    name = f"{settings['dataset']}, sigma = {metrics['sigma']:g}"
-    acr = f"{metrics['acr']:.3f} ± {metrics['acr_standard_error']:.3f}"
-    ours = page.MetricRow(f"This model ({name})", metrics["certified_accuracy"], acr)
-    rows, paper_curve = [ours], None
-    own_kind, *other_kinds = correct_radii
-    for kind in other_kinds:
-        of_kind = metrics["certificates"][kind]
-        acr_of_kind = f"{of_kind['acr']:.3f} ± {of_kind['acr_standard_error']:.3f}"
-        rows.append(page.MetricRow(f"This model, {kind}", of_kind["certified_accuracy"], acr_of_kind))
-    if paper:
-        label = f"{paper['name']}, Table {paper['table']}"
-        rows.append(
-            page.MetricRow(label, paper["certified_accuracy"], f"{paper['acr']:.3f}", paper_caveat=paper["image_set"])
-        )
-        paper_curve = SimpleNamespace(**paper)
-    estimated = votes.n > 0
-    correct = (certificates.predictions == labels)[estimated]
-    ceiling = metrics["alpha"] ** (1 / metrics["n"])
-    drawn = {
-        "radius_accuracy": figures.radius_accuracy(
-            correct_radii[own_kind], paper_curve, label=f"{_METHOD_NAMES[settings['method']]}, {name}"
-        ),
-        "training": figures.training_curves({name: np.atleast_1d(history[name]) for name in history.dtype.names}),
-    }
-    if positions := _gallery_positions(certificates, labels, estimated):
-        drawn["examples"] = figures.example_gallery(
-            [_example(position, certificates, votes, labels, class_names, image, noisy) for position in positions]
-        )
-    if estimated.any():
-        drawn["p_a"] = figures.p_a_distribution(certificates.p_lower[estimated], correct, ceiling=ceiling)
-    if other_kinds:
-        drawn["bounds"] = figures.radius_accuracy_curves(correct_radii)
-    pictures = {name: figures.save_png(figure) for name, figure in drawn.items()}
+
+    metrics: dict
+    blessing: dict
+    listing: dict
+    paper: dict | None
+    correct_radii: dict
+    certificates: Certificates
+    votes: Votes
+    labels: np.ndarray
+    class_names: Sequence[str]
+    image: Callable
+    noisy: Callable
+    history: np.ndarray
+
+    @property
+    def name(self):
+        """Of the model, in words."""
+        return f"{self._setting('dataset')}, sigma = {self.metrics['sigma']:g}"
+
+    @property
+    def method(self):
+        """How it was trained, in words."""
+        return _METHOD_NAMES[self._setting("method")]
+
+    def _setting(self, name):
+        return next(value for group in self.listing.values() for one, value, _ in group if one == name)
+
+
+def write(directory, evaluated):
+    """Writes report.html and its figures as PNG into `directory`, about an `Evaluated`."""
+    pictures = {name: figures.save_png(figure) for name, figure in _figures(evaluated).items()}
     for figure_name, picture in pictures.items():
         (directory / f"{figure_name}.png").write_bytes(picture)
-
-    verdict = "Blessed" if blessing["blessed"] else "Not blessed"
+    metrics, listing = evaluated.metrics, evaluated.listing
     html = page.render(
-        title=f"Certification report: {name}",
-        summary=[
-            page.Fact("Average certified radius (ACR)", acr, ("± one standard error", metrics["image_set"])),
-            page.Fact("Abstained", f"{metrics['abstained']:.3f}", _of_the_images(metrics)),
-            page.Fact(
-                "Samples per image, n",
-                f"{metrics['n']:,}",
-                (
-                    f"after n0 = {metrics['n0']:,} to choose a class",
-                    f"{metrics['samples_per_image']:,.0f} were drawn on average",
-                ),
-            ),
-            page.Fact("Failure probability, alpha", f"{metrics['alpha']:g}", ("for each image",)),
-            page.Fact("Verdict", verdict, tuple(blessing["reasons"] or _praise(metrics))),
-        ],
+        title=f"Certification report: {evaluated.name}",
+        summary=_summary(metrics, evaluated.blessing),
         settings={group: [page.Setting(*entry) for entry in entries] for group, entries in listing.items()},
-        metrics=page.MetricsTable(metrics["radii"], tuple(rows)),
+        metrics=page.MetricsTable(metrics["radii"], tuple(_rows(evaluated))),
         figures=[
             page.PageFigure(figure_name, heading, caption, pictures[figure_name], alt)
-            for figure_name, heading, caption, alt in _panels(metrics, paper)
+            for figure_name, heading, caption, alt in _panels(metrics, evaluated.paper)
             if figure_name in pictures
         ],
         notes=[*NOTES, *([_AFTER_A_LOOK] if metrics["bound"] == "anytime" else [])],
     )
     write_text(directory / FILE_NAME, html)
+
+
+def _rows(evaluated):
+    """The rows of the table: the run's own kind of certificates, the other kinds, the paper's."""
+    metrics, paper = evaluated.metrics, evaluated.paper
+    rows = [page.MetricRow(f"This model ({evaluated.name})", metrics["certified_accuracy"], _acr(metrics))]
+    for kind in [*evaluated.correct_radii][1:]:
+        of_kind = metrics["certificates"][kind]
+        rows.append(page.MetricRow(f"This model, {kind}", of_kind["certified_accuracy"], _acr(of_kind)))
+    if paper:
+        label = f"{paper['name']}, Table {paper['table']}"
+        rows.append(
+            page.MetricRow(label, paper["certified_accuracy"], f"{paper['acr']:.3f}", paper_caveat=paper["image_set"])
+        )
+    return rows
+
+
+def _figures(evaluated):
+    """Name -> figure, of those that there are."""
+    metrics, history, certificates = evaluated.metrics, evaluated.history, evaluated.certificates
+    paper_curve = SimpleNamespace(**evaluated.paper) if evaluated.paper else None
+    own = next(iter(evaluated.correct_radii.values()))
+    estimated = evaluated.votes.n > 0
+    drawn = {
+        "radius_accuracy": figures.radius_accuracy(own, paper_curve, label=f"{evaluated.method}, {evaluated.name}"),
+        "training": figures.training_curves({name: np.atleast_1d(history[name]) for name in history.dtype.names}),
+    }
+    if positions := _gallery_positions(certificates, evaluated.labels, estimated):
+        drawn["examples"] = figures.example_gallery([_example(position, evaluated) for position in positions])
+    if estimated.any():
+        correct = (certificates.predictions == evaluated.labels)[estimated]
+        ceiling = metrics["alpha"] ** (1 / metrics["n"])
+        drawn["p_a"] = figures.p_a_distribution(certificates.p_lower[estimated], correct, ceiling=ceiling)
+    if len(evaluated.correct_radii) > 1:
+        drawn["bounds"] = figures.radius_accuracy_curves(evaluated.correct_radii)
+    return drawn
+
+
+def _summary(metrics, blessing):
+    verdict = "Blessed" if blessing["blessed"] else "Not blessed"
+    of_samples = (
+        f"after n0 = {metrics['n0']:,} to choose a class",
+        f"{metrics['samples_per_image']:,.0f} were drawn on average",
+    )
+    return [
+        page.Fact("Average certified radius (ACR)", _acr(metrics), ("± one standard error", metrics["image_set"])),
+        page.Fact("Abstained", f"{metrics['abstained']:.3f}", _of_the_images(metrics)),
+        page.Fact("Samples per image, n", f"{metrics['n']:,}", of_samples),
+        page.Fact("Failure probability, alpha", f"{metrics['alpha']:g}", ("for each image",)),
+        page.Fact("Verdict", verdict, tuple(blessing["reasons"] or _praise(metrics))),
+    ]
+
+
+def _acr(metrics):
+    return f"{metrics['acr']:.3f} ± {metrics['acr_standard_error']:.3f}"
 
 
 def _panels(metrics, paper):
@@ -155,14 +194,15 @@ def _of_the_images(metrics):
     )
 
 
-def _example(position, certificates, votes, labels, class_names, image, noisy):
+def _example(position, evaluated):
+    certificates, votes, class_names = evaluated.certificates, evaluated.votes, evaluated.class_names
     prediction = certificates.predictions[position]
     certified = prediction != ABSTAIN
     share = votes.estimation[position, certificates.selected[position]] / votes.n[position]
     return SimpleNamespace(
-        image=image(position),
-        noisy=list(noisy(position)),
-        label=class_names[labels[position]],
+        image=evaluated.image(position),
+        noisy=list(evaluated.noisy(position)),
+        label=class_names[evaluated.labels[position]],
         prediction=class_names[prediction] if certified else figures.ABSTAIN,
         radius=float(certificates.radii[position]) if certified else None,
         vote_share=float(share),

@@ -181,9 +181,7 @@ def _step_curve(
         error = np.sqrt(accuracy * (1.0 - accuracy) / radii.size)
         low, high = np.maximum(accuracy - error, 0.0), np.minimum(accuracy + error, 1.0)
         axes.fill_between(steps, low, high, step="pre", color=color, alpha=0.18, linewidth=0, label=band)
-    axes.plot(
-        steps, accuracy, drawstyle="steps-pre", color=color, linewidth=2.0, linestyle=(0, dashes), label=label
-    )  # fmt: skip
+    axes.plot(steps, accuracy, drawstyle="steps-pre", color=color, linewidth=2.0, linestyle=(0, dashes), label=label)
 
 
 def _legend_above(figure: Figure, handles: list, labels: list[str]) -> None:
@@ -221,30 +219,10 @@ def p_a_distribution(p_lower: np.ndarray, correct: np.ndarray, *, ceiling: float
     Raises:
         ValueError: an argument is outside its range, or the shapes differ.
     """
-    p_lower = np.asarray(p_lower, dtype=np.float64)
-    correct = np.asarray(correct, dtype=bool)
-    if p_lower.ndim != 1 or p_lower.size == 0 or p_lower.shape != correct.shape:
-        raise ValueError(
-            "p_lower and correct must both have shape [num_images > 0]. "
-            f"Received: shapes {p_lower.shape} and {correct.shape}"
-        )
-    if not 0.0 < ceiling < 1.0:
-        raise ValueError(f"ceiling must be in (0, 1). Received: ceiling={ceiling}")
-    if not (p_lower.min() >= 0.0 and p_lower.max() <= ceiling + 1e-6):
-        raise ValueError(
-            f"p_lower must be in [0, ceiling={ceiling}]. Received: from {p_lower.min()} to {p_lower.max()}"
-        )
+    p_lower, correct = _checked_bounds(p_lower, correct, ceiling)
     quantile = NormalDist().inv_cdf
     top = quantile(ceiling)
-    z = np.array([quantile(p) if p > 0 else -math.inf for p in np.minimum(p_lower, ceiling)])
-
-    # Bins end at the ceiling and, where anything can be certified at all, have an edge at 0 (p = 1/2).
-    width = top / 24 if top > 0.5 else 0.1
-    unit, last = max(top, 0.5), min(top, 0.0)
-    left = min(max(z.min(), last - 0.6 * unit), last - 0.25 * unit)
-    edges = top - width * np.arange(math.ceil((top - left) / width), -1, -1)
-    overflow = int((z < edges[0]).sum())
-    z = np.clip(z, edges[0], top)
+    z, edges, width, overflow = _bins(p_lower, ceiling)
 
     figure = Figure(figsize=(WIDTH, 4.8), layout="constrained", facecolor="white")
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -279,6 +257,38 @@ def p_a_distribution(p_lower: np.ndarray, correct: np.ndarray, *, ceiling: float
     scale.tick_params(colors=GREY, labelsize=9, length=3)
     scale.spines["top"].set_color(FAINT)
     return figure
+
+
+def _checked_bounds(p_lower: np.ndarray, correct: np.ndarray, ceiling: float) -> tuple[np.ndarray, np.ndarray]:
+    p_lower = np.asarray(p_lower, dtype=np.float64)
+    correct = np.asarray(correct, dtype=bool)
+    if p_lower.ndim != 1 or p_lower.size == 0 or p_lower.shape != correct.shape:
+        raise ValueError(
+            "p_lower and correct must both have shape [num_images > 0]. "
+            f"Received: shapes {p_lower.shape} and {correct.shape}"
+        )
+    if not 0.0 < ceiling < 1.0:
+        raise ValueError(f"ceiling must be in (0, 1). Received: ceiling={ceiling}")
+    if not (p_lower.min() >= 0.0 and p_lower.max() <= ceiling + 1e-6):
+        raise ValueError(
+            f"p_lower must be in [0, ceiling={ceiling}]. Received: from {p_lower.min()} to {p_lower.max()}"
+        )
+    return p_lower, correct
+
+
+def _bins(p_lower: np.ndarray, ceiling: float) -> tuple[np.ndarray, np.ndarray, float, int]:
+    """Phi^-1 of the bounds, the bins' edges and width, and how many bounds left of the first are counted in it."""
+    quantile = NormalDist().inv_cdf
+    top = quantile(ceiling)
+    z = np.array([quantile(p) if p > 0 else -math.inf for p in np.minimum(p_lower, ceiling)])
+
+    # Bins end at the ceiling and, where anything can be certified at all, have an edge at 0 (p = 1/2).
+    width = top / 24 if top > 0.5 else 0.1
+    unit, last = max(top, 0.5), min(top, 0.0)
+    left = min(max(z.min(), last - 0.6 * unit), last - 0.25 * unit)
+    edges = top - width * np.arange(math.ceil((top - left) / width), -1, -1)
+    overflow = int((z < edges[0]).sum())
+    return np.clip(z, edges[0], top), edges, width, overflow
 
 
 def training_curves(history: Mapping[str, Sequence[float]]) -> Figure:
@@ -364,25 +374,25 @@ def example_gallery(examples: Sequence[Example]) -> Figure:
         for place, image in enumerate((example.image, *example.noisy)):
             at = x + place * (side + gap)
             axes = figure.add_axes((at / full_width, y / full_height, side / full_width, side / full_height))
-            shown = np.clip(np.asarray(image, dtype=np.float64), 0.0, 1.0)
-            if shown.shape[-1] == 1:
-                shown = shown[..., 0]  # imshow wants [height, width] for grey
-            axes.imshow(shown, cmap="gray", vmin=0.0, vmax=1.0)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            for spine in axes.spines.values():
-                spine.set(color=color if place == 0 else FAINT, linewidth=2.4 if place == 0 else 0.8)
-                spine.set_linestyle(line if place == 0 else "solid")
+            _show(axes, image, *((color, 2.4, line) if place == 0 else (FAINT, 0.8, "solid")))
             if row == 0:
-                figure.text(
-                    (at + side / 2) / full_width,
-                    (y + side + 0.07) / full_height,
-                    "clean" if place == 0 else f"noisy {place}",
-                    ha="center",
-                    color=GREY,
-                    fontsize=9,
-                )
+                above = ((at + side / 2) / full_width, (y + side + 0.07) / full_height)
+                said = "clean" if place == 0 else f"noisy {place}"
+                figure.text(*above, said, ha="center", color=GREY, fontsize=9)
     return figure
+
+
+def _show(axes: Axes, image: np.ndarray, color: str, width: float, line: str | tuple) -> None:
+    """An image in a frame of this colour, width and line."""
+    shown = np.clip(np.asarray(image, dtype=np.float64), 0.0, 1.0)
+    if shown.shape[-1] == 1:
+        shown = shown[..., 0]  # imshow wants [height, width] for grey
+    axes.imshow(shown, cmap="gray", vmin=0.0, vmax=1.0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set(color=color, linewidth=width)
+        spine.set_linestyle(line)
 
 
 def save_svg(figure: Figure) -> bytes:

@@ -128,6 +128,10 @@ def render(
         f'<h2 id="{i}-heading">{escape(heading)}</h2>\n{inner}\n</section>'
         for i, heading, inner in sections
     )
+    return _document(title, facts, contents, body)
+
+
+def _document(title: str, facts: str, contents: str, body: str) -> str:
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

@@ -28,7 +28,7 @@ def diverged(what, model, record, backup):
             f"The last good weights are kept in {last}/model.keras, the best by smoothed training accuracy in "
             f"{best}/model.keras."
         )
-    advice = ["a lower --learning_rate", "--clip_norm 1"] + ["a smaller --lam"] * bool(getattr(model, "lam", 0))
+    advice = ["a lower learning_rate", "clip_norm=1"] + ["a smaller lam"] * bool(getattr(model, "lam", 0))
     return InputError(
         f"Training diverged: {what} at epoch {epoch + 1}, step {step + 1}, learning rate {learning_rate(model):g}. "
         f"{kept} Try {', '.join(advice[:-1])} or {advice[-1]}."
@@ -108,5 +108,5 @@ class TellOfCollapse(keras.callbacks.Callback):
         self._say(
             f"  Training has collapsed to a constant prediction: over the last {_WINDOW} steps "
             f"the smoothed accuracy was {accuracy:.3f}, as by chance, and the robustness loss {robustness:.3f}. Stop "
-            "it and try --clip_norm 1, lam deferred by --lam_start_epoch, or a larger --batch_size."
+            "it and try clip_norm=1, lam deferred by lam_start_epoch, or a larger batch_size."
         )

@@ -178,6 +178,6 @@ def test_divergence_is_one_line(command, tmp_path):
     assert done.status == 2
     (line,) = done.err.splitlines()
     assert re.match(r"error: Training diverged: loss (nan|inf) at epoch 1, step \d+, learning rate 1e\+06\. ", line)
-    assert "Try a lower --learning_rate" in line
+    assert "Try a lower learning_rate" in line
     assert not list(tmp_path.glob("Trainer-*/model.keras"))
     assert all(path.name.endswith(".unfinished") for path in tmp_path.glob("Trainer-*"))

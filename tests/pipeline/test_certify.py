@@ -411,9 +411,9 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
             (*ours, "--images", tmp_path / "eleven.npz", "--levels", "256"),
             "The model has 10 classes, the images have 11",
         ),
-        ((*on_digits, "--start", "360"), "--start 360 leaves none of the 360 images"),
-        ((*on_digits, "--skip", "0"), "--skip must be a whole number from 1. Received: 0"),
-        ((*on_digits, "--n", "3", "--alpha", "0.001"), "--n is too small. No image could be certified"),
+        ((*on_digits, "--start", "360"), "start=360 leaves none of the 360 images"),
+        ((*on_digits, "--skip", "0"), "skip must be a whole number from 1. Received: 0"),
+        ((*on_digits, "--n", "3", "--alpha", "0.001"), "n is too small. No image could be certified"),
         ((*on_digits, "--modle", "x"), "Unknown argument --modle. Did you mean --model"),
         ((*on_digits, "--certify", "sotf"), "--certify must be hard or soft-hoeffding or soft-bernstein or all."),
         ((*on_digits, "--soft_betas", "1,0"), "--soft_betas must be numbers above 0 such as 1,16. Received: 1,0"),
@@ -421,7 +421,7 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*on_digits, "--radius", "0.25"), "--radius is for --budget adaptive."),
         ((*on_digits, "--tolerance", "0.01"), "--tolerance is for --budget adaptive."),
         ((*on_digits, "--budget", "adaptive", "--radius", "9"), "n=300 samples certify up to radius"),
-        ((*on_digits, "--budget", "adaptive", "--radius", "0.2", "--certify", "all"), "adaptive is for --certify hard"),
+        ((*on_digits, "--budget", "adaptive", "--radius", "0.2", "--certify", "all"), "adaptive is for certify=hard"),
         ((*on_digits, "--certify", "all", "--n", "5000000"), "Soft votes hold up to 4,194,304 samples per image."),
     ]:
         # What comes last on a command line counts.

@@ -119,7 +119,7 @@ BAD = [
     (["--sweep", "sigma=0.25,0"], "--sigma must be a number above 0. Received: 0"),
     (["--sweep", "method=macer,trades"], "--method must be macer or cohen or smoothadv. Received: trades"),
     (["--sweep", "gamma=8,100"], "--sweep gamma=100: gamma must be above 0 and at most 24"),
-    (["--sweep", "n=1000,5"], "--sweep n=5: --n is too small."),
+    (["--sweep", "n=1000,5"], "--sweep n=5: n is too small."),
     (["--sweep", "preset=macer-digits-0.25,nothing"], "--sweep preset=nothing: Unknown preset nothing."),
     (["--sweep", "lam=0,1", "--lam", "2"], "--lam is swept: leave --lam out. Received: --sweep lam=0,1"),
     (["--lam=2", "--sweep", "lam=0,1"], "--lam is swept: leave --lam out."),

@@ -6,8 +6,7 @@ import json
 import numpy as np
 
 from serving import card, manifest
-from serving.fingerprints import sealed
-from serving.weights import fingerprint
+from serving.fingerprints import sealed, weights_fingerprint
 
 CARD = {
     "format": 2, "sigma": 0.25, "levels": 255, "n0": 100, "n": 1000, "alpha": 0.001,
@@ -46,7 +45,7 @@ def write(directory, content="graph"):
     (directory / "assets.extra").mkdir(parents=True)
     (directory / "saved_model.pb").write_text(content)
     write_variables(directory, content)
-    about = {**CARD, "model": model(content), "fingerprint": fingerprint([weights(content)])}
+    about = {**CARD, "model": model(content), "fingerprint": weights_fingerprint([weights(content)])}
     write_card(directory, about)
     (directory / "saved_model.pb").chmod(0o600)
     return directory
@@ -60,7 +59,7 @@ def write_card(directory, about):
 
 def write_blessing(path, content="graph", *, weights_of=None, **changed):
     """Writes the Evaluator's blessing of the model of this content, with its checksum -> its path."""
-    about = {"model": model(content), "weights": fingerprint([weights(weights_of or content)]), "sigma": 0.25}
+    about = {"model": model(content), "weights": weights_fingerprint([weights(weights_of or content)]), "sigma": 0.25}
     blessing = {"blessed": True, "reasons": [], **about, "n": 10_000, "alpha": 0.001, **changed}
     path.write_text(json.dumps(sealed(blessing)))
     return path

@@ -14,7 +14,7 @@ import pytest
 
 from serving import card, manifest, weights
 from serving import publish as publish_lib
-from serving.fingerprints import sealed, unsealed
+from serving.fingerprints import sealed, unsealed, weights_fingerprint
 from serving.publish import content_fingerprint, listing, main, publish, read_publication, rollback
 from serving.versions import versions
 from tests.serving import saved_models
@@ -71,7 +71,7 @@ def test_versions_count_up_and_are_never_overwritten(saved_model, base, blessing
     (base / "notes").mkdir()
     assert publish(saved_model, base, blessing=blessing, check=None) == base / "8"
     assert numbers(base) == [1, 7, 8]
-    assert weights.fingerprint_of_saved_model(base / "8") == weights.fingerprint([saved_models.weights("graph")])
+    assert weights.fingerprint_of_saved_model(base / "8") == weights_fingerprint([saved_models.weights("graph")])
     assert list((base / "7").iterdir()) == []
 
 
@@ -546,7 +546,7 @@ def test_the_listing(push, saved_model, base, capsys):
     assert main(["list", str(base)]) == 0
     lines = capsys.readouterr().out.splitlines()
     date = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
-    a, graph = (weights.fingerprint([saved_models.weights(name)])[:12] for name in ("a", "graph"))
+    a, graph = (weights_fingerprint([saved_models.weights(name)])[:12] for name in ("a", "graph"))
     assert re.fullmatch(rf" +1  {date} +blessed +{a}", lines[1])
     # Without a card, the fingerprint of its files.
     assert re.fullmatch(rf" +2  {date} +unblessed +{content_fingerprint(base / '2')[:12]}", lines[2])

@@ -211,15 +211,15 @@ def test_too_few_samples_after_a_look_are_told_of_the_look(certify, small_model,
     message = str(told.value)
     assert message.startswith(
         f"Votes of this model, sigma and seed were first drawn for n0={N0}, n={N}, so another n is a choice after a "
-        "look and its certificates are by the anytime-valid bound; --n 4 is too small for that. "
+        "look and its certificates are by the anytime-valid bound; n=4 is too small for that. "
     )
-    assert message.endswith(f" Or give n0={N0}, n={N} again, or another --seed, whose votes are drawn anew.")
+    assert message.endswith(f" Or give n0={N0}, n={N} again, or another seed, whose votes are drawn anew.")
 
 
 def test_soft_certificates_are_refused_after_another_look(certify, small_model, digit_examples):
     soft = {"certify": "all", "betas": (16.0,)}
     certify(small_model, digit_examples, range(2), **soft)
-    with pytest.raises(InputError, match=f"n0={N0}, n={N}, and soft bounds hold for .* give another --seed"):
+    with pytest.raises(InputError, match=f"n0={N0}, n={N}, and soft bounds hold for .* give another seed"):
         certify(small_model, digit_examples, range(2), n=2 * N, **soft)
 
 

@@ -462,7 +462,7 @@ class TestPusher:
 
     def test_an_unwritable_folder_is_told_in_one_line(self, push, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(InputError, match=r"Cannot push to .*file.*; give another one by --push_dir") as error:
+        with pytest.raises(InputError, match=r"Cannot push to .*file.*; give another one by push_dir") as error:
             push(base=tmp_path / "file" / "m")
         assert "\n" not in str(error.value)
 

@@ -215,7 +215,7 @@ def test_test_images_are_never_trained_on(tmp_path, test_split):
 def test_missing_split(tmp_path):
     prepare(tmp_path)
     message = refused("tiny", tmp_path, train_split="training")
-    assert message.startswith("tiny has no split 'training' for --train_split. Accepted: train, test")
+    assert message.startswith("tiny has no split 'training' for train_split. Accepted: train, test")
 
 
 def test_empty_split(tmp_path):

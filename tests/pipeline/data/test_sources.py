@@ -96,11 +96,11 @@ def test_selection_is_the_fields(skip, multiple):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"skip": 0}, "--skip must be a whole number from 1. Received: 0"),
-        ({"start": 10}, "--start 10 leaves none of the 10 images, which are from 0 to 9."),
+        ({"skip": 0}, "skip must be a whole number from 1. Received: 0"),
+        ({"start": 10}, "start=10 leaves none of the 10 images, which are from 0 to 9."),
         (
             {"skip": 20, "start": 1, "max": 5},
-            "--skip 20, --start 1, --max 5 leave none of the 10 images, which are from 0 to 9.",
+            "skip=20, start=1, max=5 leave none of the 10 images, which are from 0 to 9.",
         ),
     ],
 )

@@ -329,7 +329,7 @@ def test_a_root_of_an_older_format_is_told_in_one_line(pipeline, number):
     record["format"] = number
     path.write_text(json.dumps(record if number == 1 else sealed(record)))
     with pytest.raises(
-        InputError, match=f"is of format {number}, which an earlier version .* --pipeline_root"
+        InputError, match=f"is of format {number}, which an earlier version .* another pipeline_root"
     ) as error:
         pipeline.run()
     assert "\n" not in str(error.value)
@@ -361,7 +361,7 @@ def test_an_unwritable_root(tmp_path):
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
         with (
-            pytest.raises(InputError, match=r"Cannot write to the folder .*--pipeline_root"),
+            pytest.raises(InputError, match=r"Cannot write to the folder .*by pipeline_root"),
             orchestrator.locked(root),
         ):
             pass

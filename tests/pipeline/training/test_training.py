@@ -485,7 +485,7 @@ def test_divergence_names_epoch_and_step_and_keeps_the_last_good_weights(train, 
         in str(error.value)
     )
     # lam is deferred: it is 0 there.
-    assert str(error.value).endswith("Try a lower --learning_rate or --clip_norm 1.")
+    assert str(error.value).endswith("Try a lower learning_rate or clip_norm=1.")
     assert "\n" not in str(error.value)
     model = keras.models.load_model(kept / "model.keras")
     assert all(np.isfinite(weights).all() for weights in model.get_weights())
@@ -501,8 +501,8 @@ def test_divergence_keeps_the_best_weights_beside_the_last(train, monkeypatch):
     best = 1 + max(range(2), key=lambda epoch: (history[epoch]["smoothed_accuracy"], epoch))
     expected = (
         f"The last good weights are kept in {folder}/epoch-00002-step-0000003/model.keras, the best by smoothed "
-        f"training accuracy in {folder}/epoch-{best:05d}/model.keras. Try a lower --learning_rate, --clip_norm 1 or a "
-        "smaller --lam."
+        f"training accuracy in {folder}/epoch-{best:05d}/model.keras. Try a lower learning_rate, clip_norm=1 or a "
+        "smaller lam."
     )
     assert expected in str(error.value)
     assert {path.name for path in folder.iterdir()} == {"epoch-00002-step-0000003", f"epoch-{best:05d}"}
@@ -620,8 +620,8 @@ def test_curves_on_a_full_disk_are_told_in_one_line(tmp_path):
 COLLAPSE = {"learning_rate": 0.2, "lr_schedule": "step", "clip_norm": None, "lam": 16.0, "lam_start_epoch": 0}
 COLLAPSED = re.compile(
     r"  Training has collapsed to a constant prediction: over the last \d+ steps the smoothed accuracy was "
-    r"0\.[012]\d\d, as by chance, and the robustness loss [01]\.\d\d\d\. Stop it and try --clip_norm 1, lam deferred "
-    r"by --lam_start_epoch, or a larger --batch_size\."
+    r"0\.[012]\d\d, as by chance, and the robustness loss [01]\.\d\d\d\. Stop it and try clip_norm=1, lam deferred "
+    r"by lam_start_epoch, or a larger batch_size\."
 )
 
 
