@@ -20,7 +20,6 @@ from pipeline.cli import command_line, console
 from pipeline.cli.command_line import (
     ABOVE_0,
     FOLDER,
-    FROM_0,
     INSIDE_0_1,
     MODULE,
     PATH,
@@ -69,7 +68,7 @@ _GROUPS = {
         Setting(
             "budget", sampling_plan.BUDGET.kind, "adaptive: n samples at most, to decide what is asked for", "fixed"
         ),
-        Setting("radius", FROM_0, "adaptive: only decide whether certified at this l2 radius", None, "off"),
+        Setting("radii", command_line.RADII, "adaptive: only decide at which of these l2 radii", None, "off"),
         Setting("tolerance", INSIDE_0_1, "adaptive: radii within this share of what n would give", None, "off"),
         sampling_plan.SKIP_WRONG,
     ),
@@ -120,9 +119,9 @@ def _settings(arguments):
         raise InputError(f"--{of_data_sets[0]} is for --dataset, not for --images.")
     if settings["classes"] and settings["images"] is None:
         raise InputError("--classes is for the folders of --images, not for --dataset.")
-    asked = [name for name in ("radius", "tolerance") if settings[name] is not None]
+    asked = [name for name in ("radii", "tolerance") if settings[name] is not None]
     if settings["budget"] == "adaptive" and len(asked) != 1:
-        raise InputError("--budget adaptive needs --radius or --tolerance, one of them: when is an image decided?")
+        raise InputError("--budget adaptive needs --radii or --tolerance, one of them: when is an image decided?")
     if settings["budget"] == "fixed" and asked:
         raise InputError(f"--{asked[0]} is for --budget adaptive.")
     _plan(settings)
@@ -131,7 +130,7 @@ def _settings(arguments):
 
 def _plan(settings):
     return sampling_plan.SamplingPlan.of(
-        settings, settings["soft_betas"], *(settings[name] for name in ("radius", "tolerance", "skip_wrong"))
+        settings, settings["soft_betas"], *(settings[name] for name in ("radii", "tolerance", "skip_wrong"))
     )
 
 
@@ -278,7 +277,7 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
         [setting.name, command_line.in_words(setting, settings[setting.name])] for setting in _GROUPS["Certification"]
     ]
     console.print_listing({"Certification": entries})
-    if plan.radius is None:
+    if plan.radii is None:
         largest = certificates_lib.max_radius(settings["sigma"], plan.n, plan.alpha, plan.kinds[0][1])
         print(f"  The largest radius that n samples can certify is {largest:.3f}.", flush=True)
 
@@ -301,11 +300,12 @@ def _write(directory, settings, plan, num_classes, labels, outcome):
     for place, (name, certified) in enumerate(kinds.items()):
         certification_log.write(directory / certificate_files.file_name(place, name, "tsv"), certified, labels, ids)
         if len(ids):
-            # At other radii than the one that is decided, the share certified is not the model's.
-            shown = radii(settings) if plan.radius is None else (plan.radius,)
+            # At other radii than those that are decided, the share certified is not the model's.
+            shown = plan.radii or radii(settings)
             evaluated[name] = _evaluated(certified, labels if has_labels else None, shown)
     metrics = {
-        **{name: value for name, value in about.items() if name != "format"},
+        **{name: value for name, value in about.items() if name not in ("format", "radii")},
+        "decided_radii": about["radii"],
         "num_images": len(ids),
         "num_failed": len(outcome.failures),
         "seed": settings["seed"],
@@ -352,11 +352,11 @@ def _print_result(output, metrics, failures):
             ]
             for name, of_kind in metrics["certificates"].items()
         ]
-        if metrics["radius"] is not None:
-            print(f"Sampled to decide radius {metrics['radius']:g}: the ACR is of radii that could be larger.")
+        if metrics["decided_radii"]:
+            print("Sampled to decide these radii: the ACR is of radii that could be larger.")
         print(console.table(header, rows))
         chance = 1 / metrics["num_classes"]
-        if metrics["radius"] is None and metrics["certified_accuracy"][0] < min(2 * chance, (1 + chance) / 2):
+        if not metrics["decided_radii"] and metrics["certified_accuracy"][0] < min(2 * chance, (1 + chance) / 2):
             print("Hardly above chance: does the model expect images in [0, 1], and was it trained at this noise?")
     elif metrics["num_images"]:
         median = metrics["median_radius"]

@@ -34,13 +34,6 @@ _SUFFIXES = (".gz", ".tsv", ".txt", ".log")
 _OUTPUTS = (".html", ".png", ".svg")
 
 
-def _parse_radii(text):
-    radii = [command_line.FROM_0.parse(radius) for radius in text.split(",")]
-    if radii != sorted(set(radii)):
-        raise ValueError
-    return tuple(radii)
-
-
 def _parse_ids(text):
     first, last = (int(number) for number in text.split("-"))
     if first > last:
@@ -56,7 +49,7 @@ def _parse_output(text):
 
 _GROUPS = {
     "Comparison": (
-        Setting("radii", Kind("rising radii such as 0,0.25,0.5", _parse_radii), "columns of the table, l2 in [0, 1] "
+        Setting("radii", command_line.RADII, "columns of the table, l2 in [0, 1] "
                 "pixel units", None, "by the data"),
         Setting("ids", Kind("a range such as 500-999", _parse_ids), "compare on these images only", None, "all"),
         Setting("names", Kind("names with commas between them", lambda text: text.split(",")), "of the curves", None,

@@ -19,7 +19,7 @@ class Follower:
 
     def __init__(self, tally, store):
         self._tally, self._reader = tally, store.follow()
-        self._by_images = tally.plan.radius is not None  # how many samples they will need is not known
+        self._by_images = tally.plan.radii is not None  # how many samples they will need is not known
         self._progress = Progress("Certification", *self._state()[::-1])
         self._started, self._first_held = time.monotonic(), tally.held
         self._lock, self._stop, self.error = threading.Lock(), threading.Event(), None

@@ -41,7 +41,7 @@ class SamplingPlan:
         n0, n, alpha: selection samples of an image, estimation samples (the most, if adaptive), failure probability.
         certify: "hard", "soft-hoeffding", "soft-bernstein" or "all".
         betas: inverse temperatures of the soft votes; none where only hard certificates are wanted.
-        radius: stop as soon as it is decided whether an image is certified at it; None: something else is asked for.
+        radii: stop as soon as it is decided whether an image is certified at each; None: something else is asked for.
         tolerance: stop where the radius is expected within this share of what n samples would give; or None.
         skip_wrong: whether images whose selected class is not the label get no estimation samples. Certified accuracy
             and ACR are the same. Soft certificates select by themselves, so then no image is skipped.
@@ -52,18 +52,18 @@ class SamplingPlan:
     alpha: float
     certify: str = HARD
     betas: tuple = ()
-    radius: float | None = None
+    radii: tuple | None = None
     tolerance: float | None = None
     skip_wrong: bool = True
 
     @classmethod
-    def of(cls, settings, betas, radius=None, tolerance=None, skip_wrong=True):
+    def of(cls, settings, betas, radii=None, tolerance=None, skip_wrong=True):
         """The plan of settings by name.
 
         Args:
             settings: `n0`, `n`, `alpha`, `certify` and `budget`.
             betas: inverse temperatures of soft certificates, if there are any.
-            radius, tolerance: what the adaptive budget is asked for, if it is one.
+            radii, tolerance: what the adaptive budget is asked for, if it is one.
             skip_wrong: as above.
 
         Raises:
@@ -71,7 +71,7 @@ class SamplingPlan:
         """
         is_soft = settings["certify"] == ALL or _bound_of(settings["certify"]).is_soft
         if settings["budget"] == "fixed":
-            radius = tolerance = None
+            radii = tolerance = None
         elif settings["certify"] != HARD:
             raise InputError(
                 "budget=adaptive is for certify=hard: the other bounds hold for a number of samples fixed "
@@ -80,7 +80,7 @@ class SamplingPlan:
         plan = cls(
             **{name: settings[name] for name in ("n0", "n", "alpha", "certify")},
             betas=tuple(sorted(set(betas))) if is_soft else (),
-            radius=radius,
+            radii=radii,
             tolerance=tolerance,
             skip_wrong=skip_wrong,
         )
@@ -108,14 +108,14 @@ class SamplingPlan:
     @property
     def budget(self):
         """The `budgets` object."""
-        if self.radius is not None:
-            return RadiusBudget(self.radius, self.n)
+        if self.radii is not None:
+            return RadiusBudget(tuple(self.radii), self.n)
         return FixedBudget(self.n) if self.tolerance is None else PrecisionBudget(self.tolerance, self.n)
 
     @property
     def kinds(self):
         """(name, bound, beta) of every kind of certificate; the first one is the run's own."""
-        hard = (HARD, "clopper-pearson" if self.radius is None else "anytime", None)
+        hard = (HARD, "clopper-pearson" if self.radii is None else "anytime", None)
         others = []
         for bound in _kinds().values():
             if self.certify not in (bound.kind, ALL):
@@ -128,7 +128,7 @@ class SamplingPlan:
     @property
     def first_look(self):
         """What the estimation samples, and the class that they are for, depend on; as a JSON value."""
-        return {"n0": self.n0, "n": self.n, "radius": self.radius, "tolerance": self.tolerance}
+        return {"n0": self.n0, "n": self.n, "radii": self.radii and list(self.radii), "tolerance": self.tolerance}
 
     def check_sigma(self, sigma):
         """Raises InputError if n samples could never decide what is asked for at this noise level."""
@@ -146,12 +146,12 @@ class SamplingPlan:
     @property
     def is_fixed(self):
         """Whether every image gets n samples."""
-        return self.radius is None and self.tolerance is None
+        return self.radii is None and self.tolerance is None
 
     @property
     def is_exact(self):
         """Whether an image must not have more samples than its budget asked for."""
-        return self.radius is None
+        return self.radii is None
 
     def share_of_alpha(self, first_looks):
         """The share of alpha that is left for each image, None on a first look.
@@ -209,5 +209,9 @@ def in_words(first_look):
     """`SamplingPlan.first_look` in words; None is one that is not known."""
     if first_look is None:
         return "something that cannot be read any more"
-    asked = [f"{name}={first_look[name]:g}" for name in ("radius", "tolerance") if first_look[name] is not None]
-    return ", ".join([f"n0={first_look['n0']:,}", f"n={first_look['n']:,}", *asked])
+    asked = [f"n0={first_look['n0']:,}", f"n={first_look['n']:,}"]
+    if first_look["radii"] is not None:
+        asked.append(f"radii={','.join(f'{radius:g}' for radius in first_look['radii'])}")
+    if first_look["tolerance"] is not None:
+        asked.append(f"tolerance={first_look['tolerance']:g}")
+    return ", ".join(asked)

@@ -81,6 +81,13 @@ def _module(text):
     return text
 
 
+def _parse_radii(text):
+    radii = [FROM_0.parse(radius) for radius in text.split(",")]
+    if radii != sorted(set(radii)):
+        raise ValueError
+    return tuple(radii)
+
+
 TEXT = Kind("text", str)
 PATH = Kind("a path", lambda text: str(Path(text).expanduser()))
 FOLDER = Kind("a folder", PATH.parse)
@@ -90,6 +97,7 @@ INSIDE_0_1 = number("a number above 0 and below 1", float, lambda value: 0 < val
 FROM_0_BELOW_1 = number("a number from 0 and below 1", float, lambda value: 0 <= value < 1)
 MODULE = Kind("a module such as package.layers", _module)
 LEVELS = number("a whole number from 1 to 65535", int, lambda value: 1 <= value < 2**16)
+RADII = Kind("rising radii such as 0,0.25,0.5", _parse_radii)
 SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_seed(int(text)))
 
 

@@ -146,8 +146,8 @@ CHEATS = {
     "the folder renamed, and no register": [
         look(), move("????????????????", "backup"), delete("looks-*.json"), look(**MORE),
     ],
-    "a radius, then all": [look(radius=0.1, **MORE), look(**MORE)],
-    "another radius": [look(radius=0.1, **MORE), look(radius=0.2, **MORE)],
+    "a radius, then all": [look(radii=(0.1,), **MORE), look(**MORE)],
+    "another radius": [look(radii=(0.1,), **MORE), look(radii=(0.2,), **MORE)],
     "a tolerance, then all": [look(tolerance=0.05, **MORE), look(**MORE)],
     "soft votes first": [look(**SOFT), look(**MORE)],
     "soft certificates after": [look(), look(**MORE, **SOFT)],

@@ -349,25 +349,25 @@ def test_hard_and_soft_certificates_in_one_table_and_one_figure(run, model, tmp_
 
 
 def test_adaptive_budgets(run, model, tmp_path):
-    # The budget for a radius says what it decided, and no more.
+    # The budget for radii says what it decided, and no more.
     on_digits = ("--model", model, "--dataset", "digits", "--skip", "40", "--n", "5000", "--skip_wrong", "no")
     settings = (*SETTINGS[:4], *SETTINGS[6:])
-    status, out, _ = run(*on_digits, "--budget", "adaptive", "--radius", "0.1", settings=settings)
+    status, out, _ = run(*on_digits, "--budget", "adaptive", "--radii", "0,0.1", settings=settings)
     assert status == 0
-    assert "Sampled to decide radius 0.1: the ACR is of radii that could be larger." in out
+    assert "Sampled to decide these radii: the ACR is of radii that could be larger." in out
     assert "bound: anytime" in out
     metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
-    assert (metrics["radii"], metrics["is_first_look"]) == ([0.1], True)
+    assert (metrics["radii"], metrics["decided_radii"], metrics["is_first_look"]) == ([0, 0.1], [0, 0.1], True)
     assert metrics["samples_per_image"] < 5020
     # Another question of the same votes, by the bound that allows for looks.
     status, out, _ = run(*on_digits, "--budget", "adaptive", "--tolerance", "0.05", settings=settings)
     assert status == 0
-    assert "first drawn for n0=20, n=5,000, radius=0.1: these certificates are by the bound" in out
+    assert "first drawn for n0=20, n=5,000, radii=0,0.1: these certificates are by the bound" in out
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["bound"] == "anytime"
     # What was asked for is written down, beside the number type that was computed in.
     about = certificate_files.read(tmp_path / "output")[0]
-    asked = {name: about[name] for name in ("n0", "n", "radius", "tolerance", "precision")}
-    assert asked == {"n0": 20, "n": 5000, "radius": None, "tolerance": 0.05, "precision": "float32"}
+    asked = {name: about[name] for name in ("n0", "n", "radii", "tolerance", "precision")}
+    assert asked == {"n0": 20, "n": 5000, "radii": None, "tolerance": 0.05, "precision": "float32"}
 
 
 def test_certificates_of_an_older_format_are_told_in_one_line(run, model, tmp_path):
@@ -417,11 +417,11 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*on_digits, "--modle", "x"), "Unknown argument --modle. Did you mean --model"),
         ((*on_digits, "--certify", "sotf"), "--certify must be hard or soft-hoeffding or soft-bernstein or all."),
         ((*on_digits, "--soft_betas", "1,0"), "--soft_betas must be numbers above 0 such as 1,16. Received: 1,0"),
-        ((*on_digits, "--budget", "adaptive"), "--budget adaptive needs --radius or --tolerance, one of them"),
-        ((*on_digits, "--radius", "0.25"), "--radius is for --budget adaptive."),
+        ((*on_digits, "--budget", "adaptive"), "--budget adaptive needs --radii or --tolerance, one of them"),
+        ((*on_digits, "--radii", "0.25"), "--radii is for --budget adaptive."),
         ((*on_digits, "--tolerance", "0.01"), "--tolerance is for --budget adaptive."),
-        ((*on_digits, "--budget", "adaptive", "--radius", "9"), "n=300 samples certify up to radius"),
-        ((*on_digits, "--budget", "adaptive", "--radius", "0.2", "--certify", "all"), "adaptive is for certify=hard"),
+        ((*on_digits, "--budget", "adaptive", "--radii", "9"), "n=300 samples certify up to radius"),
+        ((*on_digits, "--budget", "adaptive", "--radii", "0.2", "--certify", "all"), "adaptive is for certify=hard"),
         ((*on_digits, "--certify", "all", "--n", "5000000"), "Soft votes hold up to 4,194,304 samples per image."),
     ]:
         # What comes last on a command line counts.

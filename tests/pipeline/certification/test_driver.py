@@ -268,17 +268,17 @@ def test_images_whose_selected_class_is_wrong_are_spared_and_no_figure_changes(
     assert drawn.samples() == 0
 
 
-@pytest.mark.parametrize("asked", [{"radius": 0.1}, {"tolerance": 0.05}])
+@pytest.mark.parametrize("asked", [{"radii": (0.1,)}, {"tolerance": 0.05}])
 def test_an_adaptive_budget_draws_what_the_library_s_asks_for(certify, small_model, digit_examples, drawn, asked):
     n = 20_000
     output = certify(small_model, digit_examples, range(12), n=n, **asked)
     _, votes, certified = read(output)
     assert drawn.samples() == (votes.n0 + votes.n).sum() < 12 * n / 2
     assert (votes.n <= n).all()
-    assert certified.bound == ("anytime" if "radius" in asked else "clopper-pearson")
+    assert certified.bound == ("anytime" if "radii" in asked else "clopper-pearson")
 
     # The library's own loop, as `budgets` has it.
-    budget = RadiusBudget(0.1, n) if "radius" in asked else PrecisionBudget(0.05, n)
+    budget = RadiusBudget(0.1, n) if "radii" in asked else PrecisionBudget(0.05, n)
     smoothed = SmoothedClassifier(keras.models.load_model(small_model, compile=False), SIGMA, SEED, levels=256)
     images = examples_lib.read(digit_examples).scaled("test", range(12))
     selection = smoothed.draw(images, range(12), noise.SELECTION, [0] * 12, [N0] * 12).counts
@@ -299,7 +299,7 @@ def test_an_adaptive_budget_draws_what_the_library_s_asks_for(certify, small_mod
     assert drawn.samples() == 0
 
 
-@pytest.mark.parametrize("asked", [{}, {"radius": 0.1}, {"tolerance": 0.05}])
+@pytest.mark.parametrize("asked", [{}, {"radii": (0.1,)}, {"tolerance": 0.05}])
 def test_interrupted_anywhere_it_ends_the_same(
     certify, small_model, digit_examples, tmp_path, monkeypatch, drawn, asked
 ):

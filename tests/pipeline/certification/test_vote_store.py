@@ -17,7 +17,7 @@ from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
 
 IDENTITY = {"model": "abc", "sigma": 0.5, "seed": 3, "precision": "float32", "n0": 100}
-LOOK = {"n": 1000, "radius": None, "tolerance": None}
+LOOK = {"n": 1000, "radii": None, "tolerance": None}
 NUM_CLASSES, BETAS = 4, (1.0, 16.0)
 
 
