@@ -204,9 +204,14 @@ def _load(settings, snapshot, plan):
     classes = class_numbers.read(settings["classes"]) if settings["classes"] else None
     source = _source(settings, classifiers.base(model).input_shape[1:], classes)
     sampler = workers.Sampler(
-        str(snapshot.path), source, settings["sigma"], settings["seed"], plan.betas, loading,
+        str(snapshot.path),
+        source,
+        settings["sigma"],
+        settings["seed"],
+        plan.betas,
+        loading,
         settings["levels"],
-    )  # fmt: skip
+    )
     return sampler, sampler.load(model)
 
 
