@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline import sweep as sweep_lib
 from pipeline.cli import console
 from pipeline.cli.exit import exit_status
-from pipeline.experiments import presets
+from pipeline.experiments import methods, presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
 from serving import terminal
@@ -49,16 +49,17 @@ def _run(settings, preset, root):
     console.print_plan(plan, preset.note)
     # Only now, so that --help and a typo do not wait for TensorFlow.
     console.import_tensorflow()
+    from pipeline.components import trainer
     from pipeline.components.certifier import CERTIFIER
     from pipeline.components.evaluator import EVALUATOR, LATEST_BLESSED
     from pipeline.components.example_gen import EXAMPLE_GEN
     from pipeline.components.exporter import EXPORTER
     from pipeline.components.infra_validator import INFRA_VALIDATOR
     from pipeline.components.pusher import PUSHER
-    from pipeline.components.trainer import TRAINER
 
+    training = trainer.component(methods.find(settings["method"]))
     components = (
-        EXAMPLE_GEN, TRAINER, CERTIFIER, LATEST_BLESSED, EVALUATOR, EXPORTER, INFRA_VALIDATOR, PUSHER
+        EXAMPLE_GEN, training, CERTIFIER, LATEST_BLESSED, EVALUATOR, EXPORTER, INFRA_VALIDATOR, PUSHER
     )  # fmt: skip
     settings = {**settings, "plan": plan, "paper": _paper_row(preset)}
     artifacts = orchestrator.run(components, settings, root, settings["num_workers"])

@@ -97,7 +97,7 @@ class SamplingPlan:
         Raises:
             InputError: as `of`.
         """
-        return cls.of(settings, (settings["beta"],), precision=0.01)
+        return cls.of(settings, settings["soft_betas"], precision=0.01)
 
     @property
     def budget(self):

@@ -111,7 +111,7 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
 
     Args:
         arguments: the command line, without the program.
-        groups: title -> `Setting`s, as the help lists them.
+        groups: title -> `Setting`s, as the help lists them; those under None it leaves out.
         prog, usage, description: for the help.
         default: `Setting` -> its default, as the help prints it.
         positional: name of the arguments without a flag, if the program takes any; their value is a list of texts.
@@ -132,7 +132,8 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
     for title, entries in groups.items():
         group = parser.add_argument_group(title)
         for setting in entries:
-            group.add_argument(f"--{setting.name}", metavar="", help=f"{setting.meaning} [{default(setting)}]")
+            told = argparse.SUPPRESS if title is None else f"{setting.meaning} [{default(setting)}]"
+            group.add_argument(f"--{setting.name}", metavar="", help=told)
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     texts, unknown = parser.parse_known_intermixed_args(arguments)
     settings = {setting.name: setting for entries in groups.values() for setting in entries}
@@ -143,6 +144,17 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
         for name, text in vars(texts).items()
         if text is not None
     }
+
+
+def last(arguments, name):
+    """The text that a command line gives a setting by its flag, the last one if several; None if none."""
+    text = None
+    for place, argument in enumerate(arguments):
+        if argument == f"--{name}" and place + 1 < len(arguments):
+            text = arguments[place + 1]
+        elif argument.startswith(f"--{name}="):
+            text = argument.partition("=")[2]
+    return text
 
 
 class _Parser(argparse.ArgumentParser):

@@ -5,7 +5,9 @@ import math
 
 import numpy as np
 
+from macer_tf.model import MACERModel
 from pipeline.data import examples as examples_lib
+from pipeline.experiments import methods, setting_list
 from pipeline.orchestration.orchestrator import Component
 from pipeline.training import backups, curves, input_pipeline, live, models, watchdogs
 from pipeline.utils.atomic_files import writing
@@ -36,14 +38,14 @@ def train(execution):
     progress = live.TrainingProgress(record, settings["epochs"])
     with contextlib.closing(curves.Curves(output, record)) as written_curves:
         callbacks = [
-            models.hyperparameter_schedule(settings),
+            *([schedule] if (schedule := methods.find(settings["method"]).schedule(settings)) else []),
             record,
             watchdogs.StopOnDivergence(record, backup),
             progress,
             backup,
             written_curves,
         ]
-        if settings["method"] == "macer" and settings["lam"] > 0:
+        if isinstance(model, MACERModel) and settings.get("lam"):
             chance = np.bincount(examples.labels["train"][chosen]).max() / len(chosen)
             callbacks.append(watchdogs.TellOfCollapse(chance, progress.say))
 
@@ -73,39 +75,12 @@ def train(execution):
         model.save(output / "model.keras")
 
 
-TRAINER = Component(
-    name="Trainer",
-    inputs=("examples",),
-    outputs=("model",),
-    parameters=(
-        "method",
-        "sigma",
-        "network",
-        "num_samples",
-        "lam",
-        "gamma",
-        "beta",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "lr_schedule",
-        "lr_drop_epochs",
-        "lr_drop_factor",
-        "momentum",
-        "l2",
-        "clip_norm",
-        "lam_start_epoch",
-        "attack",
-        "epsilon",
-        "attack_steps",
-        "warmup_epochs",
-        "crop_padding",
-        "flip",
-        "train_examples",
-        "precision",
-        "microbatch",
-        "strategy",
-        "seed",
-    ),
-    execute=train,
-)
+def component(method):
+    """The Trainer of a `methods.Method`."""
+    return Component(
+        name="Trainer",
+        inputs=("examples",),
+        outputs=("model",),
+        parameters=(*setting_list.names("Training"), "train_examples", *method.defaults()),
+        execute=train,
+    )

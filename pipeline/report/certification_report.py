@@ -5,12 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from macer_tf.certificates import ABSTAIN
+from pipeline.experiments import methods
 from pipeline.report import figures, page
 from pipeline.utils.atomic_files import write_text
 
 FILE_NAME = "report.html"
-
-_METHOD_NAMES = {"macer": "MACER", "cohen": "Gaussian training", "smoothadv": "SmoothAdv"}
 
 NOTES = (
     "Each certificate holds with probability at least 1 - alpha over the noise, image by image: the smoothed "
@@ -65,7 +64,7 @@ def write(
     ceiling = metrics["alpha"] ** (1 / metrics["n"])
     drawn = {
         "radius_accuracy": figures.radius_accuracy(
-            correct_radii[own_kind], paper_curve, label=f"{_METHOD_NAMES[settings['method']]}, {name}"
+            correct_radii[own_kind], paper_curve, label=f"{methods.find(settings['method']).label}, {name}"
         ),
         "training": figures.training_curves({name: np.atleast_1d(history[name]) for name in history.dtype.names}),
     }

@@ -6,9 +6,8 @@ import keras
 import tensorflow as tf
 
 from macer_tf import networks
-from macer_tf.baselines.smoothadv import SmoothAdvModel
-from macer_tf.model import MACERModel
 from macer_tf.optimizers import SGD
+from pipeline.experiments import methods
 from pipeline.training import schedules
 from pipeline.utils.errors import InputError
 
@@ -24,12 +23,11 @@ def build(settings, image_shape, num_classes, steps):
         InputError: if there is no such network, or it does not take such images.
     """
     keras.utils.set_random_seed(settings["seed"])
-    kind, own, _ = _METHODS[settings["method"]]
-    shared = ("sigma", "num_samples", "microbatch", "seed")
+    method = methods.find(settings["method"])
     with _strategy_scope(settings["strategy"]):
         with _dtype_policy(settings["precision"]):
             base = network(settings, image_shape, num_classes)
-        model = kind(base, **{option: settings[option] for option in (*shared, *own)})
+        model = method.model(base, settings)
         model.compile(
             SGD(
                 learning_rate=schedules.schedule(settings, steps),
@@ -65,12 +63,6 @@ def network_for(image_shape: tuple[int, int, int]) -> str:
     return "resnet50"
 
 
-def hyperparameter_schedule(settings):
-    """The callback that changes the method's own hyper-parameter from epoch to epoch: lam, or the attack's epsilon."""
-    *_, (callback, *names) = _METHODS[settings["method"]]
-    return callback(*(settings[name] for name in names))
-
-
 def load(path, custom_objects=None):
     """The model in a file that was trained here, without its optimizer; `custom_objects` as Keras takes them."""
     return keras.models.load_model(path, custom_objects, compile=False)
@@ -90,17 +82,3 @@ def _dtype_policy(name):
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-# Gaussian training is MACER with lam=0 and one copy, which is what its presets say.
-_MACER = (MACERModel, ("lam", "gamma", "beta"), (schedules.DeferLam, "lam", "lam_start_epoch"))
-# method: its model, the options of its own, and what changes from epoch to epoch.
-_METHODS = {
-    "macer": _MACER,
-    "cohen": _MACER,
-    "smoothadv": (
-        SmoothAdvModel,
-        ("epsilon", "attack", "attack_steps"),
-        (schedules.WarmUpEpsilon, "epsilon", "warmup_epochs"),
-    ),
-}
