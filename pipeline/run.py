@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline import sweep as sweep_lib
 from pipeline.cli import console
 from pipeline.cli.exit import exit_status
-from pipeline.experiments import methods, presets
+from pipeline.experiments import presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
 from serving import terminal
@@ -57,12 +57,12 @@ def _run(settings, preset, root):
     from pipeline.components.infra_validator import INFRA_VALIDATOR
     from pipeline.components.pusher import PUSHER
 
-    training = trainer.component(methods.find(settings["method"]))
+    training = trainer.component(settings)
     components = (
         EXAMPLE_GEN, training, CERTIFIER, LATEST_BLESSED, EVALUATOR, EXPORTER, INFRA_VALIDATOR, PUSHER
     )  # fmt: skip
-    settings = {**settings, "plan": plan, "paper": _paper_row(preset)}
-    artifacts = orchestrator.run(components, settings, root, settings["num_workers"])
+    settings = {**settings, "plan": settings_lib.without_meanings(plan), "paper": _paper_row(preset)}
+    artifacts = orchestrator.run(components, settings, root, settings["num_workers"], settings["no_cache"])
     _print_results(artifacts, settings["paper"])
 
 

@@ -18,7 +18,7 @@ from pipeline.orchestration.orchestrator import Resolver
 from pipeline.utils.errors import InputError
 
 _FORM = "a setting and two or more of its values, such as lam=0,1,4"
-_CHANGE_NOTHING = ("min_accuracy", "serving_n", "push_dir", "pipeline_root", "num_workers", "sweep")
+_CHANGE_NOTHING = ("min_accuracy", "serving_n", "push_dir", "pipeline_root", "num_workers", "no_cache", "sweep")
 _NOT_COMPARED = "Blessing and push"
 
 
@@ -102,10 +102,8 @@ def run(sweep, root):
         keras.utils.clear_session()
         failure = None
         try:
-            training = trainer.component(methods.find(member.settings["method"]))
-            artifacts = orchestrator.run(
-                (EXAMPLE_GEN, training, CERTIFIER), member.settings, root, first["num_workers"]
-            )
+            components = (EXAMPLE_GEN, trainer.component(member.settings), CERTIFIER)
+            artifacts = orchestrator.run(components, member.settings, root, first["num_workers"], first["no_cache"])
             made += [(f"{name}_{place}", artifact) for name, artifact in artifacts.items()]
         except Exception as error:
             failure = in_one_line(error, root)
@@ -116,7 +114,7 @@ def run(sweep, root):
         print("error: every value failed: there is nothing to compare.", file=sys.stderr)
         return 1
     print()
-    settings = {"sweep": {"name": sweep.name, "plan": plan, "members": entries}}
+    settings = {"sweep": {"name": sweep.name, "plan": settings_lib.without_meanings(plan), "members": entries}}
     resolvers = [Resolver(name, lambda *_, artifact=artifact: artifact) for name, artifact in made]
     component = sweep_evaluator.component(tuple(name for name, _ in made))
     compared = orchestrator.run((*resolvers, component), settings, root, first["num_workers"])

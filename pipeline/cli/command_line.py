@@ -89,6 +89,7 @@ FROM_0 = number("a number from 0", float, lambda value: value >= 0)
 INSIDE_0_1 = number("a number above 0 and below 1", float, lambda value: 0 < value < 1)
 FROM_0_BELOW_1 = number("a number from 0 and below 1", float, lambda value: 0 <= value < 1)
 MODULE = Kind("a module such as package.layers", _module)
+SWITCH = choice(yes=True, no=False)
 SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_seed(int(text)))
 
 
@@ -133,7 +134,9 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
         group = parser.add_argument_group(title)
         for setting in entries:
             told = argparse.SUPPRESS if title is None else f"{setting.meaning} [{default(setting)}]"
-            group.add_argument(f"--{setting.name}", metavar="", help=told)
+            # A switch needs no yes.
+            switch = {"nargs": "?", "const": "yes"} if setting.kind is SWITCH else {}
+            group.add_argument(f"--{setting.name}", metavar="", help=told, **switch)
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     texts, unknown = parser.parse_known_intermixed_args(arguments)
     settings = {setting.name: setting for entries in groups.values() for setting in entries}

@@ -8,6 +8,7 @@ from macer_tf import certificates as certificates_lib
 from macer_tf import evaluation, logs, noise
 from pipeline.certification import certificate_files
 from pipeline.data import examples as examples_lib
+from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration.artifacts import Artifact, private_copy
 from pipeline.orchestration.orchestrator import Component, Resolver, finished
 from pipeline.report import certification_report
@@ -82,7 +83,7 @@ def evaluate(execution):
         output,
         metrics=metrics,
         blessing=blessing,
-        plan=settings["plan"],
+        plan=settings_lib.with_meanings(settings["plan"]),
         paper=paper,
         correct_radii={name: evaluation.correct_radii(of_kind, labels) for name, of_kind in kinds.items()},
         certificates=certified,

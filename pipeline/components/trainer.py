@@ -10,6 +10,7 @@ from pipeline.data import examples as examples_lib
 from pipeline.experiments import methods, setting_list
 from pipeline.orchestration.orchestrator import Component
 from pipeline.training import backups, curves, input_pipeline, live, models, watchdogs
+from pipeline.utils import code
 from pipeline.utils.atomic_files import writing
 from pipeline.utils.errors import InputError
 
@@ -75,12 +76,14 @@ def train(execution):
         model.save(output / "model.keras")
 
 
-def component(method):
-    """The Trainer of a `methods.Method`."""
+def component(settings):
+    """The Trainer of these settings' method and network, either of which may be in anyone's module."""
+    method = methods.find(settings["method"])
     return Component(
         name="Trainer",
         inputs=("examples",),
         outputs=("model",),
         parameters=(*setting_list.names("Training"), "train_examples", *method.defaults()),
         execute=train,
+        modules=code.modules(settings["method"], settings["network"]),
     )

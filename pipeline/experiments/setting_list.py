@@ -12,6 +12,7 @@ from pipeline.cli.command_line import (
     FROM_0_BELOW_1,
     INSIDE_0_1,
     SEED,
+    SWITCH,
     TEXT,
     Kind,
     Setting,
@@ -40,7 +41,13 @@ GROUPS = {
     "Training": (
         Setting("method", TEXT, f"{', '.join(methods.NAMES)}, or package.module:METHOD", "macer"),
         Setting("sigma", ABOVE_0, "noise level, in [0, 1] pixel units", DEFAULT_SIGMA),
-        Setting("network", TEXT, "small_cnn, lenet, cifar_resnet<depth> or resnet50", None, "the dataset's"),
+        Setting(
+            "network",
+            TEXT,
+            "small_cnn, lenet, cifar_resnet<N>, resnet50 or module:function",
+            None,
+            "the dataset's",
+        ),
         Setting("epochs", whole(1), "passes over the training images", 440),
         Setting("batch_size", whole(1), "images a step", 64),
         Setting("learning_rate", ABOVE_0, "of SGD, at the start", 0.01),
@@ -75,6 +82,7 @@ GROUPS = {
         Setting("sweep", TEXT, "compare values of a setting: lam=0,1,4", None, "off"),
         Setting("pipeline_root", FOLDER, "where everything is kept", "runs"),
         Setting("num_workers", whole(1), "certification threads", None, "one a core"),
+        Setting("no_cache", SWITCH, "do again what was done before", False),
     ),
 }
 

@@ -17,7 +17,7 @@ _DATASETS = f"{', '.join(SHORT_NAMES)}, or any TFDS image-classification builder
 _BETA = 16.0
 
 # Where things are and how many threads work changes no result.
-_NOT_IN_THE_PLAN = ("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers")
+_NOT_IN_THE_PLAN = ("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "no_cache")
 
 
 def parse(arguments):
@@ -110,6 +110,20 @@ def plan(settings):
         for group, entries in groups(methods.find(settings["method"])).items()
         if any(setting.name not in _NOT_IN_THE_PLAN for setting in entries)
     }
+
+
+def without_meanings(plan):
+    """A plan as results depend on it: group -> list of [name, value in words]."""
+    return {group: [entry[:2] for entry in entries] for group, entries in plan.items()}
+
+
+def with_meanings(plan):
+    """The plan of `plan`, from what `without_meanings` left of it."""
+    (method,) = (value for entries in plan.values() for name, value in entries if name == "method")
+    settings = {}
+    for name in (*methods.NAMES, *method.split(" | ")):
+        settings |= {setting.name: setting for group in groups(methods.find(name)).values() for setting in group}
+    return {group: [[name, value, settings[name].meaning] for name, value in plan[group]] for group in plan}
 
 
 def _given(arguments, method):

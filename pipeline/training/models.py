@@ -5,11 +5,12 @@ import contextlib
 import keras
 import tensorflow as tf
 
-from macer_tf import networks
+from macer_tf import base_classifier, networks
 from macer_tf.optimizers import SGD
 from pipeline.experiments import methods
 from pipeline.training import schedules
-from pipeline.utils.errors import InputError
+from pipeline.utils import code
+from pipeline.utils.errors import InputError, reason
 
 
 def build(settings, image_shape, num_classes, steps):
@@ -47,10 +48,33 @@ def network(settings, image_shape, num_classes):
         InputError: if there is no such network, or it does not take such images.
     """
     name = settings["network"] or network_for(image_shape)
+    if ":" in name:
+        return _network_of_ones_own(name, tuple(image_shape), num_classes)
     try:
         return networks.build(name, tuple(image_shape), num_classes)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def _network_of_ones_own(name, image_shape, num_classes):
+    """What the function package.module:function makes of (image_shape, num_classes)."""
+    function = code.attribute(name)
+    try:
+        made = function(image_shape, num_classes)
+        base_classifier.check(made)
+        base_classifier.check_returns_logits(made)
+        shapes = (made.input_shape, made.output_shape)
+    except Exception as error:  # whatever someone's code does
+        raise InputError(
+            f"The network {name} cannot be made for images {image_shape} of {num_classes} classes "
+            f"({type(error).__name__}: {reason(error)})."
+        ) from error
+    if shapes != ((None, *image_shape), (None, num_classes)):
+        raise InputError(
+            f"The network {name} must map images {(None, *image_shape)} to logits {(None, num_classes)}. "
+            f"Received: {shapes[0]} to {shapes[1]}"
+        )
+    return made
 
 
 def network_for(image_shape: tuple[int, int, int]) -> str:

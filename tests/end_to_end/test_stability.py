@@ -8,7 +8,7 @@ import pytest
 from pipeline.components import trainer
 from pipeline.components.example_gen import EXAMPLE_GEN
 from pipeline.data import examples
-from pipeline.experiments import methods, settings
+from pipeline.experiments import settings
 from pipeline.orchestration import orchestrator
 from pipeline.training import models
 
@@ -23,9 +23,7 @@ def train(tmp_path, capsys):
 
     def run(*flags):
         chosen, _ = settings.parse([*map(str, flags), "--pipeline_root", str(tmp_path)])
-        artifacts = orchestrator.run(
-            (EXAMPLE_GEN, trainer.component(methods.find(chosen["method"]))), chosen, tmp_path, 1
-        )
+        artifacts = orchestrator.run((EXAMPLE_GEN, trainer.component(chosen)), chosen, tmp_path, 1)
         model, data = artifacts["model"].path, examples.read(artifacts["examples"].path)
         with open(model / "history.csv") as file:
             rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

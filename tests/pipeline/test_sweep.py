@@ -19,7 +19,6 @@ from pipeline import sweep as sweep_lib
 from pipeline.components import sweep_evaluator, trainer
 from pipeline.components.certifier import CERTIFIER
 from pipeline.components.example_gen import EXAMPLE_GEN
-from pipeline.experiments import methods
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
 from pipeline.report import figures, page, sweep_report
@@ -253,9 +252,7 @@ def test_a_member_equals_the_same_training_by_itself(sweep, kept, tmp_path):
     (tmp_path / "alone").mkdir()
     settings, _ = settings_lib.parse([*TINY, "--lam", "8", "--pipeline_root", str(tmp_path / "alone")])
     # What the command does up to the certificates; it exports and pushes besides.
-    orchestrator.run(
-        (EXAMPLE_GEN, trainer.component(methods.find("macer")), CERTIFIER), settings, tmp_path / "alone", 2
-    )
+    orchestrator.run((EXAMPLE_GEN, trainer.component(settings), CERTIFIER), settings, tmp_path / "alone", 2)
     rows, seconds = certificates(tmp_path / "alone", lam=8.0)
     swept_rows, swept_seconds = certificates(kept, lam=8.0)
     assert swept_rows == rows
@@ -363,7 +360,7 @@ class Compare:
         self.members.append({**self.members[0], "value": value, "failure": "Training diverged."})
 
     def result(self):
-        sweep = {"name": "lam", "plan": {"Training": [["lam", "0 | 1", "weight"]]}, "members": self.members}
+        sweep = {"name": "lam", "plan": {"Training": [["method", "macer"], ["lam", "0 | 1"]]}, "members": self.members}
         execution = self._execution(self.inputs, ("comparison",), {"sweep": sweep})
         sweep_evaluator.evaluate(execution)
         return json.loads((execution.outputs["comparison"] / "sweep.json").read_text())

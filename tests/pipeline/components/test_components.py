@@ -127,7 +127,7 @@ class Evaluations:
 
         settings = {
             **SETTINGS, "seed": 0, "min_accuracy": 0.4, "paper": None, "model": model,
-            "rows": [list(row) for row in rows], "plan": {"Data": [["dataset", "tiny", "x"], ["method", "macer", "x"]]},
+            "rows": [list(row) for row in rows], "plan": {"Data": [["dataset", "tiny"], ["method", "macer"]]},
             "num_test_examples": num_test_examples, "bound": bound, **changed,
         }  # fmt: skip
         components = [
@@ -472,7 +472,7 @@ def test_every_declared_parameter_is_a_setting():
     from pipeline.experiments import methods
 
     names = {setting.name for group in settings_lib.known([]).values() for setting in group} | {"plan", "paper"}
-    trainers = [trainer.component(methods.find(name)) for name in methods.NAMES]
+    trainers = [trainer.component({"method": name, "network": None}) for name in methods.NAMES]
     components = (
         example_gen.EXAMPLE_GEN, *trainers, CERTIFIER, evaluator.EVALUATOR, EXPORTER, infra_validator.INFRA_VALIDATOR,
         pusher.PUSHER,

@@ -139,6 +139,34 @@ def test_what_only_the_data_can_tell_is_one_line_too(line, arguments, message, t
     assert not list((tmp_path / "root").glob("*/model/model.keras"))
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (None, "There is no module my_network to import, from the current folder or installed."),
+        ("import no_such_thing\n", "Cannot import my_network (ModuleNotFoundError: "),
+        ("def other(): pass\n", "The module my_network defines no make."),
+        ("make = 3\n", "The network my_network:make cannot be made for images (8, 8, 1) of 10 classes (TypeError: "),
+        ("def make(shape, classes):\n    return classes\n", "classifier must be a keras.Model. Received: int)."),
+        (
+            "import keras\ndef make(shape, classes):\n    images = keras.Input(shape)\n"
+            "    return keras.Model(images, keras.layers.Dense(classes + 1)(keras.layers.Flatten()(images)))\n",
+            "must map images (None, 8, 8, 1) to logits (None, 10). Received: (None, 8, 8, 1) to (None, 11)",
+        ),
+        (
+            "import keras\ndef make(shape, classes):\n    images = keras.Input(shape)\n    x = keras.layers.Flatten()"
+            "(images)\n    return keras.Model(images, keras.layers.Dense(classes, activation='softmax')(x))\n",
+            "logits",
+        ),
+    ],
+)
+def test_a_network_of_ones_own_that_cannot_be_used_is_one_line(line, tmp_path, code, message):
+    if code is not None:
+        (tmp_path / "my_network.py").write_text(code)
+    sys.modules.pop("my_network", None)
+    assert message in line("--dataset", "digits", "--network", "my_network:make", "--pipeline_root", tmp_path / "root")
+    assert not list((tmp_path / "root").glob("*/model/model.keras"))
+
+
 @pytest.mark.parametrize("below", ["", "/x", "/x/y"])
 def test_an_unwritable_root_is_one_line(line, tmp_path, below):
     (tmp_path / "file").write_text("")
@@ -211,6 +239,7 @@ OVERRIDES = {
     "warmup_epochs": ("2", 2), "precision": ("mixed_float16", "mixed_float16"), "microbatch": ("16", 16),
     "strategy": ("mirrored", "mirrored"),
     "certify": ("all", "all"), "budget": ("fixed", "fixed"), "soft_betas": ("1,4", [1.0, 4.0]),
+    "no_cache": ("yes", True),
     "serving_n": ("222", 222), "push_dir": ("out", "out"), "pipeline_root": ("here", "here"), "num_workers": ("3", 3),
 }  # fmt: skip
 
@@ -261,7 +290,7 @@ def test_a_preset_is_what_its_name_gives(preset):
 def test_the_plan_tells_every_setting_that_can_change_a_result():
     settings, _ = settings_lib.parse(["--dataset", "svhn", "--clip_norm", "none", "--flip", "no"])
     plan = {name: (value, meaning) for group in settings_lib.plan(settings).values() for name, value, meaning in group}
-    no_results = {"preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers"}
+    no_results = {"preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "no_cache"}
     assert set(plan) == set(FLAGS) - no_results - set(SMOOTHADV)
     assert plan["lr_drop_epochs"][0] == "200,400"
     assert (plan["clip_norm"][0], plan["flip"][0], plan["num_test_examples"][0]) == ("none", "no", "500")
