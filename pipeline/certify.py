@@ -32,6 +32,7 @@ from pipeline.cli.command_line import (
 )
 from pipeline.cli.exit import exit_status
 from pipeline.orchestration import orchestrator
+from pipeline.utils import code as code_lib
 from pipeline.utils.atomic_files import write_bytes, write_text
 from pipeline.utils.errors import InputError, reason
 from serving import terminal
@@ -255,10 +256,8 @@ def _labels(source, opened, ids, num_classes):
 
 def _code(settings):
     """What tells the code that the model brings from another, as a part of what votes are of."""
-    from pipeline.certification import classifiers
-
     module = settings["custom_objects"]
-    return {} if module is None else {"custom_objects": classifiers.code_fingerprint(module)}
+    return {} if module is None else {"custom_objects": code_lib.digest(module)}
 
 
 def _check_unchanged(settings, snapshot):

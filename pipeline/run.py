@@ -49,17 +49,20 @@ def _run(settings, preset, root):
     console.print_listing(listing, preset.note)
     # Only now, so that --help and a typo do not wait for TensorFlow.
     console.import_tensorflow()
+    from pipeline.components import trainer
     from pipeline.components.certifier import CERTIFIER
     from pipeline.components.evaluator import EVALUATOR, LATEST_BLESSED
     from pipeline.components.example_gen import EXAMPLE_GEN
     from pipeline.components.exporter import EXPORTER
     from pipeline.components.infra_validator import INFRA_VALIDATOR
     from pipeline.components.pusher import PUSHER
-    from pipeline.components.trainer import TRAINER
 
-    components = (EXAMPLE_GEN, TRAINER, CERTIFIER, LATEST_BLESSED, EVALUATOR, EXPORTER, INFRA_VALIDATOR, PUSHER)
-    settings = {**settings, "listing": listing, "paper": _paper_row(preset)}
-    artifacts = orchestrator.run(components, settings, root, settings["num_workers"])
+    components = (
+        *(EXAMPLE_GEN, trainer.component(settings), CERTIFIER, LATEST_BLESSED, EVALUATOR, EXPORTER, INFRA_VALIDATOR),
+        PUSHER,
+    )
+    settings = {**settings, "listing": settings_lib.without_meanings(listing), "paper": _paper_row(preset)}
+    artifacts = orchestrator.run(components, settings, root, settings["num_workers"], settings["no_cache"])
     _print_results(artifacts, settings["paper"])
 
 

@@ -11,21 +11,15 @@ import sys
 
 from pipeline.cli import command_line, console
 from pipeline.cli.exit import in_one_line
-from pipeline.experiments import presets
+from pipeline.experiments import methods, presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
 from pipeline.orchestration.orchestrator import Resolver
 from pipeline.utils.errors import InputError
 
 _FORM = "a setting and two or more of its values, such as lam=0,1,4"
-_CHANGE_NOTHING = ("min_accuracy", "serving_n", "push_dir", "pipeline_root", "num_workers", "sweep")
+_CHANGE_NOTHING = ("min_accuracy", "serving_n", "push_dir", "pipeline_root", "num_workers", "no_cache", "sweep")
 _NOT_COMPARED = "Blessing and push"
-# Flags that only some methods have.
-_METHODS_OF = {
-    **dict.fromkeys(("lam", "gamma", "beta", "lam_start_epoch"), ("macer",)),
-    "num_samples": ("macer", "smoothadv"),
-    **dict.fromkeys(("attack", "epsilon", "attack_steps", "warmup_epochs"), ("smoothadv",)),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,24 +52,18 @@ def parse(arguments):
         return None
     if len(texts) > 1:
         raise InputError(f"--sweep can be given once. Received: {' and '.join(texts)}")
-    name, values = _name_and_values(texts[0])
+    name, values = _name_and_values(texts[0], others)
     if any(argument.split("=")[0] == f"--{name}" for argument in others):
         raise InputError(f"--{name} is swept: leave --{name} out. Received: --sweep {texts[0]}")
+    swept = [methods.find(value) for value in values] if name == "method" else []
     members, notes = [], []
     for value in values:
-        fitting, left_out = _fitting(others, value) if name == "method" else (others, [])
+        fitting, left_out = _fitting(others, value, swept) if name == "method" else (others, [])
         notes += [f"{flag} is no setting of the method {value}, and left out there." for flag in left_out]
         try:
             members.append(Member(value, *settings_lib.parse([*fitting, f"--{name}={value}"])))
         except InputError as error:
             raise InputError(f"--sweep {name}={value}: {error}") from None
-    for member in members:
-        method = member.settings["method"]
-        if method not in _METHODS_OF.get(name, (method,)):
-            raise InputError(
-                f"{name} is no setting of the method {method}: take --method {' or '.join(_METHODS_OF[name])}. "
-                f"Received: --sweep {texts[0]}"
-            )
     notes += [member.preset.note for member in members if member.preset.note]
     return Sweep(name, tuple(members), tuple(dict.fromkeys(notes)))
 
@@ -102,10 +90,9 @@ def run(sweep, root):
     console.import_tensorflow()
     import keras
 
-    from pipeline.components import sweep_evaluator
+    from pipeline.components import sweep_evaluator, trainer
     from pipeline.components.certifier import CERTIFIER
     from pipeline.components.example_gen import EXAMPLE_GEN
-    from pipeline.components.trainer import TRAINER
 
     _check_data_and_networks(sweep, EXAMPLE_GEN, root)
     made, entries = [], []
@@ -115,7 +102,8 @@ def run(sweep, root):
         keras.utils.clear_session()
         failure = None
         try:
-            artifacts = orchestrator.run((EXAMPLE_GEN, TRAINER, CERTIFIER), member.settings, root, first["num_workers"])
+            components = (EXAMPLE_GEN, trainer.component(member.settings), CERTIFIER)
+            artifacts = orchestrator.run(components, member.settings, root, first["num_workers"], first["no_cache"])
             made += [(f"{name}_{place}", artifact) for name, artifact in artifacts.items()]
         except Exception as error:
             failure = in_one_line(error, root)
@@ -126,7 +114,7 @@ def run(sweep, root):
         print("error: every value failed: there is nothing to compare.", file=sys.stderr)
         return 1
     print()
-    settings = {"sweep": {"name": sweep.name, "listing": listing, "members": entries}}
+    settings = {"sweep": {"name": sweep.name, "listing": settings_lib.without_meanings(listing), "members": entries}}
     resolvers = [Resolver(name, lambda *_, artifact=artifact: artifact) for name, artifact in made]
     component = sweep_evaluator.component(tuple(name for name, _ in made))
     compared = orchestrator.run((*resolvers, component), settings, root, first["num_workers"])
@@ -148,11 +136,12 @@ def _take(arguments):
     return texts, others
 
 
-def _name_and_values(text):
+def _name_and_values(text, others):
     name, equals, listed = text.partition("=")
     # A value may have commas itself: lr_drop_epochs=50,100;60,120.
     values = [value.strip() for value in listed.split(";" if ";" in listed else ",")]
-    known = {setting.name: setting for setting in settings_lib.SETTINGS if setting.name not in _CHANGE_NOTHING}
+    settings = [setting for group in settings_lib.known(others).values() for setting in group]
+    known = {setting.name: setting for setting in settings if setting.name not in _CHANGE_NOTHING}
     if not equals or not all(values):
         raise InputError(f"--sweep must be {_FORM}. Received: {text}")
     if name in _CHANGE_NOTHING:
@@ -172,13 +161,14 @@ def _name_and_values(text):
     return name, values
 
 
-def _fitting(arguments, method):
-    """The arguments without the flags that the method does not have, and those flags."""
+def _fitting(arguments, method, swept):
+    """The arguments without the flags that the method does not have, but another of the swept ones, and those flags."""
     fitting, left_out = [], []
+    own = methods.find(method).defaults()
     remaining = iter(arguments)
     for argument in remaining:
         flag = argument.split("=")[0]
-        if method in _METHODS_OF.get(flag.removeprefix("--"), (method,)):
+        if (name := flag.removeprefix("--")) in own or not any(name in one.defaults() for one in swept):
             fitting.append(argument)
             continue
         left_out.append(flag)
@@ -195,9 +185,11 @@ def _listing(sweep):
         if group == _NOT_COMPARED:
             continue
         merged[group] = []
-        for entries in zip(*(listing[group] for listing in listings), strict=True):
-            name, _, meaning = entries[0]
-            values = [value for _, value, _ in entries]
+        # Only some methods have a setting.
+        meanings = {name: meaning for listing in listings for name, _, meaning in listing[group]}
+        told = [{name: value for name, value, _ in listing[group]} for listing in listings]
+        for name, meaning in meanings.items():
+            values = [of_member.get(name, "-") for of_member in told]
             merged[group].append([name, values[0] if len(set(values)) == 1 else " | ".join(values), meaning])
     return merged
 

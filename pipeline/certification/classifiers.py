@@ -1,13 +1,9 @@
 """Anyone's classifier: a .keras or .h5 file, or a SavedModel -> a Keras model that can be certified."""
 
 import contextlib
-import importlib
-import importlib.util
 import json
-import os
 import re
 import shutil
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +16,9 @@ from macer_tf import base_classifier
 from macer_tf.inference import own_precision
 from macer_tf.noisy_training import NoisyTrainingModel
 from pipeline.training import models
+from pipeline.utils import code
 from pipeline.utils.errors import InputError
-from serving.fingerprints import directory_fingerprint, file_digest, fingerprint
+from serving.fingerprints import directory_fingerprint, file_digest
 from serving.graph_safety import check_effects
 
 _KERAS_3, _HDF5 = ".keras", (".h5", ".hdf5")
@@ -118,25 +115,6 @@ def _copy(path, folder):
 def model_fingerprint(path):
     """Hexadecimal SHA-256 of a model's file, or of the names and contents in its folder."""
     return directory_fingerprint(path) if Path(path).is_dir() else file_digest(path)
-
-
-def code_fingerprint(module):
-    """Hexadecimal SHA-256 of a module's source, or of all Python files of a package; not of what it imports.
-
-    Raises:
-        InputError: if there is no such module.
-    """
-    with _current_folder_first():
-        try:
-            spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError) as error:
-            raise InputError(f"There is no module {module} to import ({error}).") from None
-    if spec is None or not (spec.has_location or spec.submodule_search_locations):
-        raise InputError(f"There is no module {module} to import, from the current folder or installed.")
-    files = [Path(spec.origin)] if spec.origin else []
-    for folder in spec.submodule_search_locations or ():
-        files += Path(folder).rglob("*.py")
-    return fingerprint(sorted([file.name, file_digest(file)] for file in files))
 
 
 def load(path, loading=DEFAULT):
@@ -285,25 +263,12 @@ def _custom_objects(module):
     """What a module defines, by name; it is imported, from the current folder if it is there."""
     if module is None:
         return None
-    try:
-        with _current_folder_first():
-            imported = importlib.import_module(module)
-    except Exception as error:  # whatever someone's code does
-        raise InputError(f"Cannot import {module} ({type(error).__name__}: {error}).") from error
+    imported = code.import_module(module)
     return {
         name: value
         for name, value in vars(imported).items()
         if callable(value) and (getattr(value, "__module__", None) or "").startswith(module)
     }
-
-
-@contextlib.contextmanager
-def _current_folder_first():
-    sys.path.insert(0, os.getcwd())
-    try:
-        yield
-    finally:
-        sys.path.remove(os.getcwd())
 
 
 def _why_not_loaded(path, name, error):

@@ -103,7 +103,7 @@ class SamplingPlan:
         Raises:
             InputError: as `of`.
         """
-        return cls.of(settings, (settings["beta"],), tolerance=0.01)
+        return cls.of(settings, settings["soft_betas"], tolerance=0.01)
 
     @property
     def budget(self):

@@ -98,6 +98,7 @@ FROM_0_BELOW_1 = number("a number from 0 and below 1", float, lambda value: 0 <=
 MODULE = Kind("a module such as package.layers", _module)
 LEVELS = number("a whole number from 1 to 65535", int, lambda value: 1 <= value < 2**16)
 RADII = Kind("rising radii such as 0,0.25,0.5", _parse_radii)
+SWITCH = choice(yes=True, no=False)
 SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_seed(int(text)))
 
 
@@ -120,7 +121,7 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
 
     Args:
         arguments: the command line, without the program.
-        groups: title -> `Setting`s, as the help lists them.
+        groups: title -> `Setting`s, as the help lists them; those under None it leaves out.
         prog, usage, description: for the help.
         default: `Setting` -> its default, as the help prints it.
         positional: name of the arguments without a flag, if the program takes any; their value is a list of texts.
@@ -141,7 +142,10 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
     for title, entries in groups.items():
         group = parser.add_argument_group(title)
         for setting in entries:
-            group.add_argument(f"--{setting.name}", metavar="", help=f"{setting.meaning} [{default(setting)}]")
+            told = argparse.SUPPRESS if title is None else f"{setting.meaning} [{default(setting)}]"
+            # A switch needs no yes.
+            switch = {"nargs": "?", "const": "yes"} if setting.kind is SWITCH else {}
+            group.add_argument(f"--{setting.name}", metavar="", help=told, **switch)
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     texts, unknown = parser.parse_known_intermixed_args(arguments)
     settings = {setting.name: setting for entries in groups.values() for setting in entries}
@@ -152,6 +156,17 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
         for name, text in vars(texts).items()
         if text is not None
     }
+
+
+def last(arguments, name):
+    """The text that a command line gives a setting by its flag, the last one if several; None if none."""
+    text = None
+    for place, argument in enumerate(arguments):
+        if argument == f"--{name}" and place + 1 < len(arguments):
+            text = arguments[place + 1]
+        elif argument.startswith(f"--{name}="):
+            text = argument.partition("=")[2]
+    return text
 
 
 class _Parser(argparse.ArgumentParser):

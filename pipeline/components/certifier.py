@@ -57,6 +57,6 @@ CERTIFIER = Component(
     name="Certifier",
     inputs=("model", "examples"),
     outputs=("certificates",),
-    parameters=("sigma", "seed", "num_test_examples", "n0", "n", "alpha", "certify", "budget", "beta"),
+    parameters=("sigma", "seed", "num_test_examples", "n0", "n", "alpha", "certify", "budget", "soft_betas"),
     execute=certify,
 )

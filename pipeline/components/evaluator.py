@@ -8,6 +8,7 @@ from macer_tf import certification_log, evaluation, noise
 from macer_tf.grid_noise import GridNoise
 from pipeline.certification import certificate_files
 from pipeline.data import examples as examples_lib
+from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration.artifacts import Artifact, private_copy
 from pipeline.orchestration.orchestrator import Component, Resolver, finished
 from pipeline.report import certification_report
@@ -86,7 +87,7 @@ def _evaluated(settings, metrics, blessing, examples, ids, votes, kinds, model):
     return certification_report.Evaluated(
         metrics=metrics,
         blessing=blessing,
-        listing=settings["listing"],
+        listing=settings_lib.with_meanings(settings["listing"]),
         paper=settings["paper"],
         correct_radii={name: evaluation.correct_radii(of_kind, labels) for name, of_kind in kinds.items()},
         certificates=next(iter(kinds.values())),

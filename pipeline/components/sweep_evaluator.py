@@ -11,6 +11,7 @@ from macer_tf import certification_log, evaluation
 from pipeline.certification import certificate_files
 from pipeline.components import evaluator
 from pipeline.data import examples as examples_lib
+from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration.orchestrator import Component
 from pipeline.report import sweep_report
 from pipeline.utils.atomic_files import write_text
@@ -49,7 +50,7 @@ def evaluate(execution):
     comparison = {"setting": sweep["name"], "reference": reference[0], "radii": radii, "members": members}
     write_text(output / "sweep.json", json.dumps(comparison, indent=1))
     write_text(output / "sweep.csv", _as_csv(comparison))
-    sweep_report.write(output, comparison, curves, sweep["listing"])
+    sweep_report.write(output, comparison, curves, settings_lib.with_meanings(sweep["listing"]))
 
 
 def _member(inputs, radii, log_path):

@@ -5,9 +5,12 @@ import math
 
 import numpy as np
 
+from macer_tf.model import MACERModel
 from pipeline.data import examples as examples_lib
+from pipeline.experiments import methods, setting_list
 from pipeline.orchestration.orchestrator import Component
 from pipeline.training import backups, curves, input_pipeline, live, models, watchdogs
+from pipeline.utils import code
 from pipeline.utils.atomic_files import writing
 from pipeline.utils.errors import InputError
 
@@ -26,7 +29,7 @@ def train(execution):
     backup.restore(model)
     _print_start(model, record, settings["epochs"])
     with contextlib.closing(curves.Curves(output, record)) as written_curves:
-        callbacks = _callbacks(settings, record, backup, written_curves, examples.labels["train"][chosen])
+        callbacks = _callbacks(settings, model, record, backup, written_curves, examples.labels["train"][chosen])
 
         def fit(epochs):
             batches = input_pipeline.batches(
@@ -70,55 +73,31 @@ def _print_start(model, record, epochs):
         print(f"  Each batch is shared by {model.distribute_strategy.num_replicas_in_sync} devices.")
 
 
-def _callbacks(settings, record, backup, written_curves, labels):
+def _callbacks(settings, model, record, backup, written_curves, labels):
+    schedule = methods.find(settings["method"]).schedule(settings)
     progress = live.TrainingProgress(record, settings["epochs"])
     callbacks = [
-        models.hyperparameter_schedule(settings),
+        *([schedule] if schedule else []),
         record,
         watchdogs.StopOnDivergence(record, backup),
         progress,
         backup,
         written_curves,
     ]
-    if settings["method"] == "macer" and settings["lam"] > 0:
+    if isinstance(model, MACERModel) and settings.get("lam"):
         chance = np.bincount(labels).max() / len(labels)
         callbacks.append(watchdogs.TellOfCollapse(chance, progress.say))
     return callbacks
 
 
-TRAINER = Component(
-    name="Trainer",
-    inputs=("examples",),
-    outputs=("model",),
-    parameters=(
-        "method",
-        "sigma",
-        "network",
-        "num_samples",
-        "lam",
-        "gamma",
-        "beta",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "lr_schedule",
-        "lr_drop_epochs",
-        "lr_drop_factor",
-        "momentum",
-        "l2",
-        "clip_norm",
-        "lam_start_epoch",
-        "attack",
-        "epsilon",
-        "attack_steps",
-        "warmup_epochs",
-        "crop_padding",
-        "flip",
-        "train_examples",
-        "precision",
-        "microbatch",
-        "strategy",
-        "seed",
-    ),
-    execute=train,
-)
+def component(settings):
+    """The Trainer of these settings' method and network, either of which may be in anyone's module."""
+    method = methods.find(settings["method"])
+    return Component(
+        name="Trainer",
+        inputs=("examples",),
+        outputs=("model",),
+        parameters=(*setting_list.names("Training"), "train_examples", *method.defaults()),
+        execute=train,
+        modules=code.modules(settings["method"], settings["network"]),
+    )

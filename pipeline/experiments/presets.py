@@ -10,10 +10,8 @@ import dataclasses
 import difflib
 import math
 
+from pipeline.experiments import methods, setting_list
 from pipeline.utils.errors import InputError
-
-DEFAULT_SIGMA = 0.25
-METHODS = ("macer", "cohen", "smoothadv")
 
 _SAME_DATA = {"svhn_cropped": "svhn", "svhn_cropped_partial": "svhn", "imagenet2012": "imagenet"}
 
@@ -41,60 +39,33 @@ class PaperRow:
 class Preset:
     """How to train and certify one model.
 
-    Training: method is "macer", "cohen" (Gaussian noise alone) or "smoothadv" (Salman et al. 2019); sigma (noise,
-    in [0, 1] pixel units); num_samples is the paper's k for MACER, m for SmoothAdv and 1 for Cohen; lam, gamma and
-    beta (Eq. 17) are MACER's, and lam is 0 for the others; attack ("pgd" or "ddn"), epsilon (l2, in [0, 1] pixel
-    units), attack_steps and warmup_epochs are SmoothAdv's: epsilon rises linearly over the first warmup_epochs,
-    in epoch e (from 0) to (e + 1) / warmup_epochs of itself. network is None if the caller must choose one;
-    lr_schedule is "step" (learning_rate times lr_drop_factor at each of lr_drop_epochs) or "cosine" (to 0 over
-    all epochs); l2 is torch's weight decay, a gradient term that passes through momentum; clip_norm bounds the
-    gradient's global norm; lam counts as 0 before epoch lam_start_epoch (epochs count from 0). batch_size counts
-    images, not their noisy copies.
-    Images: random crops after zero-padding by crop_padding pixels; random horizontal flips; image_size is the
-    side of the square the images are brought to, None to keep them.
-    Certification: n0, n, alpha, and at most num_test_examples test images (None: all).
-    note: what a user should know before training, None if nothing.
+    name: of the preset. settings: name -> value of the data set, of all that `setting_list` has under "Training" and
+    "Certification", of image_size and of the method's own; each is an attribute, too, such as preset.sigma. paper: the
+    published row, None if there is none. note: what a user should know before training, None if nothing.
     """
 
     name: str
-    method: str = "macer"
-    dataset: str
-    sigma: float
-    network: str | None
-    num_samples: int = 16
-    lam: float = 0.0
-    gamma: float = 8.0
-    beta: float = 16.0
-    attack: str | None = None
-    epsilon: float | None = None
-    attack_steps: int | None = None
-    warmup_epochs: int = 0
-    epochs: int = 440
-    batch_size: int = 64
-    learning_rate: float = 0.01
-    lr_schedule: str = "step"
-    lr_drop_epochs: tuple[int, ...] = (200, 400)
-    lr_drop_factor: float = 0.1
-    momentum: float = 0.9
-    l2: float = 5e-4
-    clip_norm: float | None = None
-    lam_start_epoch: int = 0
-    crop_padding: int = 0
-    flip: bool = False
-    image_size: int | None = None
-    n0: int = 100
-    n: int = 100_000
-    alpha: float = 0.001
-    num_test_examples: int | None = 500
+    settings: dict
     paper: PaperRow | None = None
     note: str | None = None
+
+    def __getattr__(self, name):
+        try:
+            return self.__dict__["settings"][name]
+        except KeyError:
+            raise AttributeError(f"This preset has no setting {name}") from None
+
+    def but(self, **changes):
+        """The same with other settings, or another name, row or note."""
+        fields = {field.name: changes.pop(field.name) for field in dataclasses.fields(self) if field.name in changes}
+        return dataclasses.replace(self, settings={**self.settings, **changes}, **fields)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ablation:
     """One of Tables 10-13: MACER on CIFAR-10 with one setting varied.
 
-    setting: the varied field of `Preset`. values: those tried. fixed: the other fields of Table 9, which are the
+    setting: the varied one. values: those tried. fixed: the other settings of Table 9, which are the
     same for both sigmas. rows: (sigma, value) -> published row.
     """
 
@@ -125,33 +96,45 @@ def find(dataset: str, sigma: float | None = None, method: str = "macer") -> Pre
         CIFAR-10's settings, without a network, flips or a published row.
       sigma: noise level in [0, 1] pixel units. Default: 0.25. Another level than the presets' takes the
         settings of the nearest one, and no published row.
-      method: "macer", "cohen" or "smoothadv".
+      method: a name that `methods.find` takes. One without presets gets the shared settings of MACER's, and its own
+        defaults.
 
     Raises:
       InputError: sigma is not a positive number, or there is no such method.
     """
-    sigma = DEFAULT_SIGMA if sigma is None else float(sigma)
+    sigma = setting_list.DEFAULT_SIGMA if sigma is None else float(sigma)
     if not (math.isfinite(sigma) and sigma > 0):
         raise InputError(f"sigma must be a positive number, in [0, 1] pixel units. Received: sigma={sigma}")
-    if method not in METHODS:
-        raise InputError(f"method must be {', '.join(METHODS[:-1])} or {METHODS[-1]}. Received: method={method}")
+    found = methods.find(method)
     family = _SAME_DATA.get(dataset, dataset)
     known = any(preset.dataset == family for preset in _DEFAULTS)
-    source = family if known else "cifar10"
-    levels = [preset for preset in _DEFAULTS if (preset.method, preset.dataset) == (method, source)]
+    levels = _levels(method, family if known else "cifar10") or [
+        _of_method(preset, method, found) for preset in _levels("macer", family if known else "cifar10")
+    ]
     preset = min(levels, key=lambda preset: abs(preset.sigma - sigma))
     if preset.sigma != sigma:
-        preset = dataclasses.replace(preset, name=_name(method, family, sigma), sigma=sigma, paper=None)
+        preset = preset.but(name=_name(found.name, family, sigma), sigma=sigma, paper=None)
     if not known:
         # Flipping may change a label (letters); clipping costs nothing where training is stable and saves it
         # where, as on MNIST, it is not.
-        return dataclasses.replace(
-            preset, name="default", dataset=dataset, network=None, clip_norm=1.0, flip=False, paper=None
-        )
+        return preset.but(name="default", dataset=dataset, network=None, clip_norm=1.0, flip=False, paper=None)
     if dataset == "svhn_cropped_partial":
         # A few training images: not the official test set.
-        preset = dataclasses.replace(preset, num_test_examples=None, paper=None)
-    return dataclasses.replace(preset, dataset=dataset)
+        preset = preset.but(num_test_examples=None, paper=None)
+    return preset.but(dataset=dataset)
+
+
+def _levels(method, dataset):
+    return [preset for preset in _DEFAULTS if (preset.method, preset.dataset) == (method, dataset)]
+
+
+def _of_method(preset, name, method):
+    """A preset of another method -> one of this method, with its own settings at their defaults."""
+    others = methods.find(preset.method).defaults()
+    shared = {name: value for name, value in preset.settings.items() if name not in others}
+    return Preset(
+        name=_name(method.name, preset.dataset, preset.sigma), settings={**shared, "method": name, **method.defaults()}
+    )
 
 
 def by_name(name: str, where: str = "See their table.") -> Preset:
@@ -175,7 +158,7 @@ def reported(settings: dict, preset: Preset) -> PaperRow | None:
     """
     # The command line's drops are a list.
     given = {**settings, "lr_drop_epochs": tuple(settings["lr_drop_epochs"] or ())}
-    changed = {name for name in _TRAINED_WITH if given[name] != getattr(preset, name)}
+    changed = {name for name in _trained_with(preset) if given[name] != preset.settings[name]}
     if not changed:
         return preset.paper
     if preset.name not in ("macer-cifar10-0.25", "macer-cifar10-0.50") or not changed <= _TABLE_9_FIXED.keys():
@@ -201,9 +184,9 @@ def table() -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-_TRAINED_WITH = {field.name for field in dataclasses.fields(Preset)} - {
-    "name", "dataset", "n0", "n", "alpha", "num_test_examples", "paper", "note"
-}  # fmt: skip
+def _trained_with(preset):
+    shared = {*setting_list.names("Training"), "image_size"} - {*setting_list.NO_HYPERPARAMETERS}
+    return shared | methods.find(preset.method).defaults().keys()
 
 
 def _padded(header, cells):
@@ -212,30 +195,37 @@ def _padded(header, cells):
 
 
 def _in_short(preset):
-    samples = f"num_samples={preset.num_samples}"
-    if preset.method == "cohen":
-        return samples
-    if preset.method == "smoothadv":
-        return f"{samples} attack={preset.attack} attack_steps={preset.attack_steps} epsilon={preset.epsilon:g}"
-    deferred = f" from epoch {preset.lam_start_epoch}" if preset.lam_start_epoch else ""
-    clipped = f" clip_norm={preset.clip_norm:g}" if preset.clip_norm else ""
-    return f"{samples} lam={preset.lam:g}{deferred} gamma={preset.gamma:g} beta={preset.beta:g}{clipped}"
+    """Of the method's own settings, those in which its presets differ."""
+    of_method = [other.settings for other in PRESETS if other.method == preset.method]
+    names = [name for name in methods.find(preset.method).defaults() if len({str(one[name]) for one in of_method}) > 1]
+    # In which the variants of MACER's presets differ.
+    names += ["clip_norm"] * (preset.method == "macer")
+    values = {name: preset.settings[name] for name in names}
+    told = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()]
+    return " ".join(one for one in told if not one.endswith(("=None", "=0"))) or "-"
 
 
 def _name(method, dataset, sigma):
     return f"{method}-{dataset}-" + (f"{sigma:.2f}" if sigma == round(sigma, 2) else str(sigma))
 
 
-def _presets(method, dataset, **settings):
+def _presets(method, dataset, note=None, **settings):
     """One preset for each noise level; a setting that is a dictionary has a value for each."""
+    groups = (*setting_list.GROUPS["Training"], *setting_list.GROUPS["Certification"])
+    defaults = {setting.name: setting.default for setting in groups} | methods.find(method).defaults()
     return tuple(
         Preset(
             name=_name(method, dataset, sigma),
-            method=method,
-            dataset=dataset,
-            sigma=sigma,
+            settings={
+                "dataset": dataset,
+                "image_size": None,
+                **defaults,
+                "method": method,
+                "sigma": sigma,
+                **{name: value[sigma] if isinstance(value, dict) else value for name, value in settings.items()},
+            },
             paper=_ROWS.get((method, dataset, sigma)),
-            **{name: value[sigma] if isinstance(value, dict) else value for name, value in settings.items()},
+            note=note,
         )
         for sigma in (0.25, 0.5, 1.0)
     )
@@ -423,12 +413,10 @@ _MACER_IMAGENET = {
     "lr_drop_epochs": (30, 60, 90),
 }
 
-# Section 5.1: Gaussian training is MACER with k=1 and lam=0; so it is where the authors trained it themselves.
-_COHEN = {"num_samples": 1}
+# Where the authors trained Gaussian models themselves (section 5.1), all but its term is as MACER's.
 # Table 3: 150 epochs. Batch size, learning rate and l2: Cohen et al.'s code and commands, which drop the rate every
 # third of (there, 90) epochs.
 _COHEN_CIFAR10 = {
-    "num_samples": 1,
     "epochs": 150,
     "batch_size": 400,
     "learning_rate": 0.1,
@@ -436,7 +424,7 @@ _COHEN_CIFAR10 = {
     "l2": 1e-4,
 }
 # Table 3: 90 epochs. The rest: as above.
-_COHEN_IMAGENET = {"num_samples": 1, "epochs": 90, "batch_size": 400, "lr_drop_epochs": (30, 60)}
+_COHEN_IMAGENET = {"epochs": 90, "batch_size": 400, "lr_drop_epochs": (30, 60)}
 
 # Table 4; its epsilon 1.00 is 255/256 in Salman et al.'s code. Epochs, learning rate, drops, l2 and warm-up: their
 # command for CIFAR-10. They make m noisy copies of 256 / m images a step. DDN's constants are in
@@ -482,14 +470,14 @@ _NOT_IN_THE_PAPER = "SmoothAdv on this data set is not in the paper: the setting
 
 _DEFAULTS = (
     *_presets("macer", "digits", lam=12.0, **_DIGITS),
-    *_presets("cohen", "digits", **_DIGITS, **_COHEN),
+    *_presets("cohen", "digits", **_DIGITS),
     *_presets("smoothadv", "digits", **_DIGITS, **_SMOOTHADV_DIGITS),
     # clip_norm is ours: as printed, the recipe collapses in its first epochs, in the authors' code too.
     *_presets("macer", "mnist", lam=16.0, clip_norm=1.0, **_MNIST),
-    *_presets("cohen", "mnist", **_MNIST, **_COHEN),
+    *_presets("cohen", "mnist", **_MNIST),
     *_presets("smoothadv", "mnist", note=_NOT_IN_THE_PAPER, **_MNIST, **_SMOOTHADV_MNIST),
     *_presets("macer", "svhn", lam=12.0, **_SVHN),
-    *_presets("cohen", "svhn", **_SVHN, **_COHEN),
+    *_presets("cohen", "svhn", **_SVHN),
     *_presets("smoothadv", "svhn", note=_NOT_IN_THE_PAPER, **_SVHN, **_SMOOTHADV_CIFAR10),
     *_presets("macer", "cifar10", **_CIFAR10, **_MACER_CIFAR10),
     *_presets("cohen", "cifar10", **_CIFAR10, **_COHEN_CIFAR10),
@@ -501,8 +489,7 @@ _DEFAULTS = (
 # What `find` does not choose by itself.
 _VARIANTS = (
     *(
-        dataclasses.replace(
-            find("mnist", sigma),
+        find("mnist", sigma).but(
             name=f"macer-mnist-{sigma:.2f}-paper",
             clip_norm=None,
             note="The recipe as printed, unclipped. At sigma 0.25 it collapses in its first epochs, in the authors' "
@@ -513,8 +500,7 @@ _VARIANTS = (
     ),
     # Appendix C.3: all but epochs and drops as in Table 4.
     *(
-        dataclasses.replace(
-            find("cifar10", sigma),
+        find("cifar10", sigma).but(
             name=f"macer-cifar10-{sigma:.2f}-150",
             epochs=150,
             lr_drop_epochs=(60, 120),

@@ -19,6 +19,7 @@ from pathlib import Path
 import macer_tf
 from pipeline.cli.console import duration
 from pipeline.orchestration.artifacts import Artifact
+from pipeline.utils import code
 from pipeline.utils.atomic_files import finish_directory, write_text
 from pipeline.utils.errors import InputError
 from serving.files import read_json
@@ -26,12 +27,12 @@ from serving.fingerprints import differences, file_digests, fingerprint, sealed,
 
 _RECORD = "execution.json"
 _SCRATCH = "scratch"
-_UNFINISHED = ".unfinished"
+_UNFINISHED, _REPLACED = ".unfinished", ".replaced"
 _FORMAT = 3
 # How the system says that there is no room to write: on the disk, in a quota, below the limit of a file.
 _NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 _SCHEMA = {
-    "format": int, "component": str, "inputs": dict, "outputs": list, "parameters": dict, "version": str,
+    "format": int, "component": str, "inputs": dict, "outputs": list, "parameters": dict, "version": str, "code": dict,
     "output_fingerprints": dict, "output_files": dict, "started_at": float, "finished_at": float,
 }  # fmt: skip
 
@@ -46,6 +47,7 @@ class Component:
         outputs: names of the artifacts it makes, each a directory.
         parameters: names of the settings it depends on, and no others.
         execute: called with an `Execution`.
+        modules: names of anyone's modules whose code it runs.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Component:
     outputs: tuple[str, ...]
     parameters: tuple[str, ...]
     execute: Callable
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Execution:
     num_workers: int
 
 
-def run(components, settings, root, num_workers):
+def run(components, settings, root, num_workers, anew=False):
     """Runs components in order, saying so.
 
     Args:
@@ -97,6 +100,7 @@ def run(components, settings, root, num_workers):
         settings: name -> JSON value; components pick the parameters they declare.
         root: `Path` of the pipeline root, which exists.
         num_workers: see `Execution`.
+        anew: whether components are executed even if they were before; what they made then is kept until they are done.
 
     Returns:
         name -> `Artifact`, all of them.
@@ -109,6 +113,8 @@ def run(components, settings, root, num_workers):
         if isinstance(component, Resolver):
             artifacts[component.output] = component.resolve(artifacts, settings, root)
             continue
+        # Those behind it load what it saves, even if it is cached.
+        _import(component)
         inputs = {name: artifacts[name] for name in component.inputs}
         parameters = {name: settings[name] for name in component.parameters}
         declaration = {
@@ -117,13 +123,17 @@ def run(components, settings, root, num_workers):
             "outputs": list(component.outputs),
             "parameters": parameters,
             "version": macer_tf.__version__,
+            "code": _code(component),
         }
         directory = root / f"{component.name}-{fingerprint(declaration)[:16]}"
-        if directory.exists():
+        _put_back(directory)
+        if directory.exists() and not anew:
             print(f"{component.name:<15} cached in {directory}", flush=True)
         else:
             print(f"{component.name:<15} running", flush=True)
             with _told_if_no_room(component, directory):
+                if anew:
+                    shutil.rmtree(_unfinished(directory), ignore_errors=True)
                 execution = _prepare(component, inputs, parameters, directory, root, num_workers)
                 seconds = _execute(component, execution, declaration, directory)
             print(f"{component.name:<15} done in {duration(seconds)}: {directory}", flush=True)
@@ -142,7 +152,7 @@ def finished(root, name):
     found = [
         (record["finished_at"], _checked_outputs(record, directory))
         for directory in root.glob(f"{name}-*")
-        if directory.suffix != _UNFINISHED and (record := _read_record(directory)) is not None
+        if directory.suffix not in (_UNFINISHED, _REPLACED) and (record := _read_record(directory)) is not None
     ]
     return [outputs for _, outputs in sorted(found, key=lambda entry: entry[0], reverse=True)]
 
@@ -210,8 +220,38 @@ def _execute(component, execution, declaration, directory):
         "finished_at": time.time(),
     }
     write_text(_unfinished(directory) / _RECORD, json.dumps(sealed(record), indent=1))
+    if directory.exists():
+        os.rename(directory, _replaced(directory))
     finish_directory(_unfinished(directory), directory)
+    shutil.rmtree(_replaced(directory), ignore_errors=True)
     return record["finished_at"] - started
+
+
+def _code(component):
+    """What tells the code of an execution from another: ours, and anyone's that it runs."""
+    ours = code.digest_of_ours(component.execute.__module__)
+    return {"ours": ours, **{module: code.digest(module) for module in component.modules}}
+
+
+def _import(component):
+    for module in component.modules:
+        before = code.digest(module)
+        code.import_module(module)
+        if code.digest(module) != before:
+            raise InputError(f"{module} was changed while it was imported; run the same command again.")
+
+
+def _put_back(directory):
+    """What was to be replaced by a run that was killed before it was."""
+    if _replaced(directory).exists():
+        if directory.exists():
+            shutil.rmtree(_replaced(directory), ignore_errors=True)
+        else:
+            os.rename(_replaced(directory), directory)
+
+
+def _replaced(directory):
+    return directory.with_name(directory.name + _REPLACED)
 
 
 def _unfinished(directory):

@@ -8,12 +8,11 @@ import numpy as np
 
 from macer_tf.certificates import ABSTAIN, Certificates
 from macer_tf.votes import Votes
+from pipeline.experiments import methods
 from pipeline.report import figures, page
 from pipeline.utils.atomic_files import write_text
 
 FILE_NAME = "report.html"
-
-_METHOD_NAMES = {"macer": "MACER", "cohen": "Gaussian training", "smoothadv": "SmoothAdv"}
 
 NOTES = (
     "Each certificate holds with probability at least 1 - alpha over the noise, image by image: the smoothed "
@@ -67,7 +66,7 @@ class Evaluated:
     @property
     def method(self):
         """How it was trained, in words."""
-        return _METHOD_NAMES[self._setting("method")]
+        return methods.find(self._setting("method")).label
 
     def _setting(self, name):
         return next(value for group in self.listing.values() for one, value, _ in group if one == name)

@@ -5,12 +5,12 @@ import contextlib
 import keras
 import tensorflow as tf
 
-from macer_tf import networks
-from macer_tf.baselines.smoothadv import SmoothAdvModel
-from macer_tf.model import MACERModel
+from macer_tf import base_classifier, networks
 from macer_tf.optimizers import SGD
+from pipeline.experiments import methods
 from pipeline.training import schedules
-from pipeline.utils.errors import InputError
+from pipeline.utils import code
+from pipeline.utils.errors import InputError, reason
 
 
 def build(settings, image_shape, num_classes, steps):
@@ -24,12 +24,11 @@ def build(settings, image_shape, num_classes, steps):
         InputError: if there is no such network, or it does not take such images.
     """
     keras.utils.set_random_seed(settings["seed"])
-    kind, own, _ = _METHODS[settings["method"]]
-    shared = ("sigma", "num_samples", "microbatch", "seed")
+    method = methods.find(settings["method"])
     with _strategy_scope(settings["strategy"]):
         with _dtype_policy(settings["precision"]):
             base = network(settings, image_shape, num_classes)
-        model = kind(base, **{option: settings[option] for option in (*shared, *own)})
+        model = method.model(base, settings)
         model.compile(
             SGD(
                 learning_rate=schedules.schedule(settings, steps),
@@ -49,10 +48,33 @@ def network(settings, image_shape, num_classes):
         InputError: if there is no such network, or it does not take such images.
     """
     name = settings["network"] or network_for(image_shape)
+    if ":" in name:
+        return _network_of_ones_own(name, tuple(image_shape), num_classes)
     try:
         return networks.build(name, tuple(image_shape), num_classes)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def _network_of_ones_own(name, image_shape, num_classes):
+    """What the function package.module:function makes of (image_shape, num_classes)."""
+    function = code.attribute(name)
+    try:
+        made = function(image_shape, num_classes)
+        base_classifier.check(made)
+        base_classifier.check_returns_logits(made)
+        shapes = (made.input_shape, made.output_shape)
+    except Exception as error:  # whatever someone's code does
+        raise InputError(
+            f"The network {name} cannot be made for images {image_shape} of {num_classes} classes "
+            f"({type(error).__name__}: {reason(error)})."
+        ) from error
+    if shapes != ((None, *image_shape), (None, num_classes)):
+        raise InputError(
+            f"The network {name} must map images {(None, *image_shape)} to logits {(None, num_classes)}. "
+            f"Received: {shapes[0]} to {shapes[1]}"
+        )
+    return made
 
 
 def network_for(image_shape: tuple[int, int, int]) -> str:
@@ -63,12 +85,6 @@ def network_for(image_shape: tuple[int, int, int]) -> str:
     if side < 64:
         return "lenet" if image_shape[2] == 1 else "cifar_resnet110"
     return "resnet50"
-
-
-def hyperparameter_schedule(settings):
-    """The callback that changes the method's own hyper-parameter from epoch to epoch: lam, or the attack's epsilon."""
-    *_, (callback, *names) = _METHODS[settings["method"]]
-    return callback(*(settings[name] for name in names))
 
 
 def load(path, custom_objects=None):
@@ -90,17 +106,3 @@ def _dtype_policy(name):
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-# Gaussian training is MACER with lam=0 and one copy, which is what its presets say.
-_MACER = (MACERModel, ("lam", "gamma", "beta"), (schedules.DeferLam, "lam", "lam_start_epoch"))
-# method: its model, the options of its own, and what changes from epoch to epoch.
-_METHODS = {
-    "macer": _MACER,
-    "cohen": _MACER,
-    "smoothadv": (
-        SmoothAdvModel,
-        ("epsilon", "attack", "attack_steps"),
-        (schedules.WarmUpEpsilon, "epsilon", "warmup_epochs"),
-    ),
-}

@@ -5,8 +5,8 @@ import csv
 import numpy as np
 import pytest
 
+from pipeline.components import trainer
 from pipeline.components.example_gen import EXAMPLE_GEN
-from pipeline.components.trainer import TRAINER
 from pipeline.data import examples
 from pipeline.experiments import settings
 from pipeline.orchestration import orchestrator
@@ -23,7 +23,7 @@ def train(tmp_path, capsys):
 
     def run(*flags):
         chosen, _ = settings.parse([*map(str, flags), "--pipeline_root", str(tmp_path)])
-        artifacts = orchestrator.run((EXAMPLE_GEN, TRAINER), chosen, tmp_path, 1)
+        artifacts = orchestrator.run((EXAMPLE_GEN, trainer.component(chosen)), chosen, tmp_path, 1)
         model, data = artifacts["model"].path, examples.read(artifacts["examples"].path)
         with open(model / "history.csv") as file:
             rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

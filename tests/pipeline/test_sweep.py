@@ -16,10 +16,9 @@ import pytest
 from macer_tf import evaluation
 from pipeline import run as run_lib
 from pipeline import sweep as sweep_lib
-from pipeline.components import sweep_evaluator
+from pipeline.components import sweep_evaluator, trainer
 from pipeline.components.certifier import CERTIFIER
 from pipeline.components.example_gen import EXAMPLE_GEN
-from pipeline.components.trainer import TRAINER
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
 from pipeline.report import figures, page, sweep_report
@@ -86,9 +85,9 @@ def test_each_method_keeps_its_own_preset_and_takes_the_flags_that_fit():
     sweep = sweep_lib.parse(["--dataset", "digits", *flags, "--sweep", "method=cohen,macer,smoothadv"])
     cohen, macer, smoothadv = (member.settings for member in sweep.members)
     names = ("method", "lam", "num_samples", "epsilon", "attack", "warmup_epochs", "epochs")
-    assert [cohen[name] for name in names] == ["cohen", 0, 1, None, None, 0, 3]
-    assert [macer[name] for name in names] == ["macer", 4, 2, None, None, 0, 3]
-    assert [smoothadv[name] for name in names] == ["smoothadv", 0, 2, 0.1, "pgd", 10, 3]
+    assert [cohen.get(name) for name in names] == ["cohen", None, None, None, None, None, 3]
+    assert [macer.get(name) for name in names] == ["macer", 4, 2, None, None, None, 3]
+    assert [smoothadv.get(name) for name in names] == ["smoothadv", None, 2, 0.1, "pgd", 10, 3]
     told = [line.split(" is no setting of the method ") for line in sweep.notes]
     assert [(flag, rest.split(",")[0]) for flag, rest in told] == [
         ("--lam", "cohen"), ("--num_samples", "cohen"), ("--epsilon", "cohen"), ("--epsilon", "macer"),
@@ -117,7 +116,7 @@ BAD = [
     (["--sweep", "lam=0,1,1.0"], "--sweep has the value 1.0 twice. Received: lam=0,1,1.0"),
     (["--sweep", "lam=0,x"], "--lam must be a number from 0. Received: x"),
     (["--sweep", "sigma=0.25,0"], "--sigma must be a number above 0. Received: 0"),
-    (["--sweep", "method=macer,trades"], "--method must be macer or cohen or smoothadv. Received: trades"),
+    (["--sweep", "method=macer,trades"], "Unknown method. Received: trades; accepted: macer, cohen, smoothadv"),
     (["--sweep", "gamma=8,100"], "--sweep gamma=100: gamma must be above 0 and at most 24"),
     (["--sweep", "n=1000,5"], "--sweep n=5: n is too small."),
     (["--sweep", "preset=macer-digits-0.25,nothing"], "--sweep preset=nothing: Unknown preset nothing."),
@@ -125,9 +124,9 @@ BAD = [
     (["--lam=2", "--sweep", "lam=0,1"], "--lam is swept: leave --lam out."),
     (["--sweep", "lam=0,1", "--sweep", "gamma=1,2"], "--sweep can be given once. Received: lam=0,1 and gamma=1,2"),
     (["--sweep", "lam=0,1", "--sgima", "1"], "Unknown argument --sgima. Did you mean --sigma"),
-    (["--sweep", "lam=0,1", "--method", "cohen"], "--sweep lam=1: The method cohen is Gaussian training"),
-    (["--sweep", "epsilon=0.1,1"], "epsilon is no setting of the method macer: take --method smoothadv."),
-    (["--sweep", "beta=1,2", "--method", "smoothadv"], "beta is no setting of the method smoothadv: take --method mac"),
+    (["--sweep", "lam=0,1", "--method", "cohen"], "--sweep lam=0: --lam is no setting of the method cohen"),
+    (["--sweep", "epsilon=0.1,1"], "--epsilon is no setting of the method macer: leave it out, or take"),
+    (["--sweep", "beta=1,2", "--method", "smoothadv"], "--beta is no setting of the method smoothadv: leave it"),
     (["--sweep", "method=macer,cohen", "--preset", "macer-digits-0.25"], "--sweep method=cohen: The preset macer-dig"),
     *(
         (["--sweep", f"{name}=1,2"], f"A sweep compares certificates, which {name} does not change.")
@@ -171,11 +170,11 @@ def certificates(root, **parameters):
     found = []
     for path in root.glob("Certifier-*/execution.json"):
         model = json.loads(path.read_text())["inputs"]["model"]
-        for trainer in root.glob("Trainer-*/execution.json"):
-            record = json.loads(trainer.read_text())
+        for training in root.glob("Trainer-*/execution.json"):
+            record = json.loads(training.read_text())
             if record["output_fingerprints"]["model"] == model and parameters.items() <= record["parameters"].items():
                 lines = (path.parent / "certificates" / "certificates.jsonl").read_text().splitlines()
-                found.append(([json.loads(line) for line in lines], trainer.parent / "model" / "seconds.csv"))
+                found.append(([json.loads(line) for line in lines], training.parent / "model" / "seconds.csv"))
     (only,) = found
     return only
 
@@ -253,7 +252,7 @@ def test_a_member_equals_the_same_training_by_itself(sweep, kept, tmp_path):
     (tmp_path / "alone").mkdir()
     settings, _ = settings_lib.parse([*TINY, "--lam", "8", "--pipeline_root", str(tmp_path / "alone")])
     # What the command does up to the certificates; it exports and pushes besides.
-    orchestrator.run((EXAMPLE_GEN, TRAINER, CERTIFIER), settings, tmp_path / "alone", 2)
+    orchestrator.run((EXAMPLE_GEN, trainer.component(settings), CERTIFIER), settings, tmp_path / "alone", 2)
     rows, seconds = certificates(tmp_path / "alone", lam=8.0)
     swept_rows, swept_seconds = certificates(kept, lam=8.0)
     assert swept_rows == rows
@@ -266,7 +265,7 @@ def test_a_member_equals_the_same_training_by_itself(sweep, kept, tmp_path):
 
 
 def test_a_member_that_diverges_is_told_and_the_others_go_on(sweep):
-    flags = ("--clip_norm", "none", "--lr_schedule", "step", "--method", "cohen", "--num_samples", "1")
+    flags = ("--clip_norm", "none", "--lr_schedule", "step", "--lam", "0", "--num_samples", "1")
     done = sweep("--sweep", "learning_rate=1e6,0.02,0.05", *flags)
     assert done.status == 1
     (line,) = done.err.splitlines()
@@ -361,7 +360,8 @@ class Compare:
         self.members.append({**self.members[0], "value": value, "failure": "Training diverged."})
 
     def result(self):
-        sweep = {"name": "lam", "listing": {"Training": [["lam", "0 | 1", "weight"]]}, "members": self.members}
+        listing = {"Training": [["method", "macer"], ["lam", "0 | 1"]]}
+        sweep = {"name": "lam", "listing": listing, "members": self.members}
         execution = self._execution(self.inputs, ("comparison",), {"sweep": sweep})
         sweep_evaluator.evaluate(execution)
         return json.loads((execution.outputs["comparison"] / "sweep.json").read_text())

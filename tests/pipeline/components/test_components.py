@@ -10,7 +10,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from pipeline.components import evaluator, example_gen, exporter, infra_validator, pusher
+from pipeline.components import evaluator, example_gen, exporter, infra_validator, pusher, trainer
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration.artifacts import Artifact
 from pipeline.training import models
@@ -127,9 +127,8 @@ class Evaluations:
 
         settings = {
             **SETTINGS, "seed": 0, "min_accuracy": 0.4, "paper": None, "model": model,
-            "rows": [list(row) for row in rows], "num_test_examples": num_test_examples,
-            "listing": {"Data": [["dataset", "tiny", "x"], ["method", "macer", "x"]]},
-            "bound": bound, **changed,
+            "rows": [list(row) for row in rows], "listing": {"Data": [["dataset", "tiny"], ["method", "macer"]]},
+            "num_test_examples": num_test_examples, "bound": bound, **changed,
         }  # fmt: skip
         components = [
             Component("Examples", (), ("examples",), (), make_examples),
@@ -470,20 +469,22 @@ class TestPusher:
 def test_every_declared_parameter_is_a_setting():
     from pipeline.components.certifier import CERTIFIER
     from pipeline.components.exporter import EXPORTER
-    from pipeline.components.trainer import TRAINER
+    from pipeline.experiments import methods
 
-    names = {setting.name for setting in settings_lib.SETTINGS} | {"listing", "paper"}
+    names = {setting.name for group in settings_lib.known([]).values() for setting in group} | {"listing", "paper"}
+    trainers = [trainer.component({"method": name, "network": None}) for name in methods.NAMES]
     components = (
-        example_gen.EXAMPLE_GEN, TRAINER, CERTIFIER, evaluator.EVALUATOR, EXPORTER, infra_validator.INFRA_VALIDATOR,
+        example_gen.EXAMPLE_GEN, *trainers, CERTIFIER, evaluator.EVALUATOR, EXPORTER, infra_validator.INFRA_VALIDATOR,
         pusher.PUSHER,
     )  # fmt: skip
     declared = [set(component.parameters) for component in components]
     assert set().union(*declared) <= names
     # Each training setting is a parameter of the Trainer: none is forgotten, so none is served from a stale cache.
-    training = {setting.name for setting in settings_lib.GROUPS["Training"]}
-    assert training <= set(TRAINER.parameters)
-    # alpha and the threshold must not train or sample anew.
-    assert not {"alpha", "n", "n0", "min_accuracy", "num_workers"} & set(TRAINER.parameters)
+    for name, component in zip(methods.NAMES, trainers, strict=True):
+        training = {setting.name for setting in settings_lib.groups(methods.find(name))["Training"]}
+        assert training <= set(component.parameters)
+        # alpha and the threshold must not train or sample anew.
+        assert not {"alpha", "n", "n0", "min_accuracy", "num_workers"} & set(component.parameters)
 
 
 @pytest.mark.parametrize("component", ["certifier", "exporter"])
@@ -493,7 +494,7 @@ def test_a_model_that_is_not_what_was_finished_is_neither_certified_nor_exported
     (tmp_path / "trained").mkdir()
     shutil.move(threshold_model(0.9), tmp_path / "trained" / "model.keras")
     settings = {"num_test_examples": 2, "n0": 10, "n": 50, "serving_n": 50, "alpha": 0.01, "sigma": 0.5, "seed": 0,
-                "certify": "hard", "budget": "fixed", "beta": 16.0}  # fmt: skip
+                "certify": "hard", "budget": "fixed", "soft_betas": [16.0]}  # fmt: skip
     outputs = ("certificates", "saved_model")
     inputs = {"model": tmp_path / "trained", "examples": digit_examples}
     made = execution(inputs, outputs, settings)

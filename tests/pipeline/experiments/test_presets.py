@@ -11,7 +11,7 @@ import pytest
 
 from macer_tf import certificates, checks
 from pipeline.cli import console
-from pipeline.experiments import presets
+from pipeline.experiments import methods, presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.utils.errors import InputError
 
@@ -276,9 +276,9 @@ def test_table_lists_every_preset():
     ]  # fmt: skip
     listed = {row[0]: [cell.strip() for cell in row[1:]] for row in rows}
     assert list(listed) == [preset.name for preset in presets.PRESETS]
-    deferred = "num_samples=16 lam=12 from epoch 200 gamma=8 beta=16"
+    deferred = "num_samples=16 lam=12 lam_start_epoch=200"
     assert listed["macer-cifar10-1.00"] == ["cifar_resnet110", deferred, "440", "0.792", "1"]
-    assert listed["cohen-svhn-1.00"] == ["cifar_resnet110", "num_samples=1", "440", "-", "-"]
+    assert listed["cohen-svhn-1.00"] == ["cifar_resnet110", "-", "440", "-", "-"]
     ddn = "num_samples=1 attack=ddn attack_steps=2 epsilon=1"
     assert listed["smoothadv-imagenet-0.25"] == ["resnet50", ddn, "90", "0.528", "2"]
     lines = console.table(header, rows).splitlines()
@@ -290,21 +290,34 @@ def test_table_lists_every_preset():
 @pytest.mark.parametrize("preset", presets.PRESETS, ids=lambda preset: preset.name)
 def test_settings_are_possible(preset):
     assert preset.sigma > 0
-    assert preset.num_samples >= 1
-    assert 0 < preset.gamma <= checks.MAX_GAMMA
-    assert preset.beta > 0
     certificates.check_can_certify(preset.n, preset.alpha)
     assert list(preset.lr_drop_epochs) == sorted(set(preset.lr_drop_epochs))
-    assert max((*preset.lr_drop_epochs, preset.lam_start_epoch, preset.warmup_epochs)) < preset.epochs
-    assert (preset.lam > 0) == (preset.method == "macer")
-    assert preset.num_samples == 1 or preset.method != "cohen"
-    if preset.method == "smoothadv":
+    assert max((0, *preset.lr_drop_epochs)) < preset.epochs
+    if preset.method == "macer":
+        assert preset.num_samples >= 1
+        assert preset.lam > 0
+        assert 0 < preset.gamma <= checks.MAX_GAMMA
+        assert preset.beta > 0
+        assert preset.lam_start_epoch < preset.epochs
+    elif preset.method == "smoothadv":
+        assert preset.num_samples >= 1
         assert preset.attack in ("pgd", "ddn")
         assert preset.epsilon > 0
         assert preset.attack_steps >= 1
         assert preset.warmup_epochs == 10
-    else:
-        assert (preset.attack, preset.epsilon, preset.attack_steps, preset.warmup_epochs) == (None, None, None, 0)
+
+
+def test_a_preset_has_its_methods_settings_and_no_others():
+    own = {
+        "macer": {"num_samples", "lam", "gamma", "beta", "lam_start_epoch"},
+        "cohen": set(),
+        "smoothadv": {"num_samples", "attack", "attack_steps", "epsilon", "warmup_epochs"},
+    }
+    of_some = set().union(*own.values())
+    for preset in presets.PRESETS:
+        assert preset.settings.keys() & of_some == own[preset.method], preset.name
+    with pytest.raises(AttributeError, match="no setting lam"):
+        _ = presets.find("digits", 0.25, "cohen").lam
 
 
 @pytest.mark.parametrize(
@@ -346,7 +359,7 @@ def test_mnist_as_printed_is_kept_apart():
         assert (printed.batch_size, printed.learning_rate, printed.lam, printed.clip_norm) == (64, 0.01, 16.0, None)
         assert "collapses" in printed.note
         assert stable.note is None
-        same = dataclasses.replace(printed, name=stable.name, clip_norm=stable.clip_norm, note=None)
+        same = printed.but(name=stable.name, clip_norm=stable.clip_norm, note=None)
         assert same == stable
 
 
@@ -354,19 +367,16 @@ def test_150_epochs():
     for sigma in ("0.25", "0.50"):
         short, long = presets.by_name(f"macer-cifar10-{sigma}-150"), presets.by_name(f"macer-cifar10-{sigma}")
         assert (short.epochs, short.lr_drop_epochs) == (150, (60, 120))
-        same = dataclasses.replace(
-            short, name=long.name, epochs=long.epochs, lr_drop_epochs=long.lr_drop_epochs, paper=long.paper
-        )
+        same = short.but(name=long.name, epochs=long.epochs, lr_drop_epochs=long.lr_drop_epochs, paper=long.paper)
         assert same == long
 
 
 def test_cohen_trains_as_its_authors_or_as_macer_without_its_term():
     for dataset in ("mnist", "svhn", "digits"):
         cohen, macer = presets.find(dataset, 0.5, "cohen"), presets.find(dataset, 0.5)
-        as_macer = dataclasses.replace(
-            macer, name=cohen.name, method="cohen", num_samples=1, lam=0.0, clip_norm=cohen.clip_norm, paper=cohen.paper
-        )
-        assert cohen == as_macer
+        own = ("num_samples", "lam", "gamma", "beta", "lam_start_epoch")
+        shared = {name: value for name, value in macer.settings.items() if name not in own}
+        assert cohen.settings == {**shared, "method": "cohen", "clip_norm": cohen.clip_norm}
     for dataset, epochs, drops in (("cifar10", 150, (50, 100)), ("imagenet", 90, (30, 60))):
         cohen = presets.find(dataset, 0.5, "cohen")
         assert (cohen.epochs, cohen.lr_drop_epochs, cohen.batch_size) == (epochs, drops, 400)
@@ -399,7 +409,7 @@ def test_digits_certify_every_test_image():
 def test_another_sigma_takes_the_nearest_settings_and_no_row(asked, nearest):
     found, base = presets.find("cifar10", asked), presets.find("cifar10", nearest)
     assert (found.sigma, found.paper, found.name) == (asked, None, f"macer-cifar10-{asked:.2f}")
-    assert dataclasses.replace(found, name=base.name, sigma=nearest, paper=base.paper) == base
+    assert found.but(name=base.name, sigma=nearest, paper=base.paper) == base
 
 
 def test_a_name_never_claims_another_sigma():
@@ -408,7 +418,7 @@ def test_a_name_never_claims_another_sigma():
 
 def test_the_same_data_under_its_tfds_name():
     svhn = presets.find("svhn", 0.5)
-    assert presets.find("svhn_cropped", 0.5) == dataclasses.replace(svhn, dataset="svhn_cropped")
+    assert presets.find("svhn_cropped", 0.5) == svhn.but(dataset="svhn_cropped")
     assert presets.find("imagenet2012", 0.5).paper == presets.find("imagenet", 0.5).paper
     partial = presets.find("svhn_cropped_partial", 0.5)
     assert partial.paper is None
@@ -422,14 +432,13 @@ def test_unknown_dataset_takes_cifar10s_hyperparameters(method):
         found, cifar10 = presets.find("emnist", sigma, method), presets.find("cifar10", sigma, method)
         assert (found.name, found.dataset, found.network, found.paper) == ("default", "emnist", None, None)
         assert (found.flip, found.clip_norm) == (False, 1.0)
-        keep = {"name", "dataset", "network", "paper", "flip", "clip_norm"}
-        for field in dataclasses.fields(presets.Preset):
-            if field.name not in keep:
-                assert getattr(found, field.name) == getattr(cifar10, field.name), field.name
+        changed = {"dataset": "emnist", "network": None, "flip": False, "clip_norm": 1.0}
+        assert found.settings == {**cifar10.settings, **changed}
+        assert found.note == cifar10.note
 
 
 def test_unknown_method():
-    with pytest.raises(InputError, match=r"^method must be macer, cohen or smoothadv\. Received: method=trades$"):
+    with pytest.raises(InputError, match=r"^Unknown method\. Received: trades; accepted: macer, cohen, smoothadv, or "):
         presets.find("mnist", 0.5, "trades")
 
 
@@ -482,8 +491,7 @@ def network_once():
 
 
 def settings_of(preset):
-    own = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
-    return own | {"seed": 3, "precision": "float32", "microbatch": None, "strategy": "none"}
+    return preset.settings | {"seed": 3, "strategy": None}
 
 
 def batches_of(preset, examples, batch_size):
@@ -508,9 +516,15 @@ def test_a_preset_builds_its_data_model_and_optimizer(preset, synthetic, network
 
     model = models.build(settings_of(preset), shape, examples.num_classes, steps=1)
     assert type(model).__name__ == ("SmoothAdvModel" if preset.method == "smoothadv" else "MACERModel")
-    options = {"macer": ("lam", "gamma", "beta"), "cohen": ("lam",), "smoothadv": ("attack", "epsilon", "attack_steps")}
-    for name in ("sigma", "num_samples", *options[preset.method]):
+    options = {
+        "macer": ("num_samples", "lam", "gamma", "beta"),
+        "cohen": (),
+        "smoothadv": ("num_samples", "attack", "epsilon", "attack_steps"),
+    }[preset.method]
+    for name in ("sigma", *options):
         assert getattr(model, name) == getattr(preset, name), name
+    if preset.method == "cohen":
+        assert (model.num_samples, model.lam) == (1, 0)
     assert model.compute_output_shape((None, *shape)) == (None, examples.num_classes)
     blocks = {"small_cnn": 0, "lenet": 0, "cifar_resnet110": 54, "resnet50": 16}[preset.network]
     # The layers that have weights: two convolutions a block of a CIFAR ResNet, three of the other, and the rest.
@@ -548,7 +562,7 @@ def take_two_steps(preset, examples, batch_size):
     before = [variable.numpy() for variable in model.trainable_variables]
     history = model.fit(
         batches_of(preset, examples, batch_size), steps_per_epoch=2, shuffle=False, verbose=0,
-        callbacks=[models.hyperparameter_schedule(settings_of(preset))],
+        callbacks=[schedule] if (schedule := methods.find(preset.method).schedule(settings_of(preset))) else [],
     )  # fmt: skip
     assert int(model.optimizer.iterations) == 2
     assert np.isfinite(history.history["loss"]).all()
@@ -558,7 +572,7 @@ def take_two_steps(preset, examples, batch_size):
     if preset.method == "smoothadv":
         assert model.epsilon == pytest.approx(preset.epsilon / 10)  # the first of ten epochs of warm-up
     else:
-        assert model.lam == (0 if preset.lam_start_epoch else preset.lam)
+        assert model.lam == (preset.lam if preset.method == "macer" and not preset.lam_start_epoch else 0)
     keras.utils.clear_session()
 
 

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from pipeline import run as run_lib
-from pipeline.experiments import presets
+from pipeline.experiments import methods, presets
 from pipeline.experiments import settings as settings_lib
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-FLAGS = [setting.name for setting in settings_lib.SETTINGS]
+SETTINGS = [setting for group in settings_lib.known([]).values() for setting in group]
+FLAGS = [setting.name for setting in SETTINGS]
+# What only SmoothAdv has.
+SMOOTHADV = ("attack", "epsilon", "attack_steps", "warmup_epochs")
 
 
 @pytest.fixture
@@ -136,6 +139,34 @@ def test_what_only_the_data_can_tell_is_one_line_too(line, arguments, message, t
     assert not list((tmp_path / "root").glob("*/model/model.keras"))
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (None, "There is no module my_network to import, from the current folder or installed."),
+        ("import no_such_thing\n", "Cannot import my_network (ModuleNotFoundError: "),
+        ("def other(): pass\n", "The module my_network defines no make."),
+        ("make = 3\n", "The network my_network:make cannot be made for images (8, 8, 1) of 10 classes (TypeError: "),
+        ("def make(shape, classes):\n    return classes\n", "classifier must be a keras.Model. Received: int)."),
+        (
+            "import keras\ndef make(shape, classes):\n    images = keras.Input(shape)\n"
+            "    return keras.Model(images, keras.layers.Dense(classes + 1)(keras.layers.Flatten()(images)))\n",
+            "must map images (None, 8, 8, 1) to logits (None, 10). Received: (None, 8, 8, 1) to (None, 11)",
+        ),
+        (
+            "import keras\ndef make(shape, classes):\n    images = keras.Input(shape)\n    x = keras.layers.Flatten()"
+            "(images)\n    return keras.Model(images, keras.layers.Dense(classes, activation='softmax')(x))\n",
+            "logits",
+        ),
+    ],
+)
+def test_a_network_of_ones_own_that_cannot_be_used_is_one_line(line, tmp_path, code, message):
+    if code is not None:
+        (tmp_path / "my_network.py").write_text(code)
+    sys.modules.pop("my_network", None)
+    assert message in line("--dataset", "digits", "--network", "my_network:make", "--pipeline_root", tmp_path / "root")
+    assert not list((tmp_path / "root").glob("*/model/model.keras"))
+
+
 @pytest.mark.parametrize("below", ["", "/x", "/x/y"])
 def test_an_unwritable_root_is_one_line(line, tmp_path, below):
     (tmp_path / "file").write_text("")
@@ -162,10 +193,11 @@ def test_a_failure_is_one_line_with_its_details_in_a_file(tmp_path, capsys, monk
     assert "RuntimeError: first line (no details: cannot write" in only
 
 
-def test_help_fits_a_screen_and_needs_no_tensorflow():
+@pytest.mark.parametrize("method", ["macer", "smoothadv"])
+def test_help_fits_a_screen_and_needs_no_tensorflow(method):
     code = (
         "import sys\nfrom pipeline import run\n"
-        "try:\n    run.main(['--help'])\nexcept SystemExit as status:\n"
+        f"try:\n    run.main(['--method', '{method}', '--help'])\nexcept SystemExit as status:\n"
         "    assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules\n    sys.exit(status.code)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
@@ -173,10 +205,11 @@ def test_help_fits_a_screen_and_needs_no_tensorflow():
     lines = done.stdout.splitlines()
     assert max(map(len, lines)) <= 100
     assert len(lines) <= 60
-    for group in settings_lib.GROUPS:
+    of_method = settings_lib.groups(methods.find(method))
+    for group in of_method:
         assert f"{group}:" in lines
     text = " ".join(done.stdout.split())
-    for name in FLAGS:
+    for name in (setting.name for group in of_method.values() for setting in group):
         # Each flag, what it is, and its default in brackets before the next flag.
         described = text.partition(f" --{name} ")[2].partition(" --")[0]
         assert "[" in described, name
@@ -205,17 +238,19 @@ OVERRIDES = {
     "method": ("macer", "macer"), "attack": ("ddn", "ddn"), "epsilon": ("0.5", 0.5), "attack_steps": ("4", 4),
     "warmup_epochs": ("2", 2), "precision": ("mixed_float16", "mixed_float16"), "microbatch": ("16", 16),
     "strategy": ("mirrored", "mirrored"),
-    "certify": ("all", "all"), "budget": ("fixed", "fixed"),
+    "certify": ("all", "all"), "budget": ("fixed", "fixed"), "soft_betas": ("1,4", [1.0, 4.0]),
+    "no_cache": ("yes", True),
     "serving_n": ("222", 222), "push_dir": ("out", "out"), "pipeline_root": ("here", "here"), "num_workers": ("3", 3),
 }  # fmt: skip
 
 
 def test_every_setting_can_be_overridden():
     assert set(OVERRIDES) == set(FLAGS) - {"dataset", "preset", "sweep"}
-    arguments = [part for name, (text, _) in OVERRIDES.items() for part in (f"--{name}", text)]
+    overrides = {name: override for name, override in OVERRIDES.items() if name not in SMOOTHADV}
+    arguments = [part for name, (text, _) in overrides.items() for part in (f"--{name}", text)]
     settings, preset = settings_lib.parse(["--dataset", "mnist", *arguments])
     assert settings == {"dataset": "mnist", "preset": None, "sweep": None} | {
-        name: value for name, (_, value) in OVERRIDES.items()
+        name: value for name, (_, value) in overrides.items()
     }
     assert (preset.dataset, preset.sigma, preset.paper) == ("mnist", 0.3, None)
 
@@ -223,9 +258,11 @@ def test_every_setting_can_be_overridden():
 @pytest.mark.parametrize("name", [name for name in OVERRIDES if name not in ("sigma", "pipeline_root")])
 def test_an_override_changes_nothing_else(name):
     text, value = OVERRIDES[name]
-    default, _ = settings_lib.parse(["--dataset", "mnist"])
-    settings, _ = settings_lib.parse(["--dataset", "mnist", f"--{name}={text}"])
-    assert settings == {**default, name: value}
+    flags = ["--dataset", "mnist", *(["--method", "smoothadv"] if name in SMOOTHADV else [])]
+    default, _ = settings_lib.parse(flags)
+    settings, _ = settings_lib.parse([*flags, f"--{name}={text}"])
+    # Soft certificates are at the temperature that the model was trained at.
+    assert settings == {**default, name: value, **({"soft_betas": [value]} if name == "beta" else {})}
 
 
 @pytest.mark.parametrize(
@@ -245,10 +282,9 @@ def test_a_preset_is_what_its_name_gives(preset):
     settings, found = settings_lib.parse(["--preset", preset.name])
     assert found == preset
     assert settings["dataset"] == preset.dataset
-    for setting in settings_lib.SETTINGS:
-        if setting.default is settings_lib.PRESET:
-            expected = getattr(preset, setting.name)
-            assert settings[setting.name] == (list(expected) if isinstance(expected, tuple) else expected)
+    for name, expected in preset.settings.items():
+        if name != "soft_betas":
+            assert settings[name] == (list(expected) if isinstance(expected, tuple) else expected)
 
 
 def test_the_plan_tells_every_setting_that_can_change_a_result():
@@ -256,7 +292,8 @@ def test_the_plan_tells_every_setting_that_can_change_a_result():
     listing = {
         name: (value, meaning) for group in settings_lib.listing(settings).values() for name, value, meaning in group
     }
-    assert set(listing) == set(FLAGS) - {"preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers"}
+    no_results = {"preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "no_cache"}
+    assert set(listing) == set(FLAGS) - no_results - set(SMOOTHADV)
     assert listing["lr_drop_epochs"][0] == "200,400"
     assert (listing["clip_norm"][0], listing["flip"][0], listing["num_test_examples"][0]) == ("none", "no", "500")
     assert all(value and meaning for value, meaning in listing.values())
@@ -268,7 +305,7 @@ def test_the_push_folder_is_named_after_data_and_sigma():
 
 
 def test_a_setting_in_words_is_accepted_as_it_is_printed():
-    for setting in settings_lib.SETTINGS:
+    for setting in SETTINGS:
         text, value = OVERRIDES.get(setting.name, ("mnist", "mnist"))
         assert setting.kind.parse(settings_lib.in_words(setting, value)) == value
         assert setting.kind.parse(text) == value
@@ -287,8 +324,36 @@ def test_a_preset_can_be_overridden_but_not_in_its_method(line):
     assert (settings["method"], settings["epsilon"], settings["epochs"]) == ("smoothadv", 0.1, 2)
     assert "leave --method out" in line("--preset", "smoothadv-digits-0.25", "--method", "macer")
     assert "Did you mean macer-digits-0.25" in line("--preset", "macer-digits-0.255")
-    assert "take --method macer" in line("--dataset", "digits", "--method", "cohen", "--lam", "3")
     assert "epsilon" in line("--preset", "smoothadv-digits-0.25", "--epsilon", "-1")
+
+
+@pytest.mark.parametrize(
+    ("method", "flag", "value", "of"),
+    [
+        ("macer", "attack", "pgd", "smoothadv"), ("macer", "warmup_epochs", "0", "smoothadv"),
+        ("cohen", "lam", "4", "macer"), ("cohen", "lam", "0", "macer"), ("cohen", "beta", "16", "macer"),
+        ("cohen", "num_samples", "1", "macer or smoothadv"), ("smoothadv", "gamma", "8", "macer"),
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_method_is_refused_by_its_name(line, method, flag, value, of):
+    wanted = f"--{flag} is no setting of the method {method}: leave it out, or take --method {of}. Received: --{flag} "
+    assert wanted in line("--dataset", "digits", "--method", method, f"--{flag}={value}")
+    assert wanted in line("--preset", f"{method}-digits-0.25", f"--{flag}", value)
+
+
+def test_an_unknown_method_is_one_line(line):
+    assert "Unknown method. Received: trades; accepted: macer, cohen, smoothadv, or package.module:METHOD." in line(
+        "--dataset", "digits", "--method", "trades"
+    )
+    assert "Cannot import no_such_module (ModuleNotFoundError: " in line(
+        "--dataset", "digits", "--method", "no_such_module:METHOD"
+    )
+    assert "The module math defines no METHOD. Received: math:METHOD" in line(
+        "--method=math:METHOD", "--dataset=digits"
+    )
+    assert "math:pi must be a pipeline.experiments.methods.Method. Received: float" in line(
+        "--dataset", "digits", "--method", "math:pi"
+    )
 
 
 def test_the_list_of_presets(capsys):

@@ -41,10 +41,10 @@ class Pipeline:
             component("Suffix", ("repeated",), "result", "suffix", lambda text, suffix: text + suffix),
         ]
 
-    def run(self, **changed):
+    def run(self, anew=False, **changed):
         """The result's text and what was carried out for it."""
         self.executed.clear()
-        artifacts = orchestrator.run(self.components, {**SETTINGS, **changed}, self.root, 1)
+        artifacts = orchestrator.run(self.components, {**SETTINGS, **changed}, self.root, 1, anew)
         return (artifacts["result"].path / "text").read_text(), list(self.executed)
 
     def replace(self, place, **fields):
@@ -333,6 +333,78 @@ def test_a_root_of_an_older_format_is_told_in_one_line(pipeline, number):
     ) as error:
         pipeline.run()
     assert "\n" not in str(error.value)
+
+
+def test_anew_everything_is_executed_again_and_counts_from_then_on(pipeline):
+    before = pipeline.run() and pipeline.directory("Repeat").stat().st_ino
+    assert pipeline.run(anew=True) == ("hellohello!", ["Source", "Repeat", "Suffix"])
+    assert pipeline.directory("Repeat").stat().st_ino != before
+    assert pipeline.run() == ("hellohello!", [])
+    assert {path.suffix for path in pipeline.root.iterdir()} == {""}
+
+
+def test_anew_nothing_of_an_unfinished_attempt_is_used(pipeline):
+    found = []
+
+    def execute(execution):
+        found.extend(path.name for path in execution.scratch.iterdir())
+        (execution.scratch / "backup").write_text("")
+        (execution.outputs["repeated"] / "text").write_text("x")
+        if len(found) < 1:
+            raise RuntimeError
+
+    pipeline.replace(1, execute=execute)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            pipeline.run(anew=True)
+    assert not found
+    assert pipeline.run()[0] == "x!"
+    assert found == ["backup"]
+
+
+def test_a_failure_or_a_kill_anew_loses_nothing_finished(pipeline, monkeypatch):
+    pipeline.run()
+    working = pipeline.components[1]
+
+    def fail(execution):
+        raise RuntimeError("no memory")
+
+    pipeline.replace(1, execute=fail)
+    with pytest.raises(RuntimeError):
+        pipeline.run(anew=True)
+    pipeline.components[1] = working
+    assert pipeline.run() == ("hellohello!", [])
+
+    # Between the two renames.
+    with monkeypatch.context() as patch:
+        patch.setattr(orchestrator, "finish_directory", fail)
+        with pytest.raises(TypeError):
+            pipeline.run(anew=True)
+    assert pipeline.run() == ("hellohello!", [])
+    assert pipeline.run(anew=True) == ("hellohello!", ["Source", "Repeat", "Suffix"])
+
+
+def test_other_code_is_another_execution_and_other_wording_is_not(pipeline, tmp_path, monkeypatch):
+    (tmp_path / "code").mkdir()
+    monkeypatch.chdir(tmp_path / "code")
+    pipeline.root = tmp_path / "root"
+    pipeline.root.mkdir()
+    pipeline.replace(1, modules=("code_of_mine",))
+    files = {"code_of_mine": "import beside_it\ndef f():\n    return beside_it.G\n", "beside_it": "G = 1\n"}
+
+    def run(**changed):
+        for name, text in {**files, **changed}.items():
+            (tmp_path / "code" / f"{name}.py").write_text(text)
+        return pipeline.run()[1]
+
+    assert run() == ["Source", "Repeat", "Suffix"]
+    worded = '"""Says."""\nimport beside_it\ndef f():\n    """Returns."""\n\n    return beside_it.G  # why\n'
+    assert run(code_of_mine=worded) == []
+    assert run(beside_it="G = 2\n") == ["Repeat"]
+    assert run(code_of_mine=files["code_of_mine"] + "H = 1\n") == ["Repeat"]
+    assert run() == []
+    assert sys.modules.pop("code_of_mine")
+    assert sys.modules.pop("beside_it")
 
 
 def test_two_runs_at_once_in_one_root(tmp_path):

@@ -1,0 +1,68 @@
+"""Training methods: each is one file with all that is its own, here or in anyone's module.
+
+A method's file imports TensorFlow only where its model is made, so that the help and a typo do not wait for it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.cli.command_line import Setting
+from pipeline.utils import code
+from pipeline.utils.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A training method.
+
+    Attributes:
+        name: of the method, as settings say it.
+        label: what figures and reports call it.
+        settings: the `Setting`s that only some methods have, with this method's defaults. Every method has those of
+            `setting_list`, too.
+        model: called with (network: images -> logits, settings: name -> value); returns the Keras model to compile,
+            a `macer_tf.noisy_training.NoisyTrainingModel`.
+        schedule: called with the settings; returns the Keras callback that changes what is not the same in all epochs,
+            or None.
+        check: called with the settings before anything is done; raises ValueError, in one line, for what no single
+            setting shows.
+    """
+
+    name: str
+    label: str
+    settings: tuple[Setting, ...] = ()
+    model: Callable
+    schedule: Callable = lambda settings: None
+    check: Callable = lambda settings: None
+
+    def defaults(self):
+        """Name -> default of the method's own settings."""
+        return {setting.name: setting.default for setting in self.settings}
+
+
+def find(name):
+    """The `Method` called `name`: one of NAMES, or package.module:METHOD, from the current folder or installed.
+
+    Raises:
+        InputError: in one line, if there is none.
+    """
+    if name in _METHODS:
+        return _METHODS[name]
+    if ":" not in name:
+        raise InputError(f"Unknown method. Received: {name}; accepted: {', '.join(NAMES)}, or package.module:METHOD.")
+    method = code.attribute(name)
+    if not isinstance(method, Method):
+        raise InputError(f"{name} must be a {Method.__module__}.Method. Received: {type(method).__name__}")
+    return method
+
+
+def having(setting):
+    """The names of the methods of this package that have a setting of this name."""
+    return [method.name for method in _METHODS.values() if setting in method.defaults()]
+
+
+# Behind `Method`, which they are made of.
+from pipeline.experiments.methods import cohen, macer, smoothadv  # noqa: E402
+
+_METHODS = {module.METHOD.name: module.METHOD for module in (macer, cohen, smoothadv)}
+NAMES = tuple(_METHODS)

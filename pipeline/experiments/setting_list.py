@@ -1,0 +1,97 @@
+"""One list of settings: names, types, meanings, units and defaults of all that do not belong to one training method.
+
+The presets' defaults, the command line, the components' parameters, the printed plan, the report's settings and a
+sweep's checks derive from it and from the lists of the methods.
+"""
+
+from pipeline.certification import sampling_plan
+from pipeline.cli.command_line import (
+    ABOVE_0,
+    FOLDER,
+    FROM_0,
+    FROM_0_BELOW_1,
+    INSIDE_0_1,
+    SEED,
+    SWITCH,
+    TEXT,
+    Kind,
+    Setting,
+    choice,
+    none_or,
+    whole,
+)
+from pipeline.data.datasets import SHORT_NAMES
+from pipeline.experiments import methods
+
+DEFAULT_SIGMA = 0.25
+_EPOCHS = Kind("epochs such as 200,400", lambda text: [whole(1).parse(epoch) for epoch in text.split(",")])
+_PRECISION = choice(**{name: name for name in ("float32", "mixed_bfloat16", "mixed_float16")})
+_STRATEGY = none_or("none", choice(auto="auto", mirrored="mirrored"))
+
+GROUPS = {
+    "Data": (
+        Setting("dataset", TEXT, f"{', '.join(SHORT_NAMES)}, or any of TFDS", None, "or --preset"),
+        Setting("preset", TEXT, "an experiment of the paper by its name", None, "by dataset, sigma and method"),
+        Setting("data_dir", FOLDER, "folder of prepared TFDS data", None, "TFDS's own"),
+        Setting("train_split", TEXT, "TFDS split to train on", None, "train"),
+        Setting("test_split", TEXT, "TFDS split to certify", None, "test"),
+        Setting("image_size", none_or("none", whole(1)), "resize and crop to this side, pixels", None),
+        Setting("train_examples", none_or("all", whole(1)), "train on so many images, evenly spaced", None, "all"),
+    ),
+    "Training": (
+        Setting("method", TEXT, f"{', '.join(methods.NAMES)}, or package.module:METHOD", "macer"),
+        Setting("sigma", ABOVE_0, "noise level, in [0, 1] pixel units", DEFAULT_SIGMA),
+        Setting(
+            "network",
+            TEXT,
+            "small_cnn, lenet, cifar_resnet<N>, resnet50 or module:function",
+            None,
+            "the dataset's",
+        ),
+        Setting("epochs", whole(1), "passes over the training images", 440),
+        Setting("batch_size", whole(1), "images a step", 64),
+        Setting("learning_rate", ABOVE_0, "of SGD, at the start", 0.01),
+        Setting("lr_schedule", choice(step="step", cosine="cosine"), "step or cosine", "step"),
+        Setting("lr_drop_epochs", none_or("none", _EPOCHS), "epochs where a step schedule drops", (200, 400)),
+        Setting("lr_drop_factor", INSIDE_0_1, "what a drop multiplies the learning rate by", 0.1),
+        Setting("momentum", FROM_0_BELOW_1, "of SGD", 0.9),
+        Setting("l2", FROM_0, "L2 regularisation, in the gradient of all weights", 5e-4),
+        Setting("clip_norm", none_or("none", ABOVE_0), "bound on the gradient's global norm", None),
+        Setting("crop_padding", whole(0), "random crops after padding by so many pixels", 0),
+        Setting("flip", choice(yes=True, no=False), "random horizontal flips, yes or no", False),
+        Setting("precision", _PRECISION, f"of the network: {_PRECISION.accepts}", "float32"),
+        Setting("microbatch", none_or("none", whole(1)), "images a gradient slice, to save memory", None),
+        Setting("strategy", _STRATEGY, "auto: mirrored on 2 GPUs or more; learning_rate is not scaled", "auto"),
+        Setting("seed", SEED, "of weights, order and all noise", 0),
+    ),
+    "Certification": (
+        sampling_plan.N0,
+        sampling_plan.N,
+        sampling_plan.ALPHA,
+        Setting("num_test_examples", none_or("all", whole(2)), "test images, evenly spaced", 500),
+        sampling_plan.CERTIFY,
+        sampling_plan.BUDGET,
+        Setting("soft_betas", sampling_plan.SOFT_BETAS.kind, sampling_plan.SOFT_BETAS.meaning, None, "beta, or 16"),
+    ),
+    "Blessing and push": (
+        Setting("min_accuracy", INSIDE_0_1, "certified accuracy to bless from", None, "twice chance"),
+        Setting("serving_n", whole(1), "n of the served model", 1000),
+        Setting("push_dir", FOLDER, "model server's folder", None, "<pipeline_root>/serving/<name>"),
+    ),
+    "Run": (
+        Setting("sweep", TEXT, "compare values of a setting: lam=0,1,4", None, "off"),
+        Setting("pipeline_root", FOLDER, "where everything is kept", "runs"),
+        Setting("num_workers", whole(1), "certification threads", None, "one a core"),
+        Setting("no_cache", SWITCH, "do again what was done before", False),
+    ),
+}
+
+# What else a model is trained with than the group "Training" says.
+TRAINING_IMAGES = ("image_size", "train_examples")
+# What of that group makes no other model, as far as one is described in a paper.
+NO_HYPERPARAMETERS = ("precision", "microbatch", "strategy", "seed")
+
+
+def names(group):
+    """The names of a group's settings."""
+    return tuple(setting.name for setting in GROUPS[group])
