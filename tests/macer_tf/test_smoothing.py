@@ -446,8 +446,11 @@ def test_bad_input_is_said_before_any_sampling(images, options, message):
 
 @pytest.mark.parametrize("n0", [0, -5, 2.5])
 def test_bad_n0(n0):
-    with pytest.raises(ValueError, match="n0, a number of samples, must be a whole number from 1"):
-        SmoothedClassifier(Recorder(), SIGMA).certify(GOOD, n0=n0)
+    smoothed = SmoothedClassifier(Recorder(), SIGMA)
+    # For `certify`, 0 says that the estimation samples choose the class, too.
+    for method in (smoothed.votes, smoothed.certify) if n0 else (smoothed.votes,):
+        with pytest.raises(ValueError, match="n0, a number of samples, must be a whole number from 1"):
+            method(GOOD, n0=n0, n=1000)
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,7 @@ def test_what_is_no_card_is_told_in_one_line(text):
 def test_a_card_of_the_format_before_is_told_in_one_line():
     renamed = {"max_n": "max_num_samples", "microbatch": "micro_batch"}
     before = {renamed.get(name, name): value for name, value in GOOD.items()} | {"format": 1}
-    with pytest.raises(
-        ValueError, match=r"^The model card is of format 1, of an earlier version, not 2: export"
-    ) as error:
+    with pytest.raises(ValueError, match=r"^The model card is of format 1, .* Export the model again\.$") as error:
         card.from_json(json.dumps(before))
     assert "\n" not in str(error.value)
 

@@ -695,7 +695,8 @@ def exported(tmp_path_factory):
     from serving.export import export
 
     directory = tmp_path_factory.mktemp("exported") / "saved_model"
-    export(MACERModel(networks.small_cnn(), sigma=0.25, seed=0), directory, n0=10, n=50, alpha=0.01)
+    model = MACERModel(networks.small_cnn(), sigma=0.25, seed=0)
+    export(model, directory, n0=10, n=50, alpha=0.01, pixel_max=16)
     return directory
 
 
