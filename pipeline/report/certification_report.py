@@ -3,8 +3,9 @@
 from types import SimpleNamespace
 
 import numpy as np
+from scipy import special
 
-from macer_tf.certificates import ABSTAIN
+from macer_tf.certificates import ABSTAIN, max_radius
 from pipeline.experiments import methods
 from pipeline.report import figures, page
 from pipeline.utils.atomic_files import write_text
@@ -61,7 +62,7 @@ def write(
         paper_curve = SimpleNamespace(**paper)
     estimated = votes.n > 0
     correct = (certificates.predictions == labels)[estimated]
-    ceiling = metrics["alpha"] ** (1 / metrics["n"])
+    ceiling = special.ndtr(max_radius(1.0, metrics["n"], metrics["alpha"], metrics["bound"]))
     drawn = {
         "radius_accuracy": figures.radius_accuracy(
             correct_radii[own_kind], paper_curve, label=f"{methods.find(settings['method']).label}, {name}"
