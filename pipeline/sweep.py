@@ -19,7 +19,7 @@ from pipeline.utils.errors import InputError
 
 _FORM = "a setting and two or more of its values, such as lam=0,1,4"
 _CHANGE_NOTHING = ("min_accuracy", "serving_n", "push_dir", "pipeline_root", "num_workers", "no_cache", "sweep")
-_NOT_COMPARED = "Blessing and push"
+_NOT_COMPARED = "Blessing, push and run"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ COMMAND_LINES = (
     "pipeline/compare.py",
     "pipeline/cli/",
     "pipeline/experiments/settings.py",
+    "pipeline/experiments/setting_list.py",
     "serving/publish.py",
     "serving/terminal.py",
 )

@@ -1,8 +1,8 @@
-"""ExampleGen: a data set by its name -> checked examples."""
+"""ExampleGen: a data set by its name, or anyone's folders or .npz files -> checked examples."""
 
 import numpy as np
 
-from pipeline.data import datasets, examples
+from pipeline.data import datasets, examples, own_images
 from pipeline.orchestration.orchestrator import Component
 from pipeline.utils.errors import InputError
 
@@ -10,7 +10,11 @@ from pipeline.utils.errors import InputError
 def generate(execution):
     """Loads both splits, checks them once more as later components will see them, and writes them."""
     parameters = execution.parameters
-    dataset = datasets.load(**parameters, scratch=execution.scratch)
+    train_images, test_images, *of_dataset = (parameters[name] for name in EXAMPLE_GEN.parameters)
+    if train_images:
+        dataset = own_images.load(train_images, test_images, execution.scratch)
+    else:
+        dataset = datasets.load(*of_dataset, scratch=execution.scratch)
     for name in ("train", "test"):
         split = getattr(dataset, name)
         check_split(split.images, split.labels, dataset.pixel_max, dataset.num_classes, f"{dataset.name}, {name}")
@@ -35,6 +39,7 @@ EXAMPLE_GEN = Component(
     name="ExampleGen",
     inputs=(),
     outputs=("examples",),
-    parameters=("dataset", "data_dir", "train_split", "test_split", "image_size"),
+    parameters=("train_images", "test_images", "dataset", "data_dir", "train_split", "test_split", "image_size"),
     execute=generate,
+    files=("train_images", "test_images"),
 )

@@ -22,7 +22,9 @@ def train(execution):
     chosen = examples_lib.evenly_spaced(len(examples.labels["train"]), settings["train_examples"])
     _check_crops(settings["crop_padding"], examples.image_shape)
     steps = math.ceil(len(chosen) / settings["batch_size"])
-    model = models.build(settings, examples.image_shape, examples.num_classes, steps)
+    model = models.build(
+        methods.find(settings["method"]).model, settings, examples.image_shape, examples.num_classes, steps
+    )
 
     record = backups.Record(steps)
     backup = backups.Backup(execution.scratch / "backup", record)

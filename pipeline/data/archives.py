@@ -37,7 +37,7 @@ def read(path, shape):
 
     Args:
         path: of the file.
-        shape: (H, W, C) that the images must have.
+        shape: (H, W, C) that the images must have; None: any that is one.
 
     Returns:
         Images, uint8 or floats, [N, H, W, C]; labels int64 [N], or None; and the number of classes, None unless the
@@ -92,12 +92,13 @@ def _images(path, name, archive, member, shape):
         if dtype != np.uint8 and dtype.kind != "f":
             raise InputError(f"{path}: {name} must be uint8, or floats in [0, 1]. Received: {dtype}")
         with_channel = (*received, 1) if len(received) == 3 else received
-        if with_channel[1:] != shape or not with_channel[0]:
-            raise InputError(
-                f"{path}: one or more images of shape {_by(shape)} are needed. Received: {_by(with_channel)}"
-            )
+        is_fine = with_channel[1:] == shape if shape else len(with_channel) == 4 and with_channel[-1] in (1, 3)
+        if not is_fine or not with_channel[0] or 0 in with_channel:
+            wanted = _by(shape) if shape else "height x width x 1 or 3"
+            raise InputError(f"{path}: one or more images of shape {wanted} are needed. Received: {_by(with_channel)}")
 
-    return _array(path, name, archive, member, check, _MOST_TIMES).reshape(-1, *shape)
+    images = _array(path, name, archive, member, check, _MOST_TIMES)
+    return images[..., None] if images.ndim == 3 else images
 
 
 def _labels(path, name, archive, member, num_images):

@@ -388,7 +388,7 @@ def _read_split(
             start, end = end, end + len(batch["label"])
             shape = batch["image"].shape[1:]
             if images is None:
-                images = _allocate(dataset, role, (count, *shape), scratch)
+                images = allocate(dataset, role, (count, *shape), scratch)
                 labels = np.empty(count, np.int64)
             if shape != images.shape[1:]:
                 raise InputError(
@@ -458,7 +458,7 @@ def _square(image: Any, size: int) -> Any:
     return tf.cast(tf.clip_by_value(tf.round(square), 0, 255), tf.uint8)
 
 
-def _allocate(dataset: str, role: str, shape: tuple[int, ...], scratch: str | os.PathLike | None) -> np.ndarray:
+def allocate(dataset: str, role: str, shape: tuple[int, ...], scratch: str | os.PathLike | None) -> np.ndarray:
     """uint8 array of this shape: in memory, or above 8 GiB a memory map in scratch."""
     if shape[-1] not in (1, 3):
         raise InputError(f"{dataset}: images must have 1 or 3 channels. Received: {shape[-1]}")

@@ -1,5 +1,6 @@
 """Image files of anyone's: found in a folder, read once, decoded to the pixels that are in them or refused."""
 
+import contextlib
 import io
 import os
 import unicodedata
@@ -7,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from macer_tf import files
 from pipeline.utils.errors import InputError, reason
@@ -105,11 +106,29 @@ def decode(path, content, shape):
         ImageError: if it is damaged, of another size, not opaque, animated, or of a kind that these channels cannot
             hold exactly. The line names `path`.
     """
-    name = printable(path)
+    file = content.removeprefix(_RULE)
+    with _opened(printable(path), file) as image:
+        return _pixels(printable(path), _upright(printable(path), image, shape), _is_deep(file), shape)
+
+
+def shape(path, content):
+    """(H, W, C) of an image, upright, without a look at its pixels; C is 1 for greyscale, else 3.
+
+    Raises:
+        ImageError: if it is damaged. The line names `path`.
+    """
+    with _opened(printable(path), content.removeprefix(_RULE)) as image:
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        width, height = reversed(image.size) if is_turned else image.size
+        return height, width, 1 if image.mode in _GREY else 3
+
+
+@contextlib.contextmanager
+def _opened(name, file):
     try:
-        file = content.removeprefix(_RULE)
         with Image.open(io.BytesIO(file), formats=_FORMATS) as image:
-            return _pixels(name, _upright(name, image, shape), _is_deep(file), shape)
+            yield image
+            return
     except ImageError:
         raise
     except UnidentifiedImageError:

@@ -108,11 +108,12 @@ class Folder:
     unless `classes` says their numbers. If they lie in the folder itself there are no labels. What is made of a file is
     `image_files.decode`'s to say.
 
-    shape: (H, W, C) that the images must have. classes: a sub-folder's name -> its class, from 0.
+    shape: (H, W, C) that the images must have; None: that of the first one. classes: a sub-folder's name -> its class,
+    from 0.
     """
 
     path: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int] | None = None
     classes: dict[str, int] | None = None
 
     def open(self):
@@ -122,7 +123,6 @@ class Folder:
             InputError: if it is no folder, has no such file, has some in sub-folders and some not, has a folder that
                 can be reached in two ways, or one that `classes` has no number for.
         """
-        shape = _checked_shape(self.shape)
         root = Path(self.path)
         try:
             entries = sorted(root.iterdir(), key=image_files.in_order)
@@ -133,6 +133,7 @@ class Folder:
         if not files:
             raise InputError(f"{root} holds no image. Accepted: files that end in {', '.join(image_files.SUFFIXES)}.")
         labels = self._labels(root, files, names)
+        shape = _checked_shape(self.shape or _shape_of(files[0]))
         return Images(
             ids=np.arange(len(files)),
             class_names=None if labels is None or self.classes is not None else tuple(names),
@@ -170,11 +171,11 @@ class Archive:
 
     Other usual names, such as x_test and y_test, are taken if they leave no doubt; labels may be one-hot.
 
-    shape: (H, W, C) that the images must have.
+    shape: (H, W, C) that the images must have; None: that which they have.
     """
 
     path: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int] | None = None
 
     def open(self):
         """`Images`; reads the whole file.
@@ -182,9 +183,9 @@ class Archive:
         Raises:
             InputError: as `archives.read`.
         """
-        images, labels, num_classes = archives.read(self.path, _checked_shape(self.shape))
+        images, labels, num_classes = archives.read(self.path, self.shape and _checked_shape(self.shape))
         names = None if num_classes is None else tuple(str(number) for number in range(num_classes))
-        return _of_arrays(self.path, images, labels, self.shape, 255, names)
+        return _of_arrays(self.path, images, labels, self.shape or images.shape[1:], 255, names)
 
 
 def at(path, shape, classes=None):
@@ -192,7 +193,7 @@ def at(path, shape, classes=None):
 
     Args:
         path: of either.
-        shape: (H, W, C) that the images must have.
+        shape: (H, W, C) that the images must have; None: that of the first one.
         classes: see `Folder`.
 
     Raises:
@@ -264,6 +265,13 @@ def _of_arrays(name, images, labels, shape, pixel_max, class_names):
         _content=content,
         _pixels=pixels,
     )
+
+
+def _shape_of(file):
+    try:
+        return image_files.shape(file, image_files.content(file))
+    except ImageError as error:
+        raise InputError(str(error)) from None
 
 
 def _checked_shape(shape):

@@ -11,6 +11,7 @@ from pipeline.cli.command_line import (
     FROM_0,
     FROM_0_BELOW_1,
     INSIDE_0_1,
+    PATH,
     SEED,
     SWITCH,
     TEXT,
@@ -32,6 +33,8 @@ GROUPS = {
     "Data": (
         Setting("dataset", TEXT, f"{', '.join(SHORT_NAMES)}, or any of TFDS", None, "or --preset"),
         Setting("preset", TEXT, "an experiment of the paper by its name", None, "by dataset, sigma and method"),
+        Setting("train_images", PATH, "a folder of image files, or an .npz file", None, "or a dataset"),
+        Setting("test_images", PATH, "another, to certify", None, "or a dataset"),
         Setting("data_dir", FOLDER, "folder of prepared TFDS data", None, "TFDS's own"),
         Setting("train_split", TEXT, "TFDS split to train on", None, "train"),
         Setting("test_split", TEXT, "TFDS split to certify", None, "test"),
@@ -73,12 +76,10 @@ GROUPS = {
         sampling_plan.BUDGET,
         Setting("soft_betas", sampling_plan.SOFT_BETAS.kind, sampling_plan.SOFT_BETAS.meaning, None, "beta, or 16"),
     ),
-    "Blessing and push": (
+    "Blessing, push and run": (
         Setting("min_accuracy", INSIDE_0_1, "certified accuracy to bless from", None, "twice chance"),
         Setting("serving_n", whole(1), "n of the served model", 1000),
         Setting("push_dir", FOLDER, "model server's folder", None, "<pipeline_root>/serving/<name>"),
-    ),
-    "Run": (
         Setting("sweep", TEXT, "compare values of a setting: lam=0,1,4", None, "off"),
         Setting("pipeline_root", FOLDER, "where everything is kept", "runs"),
         Setting("num_workers", whole(1), "certification threads", None, "one a core"),

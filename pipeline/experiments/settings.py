@@ -7,6 +7,7 @@ from macer_tf import certificates, checks
 from pipeline.certification import sampling_plan
 from pipeline.cli import command_line
 from pipeline.cli.command_line import in_words
+from pipeline.data import own_images
 from pipeline.data.datasets import SHORT_NAMES
 from pipeline.experiments import methods, presets
 from pipeline.experiments.setting_list import GROUPS
@@ -29,13 +30,15 @@ def parse(arguments):
     """
     method = _method(arguments)
     given = _given(arguments, method)
+    if "train_images" in given or "test_images" in given:
+        given["dataset"] = _name_of_images(given)
     if "preset" in given:
         preset = presets.by_name(given["preset"], "See --list_presets.")
         _refuse_another_method(given, preset)
     elif "dataset" in given:
         preset = presets.find(given["dataset"], given.get("sigma"), given.get("method", "macer"))
     else:
-        raise InputError(f"--dataset is missing. Accepted: {_DATASETS}.")
+        raise InputError(f"--dataset is missing. Accepted: {_DATASETS}; or --train_images and --test_images.")
     _refuse_settings_of_others(given, method)
     settings = {setting.name: setting.default for group in groups(method).values() for setting in group}
     settings |= preset.settings | given
@@ -87,6 +90,16 @@ def _refuse_another_method(given, preset):
             f"The preset {preset.name} is of the method {preset.method}: leave --method out. Received: --method "
             f"{given['method']}"
         )
+
+
+def _name_of_images(given):
+    for one, other in (("train_images", "test_images"), ("test_images", "train_images")):
+        if one not in given:
+            raise InputError(f"--{one} is missing: --{other} needs it.")
+    for name in ("dataset", "preset", "data_dir", "train_split", "test_split", "image_size"):
+        if name in given:
+            raise InputError(f"--{name} is for data sets that have a name, not for --train_images and --test_images.")
+    return own_images.name_of(given["train_images"])
 
 
 def _refuse_settings_of_others(given, method):

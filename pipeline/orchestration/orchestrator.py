@@ -23,7 +23,15 @@ from pipeline.utils import code
 from pipeline.utils.atomic_files import finish_directory, write_text
 from pipeline.utils.errors import InputError
 from serving.files import read_json
-from serving.fingerprints import differences, file_digests, fingerprint, sealed, unsealed
+from serving.fingerprints import (
+    differences,
+    directory_fingerprint,
+    file_digest,
+    file_digests,
+    fingerprint,
+    sealed,
+    unsealed,
+)
 
 _RECORD = "execution.json"
 _SCRATCH = "scratch"
@@ -33,6 +41,7 @@ _FORMAT = 3
 _NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 _SCHEMA = {
     "format": int, "component": str, "inputs": dict, "outputs": list, "parameters": dict, "version": str, "code": dict,
+    "files": dict,
     "output_fingerprints": dict, "output_files": dict, "started_at": float, "finished_at": float,
 }  # fmt: skip
 
@@ -48,6 +57,7 @@ class Component:
         parameters: names of the settings it depends on, and no others.
         execute: called with an `Execution`.
         modules: names of anyone's modules whose code it runs.
+        files: names of the parameters that are paths of anyone's files or folders, or None.
     """
 
     name: str
@@ -56,6 +66,7 @@ class Component:
     parameters: tuple[str, ...]
     execute: Callable
     modules: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,7 @@ def run(components, settings, root, num_workers, anew=False):
             "parameters": parameters,
             "version": macer_tf.__version__,
             "code": _code(component),
+            "files": _files(component, parameters),
         }
         directory = root / f"{component.name}-{fingerprint(declaration)[:16]}"
         _put_back(directory)
@@ -208,8 +220,11 @@ def _prepare(component, inputs, parameters, directory, root, num_workers):
 
 
 def _execute(component, execution, declaration, directory):
-    started = time.time()
+    # In milliseconds, or a digit could be another and the number the same.
+    started = round(time.time(), 3)
     component.execute(execution)
+    if _files(component, execution.parameters) != declaration["files"]:
+        raise InputError(f"The files that {component.name} read were changed meanwhile; run the same command again.")
     files = {name: file_digests(path) for name, path in execution.outputs.items()}
     record = {
         "format": _FORMAT,
@@ -217,7 +232,7 @@ def _execute(component, execution, declaration, directory):
         "output_fingerprints": {name: fingerprint(digests) for name, digests in files.items()},
         "output_files": files,
         "started_at": started,
-        "finished_at": time.time(),
+        "finished_at": round(time.time(), 3),
     }
     write_text(_unfinished(directory) / _RECORD, json.dumps(sealed(record), indent=1))
     if directory.exists():
@@ -231,6 +246,18 @@ def _code(component):
     """What tells the code of an execution from another: ours, and anyone's that it runs."""
     ours = code.digest_of_ours(component.execute.__module__)
     return {"ours": ours, **{module: code.digest(module) for module in component.modules}}
+
+
+def _files(component, parameters):
+    """Parameter -> digest of the file or folder that it names."""
+    try:
+        return {
+            name: directory_fingerprint(path) if Path(path).is_dir() else file_digest(path)
+            for name in component.files
+            if (path := parameters[name])
+        }
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read what {' and '.join(component.files)} name ({error}).") from None
 
 
 def _import(component):

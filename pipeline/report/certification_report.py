@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
+from scipy import special
 
-from macer_tf.certificates import ABSTAIN, Certificates
+from macer_tf.certificates import ABSTAIN, Certificates, max_radius
 from macer_tf.votes import Votes
 from pipeline.experiments import methods
 from pipeline.report import figures, page
@@ -122,7 +123,7 @@ def _figures(evaluated):
         drawn["examples"] = figures.example_gallery([_example(position, evaluated) for position in positions])
     if estimated.any():
         correct = (certificates.predictions == evaluated.labels)[estimated]
-        ceiling = metrics["alpha"] ** (1 / metrics["n"])
+        ceiling = special.ndtr(max_radius(1.0, metrics["n"], metrics["alpha"], metrics["bound"]))
         drawn["p_a"] = figures.p_a_distribution(certificates.p_lower[estimated], correct, ceiling=ceiling)
     if len(evaluated.correct_radii) > 1:
         drawn["bounds"] = figures.radius_accuracy_curves(evaluated.correct_radii)

@@ -7,28 +7,32 @@ import tensorflow as tf
 
 from macer_tf import base_classifier, networks
 from macer_tf.optimizers import SGD
-from pipeline.experiments import methods
 from pipeline.training import schedules
 from pipeline.utils import code
 from pipeline.utils.errors import InputError, reason
 
 
-def build(settings, image_shape, num_classes, steps):
+def build(make, settings, image_shape, num_classes, steps):
     """The compiled model of these settings, initialised from settings["seed"]; `steps` make an epoch.
 
     settings["precision"] is the Keras dtype policy of the network, which the model's file carries; logits and objective
     are float32 in any. settings["strategy"] says whether a `MirroredStrategy` shares the batches among devices; the
     learning rate is the same with and without.
 
+    Args:
+        make: called with (network: images -> logits, settings); returns the model to compile, a training method's.
+        settings: name -> value.
+        image_shape, num_classes: of the network.
+        steps: of an epoch.
+
     Raises:
         InputError: if there is no such network, or it does not take such images.
     """
     keras.utils.set_random_seed(settings["seed"])
-    method = methods.find(settings["method"])
     with _strategy_scope(settings["strategy"]):
         with _dtype_policy(settings["precision"]):
             base = network(settings, image_shape, num_classes)
-        model = method.model(base, settings)
+        model = make(base, settings)
         model.compile(
             SGD(
                 learning_rate=schedules.schedule(settings, steps),

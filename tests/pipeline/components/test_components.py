@@ -10,6 +10,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
+from macer_tf import confidence
 from pipeline.components import evaluator, example_gen, exporter, infra_validator, pusher, trainer
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration.artifacts import Artifact
@@ -55,7 +56,7 @@ def test_example_gen_writes_what_later_components_read(execution):
 
     run = execution(
         outputs=("examples",),
-        parameters=dict.fromkeys(("data_dir", "train_split", "test_split", "image_size")) | {"dataset": "digits"},
+        parameters=dict.fromkeys(example_gen.EXAMPLE_GEN.parameters) | {"dataset": "digits"},
     )
     example_gen.generate(run)
     data = examples.read(run.outputs["examples"])
@@ -153,6 +154,23 @@ def evaluations(tmp_path, write_examples, threshold_model):
     root = tmp_path / "root"
     root.mkdir()
     return Evaluations(root, write_examples(images, labels, class_names=("a", "b", "c")), threshold_model(0.9))
+
+
+@pytest.mark.parametrize(
+    ("bound", "highest"),
+    [("clopper-pearson", 0.05 ** (1 / 100)), ("anytime", float(confidence.anytime_lower(100, 100, 0.05)))],
+)
+def test_the_highest_p_a_that_is_drawn_is_that_of_the_bound(evaluations, monkeypatch, bound, highest):
+    drawn = []
+    draw = evaluator.certification_report.figures.p_a_distribution
+
+    def noted(*arguments, ceiling):
+        drawn.append(ceiling)
+        return draw(*arguments, ceiling=ceiling)
+
+    monkeypatch.setattr(evaluator.certification_report.figures, "p_a_distribution", noted)
+    evaluations.run("a", bound=bound)
+    assert drawn == [pytest.approx(highest, rel=1e-12)]
 
 
 def read(folder, name):

@@ -265,7 +265,7 @@ def test_names_are_unique_and_every_level_is_there():
 def test_by_name_of_a_typo_names_the_nearest():
     with pytest.raises(InputError, match=r"^Unknown preset macer-cifar-0\.5\. Did you mean macer-cifar10-0\.50 or "):
         presets.by_name("macer-cifar-0.5")
-    with pytest.raises(InputError, match=r"^Unknown preset \?\. See --list_presets\.$"):
+    with pytest.raises(InputError, match=r"^Unknown preset \?\. See their table\.$"):
         presets.by_name("?")
 
 
@@ -514,7 +514,7 @@ def test_a_preset_builds_its_data_model_and_optimizer(preset, synthetic, network
     assert (images.shape, labels.shape) == ((8, *shape), (8,))
     assert 0 <= images.numpy().min() < images.numpy().max() <= 1
 
-    model = models.build(settings_of(preset), shape, examples.num_classes, steps=1)
+    model = models.build(methods.find(preset.method).model, settings_of(preset), shape, examples.num_classes, steps=1)
     assert type(model).__name__ == ("SmoothAdvModel" if preset.method == "smoothadv" else "MACERModel")
     options = {
         "macer": ("num_samples", "lam", "gamma", "beta"),
@@ -558,7 +558,9 @@ def take_two_steps(preset, examples, batch_size):
 
     from pipeline.training import models
 
-    model = models.build(settings_of(preset), SHAPES[preset.dataset], examples.num_classes, steps=2)
+    model = models.build(
+        methods.find(preset.method).model, settings_of(preset), SHAPES[preset.dataset], examples.num_classes, steps=2
+    )
     before = [variable.numpy() for variable in model.trainable_variables]
     history = model.fit(
         batches_of(preset, examples, batch_size), steps_per_epoch=2, shuffle=False, verbose=0,

@@ -57,6 +57,12 @@ BAD = [
     (["--dataset", "digits", "--sgima=1"], "Did you mean --sigma"),
     (["digits"], "Unknown argument digits"),
     ([], "--dataset is missing. Accepted: digits, mnist, svhn, cifar10, imagenet"),
+    (["--train_images", "a"], "--test_images is missing: --train_images needs it."),
+    (["--test_images", "a"], "--train_images is missing: --test_images needs it."),
+    *(
+        (["--train_images", "a", "--test_images", "b", f"--{name}", "8"], f"--{name} is for data sets that have a name")
+        for name in ("dataset", "preset", "data_dir", "train_split", "test_split", "image_size")
+    ),
     (["--dataset"], "argument --dataset: expected one argument"),
     (["--dataset", "digits", "--sigma"], "argument --sigma: expected one argument"),
     (["--dataset", "digits", "--sigma", "--n", "5"], "argument --sigma: expected one argument"),
@@ -245,13 +251,12 @@ OVERRIDES = {
 
 
 def test_every_setting_can_be_overridden():
-    assert set(OVERRIDES) == set(FLAGS) - {"dataset", "preset", "sweep"}
+    assert set(OVERRIDES) == set(FLAGS) - {"dataset", "preset", "sweep", "train_images", "test_images"}
     overrides = {name: override for name, override in OVERRIDES.items() if name not in SMOOTHADV}
     arguments = [part for name, (text, _) in overrides.items() for part in (f"--{name}", text)]
     settings, preset = settings_lib.parse(["--dataset", "mnist", *arguments])
-    assert settings == {"dataset": "mnist", "preset": None, "sweep": None} | {
-        name: value for name, (_, value) in overrides.items()
-    }
+    others = dict.fromkeys(("preset", "sweep", "train_images", "test_images"))
+    assert settings == {"dataset": "mnist"} | others | {name: value for name, (_, value) in overrides.items()}
     assert (preset.dataset, preset.sigma, preset.paper) == ("mnist", 0.3, None)
 
 

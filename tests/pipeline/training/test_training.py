@@ -23,6 +23,7 @@ import tensorflow as tf
 from macer_tf.smoothing import SmoothedClassifier
 from pipeline.components import trainer
 from pipeline.data.examples import Examples, evenly_spaced
+from pipeline.experiments import methods
 from pipeline.training import backups, curves, input_pipeline, live, models, schedules, watchdogs
 from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
@@ -142,7 +143,9 @@ def test_a_step_schedule_drops_at_the_first_step_of_its_epochs():
 
 @pytest.mark.parametrize("drops", [[], None])
 def test_a_step_schedule_without_drops_is_constant(drops):
-    model = models.build({**SETTINGS, "lr_schedule": "step", "lr_drop_epochs": drops}, (8, 8, 1), 10, 3)
+    model = models.build(
+        methods.find("macer").model, {**SETTINGS, "lr_schedule": "step", "lr_drop_epochs": drops}, (8, 8, 1), 10, 3
+    )
     assert schedules.learning_rate(model) == pytest.approx(0.05)
 
 
@@ -631,7 +634,9 @@ def said(digits):
     images, labels = digits
 
     def run(changed, *epochs):
-        model = models.build({**SETTINGS, "lam_start_epoch": 0, **changed}, (8, 8, 1), 10, max(epochs))
+        model = models.build(
+            methods.find("macer").model, {**SETTINGS, "lam_start_epoch": 0, **changed}, (8, 8, 1), 10, max(epochs)
+        )
         lines = []
         callback = watchdogs.TellOfCollapse(0.1, lines.append)
         dataset = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(1797, seed=0).repeat().batch(16)

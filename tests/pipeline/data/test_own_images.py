@@ -1,0 +1,109 @@
+"""Folders and .npz files to train on: the same pixels as `sources` gives, and what cannot be trained on is one line."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import own_images
+from pipeline.utils.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A function: class -> list of uint8 images -> a folder of PNG files, a sub-folder for each class."""
+
+    def make(name, classes, **options):
+        for label, images in classes.items():
+            (tmp_path / name / label).mkdir(parents=True)
+            for place, pixels in enumerate(images):
+                Image.fromarray(pixels).save(tmp_path / name / label / f"{place}.png", **options)
+        return str(tmp_path / name)
+
+    return make
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """A function: name and arrays -> an .npz file."""
+
+    def make(name, **arrays):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        return str(tmp_path / f"{name}.npz")
+
+    return make
+
+
+def grey(*values, side=4):
+    return [np.full((side, side), value, np.uint8) for value in values]
+
+
+def colour(*values):
+    return [np.full((4, 6, 3), value, np.uint8) for value in values]
+
+
+def test_two_folders_are_a_data_set(folder):
+    data = own_images.load(
+        folder("train", {"cat": colour(0, 7), "dog": colour(255)}), folder("test", {"cat": [], "dog": colour(9)})
+    )
+    assert (data.name, data.pixel_max, data.num_classes, data.class_names) == ("images-train", 255, 2, ("cat", "dog"))
+    assert (data.train.images.shape, data.train.images.dtype) == ((3, 4, 6, 3), np.uint8)
+    assert data.train.images[:, 0, 0, 0].tolist() == [0, 7, 255]
+    assert data.train.labels.tolist() == [0, 0, 1]
+    assert (data.test.images[0, 3, 5, 2], data.test.labels.tolist()) == (9, [1])
+
+
+def test_an_archive_goes_with_a_folder_or_an_archive(folder, npz):
+    archive = npz("train", images=np.stack(grey(1, 2, 3)), labels=[0, 1, 1])
+    data = own_images.load(archive, folder("test", {"no": grey(4), "yes": grey(5)}))
+    assert (data.class_names, data.train.images.shape) == (("no", "yes"), (3, 4, 4, 1))
+    # Floats of 8 bits are exact.
+    floats = (np.arange(256, dtype=np.float32) / np.float32(255)).reshape(-1, 1, 1, 1) * np.ones(
+        (1, 4, 4, 1), np.float32
+    )
+    data = own_images.load(npz("floats", x=floats, y=np.arange(256) % 3), archive)
+    assert data.train.images[:, 0, 0, 0].tolist() == list(range(256))
+    assert data.class_names == ("0", "1", "2")
+
+
+def test_a_turned_first_photograph_gives_the_shape_as_it_is_seen(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = folder("train", {"a": colour(1), "b": colour(2)}, exif=exif)
+    upright = folder("test", {"a": [np.zeros((6, 4, 3), np.uint8)], "b": []})
+    assert own_images.load(turned, upright).train.images.shape == (2, 6, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (
+            {"a": grey(1), "b": grey(2)},
+            {"a": grey(1), "c": grey(2)},
+            "must have the same classes, .* b, c;",
+        ),
+        ({"a": grey(1), "b": grey(2)}, {"a": grey(1, side=5), "b": []}, "is 5x5, not 4x4"),
+        ({"a": grey(1), "b": colour(2)}, {"a": grey(1), "b": []}, "4x6, not 4x4"),
+        ({"a": grey(1)}, {"a": grey(1)}, "Two classes or more are needed to train. Received: a"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_one_line(folder, train, test, message):
+    with pytest.raises(InputError, match=message) as error:
+        own_images.load(folder("train", train), folder("test", test))
+    assert "\n" not in str(error.value)
+
+
+def test_what_an_archive_lacks_is_one_line(npz, folder):
+    images = np.stack(grey(1, 2))
+    labelled = npz("labelled", images=images, labels=[0, 1])
+    with pytest.raises(InputError, match="has no labels"):
+        own_images.load(npz("bare", images=images), labelled)
+    with pytest.raises(InputError, match="have 2 classes, and the labels are up to 2"):
+        own_images.load(labelled, npz("more", images=images, labels=[0, 2]))
+    with pytest.raises(InputError, match="image 1 has pixels between the 256 levels of 8 bits"):
+        own_images.load(npz("fine", images=np.stack([np.zeros((4, 4)), np.full((4, 4), 0.5)]), labels=[0, 1]), labelled)
+    with pytest.raises(InputError, match="height x width x 1 or 3 are needed"):
+        own_images.load(npz("flow", images=np.zeros((2, 4, 4, 2), np.uint8), labels=[0, 1]), labelled)
+    with pytest.raises(InputError, match="Test images must not be trained on"):
+        own_images.load(labelled, labelled)
+    with pytest.raises(InputError, match="There is no folder or file"):
+        own_images.load(labelled, labelled + "x")

@@ -1,0 +1,83 @@
+"""The recipes of CONTRIBUTING.md work as they are written, and are as short as they say."""
+
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TEXT = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text()
+FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", TEXT, re.DOTALL))
+COMMANDS = re.findall(r"^python -m pipeline\.run (.*)$", TEXT, re.MULTILINE)
+TINY = shlex.split(
+    "--epochs 1 --n0 10 --n 50 --serving_n 20 --num_test_examples 4 --num_workers 1 --pipeline_root root"
+)
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """The files of the page, in the current folder."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in FILES:
+        sys.modules.pop(Path(name).stem, None)
+
+
+def test_no_recipe_takes_30_lines():
+    assert set(FILES) == {"make_data.py", "stability.py", "wide.py"}
+    for name, text in FILES.items():
+        assert len([line for line in text.splitlines() if line]) < 30, name
+
+
+def test_the_settings_of_the_page_are_accepted_and_the_methods_own_are_told(written):
+    from pipeline.experiments import settings as settings_lib
+
+    for command in COMMANDS:
+        settings, preset = settings_lib.parse(shlex.split(command))
+        plan = {name: value for group in settings_lib.plan(settings).values() for name, value, _ in group}
+        assert preset.paper is None or settings["method"] == "macer"
+        if settings["method"] != "macer":
+            assert (plan["weight"], plan["num_samples"], "lam" in plan) == ("0.5", "4", False)
+            assert preset.epochs == 60  # the data set's
+
+
+def test_a_method_a_network_and_a_data_set_of_ones_own_are_trained_and_certified(written):
+    """All that the page's commands give, at once."""
+    from pipeline.certification import certificate_files
+    from pipeline.components import trainer
+    from pipeline.components.certifier import CERTIFIER
+    from pipeline.components.example_gen import EXAMPLE_GEN
+    from pipeline.experiments import settings as settings_lib
+    from pipeline.orchestration import orchestrator
+    from pipeline.training import models
+
+    exec(FILES["make_data.py"], {})
+    flags = shlex.split(" ".join(command.replace("--dataset digits", "") for command in COMMANDS))
+    settings, _ = settings_lib.parse([*flags, *TINY])
+    (written / "root").mkdir()
+    components = (EXAMPLE_GEN, trainer.component(settings), CERTIFIER)
+    artifacts = orchestrator.run(components, settings, written / "root", 1)
+    model = models.load(artifacts["model"].path / "model.keras")
+    assert (type(model).__name__, model.weight, model.num_samples) == ("StabilityModel", 0.5, 4)
+    assert model.classifier.layers[1].name.startswith("rescaling")
+    assert model.classifier.input_shape == (None, 8, 8, 1)
+    assert model.classifier.output_shape == (None, 2)
+    _, ids, votes, _ = certificate_files.read(artifacts["certificates"].path)
+    assert ids.tolist() == [0, 2, 4, 6]
+    assert np.all(votes.n0 == 10)
+
+    # The same again is cached; another loss trains anew, another comment does not.
+    def trainings(text):
+        (written / "stability.py").write_text(text)
+        sys.modules.pop("stability", None)
+        importlib.invalidate_caches()
+        orchestrator.run(components[:2], settings, written / "root", 1)
+        return len(list((written / "root").glob("Trainer-*")))
+
+    assert trainings(FILES["stability.py"] + "# why\n") == 1
+    assert trainings(FILES["stability.py"].replace("* spread", "* spread**2")) == 2
