@@ -84,9 +84,13 @@ def correct_radii(certificates: Certificates | CertificationLog, labels: ArrayLi
     """float64 [images]: the radius where the certified class is the label, -1 where it is wrong or abstained.
 
     Raises:
-        ValueError: if there are not as many labels as certificates.
+        ValueError: if there are not as many labels as certificates, or they are not whole numbers from -1.
     """
     labels = np.asarray(labels)
+    is_number = labels.dtype.kind in "biuf"
+    if not is_number or (labels.dtype.kind == "f" and not np.equal(np.mod(labels, 1), 0).all()) or (labels < -1).any():
+        received = labels.dtype if not is_number else f"{labels.min()} to {labels.max()}"
+        raise ValueError(f"Labels must be whole numbers from 0, or -1 where there is none. Received: {received}")
     if labels.shape != certificates.predictions.shape:
         raise ValueError(f"Expected one label per image. Received: {labels.shape} for {certificates.predictions.shape}")
     # Data without labels is often labelled -1, which is what abstaining is called.

@@ -33,8 +33,12 @@ _TABLE_BITS = range(16, 19)
 _ENTRIES_PER_THRESHOLD = 60
 _OPEN = np.float32(2**24)
 _WORD = 96
+# Of a step of the grid: what is further from its multiples is off it, whatever the float type.
+_COARSEST = 0.25
 # Here there are 370,000 thresholds, which take ten seconds to compute.
 _WIDEST = 2**14
+# Less noise than this leaves all but one pixel in 1e23 as it is.
+_NARROWEST = 0.05
 _LOWEST = np.iinfo(np.int64).min
 
 
@@ -61,10 +65,10 @@ class GridNoise:
     def __init__(self, sigma: float, levels: int = 255) -> None:
         check_levels(levels)
         self._levels, self._sigma = int(levels), float(sigma)
-        if not 0 < self._levels * self._sigma <= _WIDEST:
+        if not _NARROWEST <= self._levels * self._sigma <= _WIDEST:
             raise ValueError(
-                f"sigma must be above 0, and levels * sigma at most {_WIDEST:,}. Received: levels={levels}, "
-                f"sigma={sigma}"
+                f"levels * sigma, the noise in steps of the grid, must lie in [{_NARROWEST}, {_WIDEST:,}]. Received: "
+                f"levels={levels}, sigma={sigma}"
             )
         self._lowest, self._high, self._low = _thresholds(self._levels, self._sigma)
         self._bits = int(np.clip(math.log2(_ENTRIES_PER_THRESHOLD * len(self._high)), _TABLE_BITS[0], _TABLE_BITS[-1]))
@@ -150,10 +154,15 @@ def to_grid(images: np.ndarray, levels: int) -> np.ndarray:
     Raises:
         ValueError: for a pixel that is not a multiple of 1 / levels, but for what rounding a float does to one.
     """
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"Images must be floats in [0, 1]; divide bytes by 255. Received: dtype={images.dtype}")
+    allowed = levels * rounding_of(images.dtype)
+    if allowed > _COARSEST:
+        raise ValueError(f"Images in {images.dtype} do not tell the levels of 1/{levels} apart; use float32.")
     exact = np.asarray(images, np.float64) * levels
     nearest = np.rint(exact)
     off = np.abs(exact - nearest)
-    if (off > levels * rounding_of(images.dtype)).any():
+    if (off > allowed).any():
         worst = np.asarray(images).flat[np.argmax(off)]
         raise ValueError(
             f"Pixels must be multiples of 1/{levels}, the grid that noise is drawn on. Received: {float(worst)!r}. "
@@ -164,7 +173,7 @@ def to_grid(images: np.ndarray, levels: int) -> np.ndarray:
 
 def rounding_of(dtype: np.dtype) -> float:
     """How far from a multiple of 1 / levels a pixel in [0, 1] of this float type may be and still stand for it."""
-    return max(np.finfo(dtype).eps, np.finfo(np.float32).eps)
+    return max(float(np.finfo(dtype).eps), float(np.finfo(np.float32).eps))
 
 
 def _words(shape, key, block, stream, dtype):

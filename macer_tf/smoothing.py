@@ -192,12 +192,16 @@ class SmoothedClassifier:
             ValueError: if the classifier returns NaN or infinite outputs, or not [batch, classes] of two classes or
                 more; if an image is off the grid, or an example id, stream, start or count is out of range.
         """
-        for example_id, start, count in zip(example_ids, starts, counts, strict=True):
-            if not 0 <= example_id < 2**32 or stream not in noise.STREAMS or start < 0:
-                # Beyond these ranges, noise would be that of another seed, stream or sample.
-                raise ValueError(f"Received: example_id={example_id}, stream={stream}, start={start}; out of range.")
-            _check_samples("count", count)
         images = to_grid(np.asarray(images), self.levels)
+        if not len(images) == len(example_ids) == len(starts) == len(counts) >= 1:
+            raise ValueError(
+                f"Expected an id, a start and a count for each image. Received: {len(images)} images, "
+                f"{len(example_ids)} ids, {len(starts)} starts, {len(counts)} counts"
+            )
+        for example_id, start, count in zip(example_ids, starts, counts, strict=True):
+            _check_samples("count", count)
+            _check_address(example_id, stream, start, count, images[0].size)
+        self._check_shape(images.shape)
         self._probe(images.shape[1:])
         totals: np.ndarray | None = None
         for rows, pieces in passes(counts, self._microbatch or default_microbatch(images.shape[1:])):
@@ -224,6 +228,15 @@ class SmoothedClassifier:
             totals[:, 0],
             {beta: (totals[:, 1 + 2 * i], totals[:, 2 + 2 * i]) for i, beta in enumerate(self._betas)},
         )
+
+    def _check_shape(self, shape):
+        """Refuses images of another shape than the classifier takes: as many pixels would do for some layers."""
+        expected = base_classifier.image_shape(self._classifier)
+        if expected is not None and (
+            len(expected) != len(shape)
+            or any(known not in (None, side) for known, side in zip(expected[1:], shape[1:], strict=True))
+        ):
+            raise ValueError(f"The classifier takes images {expected[1:]}. Received: images {tuple(shape[1:])}")
 
     def _probe(self, image_shape):
         """Probes the base classifier, once for each image shape."""
@@ -480,6 +493,21 @@ def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tup
     if len(np.unique(example_ids)) < len(images) or example_ids.min() < 0 or example_ids.max() >= 2**32:
         raise ValueError("example_ids must be different whole numbers from 0 to 4294967295.")
     return images, example_ids.tolist()
+
+
+def _check_address(example_id, stream, start, count, pixels):
+    """Beyond these ranges, noise would be that of another seed, stream or sample."""
+    are_whole = all(
+        isinstance(value, numbers.Integral) and not isinstance(value, bool) for value in (example_id, stream, start)
+    )
+    if not (
+        are_whole
+        and 0 <= example_id < 2**32
+        and stream in noise.STREAMS
+        and start >= 0
+        and (int(start) + int(count)) * (pixels + 4) < 2**63
+    ):
+        raise ValueError(f"Received: example_id={example_id}, stream={stream}, start={start}; out of range.")
 
 
 def _check_samples(name, value):

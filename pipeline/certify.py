@@ -118,6 +118,11 @@ def _settings(arguments):
     of_data_sets = [name for name in ("split", "data_dir", "image_size") if settings["images"] and name in given]
     if of_data_sets:
         raise InputError(f"--{of_data_sets[0]} is for --dataset, not for --images.")
+    if settings["images"] and Path(settings["output"]).resolve().is_relative_to(Path(settings["images"]).resolve()):
+        raise InputError(
+            f"--output {settings['output']} lies in --images {settings['images']}, where it would be a class; give "
+            "another folder."
+        )
     if settings["classes"] and settings["images"] is None:
         raise InputError("--classes is for the folders of --images, not for --dataset.")
     asked = [name for name in ("radii", "tolerance") if settings[name] is not None]

@@ -62,6 +62,8 @@ def export(
     if len(names) != num_classes:
         raise ValueError(f"class_names must be one per class. Received: {len(names)} for {num_classes} classes")
     image_shape = classifier.input_shape[1:]
+    if directory.exists() and any(directory.iterdir()):
+        raise ValueError(f"{directory} is not empty; a SavedModel is written to a folder of its own.")
     about = _card(model, n0, n, alpha, max_n, max_batch_size, names, pixel_max, model_fingerprint)
     text = card.to_json(about)
     limits = {name: about[name] for name in ("max_n", "max_batch_size")}

@@ -114,3 +114,10 @@ def test_it_plots_certified_accuracy_over_radii():
     assert first.get_ydata().tolist() == [0.5, 0.5, 0]
     assert (first.get_label(), second.get_label()) == ("one", "ACR 0.250")
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("l2 radius", "certified accuracy")
+
+
+@pytest.mark.parametrize("labels", [["0", "1"], [0.5, 1.0], [np.nan, 1.0], [np.inf, 1.0], [-2, 1], [None, 1]])
+def test_labels_that_are_none_are_refused(labels):
+    with pytest.raises(ValueError, match="Labels must be whole numbers from 0, or -1 where there is none. Received: "):
+        correct_radii(certified([0, 1], [0.1, 0.2]), labels)
+    assert correct_radii(certified([0, 1], [0.1, 0.2]), [0.0, -1.0]).tolist() == [0.1, -1.0]

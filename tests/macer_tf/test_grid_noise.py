@@ -190,11 +190,20 @@ def test_a_pixel_off_the_grid_is_refused_and_named(pixel):
 
 
 @pytest.mark.parametrize(
-    ("sigma", "levels"), [(0.25, 0), (0.25, 2.5), (0.25, 65536), (0, 255), (-1, 255), (np.nan, 255), (1.0, 20000)]
+    ("sigma", "levels"),
+    [(0.25, 0), (0.25, 2.5), (0.25, 65536), (0, 255), (-1, 255), (np.nan, 255), (1.0, 20000), (1e-4, 255), (0.04, 1)],
 )
 def test_a_grid_out_of_range_is_refused(sigma, levels):
     with pytest.raises(ValueError, match="Received: "):
         GridNoise(sigma, levels)
+
+
+def test_floats_too_coarse_for_the_grid_are_refused():
+    # The spacing of float16 below 1 is a whole step of 1/1023.
+    with pytest.raises(ValueError, match="float16 do not tell the levels of 1/1023 apart; use float32"):
+        to_grid(np.array([0.3], np.float16), 1023)
+    with pytest.raises(ValueError, match="divide bytes by 255. Received: dtype=uint8"):
+        to_grid(np.array([3], np.uint8), 255)
 
 
 def test_the_grid_of_a_data_set_holds_its_pixels():

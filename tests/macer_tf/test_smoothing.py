@@ -716,3 +716,58 @@ def test_progress_counts_each_pass_once(linear):
     smoothed, drawn = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=1, microbatch=64), []
     smoothed.draw(random_images(2), [0, 1], noise.ESTIMATION, [0, 0], [100, 50], drawn.append)
     assert (sum(drawn), len(drawn)) == (150, 3)
+
+
+class OfItsBatch(keras.layers.Layer):
+    """Normalises by the mean and deviation of its batch, at inference too."""
+
+    def call(self, images):
+        mean, variance = tf.nn.moments(images, [0])
+        return (images - mean) / tf.sqrt(variance + 1e-3)
+
+
+@pytest.mark.parametrize("offset", [[0, 0, 0, -1e9], [0, 0, 0, -100], [1e5, 1e5, 1e5, 1e5]])
+def test_a_dependence_on_the_batch_is_found_beside_masked_classes_and_offsets(offset):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4, 4, 1))
+    flat = layers.Flatten()(OfItsBatch()(inputs))
+    bias = keras.initializers.Constant(np.array(offset, np.float32))
+    model = keras.Model(inputs, layers.Dense(4, bias_initializer=bias)(flat))
+    with pytest.raises(ValueError, match="depends on the rest of its batch"):
+        SmoothedClassifier(model, SIGMA)
+    sound = keras.Model(inputs, layers.Dense(4, bias_initializer=bias)(layers.Flatten()(inputs)))
+    assert SmoothedClassifier(sound, SIGMA).certify(GOOD, n0=10, n=20, alpha=0.1).n == 20
+
+
+def test_a_dependence_on_the_number_of_rows_is_found():
+    class OfItsRows(keras.layers.Layer):
+        def call(self, logits):
+            return logits + tf.cast(tf.shape(logits)[0], tf.float32) * [1.0, 0.0]
+
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, OfItsRows()(layers.Dense(2)(layers.Flatten()(inputs))))
+    with pytest.raises(ValueError, match="depends on the rest of its batch"):
+        SmoothedClassifier(model, SIGMA)
+
+
+@pytest.mark.parametrize("shape", [(8, 4, 1), (4, 8), (4, 8, 3), (32, 1, 1)])
+def test_images_of_another_shape_than_the_classifier_takes_are_refused(shape):
+    model = keras.Sequential([keras.Input((4, 8, 1)), layers.Flatten(), layers.Dense(2)])
+    smoothed = SmoothedClassifier(model, SIGMA, seed=0)
+    with pytest.raises(ValueError, match=r"The classifier takes images \(4, 8, 1\)|Images must have shape") as error:
+        smoothed.certify(np.zeros((1, *shape), np.float32))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        {"example_ids": [1.5]}, {"example_ids": [True]}, {"starts": [2**61]}, {"starts": [2**63]}, {"starts": [0.5]},
+        {"stream": True}, {"stream": 1.0}, {"stream": 2}, {"example_ids": []}, {"example_ids": [1, 2]}, {"counts": []},
+    ],
+)  # fmt: skip
+def test_an_address_whose_noise_would_be_that_of_another_is_refused(linear, address):
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=0)
+    good = {"example_ids": [1], "stream": noise.ESTIMATION, "starts": [0], "counts": [40]}
+    with pytest.raises(ValueError, match="Received: "):
+        smoothed.draw(random_images(1), **{**good, **address})

@@ -13,6 +13,7 @@ import macer_tf
 from macer_tf.model import MACERModel
 from serving import card, validate
 from serving.export import WARMUP, export
+from serving.fingerprints import directory_fingerprint
 
 SIGNATURES = {
     "serving_default": {
@@ -248,3 +249,10 @@ def test_validation_does_not_load_a_graph_that_reaches_files_unless_it_is_truste
     # Trusted, it gets as far as its card, which it has not.
     with pytest.raises(FileNotFoundError, match="model_card"):
         validate.run(tmp_path / "model", images, trust=True)
+
+
+def test_an_export_never_lies_over_another(exported, digits_model):
+    before = directory_fingerprint(exported)
+    with pytest.raises(ValueError, match="is not empty; a SavedModel is written to a folder of its own"):
+        export(digits_model, exported, n0=10, n=50, alpha=0.01)
+    assert directory_fingerprint(exported) == before

@@ -28,6 +28,7 @@ from pipeline.training import backups, curves, input_pipeline, live, models, sch
 from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
 
+MAKE = methods.find("macer").model
 SETTINGS = {
     "sigma": 0.25, "network": "small_cnn", "num_samples": 2, "lam": 4.0, "gamma": 8.0, "beta": 16.0, "epochs": 4,
     "batch_size": 16, "learning_rate": 0.05, "lr_schedule": "cosine", "lr_drop_epochs": [], "lr_drop_factor": 0.1,
