@@ -118,6 +118,6 @@ def test_it_plots_certified_accuracy_over_radii():
 
 @pytest.mark.parametrize("labels", [["0", "1"], [0.5, 1.0], [np.nan, 1.0], [np.inf, 1.0], [-2, 1], [None, 1]])
 def test_labels_that_are_none_are_refused(labels):
-    with pytest.raises(ValueError, match="Labels must be whole numbers from 0, or -1 where there is none. Received: "):
+    with pytest.raises(ValueError, match=r"Labels must be whole numbers from 0, or -1 where there is none. Received: "):
         correct_radii(certified([0, 1], [0.1, 0.2]), labels)
     assert correct_radii(certified([0, 1], [0.1, 0.2]), [0.0, -1.0]).tolist() == [0.1, -1.0]
