@@ -11,7 +11,7 @@ from pipeline.data import examples as examples_lib
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration.artifacts import Artifact, private_copy
 from pipeline.orchestration.orchestrator import Component, Resolver, finished
-from pipeline.report import certification_report
+from pipeline.report import certification_report, words
 from pipeline.training import models
 from pipeline.utils.atomic_files import write_text
 from serving import blessing as blessing_lib
@@ -38,9 +38,7 @@ def evaluate(execution):
     }
     result = next(iter(results.values()))
     difference = _paired_difference(execution.inputs["baseline"], certified, labels)
-    chance = 1 / examples.num_classes
-    # Twice chance would ask for perfection of two classes.
-    min_accuracy = settings["min_accuracy"] or min(2 * chance, (1 + chance) / 2)
+    min_accuracy = settings["min_accuracy"] or twice_chance(examples.num_classes)
     reasons = _reasons_against(result, difference, min_accuracy)
     model = private_copy(execution.inputs["model"], execution.scratch / "model")
     blessing = blessing_lib.make(
@@ -125,6 +123,13 @@ def radii(settings):
     return tuple(step / 4 for step in range(min(10, int(4 * largest) + 1)))
 
 
+def twice_chance(num_classes):
+    """The certified accuracy from which a model is told from chance: twice of it, but halfway to 1 for two classes."""
+    chance = 1 / num_classes
+    # Twice chance would ask for perfection of two classes.
+    return min(2 * chance, (1 + chance) / 2)
+
+
 def image_set(examples, ids):
     """The test images `ids` in words."""
     total = len(examples.labels["test"])
@@ -153,7 +158,7 @@ def _reasons_against(result, difference, min_accuracy):
         )
     if difference and difference["mean"] < -2 * difference["standard_error"]:
         reasons.append(
-            f"ACR is {-difference['mean']:.4f} ± {difference['standard_error']:.4f} below the last blessed model's "
+            f"ACR is {words.mean(-difference['mean'], difference['standard_error'])} below the last blessed model's "
             f"on the same images"
         )
     return reasons

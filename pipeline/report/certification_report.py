@@ -7,7 +7,7 @@ from scipy import special
 
 from macer_tf.certificates import ABSTAIN, max_radius
 from pipeline.experiments import methods
-from pipeline.report import figures, page
+from pipeline.report import figures, page, words
 from pipeline.utils.atomic_files import write_text
 
 FILE_NAME = "report.html"
@@ -46,13 +46,13 @@ def write(
     """
     settings = {name: value for group in plan.values() for name, value, _ in group}
     name = f"{settings['dataset']}, sigma = {metrics['sigma']:g}"
-    acr = f"{metrics['acr']:.3f} ± {metrics['acr_standard_error']:.3f}"
+    acr = words.mean(metrics["acr"], metrics["acr_standard_error"], digits=3)
     ours = page.MetricRow(f"This model ({name})", metrics["certified_accuracy"], acr)
     rows, paper_curve = [ours], None
     own_kind, *other_kinds = correct_radii
     for kind in other_kinds:
         of_kind = metrics["certificates"][kind]
-        acr_of_kind = f"{of_kind['acr']:.3f} ± {of_kind['acr_standard_error']:.3f}"
+        acr_of_kind = words.mean(of_kind["acr"], of_kind["acr_standard_error"], digits=3)
         rows.append(page.MetricRow(f"This model, {kind}", of_kind["certified_accuracy"], acr_of_kind))
     if paper:
         label = f"{paper['name']}, Table {paper['table']}"
@@ -187,5 +187,5 @@ def _praise(metrics):
         return ("above the accuracy threshold; no comparable model was blessed before",)
     return (
         "above the accuracy threshold",
-        f"ACR {difference['mean']:+.4f} ± {difference['standard_error']:.4f} against the last blessed model",
+        f"ACR {words.mean(difference['mean'], difference['standard_error'], sign='+')} against the last blessed model",
     )
