@@ -32,6 +32,7 @@ from pipeline.cli.command_line import (
 )
 from pipeline.cli.exit import exit_status
 from pipeline.orchestration import orchestrator
+from pipeline.report import words
 from pipeline.utils import code as code_lib
 from pipeline.utils.atomic_files import write_bytes, write_text
 from pipeline.utils.errors import InputError, reason
@@ -351,21 +352,22 @@ def _evaluated(certified, labels, shown):
 
 def _print_result(output, metrics, failures):
     if "acr" in metrics:
-        print("\nCertified accuracy at l2 radius, and average certified radius (ACR ± standard error)")
+        print(f"\n{words.HEADER}")
         header = ["certificates", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"]
         rows = [
             [
                 name,
                 *(f"{accuracy:.3f}" for accuracy in of_kind["certified_accuracy"]),
-                f"{of_kind['acr']:.4f} ± {of_kind['acr_standard_error']:.4f}",
+                words.mean(of_kind["acr"], of_kind["acr_standard_error"]),
             ]
             for name, of_kind in metrics["certificates"].items()
         ]
         if metrics["decided_radii"]:
             print("Sampled to decide these radii: the ACR is of radii that could be larger.")
         print(console.table(header, rows))
-        chance = 1 / metrics["num_classes"]
-        if not metrics["decided_radii"] and metrics["certified_accuracy"][0] < min(2 * chance, (1 + chance) / 2):
+        from pipeline.components.evaluator import twice_chance
+
+        if not metrics["decided_radii"] and metrics["certified_accuracy"][0] < twice_chance(metrics["num_classes"]):
             print("Hardly above chance: does the model expect images in [0, 1], and was it trained at this noise?")
     elif metrics["num_images"]:
         median = metrics["median_radius"]

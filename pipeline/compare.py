@@ -17,7 +17,7 @@ from macer_tf import certification_log, files
 from pipeline.cli import command_line, console
 from pipeline.cli.command_line import Kind, Setting
 from pipeline.cli.exit import exit_status
-from pipeline.report import comparison, figures
+from pipeline.report import comparison, figures, words
 from pipeline.utils import atomic_files
 from pipeline.utils.errors import InputError
 from serving import terminal
@@ -130,7 +130,7 @@ def _compare(settings):
     if settings["ids"]:
         entries = [_between(entry, *settings["ids"]) for entry in entries]
     radii = settings["radii"] or comparison.default_radii(entries)
-    print("Certified accuracy at l2 radius, and average certified radius (ACR ± standard error)")
+    print(words.HEADER)
     print(console.table(*comparison.table(entries, radii)))
     print("\n".join([comparison.VERSUS_FIRST, *comparison.remarks(entries)]))
     print(f"\nFigure: {printable(_write(Path(settings['output']), entries, radii))}")

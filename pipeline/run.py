@@ -15,6 +15,7 @@ from pipeline.cli.exit import exit_status
 from pipeline.experiments import presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
+from pipeline.report import words
 from serving import terminal
 
 
@@ -79,7 +80,7 @@ def _print_results(artifacts, paper):
         [
             "this model" if len(kinds) == 1 else f"this model, {kind}",
             *(f"{accuracy:.3f}" for accuracy in figures["certified_accuracy"]),
-            f"{figures['acr']:.4f} ± {figures['acr_standard_error']:.4f}",
+            words.mean(figures["acr"], figures["acr_standard_error"]),
         ]
         for kind, figures in kinds.items()
     ]
@@ -91,7 +92,7 @@ def _print_results(artifacts, paper):
                 f"{paper['acr']:.3f}",
             ]
         )
-    print("\nCertified accuracy at l2 radius, and average certified radius (ACR ± standard error)")
+    print(f"\n{words.HEADER}")
     print(console.table(["radius", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"], rows))
     print(
         f"n={metrics['n']:,}, n0={metrics['n0']:,}, alpha={metrics['alpha']:g}, sigma={metrics['sigma']:g}; "

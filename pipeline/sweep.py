@@ -15,6 +15,7 @@ from pipeline.experiments import methods, presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
 from pipeline.orchestration.orchestrator import Resolver
+from pipeline.report import words
 from pipeline.utils.errors import InputError
 
 _FORM = "a setting and two or more of its values, such as lam=0,1,4"
@@ -241,7 +242,7 @@ def _print_results(directory):
         ]
         for place, member in enumerate(comparison["members"])
     ]
-    print("\nCertified accuracy at l2 radius, and average certified radius (ACR ± standard error)")
+    print(f"\n{words.HEADER}")
     print(console.table(header + [name for name, _ in columns], rows))
     for line in sweep_report.conditions(comparison):
         print(line)

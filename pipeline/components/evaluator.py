@@ -11,7 +11,7 @@ from pipeline.data import examples as examples_lib
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration.artifacts import Artifact, private_copy
 from pipeline.orchestration.orchestrator import Component, Resolver, finished
-from pipeline.report import certification_report
+from pipeline.report import certification_report, words
 from pipeline.training import models
 from pipeline.utils.atomic_files import write_text
 from serving import blessing as blessing_lib
@@ -128,6 +128,13 @@ def radii(settings):
     return evaluation.default_radii(settings["sigma"], settings["n"], settings["alpha"])
 
 
+def twice_chance(num_classes):
+    """The certified accuracy from which a model is told from chance: twice of it, but halfway to 1 for two classes."""
+    chance = 1 / num_classes
+    # Twice chance would ask for perfection of two classes.
+    return min(2 * chance, (1 + chance) / 2)
+
+
 def image_set(examples, ids):
     """The test images `ids` in words."""
     total = len(examples.labels["test"])
@@ -149,15 +156,14 @@ def _paired_difference(baseline, certified, labels):
 
 def _reasons_against(metrics, difference, min_accuracy, num_classes):
     """Why the model is not blessed; empty if it is."""
-    reasons, chance = [], 1 / num_classes
-    # Twice chance would ask for perfection of two classes.
-    min_accuracy = min_accuracy or min(2 * chance, (1 + chance) / 2)
+    reasons = []
+    min_accuracy = min_accuracy or twice_chance(num_classes)
     accuracy = metrics["certified_accuracy"][0]
     if not accuracy >= min_accuracy:
         reasons.append(f"certified accuracy at radius 0 is {accuracy:.3f}, below {min_accuracy:.3f}")
     if difference and difference["mean"] < -2 * difference["standard_error"]:
         reasons.append(
-            f"ACR is {-difference['mean']:.4f} ± {difference['standard_error']:.4f} below the last blessed model's "
+            f"ACR is {words.mean(-difference['mean'], difference['standard_error'])} below the last blessed model's "
             f"on the same images"
         )
     return reasons

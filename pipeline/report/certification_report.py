@@ -10,7 +10,7 @@ from scipy import special
 from macer_tf.certificates import ABSTAIN, Certificates, max_radius
 from macer_tf.votes import Votes
 from pipeline.experiments import methods
-from pipeline.report import figures, page
+from pipeline.report import figures, page, words
 from pipeline.utils.atomic_files import write_text
 
 FILE_NAME = "report.html"
@@ -146,7 +146,7 @@ def _summary(metrics, blessing):
 
 
 def _acr(metrics):
-    return f"{metrics['acr']:.3f} ± {metrics['acr_standard_error']:.3f}"
+    return words.mean(metrics["acr"], metrics["acr_standard_error"], digits=3)
 
 
 def _panels(metrics, paper):
@@ -227,5 +227,5 @@ def _praise(metrics):
         return ("above the accuracy threshold; no comparable model was blessed before",)
     return (
         "above the accuracy threshold",
-        f"ACR {difference['mean']:+.4f} ± {difference['standard_error']:.4f} against the last blessed model",
+        f"ACR {words.mean(difference['mean'], difference['standard_error'], sign='+')} against the last blessed model",
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from macer_tf import evaluation
 from macer_tf.certification_log import CertificationLog
-from pipeline.report import figures, page
+from pipeline.report import figures, page, words
 
 _MAX_RADII = 10
 UNKNOWN = "?"
@@ -165,17 +165,17 @@ def _evaluate(entry, radii):
 
 
 def _acr(result):
-    return f"{result.acr:.4f} ± {result.acr_standard_error:.4f}"
+    return words.mean(result.acr, result.acr_standard_error)
 
 
 def _difference(entry, first):
     difference = None if entry is first else paired_difference(entry, first)
     if difference is None:
         return ""
-    words = f"{difference.mean:+.4f} ± {difference.standard_error:.4f}"
+    told = words.mean(difference.mean, difference.standard_error, sign="+")
     if difference.num_images < max(len(entry.log.ids), len(first.log.ids)):
-        words += f" ({difference.num_images:,})"
-    return words
+        told += f" ({difference.num_images:,})"
+    return told
 
 
 def _images(ids):

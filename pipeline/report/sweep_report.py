@@ -4,7 +4,7 @@ A comparison is what sweep.json holds: the swept setting's name, the value that 
 value its figures, or why it failed.
 """
 
-from pipeline.report import certification_report, figures, page
+from pipeline.report import certification_report, figures, page, words
 from pipeline.utils.atomic_files import write_text
 
 FILE_NAME = "sweep.html"
@@ -58,7 +58,7 @@ def accuracies(comparison, member):
 
 def acr(member):
     """A member's ACR with its standard error, or that it failed."""
-    return "failed" if member["failure"] else _with_error(member["acr"], member["acr_standard_error"])
+    return "failed" if member["failure"] else words.mean(member["acr"], member["acr_standard_error"])
 
 
 def columns_behind_acr(comparison):
@@ -68,7 +68,7 @@ def columns_behind_acr(comparison):
         (
             "difference",
             [
-                _with_error(member["difference"]["mean"], member["difference"]["standard_error"], "+")
+                words.mean(member["difference"]["mean"], member["difference"]["standard_error"], sign="+")
                 if member["difference"]
                 else None
                 for member in members
@@ -134,12 +134,12 @@ def _summary(comparison, finished):
     facts = [
         page.Fact(
             "Highest average certified radius (ACR)",
-            _with_error(best["acr"], best["acr_standard_error"], digits=3),
+            words.mean(best["acr"], best["acr_standard_error"], digits=3),
             (f"{setting} = {best['value']}", f"± one standard error; {_each(finished, 'image_set')}"),
         )
     ]
     if best["difference"]:
-        difference = _with_error(best["difference"]["mean"], best["difference"]["standard_error"], "+", digits=3)
+        difference = words.mean(best["difference"]["mean"], best["difference"]["standard_error"], sign="+", digits=3)
         facts.append(
             page.Fact(f"Against {setting} = {comparison['reference']}", difference, ("ACR on the same images",))
         )
@@ -170,7 +170,3 @@ def _table(comparison):
 def _each(members, name, form=""):
     """What the members have there, in their order, each once."""
     return " | ".join(dict.fromkeys(f"{member[name]:{form}}" for member in members))
-
-
-def _with_error(mean, standard_error, sign="", digits=4):
-    return f"{mean:{sign}.{digits}f} ± {standard_error:.{digits}f}"

@@ -1,0 +1,8 @@
+"""How results are told, on the terminal and on every page."""
+
+HEADER = "Certified accuracy at l2 radius, and average certified radius (ACR ± standard error)"
+
+
+def mean(value, standard_error, digits=4, sign=""):
+    """A mean and its standard error, with so many digits; `sign` is "+" for a difference."""
+    return f"{value:{sign}.{digits}f} ± {standard_error:.{digits}f}"
