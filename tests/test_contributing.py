@@ -39,10 +39,10 @@ def test_the_settings_of_the_page_are_accepted_and_the_methods_own_are_told(writ
 
     for command in COMMANDS:
         settings, preset = settings_lib.parse(shlex.split(command))
-        plan = {name: value for group in settings_lib.plan(settings).values() for name, value, _ in group}
+        listing = {name: value for group in settings_lib.listing(settings).values() for name, value, _ in group}
         assert preset.paper is None or settings["method"] == "macer"
         if settings["method"] != "macer":
-            assert (plan["weight"], plan["num_samples"], "lam" in plan) == ("0.5", "4", False)
+            assert (listing["weight"], listing["num_samples"], "lam" in listing) == ("0.5", "4", False)
             assert preset.epochs == 60  # the data set's
 
 

@@ -155,7 +155,7 @@ def test_a_tfds_split_is_read_alone(shared_tfds):
     assert 0 <= image.min() < image.max() <= 1
     assert len({opened.digest(i) for i in range(7)}) == 7
     mistyped = sources.TFDSSplit(source.dataset, source.shape, source.data_dir, "tset")
-    assert "no split 'tset' for --split" in refused(mistyped)
+    assert "no split 'tset' for split" in refused(mistyped)
 
 
 def test_a_tfds_split_of_another_shape_is_refused():
