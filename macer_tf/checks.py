@@ -1,6 +1,7 @@
 """Checks of hyper-parameters, each with one line for what is out of range. Imports no TensorFlow."""
 
 import math
+import numbers
 from typing import Any
 
 # float32 flushes probabilities below 1.2e-38 = Phi(-12.9) to zero; a hinge at 24 reaches down to about Phi(-12.4).
@@ -46,22 +47,28 @@ def check(**hyperparameters: Any) -> None:
     """Raises ValueError, in one line, for the first outside its range: `check(sigma=0.25, lam=12.0)`."""
     for name, value in hyperparameters.items():
         accepts, line = _RULES[name]
-        if not accepts(value):
-            raise ValueError(f"{line} Received: {name}={value}")
+        # A text or a list has no order, and what is neither would end in a TypeError.
+        is_comparable = name == "attack" or value is None or _is_number(value)
+        if not (is_comparable and (value is not None or name == "microbatch") and accepts(value)):
+            raise ValueError(f"{line} Received: {name}={value!r}")
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_seed(seed: int) -> int:
     """Returns `seed` as an int. Raises ValueError unless it is a whole number in [0, 2**32)."""
-    if seed != int(seed) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be a whole number from 0 to 4294967295. Received: seed={seed}")
+    if not (_is_number(seed) and 0 <= seed < 2**32 and seed == int(seed)):
+        raise ValueError(f"seed must be a whole number from 0 to 4294967295. Received: seed={seed!r}")
     return int(seed)
 
 
 def check_levels(levels: int) -> None:
     """Raises ValueError unless `levels` is a whole number from 1 to 65535."""
-    if levels != int(levels) or not 1 <= levels < 2**16:
+    if not (_is_number(levels) and 1 <= levels < 2**16 and levels == int(levels)):
         raise ValueError(
-            f"levels, the level of a pixel at 1, must be a whole number from 1 to 65535. Received: levels={levels}"
+            f"levels, the level of a pixel at 1, must be a whole number from 1 to 65535. Received: levels={levels!r}"
         )
 
 

@@ -1,5 +1,7 @@
 """Confidence bounds on the probability, or the mean score, of the top class. All float64, all one-sided."""
 
+import numbers
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
@@ -187,8 +189,8 @@ def empirical_bernstein_lower(mean: ArrayLike, variance: ArrayLike, n: ArrayLike
 
 def check_alpha(alpha: float) -> None:
     """Raises ValueError unless 0 < alpha < 1."""
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha, the failure probability, must be above 0 and below 1. Received: alpha={alpha}")
+    if not isinstance(alpha, numbers.Real) or not 0 < alpha < 1:
+        raise ValueError(f"alpha, the failure probability, must be above 0 and below 1. Received: alpha={alpha!r}")
 
 
 def _counts(successes: ArrayLike, n: ArrayLike, alpha: float, name: str) -> tuple[np.ndarray, ...]:

@@ -88,7 +88,7 @@ def correct_radii(certificates: Certificates | CertificationLog, labels: ArrayLi
     """
     labels = np.asarray(labels)
     is_number = labels.dtype.kind in "biuf"
-    if not is_number or (labels.dtype.kind == "f" and not np.equal(np.mod(labels, 1), 0).all()) or (labels < -1).any():
+    if not is_number or not np.isfinite(labels).all() or (labels != np.rint(labels)).any() or (labels < -1).any():
         received = labels.dtype if not is_number else f"{labels.min()} to {labels.max()}"
         raise ValueError(f"Labels must be whole numbers from 0, or -1 where there is none. Received: {received}")
     if labels.shape != certificates.predictions.shape:

@@ -108,10 +108,9 @@ class SmoothedClassifier:
             sigma = classifier.sigma if sigma is None else sigma
             classifier = classifier.classifier
         base_classifier.check(classifier)
-        if sigma is None or not (np.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma, the noise level in [0, 1] pixel units, must be above 0. Received: sigma={sigma}")
-        if microbatch is not None and microbatch < 1:
-            raise ValueError(f"microbatch must be at least 1. Received: microbatch={microbatch}")
+        check(sigma=sigma)
+        if microbatch is not None and not (isinstance(microbatch, numbers.Integral) and microbatch >= 1):
+            raise ValueError(f"microbatch must be a whole number from 1. Received: microbatch={microbatch!r}")
         self._classifier = classifier
         self._noise = GridNoise(float(sigma), levels)
         self._seed = secrets.randbits(32) if seed is None else check_seed(seed)

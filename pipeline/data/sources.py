@@ -288,7 +288,8 @@ def _checked_pixels(image):
         # With all their digits: 1.0000001 is not in [0, 1] either.
         ends = " to ".join(str(end).removesuffix(".0") for end in (image.min(), image.max()))
         raise ImageError(f"its pixels must be in [0, 1]; they are from {ends}")
-    return image.astype(np.float32)
+    # Half floats stay what they are: their rounding tells which level is meant.
+    return image if image.dtype == np.float16 else image.astype(np.float32)
 
 
 def _by(shape):

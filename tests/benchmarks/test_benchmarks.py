@@ -122,13 +122,19 @@ def test_a_sample_when_certifying(cores_are_free, capsys):
     peak = re.fullmatch(
         r"lenet, 16 samples, 1 threads; medians of 1 rounds \(0 dropped\); float32 matrix peak (\d+) GFLOP/s", second
     )
-    assert len(rows) == 2
-    for precision, row in zip(("float32", "bfloat16"), rows, strict=True):
+    *rows, in_float32, in_bfloat16 = rows
+    kinds = [(noise, precision) for precision in ("float32", "bfloat16") for noise in ("ours", "float noise")]
+    times = {}
+    for (noise, precision), row in zip(kinds, rows, strict=True):
         time_of_one, share = re.fullmatch(
-            rf"  ours, {precision} +([\d.]+) us a sample +(\d+) % of the matrix peak", row
+            rf"  {noise}, {precision} +([\d.]+) us a sample +(\d+) % of the matrix peak", row
         ).groups()
+        times[noise, precision] = float(time_of_one)
         expected = 100 * 2 * 2_293_000 / (float(time_of_one) * 1e-6) / (float(peak[1]) * 1e9)
         assert abs(float(share) - expected) < 1 + 0.02 * expected
+    for precision, line in (("float32", in_float32), ("bfloat16", in_bfloat16)):
+        ratio = re.fullmatch(rf"  exact noise takes ([\d.]+) times as long as noise drawn in floats, {precision}", line)
+        assert float(ratio[1]) == pytest.approx(times["ours", precision] / times["float noise", precision], abs=0.011)
 
 
 def test_what_beam_adds(times, capsys):

@@ -158,7 +158,7 @@ def test_the_classifier_sees_the_image_plus_sigma_times_the_addressed_noise():
         noisy_copies(image, 0.25, 8, example_id, noise.SELECTION, start, count)
         for image, example_id, start, count in zip(images, (77, 2**32 - 1, 5), (2, 0, 2**33), (10, 21, 4), strict=True)
     ]
-    drawn = seen[3:]  # it was tried on three batches before
+    drawn = seen[4:]  # it was tried on four batches before
     assert [len(batch) for batch in drawn] == [32, 32]
     np.testing.assert_allclose(np.concatenate(drawn)[:35], np.concatenate(expected), atol=1e-7)
 
@@ -466,13 +466,21 @@ def test_count_does_not_reach_beyond_its_address(arguments):
     ("options", "message"),
     [
         ({"sigma": 0}, r"sigma, the noise level in \[0, 1\] pixel units, must be above 0. Received: sigma=0"),
+        ({"sigma": "0.25"}, r"must be above 0. Received: sigma='0.25'"),
+        ({"sigma": [0.25]}, r"must be above 0. Received: sigma=\[0.25\]"),
+        ({"sigma": 1e-4}, r"must lie in \[0.05, 16,384\]. Received: levels=255, sigma=0.0001"),
+        ({"seed": "a"}, "seed must be a whole number from 0 to 4294967295. Received: seed='a'"),
+        ({"seed": float("nan")}, "seed must be a whole number from 0 to 4294967295. Received: seed=nan"),
+        ({"levels": None}, "must be a whole number from 1 to 65535. Received: levels=None"),
+        ({"levels": "255"}, "must be a whole number from 1 to 65535. Received: levels='255'"),
+        ({"microbatch": 2.5}, "microbatch must be a whole number from 1. Received: microbatch=2.5"),
         ({"sigma": np.nan}, "sigma"),
         ({"sigma": np.inf}, "sigma"),
         ({"sigma": None}, "sigma"),
         ({"seed": -1}, "seed must be a whole number from 0 to 4294967295. Received: seed=-1"),
         ({"seed": 2**32}, "seed"),
         ({"seed": 1.5}, "seed"),
-        ({"microbatch": 0}, "microbatch must be at least 1"),
+        ({"microbatch": 0}, "microbatch must be a whole number from 1"),
         ({"betas": (1.0, 0.0)}, "beta, the inverse temperature, must be above 0. Received: beta=0.0"),
         ({"precision": "half"}, "precision must be one of float32, bfloat16. Received: precision=half"),
         ({"precision": "bfloat16"}, "computes in float32; only functional and sequential models"),
@@ -500,7 +508,7 @@ def test_of_several_images_the_one_with_bad_outputs_is_named():
     with pytest.raises(ValueError, match="NaN or infinite outputs for image 31; it cannot be certified") as caught:
         smoothed.votes(images, 10, 20, [5, 8, 31, 2])
     assert "\n" not in str(caught.value)
-    assert len(seen) == 3 + 1  # it was tried on three batches before
+    assert len(seen) == 4 + 1  # it was tried on four batches before
     assert smoothed.votes(images[[0, 1, 3]], 10, 20).n.tolist() == [20] * 3
 
 
@@ -566,7 +574,7 @@ def test_one_trace_serves_every_image_range_and_rest():
     smoothed = SmoothedClassifier(Counting(), SIGMA, seed=1, microbatch=7)
     for example_id in (0, 1, 2**31, 2**32 - 1):
         smoothed.votes(GOOD[:1], 10, 50 + example_id % 3, [example_id])
-    assert len(calls) == 3 + 1  # it was tried on three batches before
+    assert len(calls) == 4 + 1  # it was tried on four batches before
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
