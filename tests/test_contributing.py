@@ -29,7 +29,7 @@ def written(tmp_path, monkeypatch):
 
 
 def test_no_recipe_takes_30_lines():
-    assert set(FILES) == {"make_data.py", "stability.py", "wide.py"}
+    assert set(FILES) == {"make_data.py", "stability.py", "wide.py", "hoeffding_of_counts.py"}
     for name, text in FILES.items():
         assert len([line for line in text.splitlines() if line]) < 30, name
 
@@ -81,3 +81,17 @@ def test_a_method_a_network_and_a_data_set_of_ones_own_are_trained_and_certified
 
     assert trainings(FILES["stability.py"] + "# why\n") == 1
     assert trainings(FILES["stability.py"].replace("* spread", "* spread**2")) == 2
+
+
+def test_a_bound_of_ones_own_certifies(written, monkeypatch):
+    from macer_tf import bounds, certificates
+    from macer_tf.votes import Votes
+
+    monkeypatch.setattr(bounds, "BOUNDS", dict(bounds.BOUNDS))
+    monkeypatch.syspath_prepend(str(written))
+    importlib.import_module("hoeffding_of_counts")
+    votes = Votes(np.array([[10, 0], [9, 1]]), np.array([[1000, 0], [800, 200]]))
+    certified = certificates.certify(votes, 0.25, 0.001, "hoeffding-of-counts")
+    # By hand: 1 - sqrt(ln 1000 / 2000) and 0.8 less the same.
+    np.testing.assert_allclose(certified.p_lower, np.array([1, 0.8]) - np.sqrt(np.log(1000) / 2000), atol=1e-12)
+    assert certified.predictions.tolist() == [0, 0]
