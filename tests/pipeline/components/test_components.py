@@ -369,7 +369,8 @@ def saved_model(tmp_path):
     from macer_tf import networks
     from macer_tf.model import MACERModel
 
-    export(MACERModel(networks.small_cnn(), sigma=0.25, seed=0), tmp_path / "saved_model", n0=10, n=50, alpha=0.01)
+    model = MACERModel(networks.small_cnn(), sigma=0.25, seed=0)
+    export(model, tmp_path / "saved_model", n0=10, n=50, alpha=0.01, pixel_max=16)
     return tmp_path / "saved_model"
 
 
