@@ -109,6 +109,7 @@ class SmoothedClassifier:
             classifier = classifier.classifier
         base_classifier.check(classifier)
         check(sigma=sigma)
+        assert sigma is not None  # the check refuses it
         if microbatch is not None and not (isinstance(microbatch, numbers.Integral) and microbatch >= 1):
             raise ValueError(f"microbatch must be a whole number from 1. Received: microbatch={microbatch!r}")
         self._classifier = classifier
