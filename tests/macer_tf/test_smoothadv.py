@@ -194,7 +194,7 @@ class TestModel:
         [
             ({"epsilon": -1.0}, "epsilon, .* must be 0 or above. Received: epsilon=-1.0"),
             ({"epsilon": float("nan")}, "epsilon, .* must be 0 or above"),
-            ({"attack": "fgsm"}, "attack must be pgd or ddn. Received: attack=fgsm"),
+            ({"attack": "fgsm"}, "attack must be pgd or ddn. Received: attack='fgsm'"),
             ({"attack_steps": 0}, "attack_steps must be a whole number from 1"),
             ({"num_samples": 0}, "num_samples, .* must be a whole number from 1"),
             ({"microbatch": 0}, "microbatch, .* must be a whole number from 1, or None"),
