@@ -188,25 +188,10 @@ def certify_without_selection(votes: Votes, sigma: float, alpha: float) -> Certi
     Raises:
         ValueError: as `certify`.
     """
-    if not 0 < sigma < np.inf:
-        raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
     check_alpha(alpha)
-    n = _same(votes.n, "n")
-    check_can_certify(n, alpha / 2)
-    selected = votes.estimation.argmax(axis=1)
-    successes = votes.estimation.max(axis=1)
-    p_lower = round_down(bounds.get(bounds.DEFAULT).function(successes, n, alpha / 2))
-    certified = p_lower > 0.5
-    return Certificates(
-        predictions=np.where(certified, selected, ABSTAIN),
-        radii=radius(p_lower, sigma),
-        p_lower=p_lower,
-        selected=selected,
-        sigma=float(sigma),
-        alpha=float(alpha),
-        n0=0,
-        n=n,
-    )
+    _same(votes.n, "n")
+    certified = certify(Votes(votes.estimation, votes.estimation), sigma, alpha / 2)
+    return replace(certified, alpha=float(alpha), n0=0)
 
 
 def radius(p_lower: float | np.ndarray, sigma: float) -> np.ndarray:
