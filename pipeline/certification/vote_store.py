@@ -69,8 +69,7 @@ class VoteStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.first_looks = self._seen() or [first_look]
         # Before the first sample: what is planned later has seen votes.
-        noise_of = {name: self._identity.get(name) for name in _NOISE}
-        _write_if_new(self._register, {"format": FORMAT, **noise_of, "first_looks": self.first_looks})
+        _write_if_new(self._register, {"format": FORMAT, **self._noise, "first_looks": self.first_looks})
         _write_if_new(self.directory / _VOTES, {**self._identity, "first_looks": self.first_looks})
 
     def pieces(self):
@@ -105,25 +104,27 @@ class VoteStore:
         return {**self._identity, "betas": self.betas}
 
     @property
+    def _noise(self):
+        return {name: self._identity.get(name) for name in _NOISE}
+
+    @property
     def _register(self):
-        noise_of = {name: self._identity.get(name) for name in _NOISE}
-        return self.directory.parent / f"looks-{fingerprint(noise_of)[:16]}.json"
+        return self.directory.parent / f"looks-{fingerprint(self._noise)[:16]}.json"
 
     def _seen(self):
         """The first looks at whatever was seen of this noise, each once."""
         looks, is_known = [], self._register.exists()
         if is_known:
             looks += _looks_of(self._register, _read_sealed(self._register))
-        if (self.directory / _VOTES).exists():
-            _read_sealed(self.directory / _VOTES)
-        for path in _shards(self.directory):
-            _read_shard(path)
         for folder in sorted(path for path in self.directory.parent.iterdir() if path.is_dir()):
             about, unreadable = _of_folder(folder)
             if folder == self.directory:
+                for path, error in unreadable:
+                    if path.suffix != ".jsonl":  # a ledger's votes are drawn again
+                        raise error
                 for path, one in about:
                     self._check(path, one)
-            same = [pair for pair in about if all(pair[1].get(name) == self._identity.get(name) for name in _NOISE)]
+            same = [pair for pair in about if all(pair[1].get(name) == value for name, value in self._noise.items())]
             looks += [look for pair in same for look in _looks_of(*pair)]
             is_of_other_noise = about and not same
             has_votes_json = any(path.name == _VOTES for path, _ in about)
@@ -180,7 +181,7 @@ def _shards(directory):
 
 
 def _of_folder(folder):
-    """What the files in a folder say they are of: [(path, about)]; and the files that say nothing that can be read."""
+    """What the files in a folder say they are of, [(path, about)]; and those that cannot be read, [(path, error)]."""
     about, unreadable = [], []
     for path in [folder / _VOTES, *_shards(folder), *sorted(folder.glob("*.jsonl"))]:
         if not path.exists():
@@ -188,8 +189,8 @@ def _of_folder(folder):
         try:
             read = {".json": _read_sealed, ".parquet": lambda path: _read_shard(path)[0], ".jsonl": about_of_ledger}
             about.append((path, read[path.suffix](path)))
-        except InputError:
-            unreadable.append(path)
+        except InputError as error:
+            unreadable.append((path, error))
     return about, unreadable
 
 

@@ -17,8 +17,8 @@ def load(train_images, test_images, scratch=None):
         scratch: as for `datasets.load`.
 
     Raises:
-        InputError: in one line, if one cannot be read, has no labels, an image that cannot be read or has no 8 bits, or
-            if the two disagree in shape or classes.
+        InputError: in one line, if one cannot be read, has no labels, an image that cannot be read or is not of 8 bits,
+            or if the two disagree in shape or classes.
     """
     if Path(train_images).resolve() == Path(test_images).resolve():
         raise InputError(f"Test images must not be trained on. Received: {train_images} as both")

@@ -83,7 +83,7 @@ def test_coverage_over_thousands_of_certifications(linear):
     images = random_images(2500, seed=3)
     classes, _, distance = exact_top(*linear, images, SIGMA)
     alpha = 0.05
-    # microbatch = n0 = n: two forward passes an image.
+    # microbatch = n0 = n: two forward passes per image.
     smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=3, microbatch=60)
     result = smoothed.certify(images, n0=60, n=60, alpha=alpha)
     certified = result.predictions != ABSTAIN
