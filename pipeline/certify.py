@@ -37,7 +37,6 @@ from pipeline.utils import code as code_lib
 from pipeline.utils.atomic_files import write_bytes, write_text
 from pipeline.utils.errors import InputError, reason
 from serving import terminal
-from serving.fingerprints import fingerprint
 from serving.terminal import printable
 
 _GROUPS = {
@@ -143,33 +142,34 @@ def _plan(settings):
 
 def _certify(settings, output, snapshot):
     from pipeline.certification import certificate_files, classifiers, driver
-    from pipeline.certification.vote_store import VoteStore
     from pipeline.data import sources
 
     plan, code = _plan(settings), _code(settings)
     sampler, loaded = _load(settings, snapshot, plan)
     if code != _code(settings):
         raise InputError(f"{settings['custom_objects']} was changed while it was imported; run the same command again.")
-    classifier = loaded.smoothed.classifier
-    opened = loaded.images
+    classifier, opened = loaded.smoothed.classifier, loaded.images
     ids = sources.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
     labels = _labels(sampler.source, opened, ids, num_classes)
     precision = classifiers.precision(snapshot.path, classifier)
     _print_settings(settings, plan, classifier, precision, opened, ids)
 
-    identity = _identity(settings, snapshot, precision, loaded.noise, code)
-    folder = output / "votes" / fingerprint(identity)[:16]
-    store = VoteStore(folder, identity, plan.first_look, num_classes, plan.betas)
-    outcome = driver.run(
+    outcome = driver.run_in(
+        output,
         sampler,
+        loaded,
+        {
+            "model": snapshot.fingerprint,
+            "precision": precision,
+            **{name: settings[name] for name in ("model_output",) if settings[name]},
+            **code,
+        },
         ids,
         num_classes,
         plan,
-        store,
         labels=labels,
         num_workers=settings["num_workers"] or os.cpu_count(),
-        loaded=loaded,
     )
     _check_unchanged(settings, snapshot)
     unfinished = output / "unfinished"
@@ -181,18 +181,6 @@ def _certify(settings, output, snapshot):
     certificate_files.finish(unfinished, output)
     _print_result(output, metrics, outcome.failures)
     return 1 if outcome.failures else 0
-
-
-def _identity(settings, snapshot, precision, noise, code):
-    """What the votes are of, as JSON values by name."""
-    return {
-        "model": snapshot.fingerprint,
-        **{name: settings[name] for name in ("sigma", "seed", "n0")},
-        "precision": precision,
-        "noise": noise,
-        **{name: settings[name] for name in ("model_output",) if settings[name]},
-        **code,
-    }
 
 
 def _load(settings, snapshot, plan):
@@ -295,7 +283,6 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
 def _write(directory, settings, plan, num_classes, labels, outcome):
     """Writes logs, failures, metrics and the figure beside the certificates. Returns the metrics."""
     from pipeline.certification import certificate_files
-    from pipeline.components.evaluator import radii
     from pipeline.report import figures
 
     about, ids, votes, kinds = certificate_files.read(directory)
@@ -311,7 +298,7 @@ def _write(directory, settings, plan, num_classes, labels, outcome):
         certification_log.write(directory / certificate_files.file_name(place, name, "tsv"), certified, labels, ids)
         if len(ids):
             # At other radii than those that are decided, the share certified is not the model's.
-            shown = plan.radii or radii(settings)
+            shown = plan.radii or evaluation.default_radii(settings["sigma"], plan.n, plan.alpha)
             evaluated[name] = _evaluated(certified, labels if has_labels else None, shown)
     metrics = {
         **{name: value for name, value in about.items() if name not in ("format", "radii")},

@@ -18,8 +18,10 @@ from macer_tf.votes import Votes
 from pipeline.certification import sampling_plan
 from pipeline.certification import tally as tally_lib
 from pipeline.certification.follower import Follower
+from pipeline.certification.vote_store import VoteStore
 from pipeline.certification.workers import DrawVotes, Watch
 from pipeline.cli.console import duration
+from serving.fingerprints import fingerprint
 
 # Beam 2.77's workers send what they have every so many milliseconds, from a thread that no lock keeps apart from the
 # one that is writing: what they send gets lost or garbled. At 0 they send when a buffer is full and at the end.
@@ -52,6 +54,27 @@ class Outcome:
     def is_first_look(self):
         """Whether the plan was made before any sample of this noise was drawn."""
         return self.share_of_alpha is None
+
+
+def run_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels, num_workers):
+    """`run` with the votes that are kept in a folder, of this classifier under this noise.
+
+    Args:
+        root: `Path`; the votes are in root/votes.
+        sampler, ids, num_classes, plan, labels, num_workers: see `run`.
+        loaded: what `sampler.load` returned.
+        of: what tells the classifier from others, JSON values by name: its "model", "precision", ...
+
+    Returns:
+        `Outcome`.
+
+    Raises:
+        InputError, RuntimeError: as `run`, and as `VoteStore`.
+    """
+    identity = {**of, "sigma": sampler.sigma, "seed": sampler.seed, "n0": plan.n0, "noise": loaded.noise}
+    folder = root / "votes" / fingerprint(identity)[:16]
+    store = VoteStore(folder, identity, plan.first_look, num_classes, plan.betas)
+    return run(sampler, ids, num_classes, plan, store, labels=labels, num_workers=num_workers, loaded=loaded)
 
 
 def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loaded=None):

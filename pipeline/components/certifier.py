@@ -2,11 +2,9 @@
 
 from pipeline.certification import certificate_files, driver, workers
 from pipeline.certification.sampling_plan import SamplingPlan
-from pipeline.certification.vote_store import VoteStore
 from pipeline.data import examples
 from pipeline.orchestration.artifacts import private_copy
 from pipeline.orchestration.orchestrator import Component
-from serving.fingerprints import fingerprint
 
 
 def certify(execution):
@@ -28,23 +26,16 @@ def _votes(execution, path):
     )
     loaded = sampler.load()
     precision = loaded.smoothed.precision
-    identity = {
-        "model": model.fingerprint,
-        **{name: settings[name] for name in ("sigma", "seed", "n0")},
-        "precision": precision,
-        "noise": loaded.noise,
-    }
-    folder = fingerprint(identity)[:16]
-    store = VoteStore(execution.root / "votes" / folder, identity, plan.first_look, split.num_classes, plan.betas)
-    outcome = driver.run(
+    outcome = driver.run_in(
+        execution.root,
         sampler,
+        loaded,
+        {"model": model.fingerprint, "precision": precision},
         ids,
         split.num_classes,
         plan,
-        store,
         labels=split.labels["test"][ids],
         num_workers=execution.num_workers,
-        loaded=loaded,
     )
     if outcome.failures:
         # An evaluation of the others would be of another image set.
