@@ -320,12 +320,8 @@ class SmoothedClassifier:
         """
         if n0 == 0:
             certificates.check_can_certify(n, alpha / 2)
-            _check_samples("n", n)
-            images, example_ids = check_images(images, example_ids)
-            progress = keras.utils.Progbar(len(images) * n, verbose=verbose, unit_name="sample").add
-            drawn = self.draw(images, example_ids, noise.ESTIMATION, [0] * len(images), [n] * len(images), progress)
-            votes = Votes(np.zeros_like(drawn.counts), drawn.counts)
-            return certificates.certify_without_selection(votes, self.sigma, alpha)
+            counts = self._estimation_counts(images, n, example_ids, verbose)
+            return certificates.certify_without_selection(Votes(np.zeros_like(counts), counts), self.sigma, alpha)
         certificates.check_can_certify(n, alpha)
         return certificates.certify(self.votes(images, n0, n, example_ids, verbose), self.sigma, alpha)
 
@@ -347,10 +343,14 @@ class SmoothedClassifier:
             ValueError: before any sampling, as `certify`.
         """
         certificates.check_can_predict(n, alpha)
+        return certificates.predict(self._estimation_counts(images, n, example_ids), alpha)[0]
+
+    def _estimation_counts(self, images, n, example_ids, verbose=0):
+        """int64 [images, classes]: class counts of n estimation samples of each image."""
         _check_samples("n", n)
         images, example_ids = check_images(images, example_ids)
-        drawn = self.draw(images, example_ids, noise.ESTIMATION, [0] * len(images), [n] * len(images))
-        return certificates.predict(drawn.counts, alpha)[0]
+        progress = keras.utils.Progbar(len(images) * n, verbose=verbose, unit_name="sample").add
+        return self.draw(images, example_ids, noise.ESTIMATION, [0] * len(images), [n] * len(images), progress).counts
 
 
 def passes(counts: Sequence[int], microbatch: int) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:

@@ -43,7 +43,7 @@ def batches(examples, ids, *, batch_size, seed, first_step, epochs, crop_padding
 
 
 def augment(images, seed, crop_padding, flip):
-    """Random crops (after zero-padding) and horizontal flips of images [batch, H, W, C], one draw an image.
+    """Random crops (after zero-padding) and horizontal flips of images [batch, H, W, C], one draw per image.
 
     Args:
         seed: int64 [2].
