@@ -5,59 +5,17 @@ After each, the results are those of the run before or of this one, whole; run a
 as JSON, how many kills there were and how many left the old results.
 """
 
-import io
 import json
-import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
 from pipeline.certification import certificate_files
 from tests.attack.certifier import certify
+from tests.kills import calls_of
 
 BEFORE = {"images": range(3), "alpha": 0.05}
 AFTER = {"images": range(6), "alpha": 0.01}
-
-
-_SYSTEM = {"posix", "_io", "io"}
-
-
-def calls_of(action, killed_before=None):
-    """Carries out an action in a process of its own. Returns how many calls it made; None if it was killed before one.
-
-    Calls are those to the operating system and to files, from its main thread.
-    """
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        count = 0
-
-        def before_call(frame, event, function):
-            nonlocal count
-            if event != "c_call":
-                return
-            method_of_file = isinstance(getattr(function, "__self__", None), io.IOBase)
-            if function.__module__ in _SYSTEM or method_of_file:
-                if count == killed_before:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                count += 1
-
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.setprofile(before_call)
-        action()
-        sys.setprofile(None)
-        os.write(writer, str(count).encode())
-        os._exit(0)
-    os.close(writer)
-    with open(reader) as file:
-        count = file.read()
-    status = os.waitpid(pid, 0)[1]
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return None
-    assert os.WEXITSTATUS(status) == 0
-    return int(count)
 
 
 def results(output):

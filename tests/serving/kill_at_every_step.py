@@ -4,48 +4,16 @@ After each kill: only whole versions are there, the next publisher goes on and c
 kills there were and how many found the new version there. Of the models, `two` is never blessed.
 """
 
-import io
 import json
-import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
 from serving import card, manifest
 from serving.publish import content_fingerprint, publish, rollback
 from serving.versions import versions
+from tests.kills import calls_of
 from tests.serving import saved_models
-
-_SYSTEM = {"posix", "fcntl", "_io", "io"}
-
-
-def killed_at(step, action):
-    """Runs `action` in a process that is killed before call number `step`; False if it came to its end."""
-    pid = os.fork()
-    if pid == 0:
-        count = 0
-
-        def before_call(frame, event, function):
-            nonlocal count
-            if event != "c_call":
-                return
-            method_of_file = isinstance(getattr(function, "__self__", None), io.IOBase)
-            if function.__module__ in _SYSTEM or method_of_file:
-                if count == step:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                count += 1
-
-        sys.setprofile(before_call)
-        action()
-        sys.setprofile(None)
-        os._exit(0)
-    status = os.waitpid(pid, 0)[1]
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0
-    return False
 
 
 def contents(version):
@@ -93,7 +61,7 @@ def main(scratch, verb):
         shutil.rmtree(base, ignore_errors=True)
         if pristine.exists():
             shutil.copytree(pristine, base)
-        was_killed = killed_at(step, action)
+        was_killed = calls_of(action, killed_before=step) is None
         after = [contents(version) for version in versions(base)]
         assert after in (before, [*before, new]), after
         finished += len(after) > len(before)
