@@ -40,6 +40,8 @@ class Bound:
             samples, and takes and returns NumPy arrays of one shape.
         is_soft: whether it is a bound on soft scores, and so about the soft-smoothed classifier.
         needs_fixed_n: whether n must be fixed before any estimation sample was seen.
+        is_randomized: whether the function of class counts takes a fourth argument, U, uniform on [0, 1] and one per
+            image; it must fall in U.
         kind: what certificates by it are called in reports and settings. "hard" ones are by the bound that the budget
             allows.
     """
@@ -48,13 +50,14 @@ class Bound:
     function: Callable[..., np.ndarray]
     is_soft: bool = False
     needs_fixed_n: bool = True
+    is_randomized: bool = False
     kind: str = "hard"
 
     def lower(self, votes: Votes, selected: np.ndarray, alpha: float, beta: float | None = None) -> np.ndarray:
         """The bound for the selected class of each image.
 
         Args:
-            votes: `Votes`, with soft moments at `beta` for a soft bound.
+            votes: `Votes`, with soft moments at `beta` for a soft bound, with uniforms for a randomised one.
             selected: int64 [images], a class each.
             alpha: failure probability for each image.
             beta: inverse temperature, for a soft bound alone.
@@ -67,7 +70,8 @@ class Bound:
             return np.take_along_axis(values, selected[:, None], axis=1)[:, 0]
 
         if not self.is_soft:
-            return self.function(of_selected(votes.estimation), votes.n, alpha)
+            uniforms = [votes.uniforms] if self.is_randomized else []
+            return self.function(of_selected(votes.estimation), votes.n, alpha, *uniforms)
         assert beta is not None
         moments = votes.soft[beta]
         return self.function(of_selected(moments.mean(votes.n)), of_selected(moments.variance(votes.n)), votes.n, alpha)
@@ -75,13 +79,18 @@ class Bound:
     def unanimous(self, n: int | np.ndarray, alpha: float) -> np.ndarray:
         """The largest value that it takes with n samples: all of them for one class, or scores of 1; shape as n."""
         n = np.asarray(n)
-        return (
-            self.function(np.ones(n.shape), np.zeros(n.shape), n, alpha) if self.is_soft else self.function(n, n, alpha)
-        )
+        if self.is_soft:
+            return self.function(np.ones(n.shape), np.zeros(n.shape), n, alpha)
+        return self.function(n, n, alpha, *[np.zeros(n.shape)] * self.is_randomized)
 
 
 def register(
-    name: str, *, is_soft: bool = False, needs_fixed_n: bool = True, kind: str | None = None
+    name: str,
+    *,
+    is_soft: bool = False,
+    needs_fixed_n: bool = True,
+    is_randomized: bool = False,
+    kind: str | None = None,
 ) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
     """Decorator: makes a function the bound called `name`.
 
@@ -97,7 +106,7 @@ def register(
 
     Args:
         name: what it is asked for by, as in `certify(votes, sigma, alpha, bound=name)`.
-        is_soft, needs_fixed_n: see `Bound`.
+        is_soft, needs_fixed_n, is_randomized: see `Bound`.
         kind: see `Bound`; by default `name`, of soft bounds "soft-<name>".
 
     Raises:
@@ -107,7 +116,9 @@ def register(
         raise ValueError(f"There is a bound of this name; choose another one. Received: name={name!r}")
 
     def add(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-        BOUNDS[name] = Bound(name, function, is_soft, needs_fixed_n, kind or (f"soft-{name}" if is_soft else name))
+        BOUNDS[name] = Bound(
+            name, function, is_soft, needs_fixed_n, is_randomized, kind or (f"soft-{name}" if is_soft else name)
+        )
         return function
 
     return add
@@ -150,3 +161,6 @@ def _hoeffding(mean, variance, n, alpha):
 
 
 register("empirical-bernstein", is_soft=True, kind="soft-bernstein")(confidence.empirical_bernstein_lower)
+register("randomized-clopper-pearson", is_randomized=True, kind="hard-randomized")(
+    confidence.randomized_clopper_pearson_lower
+)

@@ -111,6 +111,8 @@ def certify(
     - "clopper-pearson" (Cohen et al. 2019, Theorem 1 and Proposition 2): for n fixed before the estimation samples
       were seen, not for an n chosen after a look at them. Votes cannot tell: after a budget, use its `certify`.
     - "anytime": the same classifier and class; n may differ between images and may depend on looks.
+    - "randomized-clopper-pearson" (Stevens, 1950; arXiv 2406.17830): as Clopper-Pearson, and above it for nearly every
+      image; the votes must hold `uniforms`, each drawn once. Its false certificates are alpha exactly, not at most.
     - "hoeffding", "empirical-bernstein" (Algorithm 2 of the paper, Soft-RS): about another classifier, the class of
       the largest mean softmax at inverse temperature `beta`; its class is selected by soft scores. n fixed beforehand.
 
@@ -143,6 +145,8 @@ def certify(
         raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
     chosen = bounds.get(bound)
     _check_beta(chosen, beta, votes.soft)
+    if chosen.is_randomized and votes.uniforms is None:
+        raise ValueError(f"The {bound} bound needs votes with uniforms, see `noise.uniforms`. Received: none")
     check_alpha(alpha)
     n0 = _same(votes.n0, "n0")
     n = _n(votes.n, chosen, fixed_n)

@@ -66,29 +66,28 @@ def randomized_clopper_pearson_lower(
     For X ~ Binomial(n, p) and U uniform on [0, 1], P(X > x) + U P(X = x) at x = X is uniform on [0, 1], where
     Clopper-Pearson's U = 1 makes it larger. The bound is the p at which it is alpha: over the drawing of `successes`
     and `uniform`, it exceeds the true proportion with probability at most alpha, for n fixed before the samples were
-    seen. It is above `clopper_pearson_lower` wherever there is a success and U is below 1. A U below 1/16 counts as
-    1/16: at alpha, the bound of a unanimous vote would be 1.
+    seen. It is above `clopper_pearson_lower` wherever there is a success and U is below 1. A U below 1/16 or 2 alpha
+    counts as that: at alpha, the bound of a unanimous vote would be 1.
 
     Args:
         successes: integers, any shape.
         n: number of samples, broadcasts against `successes`.
-        alpha: failure probability, in (0, 1/16].
+        alpha: failure probability, in (0, 1).
         uniform: in [0, 1], independent of the samples, one for each of `successes`; drawn once and for all.
 
     Returns:
         float64 of the broadcast shape, in [0, 1): 0 where there is no success.
 
     Raises:
-        ValueError: for alpha outside (0, 1/16], successes outside [0, n], or uniforms outside [0, 1].
+        ValueError: for alpha outside (0, 1), successes outside [0, n], or uniforms outside [0, 1].
     """
     successes, n = _counts(successes, n, alpha, "Clopper-Pearson")
     uniforms = np.broadcast_to(np.asarray(uniform, np.float64), np.shape(successes))
-    if alpha > _LEAST_UNIFORM or not ((uniforms >= 0) & (uniforms <= 1)).all():
+    if not ((uniforms >= 0) & (uniforms <= 1)).all():
         raise ValueError(
-            f"The randomised bound needs alpha of at most {_LEAST_UNIFORM:g} and uniforms in [0, 1]. Received: "
-            f"alpha={alpha:g}, uniforms from {uniforms.min()} to {uniforms.max()}"
+            f"The randomised bound needs uniforms in [0, 1]. Received: {uniforms.min()} to {uniforms.max()}"
         )
-    uniforms = np.maximum(uniforms, _LEAST_UNIFORM)
+    uniforms = np.maximum(uniforms, min(max(_LEAST_UNIFORM, 2 * alpha), 1))
     low, high = clopper_pearson_lower(successes, n, alpha), np.ones(successes.shape)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2

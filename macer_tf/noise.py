@@ -9,10 +9,11 @@ of the same bits, so don't compile what draws noise with `jit_compile=True`.
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 
-# The high half of Philox' 128-bit counter. These four must never share a sample.
-SELECTION, ESTIMATION, TRAINING, EVALUATION = 0, 1, 2, 3
+# The high half of Philox' 128-bit counter. These five must never share a sample.
+SELECTION, ESTIMATION, TRAINING, EVALUATION, RANDOMIZATION = 0, 1, 2, 3, 4
 STREAMS = (SELECTION, ESTIMATION)
 
 _PHILOX = 1
@@ -49,6 +50,33 @@ def gaussian(
         alg=_PHILOX,
     )
     return tf.reshape(flat[:, :size], [count, *shape])
+
+
+def uniforms(seed: int, example_ids: Sequence[int]) -> np.ndarray:
+    """U of each image, uniform on [0, 1) and independent of its noise, for a bound that is randomised.
+
+    Example:
+        >>> from macer_tf import noise
+        >>> bool((noise.uniforms(0, [7, 8]) == noise.uniforms(0, [8, 7])[::-1]).all())
+        True
+
+    Args:
+        seed, example_ids: whole numbers in [0, 2**32), see `gaussian`.
+
+    Returns:
+        float64 [images], multiples of 2^-53: always the same for a seed and an id, so that nobody draws it twice.
+    """
+    words = [
+        tf.raw_ops.StatelessRandomUniformFullIntV2(
+            shape=[1],
+            key=np.array([(seed << 32) + int(example_id)], np.uint64),
+            counter=np.array([0, RANDOMIZATION], np.uint64),
+            alg=_PHILOX,
+            dtype=tf.uint64,
+        ).numpy()[0]
+        for example_id in example_ids
+    ]
+    return (np.array(words, np.uint64) >> np.uint64(11)) * 2.0**-53
 
 
 def noisy_copies(images: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:

@@ -291,7 +291,7 @@ class SmoothedClassifier:
             float(beta): SoftMoments(*estimation.soft[beta], selection_sums=selection.soft[beta][0])
             for beta in self._betas
         }
-        return Votes(selection.counts, estimation.counts, soft)
+        return Votes(selection.counts, estimation.counts, soft, noise.uniforms(self.seed, example_ids))
 
     def certify(
         self,

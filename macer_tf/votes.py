@@ -74,14 +74,18 @@ class Votes:
         selection: int64 [images, classes], counts of the samples that choose a class (n0 of them).
         estimation: int64 [images, classes], counts of the independent samples that bound its probability (n).
         soft: inverse temperature beta -> `SoftMoments` of the same samples, for Soft-RS; empty if there are none.
+        uniforms: float64 [images] in [0, 1], independent of the samples: `noise.uniforms`, for a randomised bound; None
+            if there are none.
 
     Raises:
-        ValueError: if shapes differ, a count is negative, or soft moments do not match the numbers of samples.
+        ValueError: if shapes differ, a count is negative, soft moments do not match the numbers of samples, or uniforms
+            are not in [0, 1].
     """
 
     selection: np.ndarray
     estimation: np.ndarray
     soft: dict[float, SoftMoments] = field(default_factory=dict)
+    uniforms: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.selection.ndim != 2 or self.selection.shape != self.estimation.shape:
@@ -94,6 +98,10 @@ class Votes:
                 raise ValueError(f"Votes are int64 counts from 0. Received: dtype={counts.dtype}, min={counts.min()}")
         for beta, moments in self.soft.items():
             self._check_soft(beta, moments)
+        if self.uniforms is not None and not (
+            self.uniforms.shape == (len(self.selection),) and ((self.uniforms >= 0) & (self.uniforms <= 1)).all()
+        ):
+            raise ValueError(f"Uniforms are one number in [0, 1] per image. Received: {self.uniforms}")
 
     @classmethod
     def zeros(cls, num_images: int, num_classes: int, betas: Iterable[float] = ()) -> Votes:
@@ -134,10 +142,13 @@ class Votes:
                 f"Votes add up with soft moments at the same betas. Received: {sorted(self.soft)} and "
                 f"{sorted(other.soft)}"
             )
+        if (self.uniforms is None) != (other.uniforms is None) or np.any(self.uniforms != other.uniforms):
+            raise ValueError("Votes add up with the same uniforms. Received: others, or votes without any.")
         return Votes(
             self.selection + other.selection,
             self.estimation + other.estimation,
             {beta: moments + other.soft[beta] for beta, moments in self.soft.items()},
+            self.uniforms,
         )
 
     def _check_soft(self, beta, moments):

@@ -108,7 +108,7 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
     # Held on to, or every round would load the model anew.
     shared = Shared()
     loaded = shared.acquire(sampler.load if loaded is None else lambda: loaded)
-    tally = tally_lib.Tally(plan, sampler.sigma, num_classes, loaded.images, ids, labels, share_of_alpha)
+    tally = tally_lib.Tally(plan, sampler.sigma, sampler.seed, num_classes, loaded.images, ids, labels, share_of_alpha)
     # What a killed run left on ledgers. Its failures are forgotten: what it could not read may have been mended.
     store.compact()
     tally.take(store.pieces())

@@ -39,7 +39,7 @@ class SamplingPlan:
 
     Attributes:
         n0, n, alpha: selection samples of an image, estimation samples (the most, if adaptive), failure probability.
-        certify: "hard", "soft-hoeffding", "soft-bernstein" or "all".
+        certify: "hard", another bound's kind such as "soft-bernstein", or "all".
         betas: inverse temperatures of the soft votes; none where only hard certificates are wanted.
         radii: stop as soon as it is decided whether an image is certified at each; None: something else is asked for.
         tolerance: stop where the radius is expected within this share of what n samples would give; or None.
@@ -126,6 +126,11 @@ class SamplingPlan:
         return [hard, *others] if self.certify in (HARD, ALL) else others
 
     @property
+    def is_randomized(self):
+        """Whether a bound needs the votes' uniforms."""
+        return any(bounds.get(bound).is_randomized for _, bound, _ in self.kinds)
+
+    @property
     def first_look(self):
         """What the estimation samples, and the class that they are for, depend on; as a JSON value."""
         return {"n0": self.n0, "n": self.n, "radii": self.radii and list(self.radii), "tolerance": self.tolerance}
@@ -187,8 +192,8 @@ class SamplingPlan:
         """Raises InputError if votes that were drawn for `first` cannot be certified for this plan as well."""
         if self.certify != HARD:
             raise InputError(
-                f"Samples of this noise were first drawn for {in_words(first)}, and soft bounds hold for a number of "
-                "samples fixed before any was seen: give another seed."
+                f"Samples of this noise were first drawn for {in_words(first)}, and these bounds hold for a number "
+                "of samples fixed before any was seen: give another seed."
             )
         try:
             certificates.check_can_certify(self.n, self.alpha * share_of_alpha, "anytime")

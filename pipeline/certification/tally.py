@@ -17,8 +17,8 @@ SAMPLES_PER_CHUNK = 2000
 class _ImageTally:
     """What one image has and still wants."""
 
-    def __init__(self, digest, label, n0):
-        self.digest, self.label = digest, label
+    def __init__(self, digest, label, n0, uniform):
+        self.digest, self.label, self.uniform = digest, label, uniform
         self.pieces = {stream: {} for stream in noise.STREAMS}  # (start, count) -> votes
         self.goals = {noise.SELECTION: n0, noise.ESTIMATION: 0}
         self.gaps = {noise.SELECTION: [(0, n0)], noise.ESTIMATION: []}
@@ -32,7 +32,7 @@ class Tally:
 
     Args:
         plan: `SamplingPlan`.
-        sigma: noise level.
+        sigma, seed: of the noise.
         num_classes: of the model.
         images: opened source.
         ids, labels: of the images; labels are -1 where not known, or None.
@@ -47,7 +47,7 @@ class Tally:
         outcomes: Counter of the images that are done: "certified", "correct", "wrong", "abstained" and "spared".
     """
 
-    def __init__(self, plan, sigma, num_classes, images, ids, labels, share_of_alpha=None):
+    def __init__(self, plan, sigma, seed, num_classes, images, ids, labels, share_of_alpha=None):
         self.plan, self._sigma, self._share_of_alpha = plan, sigma, share_of_alpha
         self._shape = (1 + 2 * len(plan.betas), num_classes)
         self._budget, self._is_exact = plan.budget, share_of_alpha is None and plan.is_exact
@@ -55,9 +55,10 @@ class Tally:
         self._images, self.failures, self.num_images = {}, {}, len(ids)
         self.held, self.outcomes = 0, Counter()
         labels = np.full(len(ids), -1) if labels is None else labels
-        for example_id, label in sorted(zip(map(int, ids), labels, strict=True)):
+        uniforms = noise.uniforms(seed, ids) if plan.is_randomized else [None] * len(ids)
+        for example_id, label, uniform in sorted(zip(map(int, ids), labels, uniforms, strict=True)):
             try:
-                self._images[example_id] = _ImageTally(images.digest(example_id), label, plan.n0)
+                self._images[example_id] = _ImageTally(images.digest(example_id), label, plan.n0, uniform)
             except ValueError as error:
                 self.failures[example_id] = str(error)
 
@@ -119,7 +120,8 @@ class Tally:
             beta: SoftMoments(estimation[:, sums], estimation[:, sums + 1], selection_sums=selection[:, sums])
             for beta, sums in zip(self.plan.betas, range(1, self._shape[0], 2), strict=True)
         }
-        return Votes(selection[:, 0], estimation[:, 0], soft)
+        uniforms = np.array([image.uniform for image in images]) if self.plan.is_randomized else None
+        return Votes(selection[:, 0], estimation[:, 0], soft, uniforms)
 
     def _is_complete(self, image):
         """Whether the image has all it was to have; then it is added up."""

@@ -55,6 +55,19 @@ def test_no_two_bounds_have_one_name(union_bound):
 
 
 def test_an_unknown_bound_is_answered_with_those_there_are():
-    names = "clopper-pearson, anytime, hoeffding, empirical-bernstein"
+    names = "clopper-pearson, anytime, hoeffding, empirical-bernstein, randomized-clopper-pearson"
     with pytest.raises(ValueError, match=f"must be one of {names}. Received: bound='x'"):
         bounds.get("x")
+
+
+def test_the_randomised_bound_is_above_clopper_pearson_and_needs_uniforms():
+    counts = np.array([[970, 30], [1000, 0], [300, 700]])
+    votes = Votes(counts, counts, uniforms=np.array([0.5, 0.25, 1.0]))
+    randomised = certificates.certify(votes, 0.5, 0.001, "randomized-clopper-pearson")
+    plain = certificates.certify(votes, 0.5, 0.001)
+    assert (randomised.radii[:2] > plain.radii[:2]).all()
+    assert randomised.radii[2] == pytest.approx(plain.radii[2], rel=1e-9)  # U = 1 is Clopper-Pearson
+    assert randomised.p_lower[1] == pytest.approx(0.004**0.001, abs=1e-12)  # by hand: U p^n = alpha
+    with pytest.raises(ValueError, match="needs votes with uniforms"):
+        certificates.certify(Votes(counts, counts), 0.5, 0.001, "randomized-clopper-pearson")
+    assert certificates.max_radius(0.5, 1000, 0.001, "randomized-clopper-pearson") >= randomised.radii[1]

@@ -158,19 +158,19 @@ def test_bad_scores():
 @pytest.mark.parametrize("n", [1, 4, 30])
 def test_the_randomised_bound_errs_exactly_as_often_as_alpha(n, p):
     # For which U the bound of x successes is above p, by hand: those below (alpha - P(X > x)) / P(X = x).
-    alpha, x = 0.05, np.arange(n + 1)
+    alpha, least, x = 0.05, 0.1, np.arange(n + 1)
     limits = (alpha - stats.binom.sf(x, n, p)) / stats.binom.pmf(x, n, p)
     errs = 0.0
     for successes, limit in zip(x, np.clip(limits, 0, 1), strict=True):
         for uniform in (limit - 1e-6, limit + 1e-6):
-            if successes and 1 / 16 <= uniform <= 1:
+            if successes and least <= uniform <= 1:
                 bound = randomized_clopper_pearson_lower(successes, n, alpha, uniform)
                 assert (bound > p) == (uniform < limit)
-        # Below 1/16, U counts as 1/16: the bound then errs for all of those U, or for none.
-        counted = limit if limit > 1 / 16 else 0
+        # Below 2 alpha, U counts as that: the bound then errs for all of those U, or for none.
+        counted = limit if limit > least else 0
         errs += counted * stats.binom.pmf(successes, n, p) * (successes > 0)
     assert errs <= alpha + 1e-12
-    if limits[1:].max() > 1 / 16 and n == 30:
+    if limits[1:].max() > least and n == 30:
         assert errs > 0.6 * alpha
 
 
@@ -190,7 +190,14 @@ def test_the_randomised_bound_lies_between_those_of_this_count_and_the_next():
     assert randomized_clopper_pearson_lower(100, 100, alpha, 0.25) == pytest.approx((alpha / 0.25) ** 0.01, rel=1e-12)
 
 
-@pytest.mark.parametrize(("alpha", "uniform"), [(0.1, 0.5), (0.001, -0.1), (0.001, 1.1), (0.001, np.nan), (0, 0.5)])
+@pytest.mark.parametrize(("alpha", "uniform"), [(0.001, -0.1), (0.001, 1.1), (0.001, np.nan), (0, 0.5)])
 def test_a_randomised_bound_out_of_range_is_refused(alpha, uniform):
     with pytest.raises(ValueError, match="Received: "):
         randomized_clopper_pearson_lower(5, 10, alpha, uniform)
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.1, 0.4, 0.9])
+def test_at_any_alpha_a_unanimous_vote_leaves_the_randomised_bound_below_1(alpha):
+    # By hand: U p^n = alpha, at the least U that counts.
+    least = {0.02: 1 / 16, 0.1: 0.2, 0.4: 0.8, 0.9: 1}[alpha]
+    assert randomized_clopper_pearson_lower(50, 50, alpha, 0.0) == pytest.approx((alpha / least) ** 0.02, rel=1e-12)

@@ -81,3 +81,15 @@ def test_every_noisy_copy_minus_its_noise_is_its_image_pixel_by_pixel(channels, 
     for i in range(4):
         for j in range(num_samples):
             np.testing.assert_array_equal(noisy[i * num_samples + j] - drawn[i, j], images[i])
+
+
+def test_uniforms_are_uniform_and_each_belongs_to_its_seed_and_id():
+    drawn = noise.uniforms(3, range(2000))
+    assert stats.kstest(drawn, "uniform").pvalue > 1e-3
+    assert noise.uniforms(3, [7, 1999, 0]).tolist() == drawn[[7, 1999, 0]].tolist()
+    assert len({*drawn, *noise.uniforms(4, range(2000))}) == 4000
+    # Their words are none of those that a sample of another stream begins with.
+    first = tf.raw_ops.StatelessRandomUniformFullIntV2(
+        shape=[4], key=np.array([(3 << 32) + 7], np.uint64), counter=np.array([0, 4], np.uint64), alg=1, dtype=tf.uint64
+    ).numpy()
+    assert drawn[7] == (int(first[0]) >> 11) / 2**53

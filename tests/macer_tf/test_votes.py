@@ -149,3 +149,19 @@ def test_votes_are_shown_in_one_line():
     assert repr(Votes(selection, estimation)) == "Votes(2 images, 2 classes, n0=4, n=100 to 1,500)"
     assert repr(Votes.zeros(3, 10, betas=(1, 16))) == "Votes(3 images, 10 classes, n0=0, n=0, soft at beta=1, 16)"
     assert repr(Votes.zeros(0, 10)) == "Votes(0 images, 10 classes, n0=0, n=0)"
+
+
+def test_uniforms_stay_with_their_votes():
+    counts, uniforms = np.array([[8, 2], [1, 9]]), np.array([0.25, 0.5])
+    votes = Votes(counts, counts, uniforms=uniforms)
+    assert (votes + votes).uniforms.tolist() == uniforms.tolist()
+    for others in (None, uniforms[::-1]):
+        with pytest.raises(ValueError, match="the same uniforms"):
+            votes + Votes(counts, counts, uniforms=others)
+
+
+@pytest.mark.parametrize("uniforms", [[0.5], [0.5, 1.1], [-0.1, 0.5], [0.5, np.nan], [[0.5, 0.5]]])
+def test_uniforms_that_are_none_are_refused(uniforms):
+    counts = np.array([[8, 2], [1, 9]])
+    with pytest.raises(ValueError, match="one number in"):
+        Votes(counts, counts, uniforms=np.array(uniforms))

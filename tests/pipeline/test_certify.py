@@ -326,11 +326,12 @@ def test_hard_and_soft_certificates_in_one_table_and_one_figure(run, model, tmp_
         "--model", model, "--dataset", "digits", "--max", "4", "--certify", "all", "--soft_betas", "1,16"
     )  # fmt: skip
     assert status == 0
-    kinds = ["hard", "soft-hoeffding-1", "soft-hoeffding-16", "soft-bernstein-1", "soft-bernstein-16"]
-    assert re.findall(r"^(hard|soft-\S+) ", out, re.MULTILINE) == kinds
+    soft = ["soft-hoeffding-1", "soft-hoeffding-16", "soft-bernstein-1", "soft-bernstein-16"]
+    kinds = ["hard", *soft, "hard-randomized"]
+    assert re.findall(r"^(hard\S*|soft-\S+) ", out, re.MULTILINE) == kinds
     assert (
         "bound: clopper-pearson (hard), hoeffding (soft-hoeffding-1, soft-hoeffding-16), empirical-bernstein "
-        "(soft-bernstein-1, soft-bernstein-16); "
+        "(soft-bernstein-1, soft-bernstein-16), randomized-clopper-pearson (hard-randomized); "
     ) in out
     output = tmp_path / "output"
     metrics = json.loads((output / "metrics.json").read_text())
@@ -416,7 +417,10 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*on_digits, "--skip", "0"), "skip must be a whole number from 1. Received: 0"),
         ((*on_digits, "--n", "3", "--alpha", "0.001"), "n is too small. No image could be certified"),
         ((*on_digits, "--modle", "x"), "Unknown argument --modle. Did you mean --model"),
-        ((*on_digits, "--certify", "sotf"), "--certify must be hard or soft-hoeffding or soft-bernstein or all."),
+        (
+            (*on_digits, "--certify", "sotf"),
+            "--certify must be hard or soft-hoeffding or soft-bernstein or hard-randomized or all.",
+        ),
         ((*on_digits, "--soft_betas", "1,0"), "--soft_betas must be numbers above 0 such as 1,16. Received: 1,0"),
         ((*on_digits, "--budget", "adaptive"), "--budget adaptive needs --radii or --tolerance, one of them"),
         ((*on_digits, "--radii", "0.25"), "--radii is for --budget adaptive."),

@@ -219,7 +219,7 @@ def test_too_few_samples_after_a_look_are_told_of_the_look(certify, small_model,
 def test_soft_certificates_are_refused_after_another_look(certify, small_model, digit_examples):
     soft = {"certify": "all", "betas": (16.0,)}
     certify(small_model, digit_examples, range(2), **soft)
-    with pytest.raises(InputError, match=f"n0={N0}, n={N}, and soft bounds hold for .* give another seed"):
+    with pytest.raises(InputError, match=f"n0={N0}, n={N}, and these bounds hold for .* give another seed"):
         certify(small_model, digit_examples, range(2), n=2 * N, **soft)
 
 
@@ -229,7 +229,7 @@ def test_hard_and_soft_certificates_are_the_library_s_from_one_pass(certify, sma
     assert drawn.samples() == 5 * (N0 + 3000)
     about, _, _, kinds = certificate_files.read(output)
     assert list(kinds) == [
-        "hard", "soft-hoeffding-1", "soft-hoeffding-16", "soft-bernstein-1", "soft-bernstein-16"
+        "hard", "soft-hoeffding-1", "soft-hoeffding-16", "soft-bernstein-1", "soft-bernstein-16", "hard-randomized"
     ]  # fmt: skip
     smoothed = SmoothedClassifier(
         keras.models.load_model(small_model, compile=False), SIGMA, SEED, betas=betas, levels=256
@@ -411,7 +411,7 @@ def test_certificates_by_a_bound_that_was_registered(monkeypatch):
     assert list(certified) == ["half"]
     np.testing.assert_array_equal(certified["half"].radii, certificates.certify(votes, 0.25, 0.0005).radii)
     every = SamplingPlan(10, 1000, 0.001, "all", (16.0,)).kinds
-    assert [name for name, *_ in every] == ["hard", "soft-hoeffding-16", "soft-bernstein-16", "half"]
+    assert [name for name, *_ in every] == ["hard", "soft-hoeffding-16", "soft-bernstein-16", "hard-randomized", "half"]
 
 
 def test_two_betas_are_two_kinds_however_near_they_are():
