@@ -277,7 +277,10 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
     console.print_listing({"Certification": entries})
     if plan.radii is None:
         largest = certificates_lib.max_radius(settings["sigma"], plan.n, plan.alpha, plan.kinds[0][1])
-        print(f"  The largest radius that n samples can certify is {largest:.3f}.", flush=True)
+        print(
+            f"  The largest radius that n samples can certify is {certificates_lib.radius_in_words(largest)}.",
+            flush=True,
+        )
 
 
 def _write(directory, settings, plan, num_classes, labels, outcome):
@@ -360,7 +363,7 @@ def _print_result(output, metrics, failures):
         median = metrics["median_radius"]
         print(
             f"\nCertified: {metrics['num_certified']:,} of {metrics['num_images']:,} images"
-            f"{'' if median is None else f', median radius {median:.4f}'}"
+            f"{'' if median is None else f', median radius {certificates_lib.radius_in_words(median, 4)}'}"
         )
     if metrics["num_images"]:
         print(f"{metrics['num_images']:,} images; {console.cost_in_words(metrics)}")

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from macer_tf.certificates import radius_in_words
+
 # Okabe and Ito's colours, which stay apart under the common colour-vision deficiencies, each with one meaning
 # throughout: blue is measured here and correct, vermilion is wrong, ink is the paper, grey is an abstention.
 BLUE, VERMILION = "#0072B2", "#D55E00"
@@ -429,7 +431,7 @@ def _outcome(example: Example) -> tuple[str, str, str, str]:
     """Sign, words, colour and line style for what became of an example."""
     if example.prediction == ABSTAIN:
         return "?", "abstained, no radius", GREY, "dotted"
-    radius = "no certified radius" if example.radius is None else f"certified radius {example.radius:.3f}"
+    radius = "no certified radius" if example.radius is None else f"certified radius {radius_in_words(example.radius)}"
     if example.prediction == example.label:
         return "✓", f"correct, {radius}", BLUE, "solid"
     return "✗", f"wrong, {radius}", VERMILION, "dashed"
