@@ -19,7 +19,7 @@ from scipy import special
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from macer_tf import certification_log
-from macer_tf.budgets import FixedBudget, PrecisionBudget, RadiusBudget
+from macer_tf.budgets import FixedBudget, RadiusBudget, ToleranceBudget
 from macer_tf.certificates import ABSTAIN
 from macer_tf.confidence import clopper_pearson_lower
 from macer_tf.evaluation import evaluate
@@ -34,12 +34,12 @@ def main(arguments=None):
     """Prints one line for each log, budget and use of labels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logs", type=Path, required=True, help="directory of published logs")
-    parser.add_argument("--n0", type=int, default=500, help="selection samples of PrecisionBudget (default: 500)")
-    parser.add_argument("--tolerance", type=float, default=0.01, help="of PrecisionBudget (default: 0.01)")
+    parser.add_argument("--n0", type=int, default=500, help="selection samples of ToleranceBudget (default: 500)")
+    parser.add_argument("--tolerance", type=float, default=0.01, help="of ToleranceBudget (default: 0.01)")
     parser.add_argument("--seed", type=int, default=0, help="of the votes (default: 0)")
     arguments = parser.parse_args(arguments)
     budgets = [(RadiusBudget(radius, N), N0, (radius,)) for radius in RADII]
-    budgets.append((PrecisionBudget(arguments.tolerance, N), arguments.n0, (0,)))
+    budgets.append((ToleranceBudget(arguments.tolerance, N), arguments.n0, (0,)))
     named = {path: re.search(r"sigma(\d+(\.\d+)?)\.tsv$", path.name) for path in sorted(arguments.logs.glob("*.tsv"))}
     if not any(named.values()):
         parser.error(

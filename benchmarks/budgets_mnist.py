@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from macer_tf.budgets import BLOCK, FixedBudget, PrecisionBudget, RadiusBudget
+from macer_tf.budgets import BLOCK, FixedBudget, RadiusBudget, ToleranceBudget
 from macer_tf.evaluation import correct_radii, mean_and_standard_error
 from macer_tf.votes import Votes
 
@@ -60,8 +60,8 @@ def main(arguments=None):
     parser.add_argument("--data_dir", type=Path, required=True, help="directory of prepared TFDS data")
     parser.add_argument("--cache", type=Path, required=True, help="directory where votes are kept")
     parser.add_argument("--num_examples", type=int, default=1000, help="images, at most 1,000 (default: 1000)")
-    parser.add_argument("--n0", type=int, default=500, help="selection samples of PrecisionBudget (default: 500)")
-    parser.add_argument("--tolerance", type=float, default=0.01, help="of PrecisionBudget (default: 0.01)")
+    parser.add_argument("--n0", type=int, default=500, help="selection samples of ToleranceBudget (default: 500)")
+    parser.add_argument("--tolerance", type=float, default=0.01, help="of ToleranceBudget (default: 0.01)")
     parser.add_argument("--figure", type=Path, help="PNG to write, of samples against what they certify")
     arguments = parser.parse_args(arguments)
     if arguments.n0 not in range(BLOCK, MOST_N0 + 1, BLOCK):
@@ -178,7 +178,7 @@ def report(samples, arguments):
     budgets = [(f"RadiusBudget({radius:g})", RadiusBudget(radius, N), N0) for radius in RADII]
     budgets.append(("RadiusBudget(the table)", RadiusBudget(TABLE, N), N0))
     budgets += [(f"FixedBudget({n:,})", FixedBudget(n), N0) for n in FIGURE_N[:-1]]
-    budgets.append((f"PrecisionBudget({arguments.tolerance:g})", PrecisionBudget(arguments.tolerance, N), arguments.n0))
+    budgets.append((f"ToleranceBudget({arguments.tolerance:g})", ToleranceBudget(arguments.tolerance, N), arguments.n0))
     for name, budget, n0 in budgets:
         for with_labels in (False, True):
             radii, spent = samples.spend(budget, n0, with_labels)
@@ -216,7 +216,7 @@ def panels_of(samples, n0):
 
     caps, ns = ([f"{n:,}" for n in several] for several in (FIGURE_CAPS, FIGURE_N))
     radius_budgets = [RadiusBudget(FIGURE_RADIUS, n) for n in FIGURE_CAPS]
-    precision_budgets = [PrecisionBudget(tolerance, N) for tolerance in FIGURE_TOLERANCES]
+    precision_budgets = [ToleranceBudget(tolerance, N) for tolerance in FIGURE_TOLERANCES]
     tolerances = [f"{tolerance:g}" for tolerance in FIGURE_TOLERANCES]
     return (
         (
@@ -225,7 +225,7 @@ def panels_of(samples, n0):
         ),
         (
             line("fixed n", acr, [FixedBudget(n) for n in FIGURE_N], N0, ns),
-            line("PrecisionBudget", acr, precision_budgets, n0, tolerances),
+            line("ToleranceBudget", acr, precision_budgets, n0, tolerances),
         ),
     )
 

@@ -20,7 +20,7 @@ import wrapt
 if TYPE_CHECKING:
     from macer_tf import bounds, budgets, certification_log, networks
     from macer_tf.baselines.smoothadv import SmoothAdvModel
-    from macer_tf.budgets import FixedBudget, PrecisionBudget, RadiusBudget
+    from macer_tf.budgets import FixedBudget, RadiusBudget, ToleranceBudget
     from macer_tf.certificates import ABSTAIN, Certificates, certify
     from macer_tf.evaluation import Evaluation, evaluate
     from macer_tf.model import MACERModel
@@ -39,10 +39,10 @@ __all__ = [
     "FixedBudget",
     "MACERModel",
     "NoisyTrainingModel",
-    "PrecisionBudget",
     "RadiusBudget",
     "SmoothAdvModel",
     "SmoothedClassifier",
+    "ToleranceBudget",
     "Votes",
     "bounds",
     "budgets",
@@ -56,7 +56,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("ABSTAIN", "Certificates", "certify"), "certificates"),
     **dict.fromkeys(("Evaluation", "evaluate"), "evaluation"),
-    **dict.fromkeys(("FixedBudget", "PrecisionBudget", "RadiusBudget"), "budgets"),
+    **dict.fromkeys(("FixedBudget", "RadiusBudget", "ToleranceBudget"), "budgets"),
     "MACERModel": "model",
     "NoisyTrainingModel": "noisy_training",
     "SGD": "optimizers",

@@ -196,8 +196,8 @@ class RadiusBudget(_Budget):
 
 
 @dataclass(frozen=True)
-class PrecisionBudget(_Budget):
-    """As many samples as bring the radius within `precision`, relative, of what n samples are expected to give.
+class ToleranceBudget(_Budget):
+    """As many samples as bring the radius within `tolerance`, relative, of what n samples are expected to give.
 
     How many is planned for each image from its SELECTION votes alone, by the expected radius under a Beta posterior of
     the class' probability; where the radius is expected to be 0 either way, one block. The estimation samples are
@@ -209,23 +209,23 @@ class PrecisionBudget(_Budget):
 
     Example:
         >>> import numpy as np
-        >>> from macer_tf import PrecisionBudget, Votes
+        >>> from macer_tf import ToleranceBudget, Votes
         >>> votes = Votes(selection=np.array([[1000, 0], [800, 200]]), estimation=np.zeros((2, 2), np.int64))
-        >>> PrecisionBudget(0.01, n=100_000).more(votes, sigma=0.25, alpha=0.001)
+        >>> ToleranceBudget(0.01, n=100_000).more(votes, sigma=0.25, alpha=0.001)
         array([84500, 39500])
 
     Attributes:
-        precision: in (0, 1).
+        tolerance: in (0, 1).
         n: the most estimation samples of any image.
     """
 
-    precision: float
+    tolerance: float
     n: int
 
     def __post_init__(self) -> None:
         _check_n(self.n)
-        if not 0 < self.precision < 1:
-            raise ValueError(f"precision must be above 0 and below 1. Received: precision={self.precision}")
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must be above 0 and below 1. Received: tolerance={self.tolerance}")
 
     def certify(self, votes: Votes, sigma: float, alpha: float) -> Certificates:
         """`certificates.certify` by Clopper-Pearson.
@@ -250,7 +250,7 @@ class PrecisionBudget(_Budget):
             lower = special.betaincinv(np.maximum(n * p, 1e-9), n * (1 - p) + 1, alpha)
             return np.maximum(special.ndtri(lower), 0).mean(axis=1)
 
-        enough = (1 - self.precision) * radius(self.n)
+        enough = (1 - self.tolerance) * radius(self.n)
         fewest = np.ones(len(pairs), np.int64)
         most = np.full(len(pairs), -(-self.n // BLOCK))
         while (fewest < most).any():

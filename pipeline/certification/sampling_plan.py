@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from macer_tf import bounds, certificates
-from macer_tf.budgets import FixedBudget, PrecisionBudget, RadiusBudget
+from macer_tf.budgets import FixedBudget, RadiusBudget, ToleranceBudget
 from macer_tf.votes import MAX_SOFT_SAMPLES, Votes
 from pipeline.cli.command_line import ABOVE_0, INSIDE_0_1, Kind, Setting, choice, whole
 from pipeline.utils.errors import InputError
@@ -110,7 +110,7 @@ class SamplingPlan:
         """The `budgets` object."""
         if self.radii is not None:
             return RadiusBudget(tuple(self.radii), self.n)
-        return FixedBudget(self.n) if self.tolerance is None else PrecisionBudget(self.tolerance, self.n)
+        return FixedBudget(self.n) if self.tolerance is None else ToleranceBudget(self.tolerance, self.n)
 
     @property
     def kinds(self):

@@ -181,7 +181,7 @@ def test_what_budgets_save_on_published_logs(tmp_path, capsys):
     ]
     assert [(row[1], row[2], row[3]) for row in found] == [
         (name, value, labels)
-        for name, value in (*(("RadiusBudget", f"{r:g}") for r in budgets.RADII), ("PrecisionBudget", "0.01"))
+        for name, value in (*(("RadiusBudget", f"{r:g}") for r in budgets.RADII), ("ToleranceBudget", "0.01"))
         for labels in (None, "labels")
     ]
     # Two of four images are right, certified at 0.25 and 0.5 but not at 0.75.
@@ -214,7 +214,7 @@ def test_the_budgets_figure_has_its_labels_inside_and_clear_of_markers_and_of_ea
     # As close as those of MNIST: the last of ours lie beside the last of the others.
     ns, precisions = [f"{n:,}" for n in budgets_mnist.FIGURE_N], ["0.1", "0.05", "0.02", "0.01"]
     plain = budgets_mnist.Line("fixed n", [0.011, 0.031, 0.101, 0.301, 1], [0.71, 0.80, 0.885, 0.945, 1], ns)
-    ours = budgets_mnist.Line("PrecisionBudget", [0.157, 0.333, 0.58, 0.719], [0.911, 0.955, 0.982, 0.991], precisions)
+    ours = budgets_mnist.Line("ToleranceBudget", [0.157, 0.333, 0.58, 0.719], [0.911, 0.955, 0.982, 0.991], precisions)
     figure = budgets_mnist.drawn_figure(((plain, plain), (plain, ours)))
     axes = figure.axes[1]
     labels = [text.get_window_extent() for text in axes.texts]

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from macer_tf import certificates
-from macer_tf.budgets import BLOCK, FixedBudget, PrecisionBudget, RadiusBudget
+from macer_tf.budgets import BLOCK, FixedBudget, RadiusBudget, ToleranceBudget
 from macer_tf.certificates import ABSTAIN
 from macer_tf.confidence import anytime_lower, clopper_pearson_lower
 from macer_tf.evaluation import evaluate
@@ -44,7 +44,7 @@ def drawn(p, n, seed=0):
 
 BUDGETS = [
     *(FixedBudget(3000), RadiusBudget(0.25, 3000), RadiusBudget(0.0, 2950), RadiusBudget((0.0, 0.25, 0.5), 3000)),
-    PrecisionBudget(0.05, 3000),
+    ToleranceBudget(0.05, 3000),
 ]
 
 
@@ -201,7 +201,7 @@ def test_how_often_any_of_several_radii_is_false():
 @pytest.mark.parametrize("n0", [10, 200])
 @pytest.mark.parametrize("alpha", [0.05, 0.001])
 def test_exactly_how_often_a_planned_certificate_is_false(n0, alpha):
-    budget = PrecisionBudget(0.02, 5000)
+    budget = ToleranceBudget(0.02, 5000)
     selected = np.arange(n0 // 2 + 1, n0 + 1)
     planned = budget.more(two_classes(selected, n0, 0, 0), SIGMA, alpha)
     assert len(set(planned.tolist())) > 3
@@ -214,24 +214,24 @@ def test_exactly_how_often_a_planned_certificate_is_false(n0, alpha):
         assert false <= alpha
 
 
-def test_precision_is_what_it_says():
+def test_tolerance_is_what_it_says():
     # Of the mean radius that all 20,000 samples would certify; three standard errors of the comparison are 0.2 %.
     p = np.random.default_rng(3).beta(6, 0.6, size=4000)
     rng = np.random.default_rng(4)
     selected = rng.binomial(500, p)
     p, selected = p[selected > 250], selected[selected > 250]
-    for precision in (0.01, 0.05):
-        budget = PrecisionBudget(precision, 20_000)
+    for tolerance in (0.01, 0.05):
+        budget = ToleranceBudget(tolerance, 20_000)
         n = budget.more(two_classes(selected, 500, 0, 0), SIGMA, 0.001)
         ours = budget.certify(two_classes(selected, 500, rng.binomial(n, p), n), SIGMA, 0.001)
         full = FixedBudget(20_000).certify(two_classes(selected, 500, rng.binomial(20_000, p), 20_000), SIGMA, 0.001)
-        assert 0.8 * precision - 0.002 < 1 - ours.radii.mean() / full.radii.mean() < precision + 0.002
-        assert n.mean() < (0.65 if precision == 0.01 else 0.35) * 20_000
+        assert 0.8 * tolerance - 0.002 < 1 - ours.radii.mean() / full.radii.mean() < tolerance + 0.002
+        assert n.mean() < (0.65 if tolerance == 0.01 else 0.35) * 20_000
         assert np.mean(ours.p_lower > p) < 0.003
 
 
 def test_a_plan_comes_from_selection_alone_and_nothing_else_is_certified():
-    budget = PrecisionBudget(0.02, 5000)
+    budget = ToleranceBudget(0.02, 5000)
     (planned,) = budget.more(two_classes(95, 100, 0, 0), SIGMA, ALPHA)
     for successes in (0, 300, 600):
         assert budget.more(two_classes(95, 100, successes, 600), SIGMA, ALPHA).tolist() == [planned - 600]
@@ -246,7 +246,7 @@ def test_a_plan_comes_from_selection_alone_and_nothing_else_is_certified():
 def test_images_that_will_abstain_cost_little():
     # The most frequent class has 40 % of the votes, of three classes at selection.
     votes = Votes(np.array([[200, 150, 150]]), np.zeros((1, 3), np.int64))
-    assert PrecisionBudget(0.01, 100_000).more(votes, SIGMA, 0.001).tolist() == [BLOCK]
+    assert ToleranceBudget(0.01, 100_000).more(votes, SIGMA, 0.001).tolist() == [BLOCK]
     for radius in (0.0, 0.25):
         assert RadiusBudget(radius, 100_000).more(two_classes(9, 10, 160, 400), SIGMA, ALPHA).tolist() == [0]
 
@@ -278,7 +278,7 @@ def test_a_radius_out_of_reach_is_refused_before_any_sampling():
     beyond = math.nextafter(largest, 2)
     with pytest.raises(ValueError, match=rf"up to radius {largest} .* radius={beyond}"):
         RadiusBudget(beyond, 100).more(votes, SIGMA, ALPHA)
-    for budget in (FixedBudget(9), PrecisionBudget(0.1, 9), RadiusBudget(0.0, 9)):
+    for budget in (FixedBudget(9), ToleranceBudget(0.1, 9), RadiusBudget(0.0, 9)):
         with pytest.raises(ValueError, match="No image could be certified"):
             budget.more(votes, SIGMA, 0.001)
 
@@ -290,9 +290,9 @@ def test_bad_input():
     for radius in (-0.1, np.nan, np.inf):
         with pytest.raises(ValueError, match="radius must be finite, from 0"):
             RadiusBudget(radius, 1000)
-    for precision in (0, 1, np.nan):
-        with pytest.raises(ValueError, match="precision must be above 0 and below 1"):
-            PrecisionBudget(precision, 1000)
+    for tolerance in (0, 1, np.nan):
+        with pytest.raises(ValueError, match="tolerance must be above 0 and below 1"):
+            ToleranceBudget(tolerance, 1000)
     budget, votes = RadiusBudget(0.25, 1000), two_classes(9, 10, 0, 0)
     with pytest.raises(ValueError, match="sigma must be above 0"):
         budget.more(votes, 0, ALPHA)

@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 from macer_tf import bounds, certificates, confidence, noise
-from macer_tf.budgets import PrecisionBudget, RadiusBudget
+from macer_tf.budgets import RadiusBudget, ToleranceBudget
 from macer_tf.evaluation import evaluate
 from macer_tf.smoothing import SmoothedClassifier
 from macer_tf.votes import Votes
@@ -278,7 +278,7 @@ def test_an_adaptive_budget_draws_what_the_library_s_asks_for(certify, small_mod
     assert certified.bound == ("anytime" if "radii" in asked else "clopper-pearson")
 
     # The library's own loop, as `budgets` has it.
-    budget = RadiusBudget(0.1, n) if "radii" in asked else PrecisionBudget(0.05, n)
+    budget = RadiusBudget(0.1, n) if "radii" in asked else ToleranceBudget(0.05, n)
     smoothed = SmoothedClassifier(keras.models.load_model(small_model, compile=False), SIGMA, SEED, levels=256)
     images = examples_lib.read(digit_examples).scaled("test", range(12))
     selection = smoothed.draw(images, range(12), noise.SELECTION, [0] * 12, [N0] * 12).counts
