@@ -5,7 +5,6 @@ On Beam, as the whole job does. The same command again draws no sample again; af
 
 import csv
 import io
-import json
 import os
 import shutil
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from macer_tf import certificates as certificates_lib
-from macer_tf import certification_log, evaluation
+from macer_tf import evaluation
 from pipeline.certification import sampling_plan
 from pipeline.cli import command_line, console
 from pipeline.cli.command_line import (
@@ -32,7 +31,7 @@ from pipeline.cli.command_line import (
 )
 from pipeline.cli.exit import exit_status
 from pipeline.orchestration import orchestrator
-from pipeline.report import words
+from pipeline.report import results, words
 from pipeline.utils import code as code_lib
 from pipeline.utils.atomic_files import write_bytes, write_text
 from pipeline.utils.errors import InputError, reason
@@ -177,7 +176,7 @@ def _certify(settings, output, snapshot):
     unfinished.mkdir()
     certificate_files.write(unfinished, outcome, plan, settings["sigma"], precision)
     of_certified = labels[np.searchsorted(ids, outcome.ids)]
-    metrics = _write(unfinished, settings, plan, num_classes, of_certified, outcome)
+    metrics = _write(unfinished, settings, num_classes, of_certified, outcome)
     certificate_files.finish(unfinished, output)
     _print_result(output, metrics, outcome.failures)
     return 1 if outcome.failures else 0
@@ -280,81 +279,44 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
         print(f"  The largest radius that n samples can certify is {largest:.3f}.", flush=True)
 
 
-def _write(directory, settings, plan, num_classes, labels, outcome):
+def _write(directory, settings, num_classes, labels, outcome):
     """Writes logs, failures, metrics and the figure beside the certificates. Returns the metrics."""
     from pipeline.certification import certificate_files
     from pipeline.report import figures
 
-    about, ids, votes, kinds = certificate_files.read(directory)
+    certified = certificate_files.read(directory)
+    about, _, _, kinds = certified
     rows = io.StringIO()
     writer = csv.writer(rows, delimiter="\t", lineterminator="\n")
     writer.writerow(("idx", "reason"))
     writer.writerows((example_id, reason(why)) for example_id, why in sorted(outcome.failures.items()))
     write_text(directory / "failed.tsv", rows.getvalue())
-    # The source tells all labels or none.
-    has_labels = (labels >= 0).any()
-    evaluated = {}
-    for place, (name, certified) in enumerate(kinds.items()):
-        certification_log.write(directory / certificate_files.file_name(place, name, "tsv"), certified, labels, ids)
-        if len(ids):
-            # At other radii than those that are decided, the share certified is not the model's.
-            shown = plan.radii or evaluation.default_radii(settings["sigma"], plan.n, plan.alpha)
-            evaluated[name] = _evaluated(certified, labels if has_labels else None, shown)
-    metrics = {
+    metrics = results.write(
+        directory,
+        certified,
+        labels,
         **{name: value for name, value in about.items() if name not in ("format", "radii")},
-        "decided_radii": about["radii"],
-        "num_images": len(ids),
-        "num_failed": len(outcome.failures),
-        "seed": settings["seed"],
-        "num_classes": num_classes,
-        "samples_per_image": float(np.mean(votes.n0 + votes.n)) if len(ids) else None,
-        **next(iter(evaluated.values()), {}),
-        "certificates": evaluated,
-    }
-    write_text(directory / "metrics.json", json.dumps(metrics, indent=1))
-    if has_labels:
-        curves = {name: evaluation.correct_radii(certified, labels) for name, certified in kinds.items()}
+        decided_radii=about["radii"],
+        num_failed=len(outcome.failures),
+        seed=settings["seed"],
+        num_classes=num_classes,
+    )
+    # The source tells all labels or none.
+    if (labels >= 0).any():
+        curves = {name: evaluation.correct_radii(of_kind, labels) for name, of_kind in kinds.items()}
         write_bytes(directory / "radius_accuracy.png", figures.save_png(figures.radius_accuracy_curves(curves)))
     return metrics
-
-
-def _evaluated(certified, labels, shown):
-    """What is said of one kind of certificates, as JSON values."""
-    unknown = np.full(len(certified.radii), -1)
-    result = evaluation.evaluate(certified, unknown if labels is None else labels, shown)
-    radii = certified.radii[certified.predictions != certificates_lib.ABSTAIN]
-    of_all = {
-        "bound": certified.bound,
-        "num_certified": len(radii),
-        "median_radius": float(np.median(radii)) if len(radii) else None,
-        "abstained": result.abstained,
-        "unestimated": result.unestimated,
-    }
-    if labels is None:
-        return of_all
-    return of_all | {
-        name: getattr(result, name) for name in ("acr", "acr_standard_error", "radii", "certified_accuracy")
-    }
 
 
 def _print_result(output, metrics, failures):
     if "acr" in metrics:
         print(f"\n{words.HEADER}")
-        header = ["certificates", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"]
-        rows = [
-            [
-                name,
-                *(f"{accuracy:.3f}" for accuracy in of_kind["certified_accuracy"]),
-                words.mean(of_kind["acr"], of_kind["acr_standard_error"]),
-            ]
-            for name, of_kind in metrics["certificates"].items()
-        ]
         if metrics["decided_radii"]:
             print("Sampled to decide these radii: the ACR is of radii that could be larger.")
-        print(console.table(header, rows))
-        from pipeline.components.evaluator import twice_chance
-
-        if not metrics["decided_radii"] and metrics["certified_accuracy"][0] < twice_chance(metrics["num_classes"]):
+        rows = [results.row(name, of_kind) for name, of_kind in metrics["certificates"].items()]
+        print(console.table(results.header("certificates", metrics["radii"]), rows))
+        chance = results.twice_chance(metrics["num_classes"])
+        if not metrics["decided_radii"] and metrics["certified_accuracy"][0] < chance:
             print("Hardly above chance: does the model expect images in [0, 1], and was it trained at this noise?")
     elif metrics["num_images"]:
         median = metrics["median_radius"]

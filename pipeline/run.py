@@ -15,7 +15,7 @@ from pipeline.cli.exit import exit_status
 from pipeline.experiments import presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
-from pipeline.report import words
+from pipeline.report import results, words
 from serving import terminal
 
 
@@ -74,15 +74,11 @@ def _paper_row(preset):
 
 def _print_results(artifacts, paper):
     evaluation = artifacts["evaluation"].path
-    metrics = json.loads((evaluation / "metrics.json").read_text())
+    metrics = json.loads((evaluation / results.METRICS).read_text())
     kinds = metrics["certificates"]
     rows = [
-        [
-            "this model" if len(kinds) == 1 else f"this model, {kind}",
-            *(f"{accuracy:.3f}" for accuracy in figures["certified_accuracy"]),
-            words.mean(figures["acr"], figures["acr_standard_error"]),
-        ]
-        for kind, figures in kinds.items()
+        results.row("this model" if len(kinds) == 1 else f"this model, {kind}", of_kind)
+        for kind, of_kind in kinds.items()
     ]
     if paper:
         rows.append(
@@ -93,7 +89,7 @@ def _print_results(artifacts, paper):
             ]
         )
     print(f"\n{words.HEADER}")
-    print(console.table(["radius", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"], rows))
+    print(console.table(results.header("radius", metrics["radii"]), rows))
     print(
         f"n={metrics['n']:,}, n0={metrics['n0']:,}, alpha={metrics['alpha']:g}, sigma={metrics['sigma']:g}; "
         f"images: {metrics['image_set']}\n{console.cost_in_words(metrics)}"

@@ -15,7 +15,7 @@ from pipeline.experiments import methods, presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
 from pipeline.orchestration.orchestrator import Resolver
-from pipeline.report import words
+from pipeline.report import results, words
 from pipeline.utils.errors import InputError
 
 _FORM = "a setting and two or more of its values, such as lam=0,1,4"
@@ -229,7 +229,7 @@ def _print_results(directory):
 
     comparison = json.loads((directory / "sweep.json").read_text())
     columns = sweep_report.columns_behind_acr(comparison)
-    header = [comparison["setting"], *(f"{radius:g}" for radius in comparison["radii"]), "ACR"]
+    header = results.header(comparison["setting"], comparison["radii"])
     rows = [
         [
             member["value"],

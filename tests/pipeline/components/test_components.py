@@ -121,7 +121,7 @@ class Evaluations:
             ]  # fmt: skip
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (execution.outputs["certificates"] / "certificates.jsonl").write_text(text)
-            about = {"format": 2} | {name: PARAMETERS[name] for name in ("sigma", "alpha", "n0", "n")}
+            about = {"format": 2, "radii": None} | {name: PARAMETERS[name] for name in ("sigma", "alpha", "n0", "n")}
             digest = hashlib.sha256(text.encode()).hexdigest()
             about["kinds"] = [{"name": "hard", "bound": execution.parameters["bound"], "beta": None, "sha256": digest}]
             (execution.outputs["certificates"] / "certification.json").write_text(sealed.dumps(about))
