@@ -29,13 +29,13 @@ from pipeline.cli.command_line import (
     none_or,
     whole,
 )
-from pipeline.cli.exit import exit_status
 from pipeline.orchestration import orchestrator
 from pipeline.report import results, words
 from pipeline.utils import code as code_lib
 from pipeline.utils.atomic_files import write_bytes, write_text
 from pipeline.utils.errors import InputError, reason
 from serving import terminal
+from serving.exit import exit_status
 from serving.terminal import printable
 
 _GROUPS = {
@@ -97,7 +97,9 @@ def main(arguments=None):
             with classifiers.snapshot(settings["model"], output / ".model") as snapshot:
                 return _certify(settings, output, snapshot)
 
-    return exit_status(parse, work, "What was drawn is kept; run the same command again to go on.")
+    return exit_status(
+        parse, work, "What was drawn is kept; run the same command again to go on.", bad_input=InputError, at_once=True
+    )
 
 
 def _settings(arguments):

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from pipeline import sweep as sweep_lib
 from pipeline.cli import console
-from pipeline.cli.exit import exit_status
 from pipeline.experiments import presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
 from pipeline.report import results, words
+from pipeline.utils.errors import InputError
 from serving import terminal
+from serving.exit import exit_status
 
 
 def main(arguments=None):
@@ -41,7 +42,13 @@ def main(arguments=None):
             _run(settings, preset, root)
         return 0
 
-    return exit_status(parse, work, "What was finished is kept; run the same command again to go on.")
+    return exit_status(
+        parse,
+        work,
+        "What was finished is kept; run the same command again to go on.",
+        bad_input=InputError,
+        at_once=True,
+    )
 
 
 def _run(settings, preset, root):

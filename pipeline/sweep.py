@@ -10,13 +10,13 @@ import json
 import sys
 
 from pipeline.cli import command_line, console
-from pipeline.cli.exit import in_one_line
 from pipeline.experiments import methods, presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
 from pipeline.orchestration.orchestrator import Resolver
 from pipeline.report import results, words
 from pipeline.utils.errors import InputError
+from serving.exit import in_one_line
 
 _FORM = "a setting and two or more of its values, such as lam=0,1,4"
 _CHANGE_NOTHING = ("min_accuracy", "serving_n", "push_dir", "pipeline_root", "num_workers", "no_cache", "sweep")
@@ -107,7 +107,7 @@ def run(sweep, root):
             artifacts = orchestrator.run(components, member.settings, root, first["num_workers"], first["no_cache"])
             made += [(f"{name}_{place}", artifact) for name, artifact in artifacts.items()]
         except Exception as error:
-            failure = in_one_line(error, root)
+            failure = in_one_line(error, root, InputError)
             print(f"error: {sweep.name}={member.value} failed: {failure}", file=sys.stderr)
         entries.append(_entry(member, failure))
     failed = any(entry["failure"] for entry in entries)

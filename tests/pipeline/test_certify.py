@@ -459,7 +459,7 @@ def test_ctrl_c_is_not_lost_where_an_exception_would_be(run, model, monkeypatch,
         raise AssertionError("it goes on")
 
     ended = []
-    monkeypatch.setattr("pipeline.cli.exit.os._exit", ended.append)
+    monkeypatch.setattr("serving.exit.os._exit", ended.append)
     monkeypatch.setattr("pipeline.certification.driver.run", lose)
     run("--model", model, "--dataset", "digits")
     assert ended == [130]

@@ -41,8 +41,8 @@ def damaged(exported, tmp_path):
 def test_a_fresh_process_without_our_code_loads_it_and_it_passes_all_checks(exported, images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     program = (
-        "import sys, runpy; sys.argv[0] = 'validate'; runpy.run_module('serving.validate', run_name='__main__');"
-        "assert not [name for name in sys.modules if name.startswith('macer_tf')], 'needs our code'"
+        "import sys; from serving import validate; status = validate.main();"
+        "assert not [name for name in sys.modules if name.startswith('macer_tf')], 'needs our code'; sys.exit(status)"
     )
     process = subprocess.run(
         [sys.executable, "-c", program, exported, tmp_path / "images.npy"], capture_output=True, text=True
