@@ -261,6 +261,7 @@ class SmoothedClassifier:
                     tf.TensorSpec([None, 4], tf.int64),
                     tf.TensorSpec([None], tf.int64),
                 ],
+                autograph=False,  # nothing here needs it, and it took most of the time of tracing
             )
         return self._passes[key](images, addresses, counted)
 
