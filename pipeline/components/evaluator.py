@@ -148,4 +148,5 @@ EVALUATOR = Component(
     outputs=("evaluation",),
     parameters=(*_COMPARABLE, "seed", "min_accuracy", "paper", "listing"),
     execute=evaluate,
+    references=("certify",),
 )

@@ -416,7 +416,17 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*on_digits, "--skip", "0"), "skip must be a whole number from 1. Received: 0"),
         ((*on_digits, "--n", "3", "--alpha", "0.001"), "n is too small. No image could be certified"),
         ((*on_digits, "--modle", "x"), "Unknown argument --modle. Did you mean --model"),
-        ((*on_digits, "--certify", "sotf"), "--certify must be hard or soft-hoeffding or soft-bernstein or all."),
+        (
+            (*on_digits, "--certify", "sotf"),
+            "Unknown kind of certificates. Received: sotf; accepted: hard, soft-hoeffding, ",
+        ),
+        ((*on_digits, "--certify", "sotf:f"), "Cannot import sotf"),
+        ((*on_digits, "--certify", "math:nothing"), "The module math defines no nothing"),
+        (
+            (*on_digits, "--certify", "math:sqrt"),
+            "math:sqrt is not a bound: decorate it with @macer_tf.bounds.register.",
+        ),
+        ((*on_digits, "--certify", "macer_tf.confidence:anytime_lower"), "give certify=hard instead."),
         ((*on_digits, "--soft_betas", "1,0"), "--soft_betas must be numbers above 0 such as 1,16. Received: 1,0"),
         ((*on_digits, "--budget", "adaptive"), "--budget adaptive needs --radii or --tolerance, one of them"),
         ((*on_digits, "--radii", "0.25"), "--radii is for --budget adaptive."),

@@ -219,7 +219,9 @@ def test_too_few_samples_after_a_look_are_told_of_the_look(certify, small_model,
 def test_soft_certificates_are_refused_after_another_look(certify, small_model, digit_examples):
     soft = {"certify": "all", "betas": (16.0,)}
     certify(small_model, digit_examples, range(2), **soft)
-    with pytest.raises(InputError, match=f"n0={N0}, n={N}, and soft bounds hold for .* give another seed"):
+    with pytest.raises(
+        InputError, match=f"n0={N0}, n={N}, and certificates other than hard ones hold for .* give another seed"
+    ):
         certify(small_model, digit_examples, range(2), n=2 * N, **soft)
 
 
