@@ -14,7 +14,7 @@ import numpy as np
 
 from macer_tf import certificates as certificates_lib
 from macer_tf import evaluation
-from pipeline.certification import sampling_plan
+from pipeline.certification import certificate_files, sampling_plan
 from pipeline.cli import command_line, console
 from pipeline.cli.command_line import (
     ABOVE_0,
@@ -90,6 +90,7 @@ def main(arguments=None):
     def work(settings):
         output = Path(settings["output"])
         with orchestrator.locked(output, "output"):
+            certificate_files.check_room(output)
             # Only now, so that --help and a typo do not wait for TensorFlow.
             console.import_tensorflow()
             from pipeline.certification import classifiers
@@ -142,7 +143,7 @@ def _plan(settings):
 
 
 def _certify(settings, output, snapshot):
-    from pipeline.certification import certificate_files, classifiers, driver
+    from pipeline.certification import classifiers, driver
     from pipeline.data import sources
 
     plan, code = _plan(settings), _code(settings)
@@ -153,6 +154,7 @@ def _certify(settings, output, snapshot):
     ids = sources.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
     labels = _labels(sampler.source, opened, ids, num_classes)
+    _check_grid(loaded, ids)
     precision = classifiers.precision(snapshot.path, classifier)
     _print_settings(settings, plan, classifier, precision, opened, ids)
 
@@ -173,9 +175,7 @@ def _certify(settings, output, snapshot):
         num_workers=settings["num_workers"] or os.cpu_count(),
     )
     _check_unchanged(settings, snapshot)
-    unfinished = output / "unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    unfinished = _empty_folder(output / "unfinished")
     certificate_files.write(unfinished, outcome, plan, settings["sigma"], precision)
     of_certified = labels[np.searchsorted(ids, outcome.ids)]
     metrics = _write(unfinished, settings, num_classes, of_certified, outcome)
@@ -249,6 +249,32 @@ def _labels(source, opened, ids, num_classes):
     return labels
 
 
+def _empty_folder(path):
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    return path
+
+
+def _check_grid(loaded, ids):
+    """Raises InputError if all images that can be read lie off the grid of the noise: else each would fail alone."""
+    from macer_tf.grid_noise import to_grid
+
+    off = None
+    for example_id in ids.tolist():
+        try:
+            image = loaded.images.image(example_id)
+        except ValueError:
+            continue
+        try:
+            to_grid(image, loaded.smoothed.levels)
+        except ValueError as error:
+            off = off or error
+        else:
+            return
+    if off is not None:
+        raise InputError(f"No image can be certified. {off} Their levels are given by --levels.")
+
+
 def _code(settings):
     """What tells the code that the model brings from another, as a part of what votes are of."""
     module = settings["custom_objects"]
@@ -283,7 +309,6 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
 
 def _write(directory, settings, num_classes, labels, outcome):
     """Writes logs, failures, metrics and the figure beside the certificates. Returns the metrics."""
-    from pipeline.certification import certificate_files
     from pipeline.report import figures
 
     certified = certificate_files.read(directory)

@@ -47,7 +47,8 @@ def parse(arguments):
     settings["soft_betas"] = settings["soft_betas"] or [settings.get("beta", _BETA)]
     settings["num_workers"] = settings["num_workers"] or os.cpu_count()
     if settings["push_dir"] is None:
-        model_name = f"{settings['dataset']}-{settings['sigma']:g}".replace("/", "-")
+        # All digits of sigma: two models may not share a folder.
+        model_name = f"{settings['dataset']}-{repr(settings['sigma']).removesuffix('.0')}".replace("/", "-")
         settings["push_dir"] = str(Path(settings["pipeline_root"]) / "serving" / model_name)
     _check(settings, method)
     return settings, preset

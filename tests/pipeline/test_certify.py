@@ -195,6 +195,23 @@ def test_an_archive_with_labels(run, model, digits, tmp_path):
     assert "Certified accuracy at l2 radius" in out
 
 
+def test_images_that_all_lie_off_the_grid_are_refused_before_any_is_drawn(run, model, digits, tmp_path):
+    """One that lies on it is certified, and the others are written down."""
+    images = digits[0][:3] * np.float32(15 / 16)
+    images[:, 0, 0] = 0.3
+    path = tmp_path / "some.npz"
+    np.savez(path, images=images)
+    status, out, err = run("--model", model, "--images", path, "--levels", "256")
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"error: No image can be certified\. Pixels must be multiples of 1/256, .* --levels\.\n", err)
+    assert not (tmp_path / "output" / "votes").exists()
+    images[1] = digits[0][1]
+    np.savez(path, images=images)
+    status, out, _ = run("--model", model, "--images", path, "--levels", "256")
+    assert status == 1
+    assert "2 images failed" in out
+
+
 def test_folders_are_numbered_as_a_file_says(run, model, digits, tmp_path):
     for name in ("seven", "two"):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -312,8 +329,8 @@ def test_a_copy_without_links_is_certified_anew_and_whole(run, model, tmp_path):
     output = tmp_path / "output"
     output.rename(tmp_path / "linked")
     shutil.copytree(tmp_path / "linked", output)  # follows links
-    status, _, err = run(*arguments)
-    assert status == 2
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")  # before any work
     assert f"{output / 'results'} is in the way" in err
     shutil.rmtree(output / "results")
     assert run(*arguments, settings=(*SETTINGS, "--alpha", "0.2"))[0] == 0

@@ -71,6 +71,24 @@ def test_the_signatures_are_batch_major_and_named_as_promised(exported, images):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"class_names": ["cat", "cat"]},
+            "class_names must be different, one per class. Received: 'cat' more than once",
+        ),
+        ({"class_names": ["cat"]}, "class_names must be one per class. Received: 1 for 2 classes"),
+        ({"pixel_max": 0}, "pixel_max, what a stored pixel is divided by, must be a whole number from 1 to 65535"),
+    ],
+)
+def test_bad_options_write_nothing(linear_classifier, tmp_path, options, message):
+    model = MACERModel(linear_classifier(), sigma=0.25, seed=0)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        export(model, tmp_path / "model", n0=10, n=50, alpha=0.01, **options)
+    assert not (tmp_path / "model").exists()
+
+
 def test_what_the_pipeline_calls_the_model_is_in_the_card_and_in_the_graph(linear_classifier, tmp_path):
     settings = {"n0": 10, "n": 50, "alpha": 0.01}
     model = MACERModel(linear_classifier(), sigma=0.25, seed=0)

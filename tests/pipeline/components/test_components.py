@@ -524,3 +524,7 @@ def test_a_model_that_is_not_what_was_finished_is_neither_certified_nor_exported
         getattr(module, component.upper()).execute(made)
     assert [list(made.outputs[name].iterdir()) for name in outputs] == [[], []]
     assert not (made.scratch / "model").exists()
+
+
+def test_classes_of_one_name_are_told_apart_in_what_is_exported():
+    assert exporter.different(("crane", "cat", "crane")) == ["crane (0)", "cat", "crane (2)"]

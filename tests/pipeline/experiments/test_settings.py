@@ -366,3 +366,12 @@ def test_the_list_of_presets(capsys):
     printed = capsys.readouterr().out
     assert all(preset.name in printed for preset in presets.PRESETS)
     assert max(map(len, printed.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("sigma", "name"),
+    [("0.25", "digits-0.25"), ("1", "digits-1"), ("0.2500001", "digits-0.2500001"), ("0.2500002", "digits-0.2500002")],
+)
+def test_models_of_two_noise_levels_share_no_folder_of_a_server(sigma, name):
+    parsed, _ = settings_lib.parse(["--dataset", "digits", "--sigma", sigma])
+    assert Path(parsed["push_dir"]).name == name
