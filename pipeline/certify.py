@@ -74,7 +74,7 @@ _GROUPS = {
     ),
     "Run": (
         Setting("output", FOLDER, "where certificates and votes are kept", "certified"),
-        Setting("num_workers", whole(1), "certification threads", None, "one a core"),
+        Setting("num_workers", whole(1), "certification threads", None, "one per core"),
     ),
 }
 

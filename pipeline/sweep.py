@@ -60,7 +60,7 @@ def parse(arguments):
     members, notes = [], []
     for value in values:
         fitting, left_out = _fitting(others, value, swept) if name == "method" else (others, [])
-        notes += [f"{flag} is no setting of the method {value}, and left out there." for flag in left_out]
+        notes += [f"{flag} is not a setting of the method {value}, and left out there." for flag in left_out]
         try:
             members.append(Member(value, *settings_lib.parse([*fitting, f"--{name}={value}"])))
         except InputError as error:
@@ -72,7 +72,7 @@ def parse(arguments):
 def run(sweep, root):
     """Trains and certifies every member, then compares them, saying so.
 
-    A member that fails is told in one line, and the others go on.
+    A member that fails is reported in one line, and the others go on.
 
     Args:
         sweep: a `Sweep`.

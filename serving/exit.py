@@ -1,4 +1,4 @@
-"""How a command ends: what stops it is told in one line, with a status, and so is Ctrl-C."""
+"""How a command ends: what stops it, Ctrl-C included, is reported in one line, with a status."""
 
 import contextlib
 import os

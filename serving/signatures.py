@@ -66,7 +66,7 @@ class SmoothedSignatures(tf.Module):
     def signatures(self):
         """Name -> `tf.function`, as `tf.saved_model.save` takes them. Every output is batch-major."""
         images = tf.TensorSpec([None, *self._image_shape], tf.float32, name="images")
-        # Of any rank, so that they may be left out, be scalars, or be one an image as server-side batching needs them.
+        # Of any rank, so that they may be left out, be scalars, or one per image, as server-side batching needs them.
         n = tf.TensorSpec(None, tf.int64, name="n")
         alpha = tf.TensorSpec(None, tf.float64, name="alpha")
         # A default that is a tensor makes an input optional.

@@ -36,7 +36,7 @@ _INITIALIZER = "__saved_model_init_op"
 _CHECKS = (
     "the graph does nothing but compute, unless it is trusted",
     "the model card meets its schema, and `metadata` returns it",
-    "every signature answers with one row an image",
+    "every signature answers with one row per image",
     "radii follow from n votes: p_lower is not above SciPy's Clopper-Pearson, and nothing is certified at 1/2 or below",
     "`predict` returns a class only at a p-value of alpha or below",
     "every signature has a warm-up request, and answers it",

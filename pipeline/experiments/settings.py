@@ -108,7 +108,7 @@ def _refuse_settings_of_others(given, method):
         having = methods.having(name)
         if having and name not in method.defaults():
             raise InputError(
-                f"--{name} is no setting of the method {method.name}: leave it out, or take --method "
+                f"--{name} is not a setting of the method {method.name}: leave it out, or use --method "
                 f"{' or '.join(having)}. Received: --{name} {given[name]}"
             )
 

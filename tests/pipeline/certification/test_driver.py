@@ -359,7 +359,9 @@ def test_memory_is_bounded_by_moving_ledgers_to_shards_on_the_way(
 def test_before_sampling_it_says_how_much_and_how_long(certify, small_model, digit_examples, capsys):
     certify(small_model, digit_examples, range(4))
     out = capsys.readouterr().out
-    assert re.search(rf"To draw: {4 * (N0 + N):,} noisy samples, a forward pass each: about .* at [\d,]+ a second", out)
+    assert re.search(
+        rf"To draw: {4 * (N0 + N):,} noisy samples, a forward pass each: about .* at [\d,]+ per second", out
+    )
     assert re.search(r"100 %, took .* · 2,920 samples, [\d,]+ a second, 4 of 4 images, \d", out)
     labels = examples_lib.read(digit_examples).labels["test"][:4]
     certify(small_model, digit_examples, range(4), labels=labels, store="labelled")

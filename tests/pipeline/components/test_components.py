@@ -37,7 +37,7 @@ def test_good_examples_pass():
         (IMAGES[..., 0], LABELS, "Received: uint8 [4, 8, 8]"),
         (np.zeros((4, 8, 8, 2), np.uint8), LABELS, "Received: uint8 [4, 8, 8, 2]"),
         (IMAGES[:0], LABELS[:0], "Received: uint8 [0, 8, 8, 1]"),
-        (IMAGES, LABELS[:3], "one label an image is needed. Received: 4 images, 3 labels"),
+        (IMAGES, LABELS[:3], "expected one label per image. Received: 4 images, 3 labels"),
         (IMAGES + np.uint8(17), LABELS, "pixels must lie in 0..16. Received: 17"),
         (IMAGES, LABELS + 1, "labels must lie in 0..3. Received: 1..4"),
         (IMAGES, LABELS - 1, "labels must lie in 0..3. Received: -1..2"),

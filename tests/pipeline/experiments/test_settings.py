@@ -341,7 +341,9 @@ def test_a_preset_can_be_overridden_but_not_in_its_method(line):
     ],
 )  # fmt: skip
 def test_a_setting_of_another_method_is_refused_by_its_name(line, method, flag, value, of):
-    wanted = f"--{flag} is no setting of the method {method}: leave it out, or take --method {of}. Received: --{flag} "
+    wanted = (
+        f"--{flag} is not a setting of the method {method}: leave it out, or use --method {of}. Received: --{flag} "
+    )
     assert wanted in line("--dataset", "digits", "--method", method, f"--{flag}={value}")
     assert wanted in line("--preset", f"{method}-digits-0.25", f"--{flag}", value)
 
