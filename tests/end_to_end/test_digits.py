@@ -56,7 +56,7 @@ def test_a_run_says_what_it_does_and_where_everything_is(finished):
     assert re.search(r"Training: 100 %, took .* epoch 6/6, loss [\d.]+ = ", out)
     assert "To draw: at most 486,000 noisy samples, a forward pass each: at most " in out
     assert re.search(
-        r"Certification: 100 %, took .* · [\d,]+ samples, [\d,]+ a second, 60 of 60 images, .* correct", out
+        r"Certification: 100 %, took .* · [\d,]+ samples, [\d,]+ per second, 60 of 60 images, .* correct", out
     )
     assert re.search(r"^radius +0 +0\.25 +0\.5 .*ACR$", out, re.MULTILINE)
     assert re.search(r"^this model +[\d.]+ .*± [\d.]+$", out, re.MULTILINE)
