@@ -79,7 +79,7 @@ def early_exit(server, model, images, levels):
     fixed = SmoothedClassifier(model, levels=levels).predict(images, n=FIXED_N, alpha=ALPHA)
     both = (early != ABSTAIN) & (fixed != ABSTAIN)
     print(
-        f"early exit, {len(images)} images: {samples.mean():.1f} samples an image (median {np.median(samples):.0f}, "
+        f"early exit, {len(images)} images: {samples.mean():.1f} samples per image (median {np.median(samples):.0f}, "
         f"99th percentile {np.percentile(samples, 99):.0f}), {FIXED_N / samples.mean():.1f} times fewer than "
         f"n={FIXED_N}; abstained {np.mean(early == ABSTAIN):.3f}, fixed n {np.mean(fixed == ABSTAIN):.3f}; "
         f"other classes {np.sum(early[both] != fixed[both])} of {both.sum()}"

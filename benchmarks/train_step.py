@@ -79,7 +79,7 @@ def report(arguments, policies, rounds, with_authors):
             f" {100 * work / rounds.median(policy) / peak:3.0f} % of {peak / 1e9:.0f} GFLOP/s, the matrix peak"
         )
     print(
-        f"  input pipeline alone (crops, flips): {INPUT_BATCHES * batch / rounds.median('input'):.0f} images a second"
+        f"  input pipeline alone (crops, flips): {INPUT_BATCHES * batch / rounds.median('input'):.0f} images per second"
     )
     for policy in policies:
         print(

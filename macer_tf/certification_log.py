@@ -21,6 +21,7 @@ HEADER = ("idx", "label", "predict", "radius", "correct", "time")
 
 _ACCEPTED = f"Accepted: lines of {', '.join(HEADER)} between tabs or commas, with that header or without"
 _MOST_BYTES = 2**28  # of four million images
+_LARGEST_RADIUS = 1e6  # above the distance of any two images, whatever their pixels' scale
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # what PowerShell writes
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")  # pandas writes 3.0 where a column once held a gap
@@ -270,8 +271,11 @@ def _row(where, fields, columns, width):
             f"{where}: correct must be {int(is_correct)} for label {label} and prediction {prediction}. "
             f"Received: {correct}"
         )
-    if is_correct and not 0 <= radius < math.inf:
-        raise ValueError(f"{where}: the radius of a correct prediction must be finite, from 0. Received: {radius}")
+    if is_correct and not 0 <= radius <= _LARGEST_RADIUS:
+        raise ValueError(
+            f"{where}: the radius of a correct prediction must be finite, from 0 and at most {_LARGEST_RADIUS:g}. "
+            f"Received: {radius}"
+        )
     return index, label, prediction, radius, seconds
 
 

@@ -73,5 +73,14 @@ def check_levels(levels: int) -> None:
 
 
 def levels_of(pixel_max: int) -> int:
-    """The grid for images whose bytes go up to `pixel_max`: its smallest multiple of 255 levels or more."""
+    """The grid for images whose bytes go up to `pixel_max`: its smallest multiple of 255 levels or more.
+
+    Raises:
+        ValueError: unless it is a whole number from 1 to 65535.
+    """
+    if not (_is_number(pixel_max) and 1 <= pixel_max < 2**16 and pixel_max == int(pixel_max)):
+        raise ValueError(
+            "pixel_max, what a stored pixel is divided by, must be a whole number from 1 to 65535. Received: "
+            f"pixel_max={pixel_max!r}"
+        )
     return pixel_max * -(-255 // pixel_max)

@@ -213,6 +213,7 @@ class NoisyTrainingModel(keras.Model):
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         self._direct(arguments.get("callbacks"))
+        _check_arrays(arguments.get("x"), arguments.get("y"))
         with _one_line_errors():
             return super().fit(*args, **kwargs)
 
@@ -439,6 +440,14 @@ def _the_only(value):
             f"Received: {len(tensors)} tensors in place of one"
         )
     return tensors[0]
+
+
+def _check_arrays(images, labels):
+    """Refuses arrays of which Keras would say nothing, or not what is wrong."""
+    if isinstance(images, np.ndarray) and not len(images):
+        raise ValueError(f"Expected one or more images. Received: images {images.shape}")
+    if isinstance(labels, np.ndarray | list) and (dtype := np.asarray(labels).dtype).kind in "OSUMm":
+        raise ValueError(f"Labels must be class indices or one-hot rows. Received: dtype={dtype}")
 
 
 def _as_classes(labels):

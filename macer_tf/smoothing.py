@@ -26,6 +26,8 @@ from macer_tf.votes import UNITS, SoftMoments, Votes
 # Rows of a forward pass come in multiples of this: TensorFlow computes the odd values at the end of a tensor, after the
 # last whole vector of 16, by other code, and on processors with AMX 16 rows of bfloat16 by other code than 32 or more.
 _ROWS = 32
+# Above what can be drawn, and below where the addresses of the noise would overflow.
+_MOST_SAMPLES = 2**40
 
 
 class Drawn(NamedTuple):
@@ -261,6 +263,7 @@ class SmoothedClassifier:
                     tf.TensorSpec([None, 4], tf.int64),
                     tf.TensorSpec([None], tf.int64),
                 ],
+                autograph=False,  # nothing here needs it, and it took most of the time of tracing
             )
         return self._passes[key](images, addresses, counted)
 
@@ -513,3 +516,5 @@ def _check_address(example_id, stream, start, count, pixels):
 def _check_samples(name, value):
     if not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{name}, a number of samples, must be a whole number from 1. Received: {name}={value}")
+    if value > _MOST_SAMPLES:
+        raise ValueError(f"{name}, a number of samples, must be at most {_MOST_SAMPLES:,}. Received: {name}={value}")

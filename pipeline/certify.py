@@ -5,7 +5,6 @@ On Beam, as the whole job does. The same command again draws no sample again; af
 
 import csv
 import io
-import json
 import os
 import shutil
 import sys
@@ -14,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from macer_tf import certificates as certificates_lib
-from macer_tf import certification_log, evaluation
-from pipeline.certification import sampling_plan
+from macer_tf import evaluation
+from pipeline.certification import certificate_files, sampling_plan
 from pipeline.cli import command_line, console
 from pipeline.cli.command_line import (
     ABOVE_0,
@@ -30,13 +29,13 @@ from pipeline.cli.command_line import (
     none_or,
     whole,
 )
-from pipeline.cli.exit import exit_status
 from pipeline.orchestration import orchestrator
-from pipeline.report import words
+from pipeline.report import results, words
 from pipeline.utils import code as code_lib
 from pipeline.utils.atomic_files import write_bytes, write_text
 from pipeline.utils.errors import InputError, reason
 from serving import terminal
+from serving.exit import exit_status
 from serving.terminal import printable
 
 _GROUPS = {
@@ -75,7 +74,7 @@ _GROUPS = {
     ),
     "Run": (
         Setting("output", FOLDER, "where certificates and votes are kept", "certified"),
-        Setting("num_workers", whole(1), "certification threads", None, "one a core"),
+        Setting("num_workers", whole(1), "certification threads", None, "one per core"),
     ),
 }
 
@@ -91,6 +90,7 @@ def main(arguments=None):
     def work(settings):
         output = Path(settings["output"])
         with orchestrator.locked(output, "output"):
+            certificate_files.check_room(output)
             # Only now, so that --help and a typo do not wait for TensorFlow.
             console.import_tensorflow()
             from pipeline.certification import classifiers
@@ -98,7 +98,9 @@ def main(arguments=None):
             with classifiers.snapshot(settings["model"], output / ".model") as snapshot:
                 return _certify(settings, output, snapshot)
 
-    return exit_status(parse, work, "What was drawn is kept; run the same command again to go on.")
+    return exit_status(
+        parse, work, "What was drawn is kept; run the same command again to go on.", bad_input=InputError, at_once=True
+    )
 
 
 def _settings(arguments):
@@ -141,7 +143,7 @@ def _plan(settings):
 
 
 def _certify(settings, output, snapshot):
-    from pipeline.certification import certificate_files, classifiers, driver
+    from pipeline.certification import classifiers, driver
     from pipeline.data import sources
 
     plan, code = _plan(settings), _code(settings)
@@ -152,6 +154,7 @@ def _certify(settings, output, snapshot):
     ids = sources.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
     labels = _labels(sampler.source, opened, ids, num_classes)
+    _check_grid(loaded, ids)
     precision = classifiers.precision(snapshot.path, classifier)
     _print_settings(settings, plan, classifier, precision, opened, ids)
 
@@ -172,12 +175,10 @@ def _certify(settings, output, snapshot):
         num_workers=settings["num_workers"] or os.cpu_count(),
     )
     _check_unchanged(settings, snapshot)
-    unfinished = output / "unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
+    unfinished = _empty_folder(output / "unfinished")
     certificate_files.write(unfinished, outcome, plan, settings["sigma"], precision)
     of_certified = labels[np.searchsorted(ids, outcome.ids)]
-    metrics = _write(unfinished, settings, plan, num_classes, of_certified, outcome)
+    metrics = _write(unfinished, settings, num_classes, of_certified, outcome)
     certificate_files.finish(unfinished, output)
     _print_result(output, metrics, outcome.failures)
     return 1 if outcome.failures else 0
@@ -248,6 +249,32 @@ def _labels(source, opened, ids, num_classes):
     return labels
 
 
+def _empty_folder(path):
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    return path
+
+
+def _check_grid(loaded, ids):
+    """Raises InputError if all images that can be read lie off the grid of the noise: else each would fail alone."""
+    from macer_tf.grid_noise import to_grid
+
+    off = None
+    for example_id in ids.tolist():
+        try:
+            image = loaded.images.image(example_id)
+        except ValueError:
+            continue
+        try:
+            to_grid(image, loaded.smoothed.levels)
+        except ValueError as error:
+            off = off or error
+        else:
+            return
+    if off is not None:
+        raise InputError(f"No image can be certified. {off} Their levels are given by --levels.")
+
+
 def _code(settings):
     """What tells the code that the model brings from another, as a part of what votes are of."""
     module = settings["custom_objects"]
@@ -283,81 +310,43 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
         )
 
 
-def _write(directory, settings, plan, num_classes, labels, outcome):
+def _write(directory, settings, num_classes, labels, outcome):
     """Writes logs, failures, metrics and the figure beside the certificates. Returns the metrics."""
-    from pipeline.certification import certificate_files
     from pipeline.report import figures
 
-    about, ids, votes, kinds = certificate_files.read(directory)
+    certified = certificate_files.read(directory)
+    about, _, _, kinds = certified
     rows = io.StringIO()
     writer = csv.writer(rows, delimiter="\t", lineterminator="\n")
     writer.writerow(("idx", "reason"))
     writer.writerows((example_id, reason(why)) for example_id, why in sorted(outcome.failures.items()))
     write_text(directory / "failed.tsv", rows.getvalue())
-    # The source tells all labels or none.
-    has_labels = (labels >= 0).any()
-    evaluated = {}
-    for place, (name, certified) in enumerate(kinds.items()):
-        certification_log.write(directory / certificate_files.file_name(place, name, "tsv"), certified, labels, ids)
-        if len(ids):
-            # At other radii than those that are decided, the share certified is not the model's.
-            shown = plan.radii or evaluation.default_radii(settings["sigma"], plan.n, plan.alpha)
-            evaluated[name] = _evaluated(certified, labels if has_labels else None, shown)
-    metrics = {
+    metrics = results.write(
+        directory,
+        certified,
+        labels,
         **{name: value for name, value in about.items() if name not in ("format", "radii")},
-        "decided_radii": about["radii"],
-        "num_images": len(ids),
-        "num_failed": len(outcome.failures),
-        "seed": settings["seed"],
-        "num_classes": num_classes,
-        "samples_per_image": float(np.mean(votes.n0 + votes.n)) if len(ids) else None,
-        **next(iter(evaluated.values()), {}),
-        "certificates": evaluated,
-    }
-    write_text(directory / "metrics.json", json.dumps(metrics, indent=1))
-    if has_labels:
-        curves = {name: evaluation.correct_radii(certified, labels) for name, certified in kinds.items()}
+        decided_radii=about["radii"],
+        num_failed=len(outcome.failures),
+        seed=settings["seed"],
+        num_classes=num_classes,
+    )
+    # The source tells all labels or none.
+    if (labels >= 0).any():
+        curves = {name: evaluation.correct_radii(of_kind, labels) for name, of_kind in kinds.items()}
         write_bytes(directory / "radius_accuracy.png", figures.save_png(figures.radius_accuracy_curves(curves)))
     return metrics
-
-
-def _evaluated(certified, labels, shown):
-    """What is said of one kind of certificates, as JSON values."""
-    unknown = np.full(len(certified.radii), -1)
-    result = evaluation.evaluate(certified, unknown if labels is None else labels, shown)
-    radii = certified.radii[certified.predictions != certificates_lib.ABSTAIN]
-    of_all = {
-        "bound": certified.bound,
-        "num_certified": len(radii),
-        "median_radius": float(np.median(radii)) if len(radii) else None,
-        "abstained": result.abstained,
-        "unestimated": result.unestimated,
-    }
-    if labels is None:
-        return of_all
-    return of_all | {
-        name: getattr(result, name) for name in ("acr", "acr_standard_error", "radii", "certified_accuracy")
-    }
 
 
 def _print_result(output, metrics, failures):
     if "acr" in metrics:
         print(f"\n{words.HEADER}")
-        header = ["certificates", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"]
-        rows = [
-            [
-                name,
-                *(f"{accuracy:.3f}" for accuracy in of_kind["certified_accuracy"]),
-                words.mean(of_kind["acr"], of_kind["acr_standard_error"]),
-            ]
-            for name, of_kind in metrics["certificates"].items()
-        ]
         if metrics["decided_radii"]:
             print("Sampled to decide these radii: the ACR is of radii that could be larger.")
-        print(console.table(header, rows))
-        from pipeline.components.evaluator import twice_chance
-
-        if not metrics["decided_radii"] and metrics["certified_accuracy"][0] < twice_chance(metrics["num_classes"]):
+        rows = [results.row(name, of_kind) for name, of_kind in metrics["certificates"].items()]
+        print(console.table(results.header("certificates", metrics["radii"]), rows))
+        chance = results.twice_chance(metrics["num_classes"])
+        if not metrics["decided_radii"] and metrics["certified_accuracy"][0] < chance:
             print("Hardly above chance: does the model expect images in [0, 1], and was it trained at this noise?")
     elif metrics["num_images"]:
         median = metrics["median_radius"]

@@ -16,11 +16,11 @@ import numpy as np
 from macer_tf import certification_log, files
 from pipeline.cli import command_line, console
 from pipeline.cli.command_line import Kind, Setting
-from pipeline.cli.exit import exit_status
 from pipeline.report import comparison, figures, words
 from pipeline.utils import atomic_files
 from pipeline.utils.errors import InputError
 from serving import terminal
+from serving.exit import exit_status
 from serving.terminal import printable
 
 _LOG, _METRICS, _SWEEP = "certificates.tsv", "metrics.json", "sweep.json"
@@ -70,7 +70,9 @@ def main(arguments=None):
         _compare(settings)
         return 0
 
-    return exit_status(parse, work, "Nothing was written; run the same command again.")
+    return exit_status(
+        parse, work, "Nothing was written; run the same command again.", bad_input=InputError, at_once=True
+    )
 
 
 def load(path, name):

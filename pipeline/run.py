@@ -11,12 +11,13 @@ from pathlib import Path
 
 from pipeline import sweep as sweep_lib
 from pipeline.cli import console
-from pipeline.cli.exit import exit_status
 from pipeline.experiments import presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
-from pipeline.report import words
+from pipeline.report import results, words
+from pipeline.utils.errors import InputError
 from serving import terminal
+from serving.exit import exit_status
 
 
 def main(arguments=None):
@@ -41,7 +42,13 @@ def main(arguments=None):
             _run(settings, preset, root)
         return 0
 
-    return exit_status(parse, work, "What was finished is kept; run the same command again to go on.")
+    return exit_status(
+        parse,
+        work,
+        "What was finished is kept; run the same command again to go on.",
+        bad_input=InputError,
+        at_once=True,
+    )
 
 
 def _run(settings, preset, root):
@@ -74,15 +81,11 @@ def _paper_row(preset):
 
 def _print_results(artifacts, paper):
     evaluation = artifacts["evaluation"].path
-    metrics = json.loads((evaluation / "metrics.json").read_text())
+    metrics = json.loads((evaluation / results.METRICS).read_text())
     kinds = metrics["certificates"]
     rows = [
-        [
-            "this model" if len(kinds) == 1 else f"this model, {kind}",
-            *(f"{accuracy:.3f}" for accuracy in figures["certified_accuracy"]),
-            words.mean(figures["acr"], figures["acr_standard_error"]),
-        ]
-        for kind, figures in kinds.items()
+        results.row("this model" if len(kinds) == 1 else f"this model, {kind}", of_kind)
+        for kind, of_kind in kinds.items()
     ]
     if paper:
         rows.append(
@@ -93,7 +96,7 @@ def _print_results(artifacts, paper):
             ]
         )
     print(f"\n{words.HEADER}")
-    print(console.table(["radius", *(f"{radius:g}" for radius in metrics["radii"]), "ACR"], rows))
+    print(console.table(results.header("radius", metrics["radii"]), rows))
     print(
         f"n={metrics['n']:,}, n0={metrics['n0']:,}, alpha={metrics['alpha']:g}, sigma={metrics['sigma']:g}; "
         f"images: {metrics['image_set']}\n{console.cost_in_words(metrics)}"

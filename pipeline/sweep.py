@@ -10,13 +10,13 @@ import json
 import sys
 
 from pipeline.cli import command_line, console
-from pipeline.cli.exit import in_one_line
 from pipeline.experiments import methods, presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
 from pipeline.orchestration.orchestrator import Resolver
-from pipeline.report import words
+from pipeline.report import results, words
 from pipeline.utils.errors import InputError
+from serving.exit import in_one_line
 
 _FORM = "a setting and two or more of its values, such as lam=0,1,4"
 _CHANGE_NOTHING = ("min_accuracy", "serving_n", "push_dir", "pipeline_root", "num_workers", "no_cache", "sweep")
@@ -60,7 +60,7 @@ def parse(arguments):
     members, notes = [], []
     for value in values:
         fitting, left_out = _fitting(others, value, swept) if name == "method" else (others, [])
-        notes += [f"{flag} is no setting of the method {value}, and left out there." for flag in left_out]
+        notes += [f"{flag} is not a setting of the method {value}, and left out there." for flag in left_out]
         try:
             members.append(Member(value, *settings_lib.parse([*fitting, f"--{name}={value}"])))
         except InputError as error:
@@ -72,7 +72,7 @@ def parse(arguments):
 def run(sweep, root):
     """Trains and certifies every member, then compares them, saying so.
 
-    A member that fails is told in one line, and the others go on.
+    A member that fails is reported in one line, and the others go on.
 
     Args:
         sweep: a `Sweep`.
@@ -107,7 +107,7 @@ def run(sweep, root):
             artifacts = orchestrator.run(components, member.settings, root, first["num_workers"], first["no_cache"])
             made += [(f"{name}_{place}", artifact) for name, artifact in artifacts.items()]
         except Exception as error:
-            failure = in_one_line(error, root)
+            failure = in_one_line(error, root, InputError)
             print(f"error: {sweep.name}={member.value} failed: {failure}", file=sys.stderr)
         entries.append(_entry(member, failure))
     failed = any(entry["failure"] for entry in entries)
@@ -229,7 +229,7 @@ def _print_results(directory):
 
     comparison = json.loads((directory / "sweep.json").read_text())
     columns = sweep_report.columns_behind_acr(comparison)
-    header = [comparison["setting"], *(f"{radius:g}" for radius in comparison["radii"]), "ACR"]
+    header = results.header(comparison["setting"], comparison["radii"])
     rows = [
         [
             member["value"],

@@ -25,7 +25,7 @@ def _are_lines(values):
 # field of blessing.json: what it accepts, in words, and the check; the fields that are not here do not matter here
 _SCHEMA = {
     "blessed": ("true or false", lambda value: isinstance(value, bool)),
-    "reasons": ("a list of texts, a line each", _are_lines),
+    "reasons": ("a list of texts, one line each", _are_lines),
     "model": card_lib.OPTIONAL["model"],
     "weights": card_lib.SCHEMA["fingerprint"],
     "sigma": card_lib.SCHEMA["sigma"],
@@ -66,11 +66,10 @@ def check(blessing, name):
     Raises:
         ValueError: in one line, which calls it `name`.
     """
-    for field, (accepts, is_accepted) in _SCHEMA.items():
+    for field in _SCHEMA:
         if not isinstance(blessing, dict) or field not in blessing:
             raise ValueError(f"{name} is no blessing of the pipeline's Evaluator: it has no {field}")
-        if not is_accepted(blessing[field]):
-            raise ValueError(f"{field} in {name} must be {accepts}. Received: {blessing[field]!r}")
+    card_lib.check_fields(blessing, _SCHEMA, name)
     if blessing["blessed"] and blessing["reasons"]:
         raise ValueError(f"{name} says blessed, and reasons against it: {'; '.join(blessing['reasons'])}")
     if unsealed(blessing) is None:

@@ -62,6 +62,22 @@ def unforced(card):
     return {name: value for name, value in card.items() if name != "forced"}
 
 
+def check_fields(value, schema, where):
+    """Passes a JSON object whose fields are what a schema accepts, as far as it has them.
+
+    Args:
+        value: the object.
+        schema: field -> what it accepts, in words, and the check.
+        where: what the object is called.
+
+    Raises:
+        ValueError: in one line, for the first that is not.
+    """
+    for field, (accepts, is_accepted) in schema.items():
+        if field in value and not is_accepted(value[field]):
+            raise ValueError(f"{field} in {where} must be {accepts}. Received: {value[field]!r}")
+
+
 def _number(accepts, is_accepted, kind=numbers.Real):
     def check(value):
         # Not math.isfinite, which raises for what is no float.
@@ -129,6 +145,4 @@ def _check(card):
             f"The model card must have the fields {', '.join(sorted(SCHEMA))}, and may have "
             f"{', '.join(sorted(OPTIONAL))}. Received: {fields}"
         )
-    for name, (accepts, is_accepted) in {**SCHEMA, **OPTIONAL}.items():
-        if name in card and not is_accepted(card[name]):
-            raise ValueError(f"{name} in the model card must be {accepts}. Received: {card[name]!r}")
+    check_fields(card, {**SCHEMA, **OPTIONAL}, "the model card")

@@ -166,6 +166,22 @@ class GrpcClient:
         raise ServingError(f"{self._address} refused ({status.name}{hint}): {said}")
 
 
+def _parts(url):
+    """Scheme, host, port or None, and path of the URL of a model server."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        found = parts.scheme, parts.hostname, parts.port, parts.path
+        # What `http.client` would stumble over, or what would be dropped without a word.
+        is_plain = url.isascii() and url.isprintable() and " " not in url
+        is_more = parts.query or parts.fragment or "@" in parts.netloc
+        is_fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and is_plain and not is_more
+    except (ValueError, TypeError, AttributeError):  # a port that is none, or brackets that do not match
+        is_fine = False
+    if not is_fine:
+        raise ValueError(f"url must be like http://localhost:8501. Received: {url!r}")
+    return found
+
+
 class RestClient:
     """Asks a model server by REST, with the standard library only. Thread-safe.
 
@@ -189,15 +205,13 @@ class RestClient:
         label: str | None = None,
     ) -> None:
         _check_selection(timeout, version, label)
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(f"url must be like http://localhost:8501. Received: {url!r}")
+        scheme, host, port, path = _parts(url)
         self._url, self._timeout = url, timeout
-        self._server = parts.scheme, parts.hostname, parts.port
+        self._server = scheme, host, port
         model = urllib.parse.quote(model_name, safe="")
         selected = "" if version is None else f"/versions/{version}"
         selected += "" if label is None else f"/labels/{urllib.parse.quote(label, safe='')}"
-        self._path = f"{parts.path.rstrip('/')}/v1/models/{model}{selected}:predict"
+        self._path = f"{path.rstrip('/')}/v1/models/{model}{selected}:predict"
 
     def certify(self, images: ArrayLike) -> answers.Certified:
         """See `GrpcClient.certify`."""

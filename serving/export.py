@@ -44,7 +44,7 @@ def export(
         model: a `MACERModel` or another `NoisyTrainingModel`.
         directory: where to write; made if it is not there.
         n0, n, alpha: see `SmoothedClassifier.certify`.
-        class_names: one per class; by default their numbers.
+        class_names: one per class, all different; by default their numbers.
         pixel_max: what a stored pixel is divided by, to lie in [0, 1]. Images are served on the grid of
             `grid_noise.levels_of(pixel_max)`.
         max_n: largest n that `certify_custom` takes; by default 100,000, or n if that is more.
@@ -61,6 +61,9 @@ def export(
     names = [str(number) for number in range(num_classes)] if class_names is None else list(class_names)
     if len(names) != num_classes:
         raise ValueError(f"class_names must be one per class. Received: {len(names)} for {num_classes} classes")
+    if len(set(names)) < num_classes:
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"class_names must be different, one per class. Received: {twice!r} more than once")
     image_shape = classifier.input_shape[1:]
     if directory.exists() and any(directory.iterdir()):
         raise ValueError(f"{directory} is not empty; a SavedModel is written to a folder of its own.")

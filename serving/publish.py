@@ -8,7 +8,6 @@ not against somebody who can write into the directory and means harm.
 import argparse
 import json
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from serving import blessing as blessing_lib
 from serving import card as card_lib
 from serving import manifest, terminal
+from serving.exit import exit_status
 from serving.files import EXTRA, flush, read_extra
 from serving.fingerprints import directory_fingerprint, sealed, unsealed
 from serving.manifest import PUBLICATION
@@ -393,36 +393,30 @@ def _print_listing(base):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 if it failed, 2 for bad input, 130 for Ctrl-C."""
-    try:
-        options = _parse(arguments)
-        if options.verb == "publish":
-            check = partial(load_test, trust=options.trust_model)
-            given = {"blessing": options.blessing, "force": options.force}
-            version = publish(options.saved_model, options.base, **given, check=check)
-            publication = read_publication(version)
-            forced = ", forced: it is not blessed" if publication and publication.forced else ""
-            print(f"Published {version}{forced}.")
-        elif options.verb == "rollback":
-            check = partial(load_test, trust=options.trust_model)
-            version = rollback(options.base, options.to, check=check)
-            publication = read_publication(version)
-            again = f", which is version {publication.rolled_back_to} again" if publication else ""
-            print(f"Published {version}{again}.")
-        else:
-            _print_listing(options.base)
-    except ValueError as error:
-        print(f"error: {terminal.printable(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted; `list` shows what is published.", file=sys.stderr)
-        return 130
-    except OSError as error:
-        where = terminal.printable(error.filename or "the directory")
-        print(f"error: cannot use {where}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        print(f"error: {terminal.printable(error)}", file=sys.stderr)
-        return 1
+    # Ctrl-C is an exception here: what was copied so far is removed.
+    return exit_status(
+        lambda: (_parse(arguments), Path()),
+        _carry_out,
+        "`list` shows what is published.",
+        foreseen=(OSError, RuntimeError),
+    )
+
+
+def _carry_out(options):
+    if options.verb == "list":
+        _print_listing(options.base)
+        return 0
+    check = partial(load_test, trust=options.trust_model)
+    if options.verb == "publish":
+        given = {"blessing": options.blessing, "force": options.force}
+        version = publish(options.saved_model, options.base, **given, check=check)
+        publication = read_publication(version)
+        said = ", forced: it is not blessed" if publication and publication.forced else ""
+    else:
+        version = rollback(options.base, options.to, check=check)
+        publication = read_publication(version)
+        said = f", which is version {publication.rolled_back_to} again" if publication else ""
+    print(f"Published {version}{said}.")
     return 0
 
 

@@ -1,5 +1,7 @@
 """The smoothed classifier as TensorFlow graphs: checks, fresh noise, votes, a certificate or a prediction."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -64,27 +66,29 @@ class SmoothedSignatures(tf.Module):
     def signatures(self):
         """Name -> `tf.function`, as `tf.saved_model.save` takes them. Every output is batch-major."""
         images = tf.TensorSpec([None, *self._image_shape], tf.float32, name="images")
-        # Of any rank, so that they may be left out, be scalars, or be one an image as server-side batching needs them.
+        # Of any rank, so that they may be left out, be scalars, or one per image, as server-side batching needs them.
         n = tf.TensorSpec(None, tf.int64, name="n")
         alpha = tf.TensorSpec(None, tf.float64, name="alpha")
         # A default that is a tensor makes an input optional.
         default_n, default_alpha = tf.constant(self._n, tf.int64), tf.constant(self._alpha, tf.float64)
         no_query = tf.constant([""])
+        # Nothing here needs autograph, which would take most of the time of an export.
+        in_graph = functools.partial(tf.function, autograph=False)
         # None has jit_compile: XLA's noise is not what the library replays, and on a CPU it took 1.9 times as long to
         # certify with LeNet and with `small_cnn`. On a GPU its speed was not measured.
 
-        @tf.function(input_signature=[images, n, alpha])
+        @in_graph(input_signature=[images, n, alpha])
         def certify_custom(images, n=default_n, alpha=default_alpha):
             return self.certify_custom(images, n, alpha)
 
-        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="query")])
+        @in_graph(input_signature=[tf.TensorSpec([None], tf.string, name="query")])
         def metadata(query=no_query):
             return {"model_card": tf.fill(tf.shape(query), self._model_card)}
 
         return {
-            "serving_default": tf.function(self.certify, input_signature=[images]),
+            "serving_default": in_graph(self.certify, input_signature=[images]),
             "certify_custom": certify_custom,
-            "predict": tf.function(self.predict, input_signature=[images]),
+            "predict": in_graph(self.predict, input_signature=[images]),
             "metadata": metadata,
         }
 

@@ -14,12 +14,15 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import special
 
 from serving import card as card_lib
+from serving import terminal
+from serving.exit import exit_status
 from serving.files import EXTRA
 from serving.graph_safety import check_effects
 
@@ -33,12 +36,16 @@ _INITIALIZER = "__saved_model_init_op"
 _CHECKS = (
     "the graph does nothing but compute, unless it is trusted",
     "the model card meets its schema, and `metadata` returns it",
-    "every signature answers with one row an image",
+    "every signature answers with one row per image",
     "radii follow from n votes: p_lower is not above SciPy's Clopper-Pearson, and nothing is certified at 1/2 or below",
     "`predict` returns a class only at a p-value of alpha or below",
     "every signature has a warm-up request, and answers it",
     "every signature that takes images refuses NaN, infinity, pixels outside [0, 1] and too many images",
 )
+
+
+class _ArgumentError(ValueError):
+    """The command line is wrong."""
 
 
 def in_fresh_process(saved_model, images, trust=False):
@@ -77,8 +84,8 @@ def in_fresh_process(saved_model, images, trust=False):
         found = json.loads(printed.splitlines()[-1])
         if status == 0 and isinstance(found, dict) and found.keys() == {"answers", "checks"}:
             return found, ""
-    # TensorFlow's messages go on for lines behind the first.
-    named = re.findall(r"^[\w.]*(?:Error|Exception): .*", errors, re.MULTILINE)
+    # The last one: the model may print what it likes before.
+    named = re.findall(r"^error: (.*)", errors, re.MULTILINE)
     return None, named[-1] if named else f"the process died with exit status {status}"
 
 
@@ -209,9 +216,30 @@ def _check_refusals(server, signature, images, card):
         raise ValueError(f"{signature} answered to {what}.")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 if the model does not pass, 2 for bad input, 130 for Ctrl-C."""
+
+    def parse():
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        if len(given) not in (2, 3) or given[2:] not in ([], [_TRUST]):
+            raise _ArgumentError(
+                f"Expected SAVED_MODEL IMAGES.npy, and {_TRUST} or nothing. Received: {' '.join(given)}"
+            )
+        return given, None
+
+    def work(given):
+        saved_model, images, *trust = given
+        answers, checks = run(saved_model, np.load(images), bool(trust))
+        found = {"answers": {name: values.tolist() for name, values in answers.items()}, "checks": checks}
+        # Behind whatever the model has printed.
+        print("\n" + json.dumps(found))
+        return 0
+
+    # What else goes wrong is the model's doing, and told with its type.
+    return exit_status(parse, work, "Nothing was changed.", bad_input=_ArgumentError)
+
+
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_PRINTED_BYTES, _MAX_PRINTED_BYTES))
-    answers, checks = run(sys.argv[1], np.load(sys.argv[2]), trust=_TRUST in sys.argv[3:])
-    # Behind whatever the model has printed.
-    print("\n" + json.dumps({"answers": {name: values.tolist() for name, values in answers.items()}, "checks": checks}))
+    terminal.run(main)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from macer_tf import bounds
+
 TEXT = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text()
 FILES = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = re.findall(r"^python -m pipeline\.run (.*)$", TEXT, re.MULTILINE)
@@ -19,7 +21,8 @@ TINY = shlex.split(
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """The files of the page, in the current folder."""
+    """The files of the page, in the current folder; the bound that they register is forgotten at the end."""
+    monkeypatch.setattr("macer_tf.bounds.BOUNDS", dict(bounds.BOUNDS))
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
@@ -46,7 +49,7 @@ def test_the_settings_of_the_page_are_accepted_and_the_methods_own_are_told(writ
             assert preset.epochs == 60  # the data set's
 
 
-def test_a_method_a_network_and_a_data_set_of_ones_own_are_trained_and_certified(written):
+def test_a_method_a_network_a_bound_and_a_data_set_of_ones_own_are_trained_and_certified(written):
     """All that the page's commands give, at once."""
     from pipeline.certification import certificate_files
     from pipeline.components import trainer
@@ -67,7 +70,12 @@ def test_a_method_a_network_and_a_data_set_of_ones_own_are_trained_and_certified
     assert model.classifier.layers[1].name.startswith("rescaling")
     assert model.classifier.input_shape == (None, 8, 8, 1)
     assert model.classifier.output_shape == (None, 2)
-    _, ids, votes, _ = certificate_files.read(artifacts["certificates"].path)
+    _, ids, votes, kinds = certificate_files.read(artifacts["certificates"].path)
+    ((kind, certified),) = kinds.items()
+    assert (kind, certified.bound) == ("hoeffding-of-counts", "hoeffding-of-counts")
+    # By hand: the share of the votes less sqrt(ln 1000 / 100).
+    shares = votes.estimation[np.arange(4), certified.selected] / 50
+    np.testing.assert_allclose(certified.p_lower, np.maximum(shares - np.sqrt(np.log(1000) / 100), 0), atol=1e-12)
     assert ids.tolist() == [0, 2, 4, 6]
     assert np.all(votes.n0 == 10)
 
@@ -84,10 +92,9 @@ def test_a_method_a_network_and_a_data_set_of_ones_own_are_trained_and_certified
 
 
 def test_a_bound_of_ones_own_certifies(written, monkeypatch):
-    from macer_tf import bounds, certificates
+    from macer_tf import certificates
     from macer_tf.votes import Votes
 
-    monkeypatch.setattr(bounds, "BOUNDS", dict(bounds.BOUNDS))
     monkeypatch.syspath_prepend(str(written))
     importlib.import_module("hoeffding_of_counts")
     votes = Votes(np.array([[10, 0], [9, 1]]), np.array([[1000, 0], [800, 200]]))

@@ -24,6 +24,7 @@ COMMAND_LINES = (
     "pipeline/experiments/setting_list.py",
     "serving/publish.py",
     "serving/terminal.py",
+    "serving/exit.py",
 )
 MOST_LINES = 40
 

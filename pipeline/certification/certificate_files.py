@@ -132,6 +132,13 @@ def file_name(place, kind, suffix):
     return f"certificates-{kind}.{suffix}" if place else f"certificates.{suffix}"
 
 
+def check_room(output):
+    """Raises InputError if `finish` could not put results into this folder: to be called before any work, too."""
+    current = Path(output) / _RESULTS
+    if current.exists() and not current.is_symlink():
+        raise InputError(f"{current} is in the way: the certificates' directory goes there. Move it elsewhere.")
+
+
 def finish(unfinished, output):
     """Puts all files of the directory `unfinished` in the place of those of the run before, at one stroke.
 
@@ -143,9 +150,8 @@ def finish(unfinished, output):
     """
     output = Path(output)
     names = sorted(path.name for path in Path(unfinished).iterdir())
+    check_room(output)
     current = output / _RESULTS
-    if current.exists() and not current.is_symlink():
-        raise InputError(f"{current} is in the way: the certificates' directory goes there. Move it elsewhere.")
     directory = output / f"{_RESULTS}-{uuid.uuid4().hex[:8]}"
     finish_directory(unfinished, directory)
     for path in _results_of_old(output):

@@ -195,7 +195,7 @@ def _forecast(loaded, tally):
     at_most = "at most " if tally.spares or not tally.plan.is_fixed else ""
     print(
         f"  To draw: {at_most}{samples:,} noisy samples, a forward pass each: {at_most or 'about '}"
-        f"{duration(samples / rate)} at {rate:,.0f} a second, as just measured.",
+        f"{duration(samples / rate)} at {rate:,.0f} per second, as just measured.",
         flush=True,
     )
 

@@ -67,7 +67,7 @@ class Follower:
         outcomes += [(len(tally.failures), "failed")] if tally.failures else []
         return ", ".join(
             [
-                f"{tally.held:,} samples, {rate:,.0f} a second",
+                f"{tally.held:,} samples, {rate:,.0f} per second",
                 f"{self._done():,} of {tally.num_images:,} images",
                 *(f"{count:,} {name}" for count, name in outcomes),
             ]

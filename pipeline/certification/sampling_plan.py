@@ -7,7 +7,8 @@ import numpy as np
 from macer_tf import bounds, certificates
 from macer_tf.budgets import FixedBudget, RadiusBudget, ToleranceBudget
 from macer_tf.votes import MAX_SOFT_SAMPLES, Votes
-from pipeline.cli.command_line import ABOVE_0, INSIDE_0_1, Kind, Setting, choice, whole
+from pipeline.cli.command_line import ABOVE_0, INSIDE_0_1, TEXT, Kind, Setting, choice, whole
+from pipeline.utils import code
 from pipeline.utils.errors import InputError
 
 HARD, ALL = "hard", "all"
@@ -18,11 +19,39 @@ def _kinds():
     return {bound.kind: bound for bound in bounds.BOUNDS.values() if bound.kind != HARD}
 
 
-_CERTIFY = choice(**{name: name for name in (HARD, *_kinds(), ALL)})
+def bound_of(certify):
+    """The `Bound` of the certificates that a setting asks for; of "hard" and "all", the default one.
+
+    Args:
+        certify: "hard", "all", a kind of certificate, or package.module:function, of a function that is registered as a
+            bound; the module is imported.
+
+    Raises:
+        InputError: in one line, if there is none.
+    """
+    if certify in (HARD, ALL):
+        return bounds.get(bounds.DEFAULT)
+    if ":" not in certify:
+        if certify not in _kinds():
+            raise InputError(f"Unknown kind of certificates. Received: {certify}; accepted: {_accepted()}.")
+        return _kinds()[certify]
+    function = code.attribute(certify)
+    bound = next((bound for bound in bounds.BOUNDS.values() if bound.function is function), None)
+    if bound is None:
+        raise InputError(f"{certify} is not a bound: decorate it with @macer_tf.bounds.register.")
+    if bound.kind == HARD:
+        raise InputError(f"{certify} is a bound that the budget chooses: give certify=hard instead.")
+    return bound
+
+
+def _accepted():
+    return f"{', '.join((HARD, *_kinds(), ALL))}, or package.module:function"
+
+
 _BUDGET = choice(fixed="fixed", adaptive="adaptive")
 _BETAS = Kind("numbers above 0 such as 1,16", lambda text: [ABOVE_0.parse(beta) for beta in text.split(",")])
 
-CERTIFY = Setting("certify", _CERTIFY, _CERTIFY.accepts, HARD)
+CERTIFY = Setting("certify", TEXT, _accepted(), HARD)
 BUDGET = Setting("budget", _BUDGET, "adaptive: n at most, radii within 1 percent of what n would give", "fixed")
 SOFT_BETAS = Setting("soft_betas", _BETAS, "inverse temperatures of the soft certificates", [16.0])
 SKIP_WRONG = Setting(
@@ -39,7 +68,7 @@ class SamplingPlan:
 
     Attributes:
         n0, n, alpha: selection samples of an image, estimation samples (the most, if adaptive), failure probability.
-        certify: "hard", another bound's kind such as "soft-bernstein", or "all".
+        certify: "hard", "all", or another kind of certificate, as `Bound.kind` calls it.
         betas: inverse temperatures of the soft votes; none where only hard certificates are wanted.
         radii: stop as soon as it is decided whether an image is certified at each; None: something else is asked for.
         tolerance: stop where the radius is expected within this share of what n samples would give; or None.
@@ -69,7 +98,8 @@ class SamplingPlan:
         Raises:
             InputError: in one line, where they do not go together or could certify nothing.
         """
-        is_soft = settings["certify"] == ALL or _bound_of(settings["certify"]).is_soft
+        bound = bound_of(settings["certify"])
+        is_soft = settings["certify"] == ALL or bound.is_soft
         if settings["budget"] == "fixed":
             radii = tolerance = None
         elif settings["certify"] != HARD:
@@ -78,7 +108,8 @@ class SamplingPlan:
                 f"beforehand. Received: certify={settings['certify']}"
             )
         plan = cls(
-            **{name: settings[name] for name in ("n0", "n", "alpha", "certify")},
+            **{name: settings[name] for name in ("n0", "n", "alpha")},
+            certify=settings["certify"] if settings["certify"] in (HARD, ALL) else bound.kind,
             betas=tuple(sorted(set(betas))) if is_soft else (),
             radii=radii,
             tolerance=tolerance,
@@ -192,8 +223,8 @@ class SamplingPlan:
         """Raises InputError if votes that were drawn for `first` cannot be certified for this plan as well."""
         if self.certify != HARD:
             raise InputError(
-                f"Samples of this noise were first drawn for {in_words(first)}, and these bounds hold for a number "
-                "of samples fixed before any was seen: give another seed."
+                f"Samples of this noise were first drawn for {in_words(first)}, and certificates other than hard ones "
+                f"hold for a number of samples fixed before any was seen: give another seed. Received: {self.certify}"
             )
         try:
             certificates.check_can_certify(self.n, self.alpha * share_of_alpha, "anytime")
@@ -204,10 +235,6 @@ class SamplingPlan:
                 f"n={self.n} is too small for that. "
                 f"{error} Or give {in_words(first)} again, or another seed, whose votes are drawn anew."
             ) from None
-
-
-def _bound_of(kind):
-    return _kinds().get(kind, bounds.get(bounds.DEFAULT))
 
 
 def in_words(first_look):

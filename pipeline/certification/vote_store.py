@@ -1,6 +1,6 @@
 """The vote store: a folder with every vote that was drawn for one classifier at one noise level.
 
-While samples are drawn, every worker appends to a ledger of its own, one line a chunk of samples. `compact` then moves
+While samples are drawn, every worker appends to a ledger of its own, one line per chunk. `compact` then moves
 the ledgers' lines into a shard, a Parquet file. A line that a kill cut off is passed over, and its chunk drawn again:
 as noise is addressed, the votes come out the same. Shards of other machines merge by being copied into the folder.
 

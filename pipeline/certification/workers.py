@@ -95,7 +95,7 @@ class Loaded:
         return [Piece(chunk, piece_votes) for chunk, piece_votes in zip(chunks, votes, strict=True)], failures
 
     def samples_per_second(self, example_ids):
-        """Noisy samples a second, on the first of these images that can be read; None if none can, or if it fails."""
+        """Noisy samples per second, on the first of these images that can be read; None if none can, or if it fails."""
         for example_id in example_ids:
             try:
                 image = self.images.image(example_id)

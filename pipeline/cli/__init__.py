@@ -1,1 +1,1 @@
-"""What the commands share: arguments, what they print, how they end."""
+"""What the commands share: arguments, what they print."""

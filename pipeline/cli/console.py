@@ -94,7 +94,7 @@ class Progress:
 
 
 def print_listing(listing, note=None):
-    """Prints what will be done: group -> entries of [name, value in words, ...], a line a group."""
+    """Prints what will be done: group -> entries of [name, value in words, ...], one line per group."""
     if note:
         print(f"  Note: {note}")
     for group, entries in listing.items():
@@ -106,15 +106,15 @@ def cost_in_words(metrics):
     """What an evaluation's certificates took, by which bounds, and the shares of its images that have none."""
     kinds = {}
     for name, of_kind in metrics["certificates"].items():
-        # Evaluations that were made before do not tell the bound of each kind.
+        # Evaluations of an earlier version do not say by which bound each kind is.
         kinds.setdefault(of_kind.get("bound", metrics["bound"]), []).append(name)
     bounds = [bound if len(kinds) == 1 else f"{bound} ({', '.join(names)})" for bound, names in kinds.items()]
-    words = f"{metrics['samples_per_image']:,.0f} samples an image, bound: {', '.join(bounds)}; "
+    words = f"{metrics['samples_per_image']:,.0f} samples per image, bound: {', '.join(bounds)}; "
     words += f"{100 * metrics['abstained']:.1f} % abstained"
     if len(kinds) > 1:
         words += f" ({next(iter(metrics['certificates']))})"
     if metrics["unestimated"]:
-        words += f", {100 * metrics['unestimated']:.1f} % spared as their selected class is wrong"
+        words += f", {100 * metrics['unestimated']:.1f} % not estimated, as their selected class is wrong"
     return words
 
 

@@ -50,4 +50,5 @@ CERTIFIER = Component(
     outputs=("certificates",),
     parameters=("sigma", "seed", "num_test_examples", "n0", "n", "alpha", "certify", "budget", "soft_betas"),
     execute=certify,
+    references=("certify",),
 )

@@ -11,7 +11,7 @@ from pipeline.data import examples as examples_lib
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration.artifacts import Artifact, private_copy
 from pipeline.orchestration.orchestrator import Component, Resolver, finished
-from pipeline.report import certification_report, words
+from pipeline.report import certification_report, results, words
 from pipeline.training import models
 from pipeline.utils.atomic_files import write_text
 from serving import blessing as blessing_lib
@@ -25,42 +25,25 @@ def evaluate(execution):
     """Evaluates the certificates, blesses the model or not, and writes report, figures and the field's log."""
     settings, output = execution.parameters, execution.outputs["evaluation"]
     examples = examples_lib.read(execution.inputs["examples"].path)
-    _, ids, votes, kinds = certificate_files.read(execution.inputs["certificates"].path)
+    certificates = certificate_files.read(execution.inputs["certificates"].path)
+    _, ids, votes, kinds = certificates
     certified = next(iter(kinds.values()))
     labels = examples.labels["test"][ids]
-    certification_log.write(output / "certificates.tsv", certified, labels, ids)
-
-    shown = settings["paper"]["radii"] if settings["paper"] else radii(settings)
-    results = {name: evaluation.evaluate(of_kind, labels, shown) for name, of_kind in kinds.items()}
     difference = _paired_difference(execution.inputs["baseline"], certified, labels)
-    metrics = {
-        "image_set": image_set(examples, ids),
+    metrics = results.write(
+        output,
+        certificates,
+        labels,
+        settings["paper"] and settings["paper"]["radii"],
+        image_set=image_set(examples, ids),
+        difference_to_last_blessed=difference,
         **{name: settings[name] for name in (*_COMPARABLE, "seed")},
-        **_of_kinds(results, kinds, votes),
-        "difference_to_last_blessed": difference,
-    }
+    )
     model = private_copy(execution.inputs["model"], execution.scratch / "model")
     reasons = _reasons_against(metrics, difference, settings["min_accuracy"], examples.num_classes)
     blessing = _blessing(execution, model, reasons, len(ids), certified.bound)
     write_text(output / "blessing.json", json.dumps(blessing, indent=1))
-    write_text(output / "metrics.json", json.dumps(metrics, indent=1))
     certification_report.write(output, _evaluated(settings, metrics, blessing, examples, ids, votes, kinds, model))
-
-
-def _of_kinds(results, kinds, votes):
-    """What is said of the certificates, as JSON values: of the run's own kind, and shortly of each."""
-    name, result = next(iter(results.items()))
-    names = ("num_images", "acr", "acr_standard_error", "abstained", "unestimated", "radii", "certified_accuracy")
-    return {
-        **{name: getattr(result, name) for name in names},
-        "samples_per_image": float(np.mean(votes.n0 + votes.n)),
-        "bound": kinds[name].bound,
-        "certificates": {
-            name: {key: getattr(one, key) for key in ("acr", "acr_standard_error", "certified_accuracy")}
-            | {"bound": kinds[name].bound}
-            for name, one in results.items()
-        },
-    }
 
 
 def _blessing(execution, model, reasons, num_test_examples, bound):
@@ -123,18 +106,6 @@ def latest_blessed(artifacts, settings, root):
     return _NO_BASELINE
 
 
-def radii(settings):
-    """Radii at which the certified accuracy of a run with these settings is reported; see `default_radii`."""
-    return evaluation.default_radii(settings["sigma"], settings["n"], settings["alpha"])
-
-
-def twice_chance(num_classes):
-    """The certified accuracy from which a model is told from chance: twice of it, but halfway to 1 for two classes."""
-    chance = 1 / num_classes
-    # Twice chance would ask for perfection of two classes.
-    return min(2 * chance, (1 + chance) / 2)
-
-
 def image_set(examples, ids):
     """The test images `ids` in words."""
     total = len(examples.labels["test"])
@@ -157,7 +128,7 @@ def _paired_difference(baseline, certified, labels):
 def _reasons_against(metrics, difference, min_accuracy, num_classes):
     """Why the model is not blessed; empty if it is."""
     reasons = []
-    min_accuracy = min_accuracy or twice_chance(num_classes)
+    min_accuracy = min_accuracy or results.twice_chance(num_classes)
     accuracy = metrics["certified_accuracy"][0]
     if not accuracy >= min_accuracy:
         reasons.append(f"certified accuracy at radius 0 is {accuracy:.3f}, below {min_accuracy:.3f}")
@@ -177,4 +148,5 @@ EVALUATOR = Component(
     outputs=("evaluation",),
     parameters=(*_COMPARABLE, "seed", "min_accuracy", "paper", "listing"),
     execute=evaluate,
+    references=("certify",),
 )

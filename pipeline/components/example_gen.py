@@ -28,7 +28,7 @@ def check_split(images, labels, pixel_max, num_classes, name):
             f"{name}: images must be uint8 [N, H, W, 1 or 3]. Received: {images.dtype} {list(images.shape)}"
         )
     if labels.shape != (len(images),):
-        raise InputError(f"{name}: one label an image is needed. Received: {len(images)} images, {len(labels)} labels")
+        raise InputError(f"{name}: expected one label per image. Received: {len(images)} images, {len(labels)} labels")
     if images.max() > pixel_max:
         raise InputError(f"{name}: pixels must lie in 0..{pixel_max}. Received: {images.max()}")
     if labels.min() < 0 or labels.max() >= num_classes:

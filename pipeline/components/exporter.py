@@ -18,10 +18,15 @@ def export_model(execution):
         n0=settings["n0"],
         n=settings["serving_n"],
         alpha=settings["alpha"],
-        class_names=examples.class_names,
+        class_names=different(examples.class_names),
         pixel_max=examples.pixel_max,
         model_fingerprint=execution.inputs["model"].fingerprint,
     )
+
+
+def different(names):
+    """Names of classes, those that are not the only one of theirs with the class' number behind them."""
+    return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names)]
 
 
 EXPORTER = Component(

@@ -13,11 +13,11 @@ from pipeline.components import evaluator
 from pipeline.data import examples as examples_lib
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration.orchestrator import Component
-from pipeline.report import sweep_report
+from pipeline.report import results, sweep_report
 from pipeline.utils.atomic_files import write_text
 from serving.fingerprints import file_digest
 
-_OF_A_MEMBER = ("num_images", "acr", "acr_standard_error", "abstained", "certified_accuracy")
+_OF_A_MEMBER = ("bound", "num_images", "acr", "acr_standard_error", "abstained", "certified_accuracy")
 
 
 def component(inputs):
@@ -29,7 +29,8 @@ def evaluate(execution):
     """Compares the members, and writes sweep.json, sweep.csv, the page with its figure, and each member's log."""
     sweep, output = execution.parameters["sweep"], execution.outputs["comparison"]
     finished = [entry for entry in sweep["members"] if entry["failure"] is None]
-    radii = max((evaluator.radii(entry) for entry in finished), key=len)
+    ranges = (evaluation.default_radii(*(entry[name] for name in ("sigma", "n", "alpha"))) for entry in finished)
+    radii = max(ranges, key=len)
     members, curves, reference = [], {}, None
     for place, entry in enumerate(sweep["members"]):
         member = {**entry, "difference": None, "seconds_per_epoch": None}
@@ -56,16 +57,15 @@ def evaluate(execution):
 def _member(inputs, radii, log_path):
     """Writes a member's log. Returns what is said of it, its images' correct radii, and what tells these images."""
     examples = examples_lib.read(inputs["examples"])
-    _, ids, _, kinds = certificate_files.read(inputs["certificates"])
+    _, ids, votes, kinds = certificate_files.read(inputs["certificates"])
     certified = next(iter(kinds.values()))
     labels = examples.labels["test"][ids]
     certification_log.write(log_path, certified, labels, ids)
-    result = evaluation.evaluate(certified, labels, radii)
+    measured = results.of(kinds, votes, labels, radii)
     evaluated = {
         "seconds_per_epoch": seconds_per_epoch(inputs["model"] / "seconds.csv"),
         "image_set": evaluator.image_set(examples, ids),
-        "bound": certified.bound,
-        **{name: getattr(result, name) for name in _OF_A_MEMBER},
+        **{name: measured[name] for name in _OF_A_MEMBER},
     }
     digests = (file_digest(inputs["examples"] / f"test_{what}.npy") for what in ("images", "labels"))
     return evaluated, evaluation.correct_radii(certified, labels), (*digests, ids.tolist())

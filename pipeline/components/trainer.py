@@ -10,7 +10,6 @@ from pipeline.data import examples as examples_lib
 from pipeline.experiments import methods, setting_list
 from pipeline.orchestration.orchestrator import Component
 from pipeline.training import backups, curves, input_pipeline, live, models, watchdogs
-from pipeline.utils import code
 from pipeline.utils.atomic_files import writing
 from pipeline.utils.errors import InputError
 
@@ -101,5 +100,5 @@ def component(settings):
         outputs=("model",),
         parameters=(*setting_list.names("Training"), "train_examples", *method.defaults()),
         execute=train,
-        modules=code.modules(settings["method"], settings["network"]),
+        references=("method", "network"),
     )

@@ -53,7 +53,7 @@ def find(root):
     """The paths of the image files under a folder, in order; hidden files and folders are passed over.
 
     Raises:
-        InputError: if a folder is reached in two ways, so that its images would count twice.
+        InputError: if a folder or a file is reached in two ways, so that images would count twice.
         OSError: if a folder cannot be read.
     """
 
@@ -73,7 +73,19 @@ def find(root):
             if os.path.islink(path):
                 _check_is_new(path, os.path.realpath(path), ways, above)
         found += [Path(folder, name) for name in names if not is_hidden(name) and name.lower().endswith(SUFFIXES)]
-    return sorted(found, key=in_order)
+    found.sort(key=in_order)
+    if any(map(os.path.islink, found)):
+        _check_no_file_twice(found)
+    return found
+
+
+def _check_no_file_twice(found):
+    paths = {}
+    # Copies are files of their own, and so are hard links.
+    for path in found:
+        before = paths.setdefault(os.path.realpath(path), path)
+        if before is not path:
+            raise InputError(f"{path} and {before} are one file, which would count twice; remove the link.")
 
 
 def content(path):

@@ -427,7 +427,7 @@ _COHEN_CIFAR10 = {
 _COHEN_IMAGENET = {"epochs": 90, "batch_size": 400, "lr_drop_epochs": (30, 60)}
 
 # Table 4; its epsilon 1.00 is 255/256 in Salman et al.'s code. Epochs, learning rate, drops, l2 and warm-up: their
-# command for CIFAR-10. They make m noisy copies of 256 / m images a step. DDN's constants are in
+# command for CIFAR-10. They make m noisy copies of 256 / m images per step. DDN's constants are in
 # macer_tf.baselines.attacks.
 _SMOOTHADV_CIFAR10 = {
     "attack": "pgd",

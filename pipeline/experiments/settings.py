@@ -47,7 +47,8 @@ def parse(arguments):
     settings["soft_betas"] = settings["soft_betas"] or [settings.get("beta", _BETA)]
     settings["num_workers"] = settings["num_workers"] or os.cpu_count()
     if settings["push_dir"] is None:
-        model_name = f"{settings['dataset']}-{settings['sigma']:g}".replace("/", "-")
+        # All digits of sigma: two models may not share a folder.
+        model_name = f"{settings['dataset']}-{repr(settings['sigma']).removesuffix('.0')}".replace("/", "-")
         settings["push_dir"] = str(Path(settings["pipeline_root"]) / "serving" / model_name)
     _check(settings, method)
     return settings, preset
@@ -107,7 +108,7 @@ def _refuse_settings_of_others(given, method):
         having = methods.having(name)
         if having and name not in method.defaults():
             raise InputError(
-                f"--{name} is no setting of the method {method.name}: leave it out, or take --method "
+                f"--{name} is not a setting of the method {method.name}: leave it out, or use --method "
                 f"{' or '.join(having)}. Received: --{name} {given[name]}"
             )
 

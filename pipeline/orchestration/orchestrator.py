@@ -56,7 +56,7 @@ class Component:
         outputs: names of the artifacts it makes, each a directory.
         parameters: names of the settings it depends on, and no others.
         execute: called with an `Execution`.
-        modules: names of anyone's modules whose code it runs.
+        references: names of the parameters that may be package.module:name, of anyone's modules whose code it runs.
         files: names of the parameters that are paths of anyone's files or folders, or None.
     """
 
@@ -65,7 +65,7 @@ class Component:
     outputs: tuple[str, ...]
     parameters: tuple[str, ...]
     execute: Callable
-    modules: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
 
@@ -124,17 +124,18 @@ def run(components, settings, root, num_workers, anew=False):
         if isinstance(component, Resolver):
             artifacts[component.output] = component.resolve(artifacts, settings, root)
             continue
-        # Those behind it load what it saves, even if it is cached.
-        _import(component)
         inputs = {name: artifacts[name] for name in component.inputs}
         parameters = {name: settings[name] for name in component.parameters}
+        modules = code.modules(*(parameters[name] for name in component.references))
+        # Those behind it load what it saves, even if it is cached.
+        _import(modules)
         declaration = {
             "component": component.name,
             "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
             "outputs": list(component.outputs),
             "parameters": parameters,
             "version": macer_tf.__version__,
-            "code": _code(component),
+            "code": _code(component, modules),
             "files": _files(component, parameters),
         }
         directory = root / f"{component.name}-{fingerprint(declaration)[:16]}"
@@ -242,10 +243,10 @@ def _execute(component, execution, declaration, directory):
     return record["finished_at"] - started
 
 
-def _code(component):
+def _code(component, modules):
     """What tells the code of an execution from another: ours, and anyone's that it runs."""
     ours = code.digest_of_ours(component.execute.__module__)
-    return {"ours": ours, **{module: code.digest(module) for module in component.modules}}
+    return {"ours": ours, **{module: code.digest(module) for module in modules}}
 
 
 def _files(component, parameters):
@@ -260,8 +261,8 @@ def _files(component, parameters):
         raise InputError(f"Cannot read what {' and '.join(component.files)} name ({error}).") from None
 
 
-def _import(component):
-    for module in component.modules:
+def _import(modules):
+    for module in modules:
         before = code.digest(module)
         code.import_module(module)
         if code.digest(module) != before:

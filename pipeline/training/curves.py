@@ -12,7 +12,7 @@ from pipeline.utils.atomic_files import write_text, writing
 
 
 class Curves(keras.callbacks.Callback):
-    """Writes a row an epoch to `history.csv`, to `seconds.csv` and to an event file in `tensorboard`; all are whole at
+    """Writes a row per epoch to `history.csv`, to `seconds.csv` and to an event file in `tensorboard`; all are whole at
     any moment. (What it took is apart because it differs from run to run, and nothing else does.)
 
     What an earlier process reported is written again, from the record, before training goes on. The step of an event is

@@ -19,7 +19,7 @@ def batches(examples, ids, *, batch_size, seed, first_step, epochs, crop_padding
         flip: random horizontal flips.
 
     Returns:
-        A `tf.data.Dataset` of float32 [batch, H, W, C] in [0, 1] and int64 [batch], ceil(N / batch_size) an epoch.
+        A `tf.data.Dataset` of float32 [batch, H, W, C] in [0, 1] and int64 [batch], ceil(N / batch_size) per epoch.
     """
     steps = math.ceil(len(ids) / batch_size)
     images, labels = examples.images["train"], tf.constant(examples.labels["train"][ids])

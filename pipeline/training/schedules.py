@@ -31,7 +31,7 @@ def learning_rate(model):
 
 
 def schedule(settings, steps):
-    """The learning rate as a function of the step, `steps` of them an epoch."""
+    """The learning rate as a function of the step, `steps` of them per epoch."""
     rate = settings["learning_rate"]
     if settings["lr_schedule"] == "cosine":
         return keras.optimizers.schedules.CosineDecay(rate, settings["epochs"] * steps)

@@ -79,7 +79,7 @@ def test_a_training_step(times, capsys):
     assert capsys.readouterr().out == (
         WITHOUT_AUTHORS + "lenet, batch 2, k=16, 2 threads; medians of 1 rounds (0 dropped) of 1 steps\n"
         "  ours, float32              10.0 ms a step;  50 % of 84 GFLOP/s, the matrix peak\n"
-        "  input pipeline alone (crops, flips): 100 images a second\n"
+        "  input pipeline alone (crops, flips): 100 images per second\n"
         "    float32 consumes 200; a step on its batches takes 1.050 times as long as on a constant batch\n"
     )
 

@@ -56,12 +56,12 @@ def test_a_run_says_what_it_does_and_where_everything_is(finished):
     assert re.search(r"Training: 100 %, took .* epoch 6/6, loss [\d.]+ = ", out)
     assert "To draw: at most 486,000 noisy samples, a forward pass each: at most " in out
     assert re.search(
-        r"Certification: 100 %, took .* · [\d,]+ samples, [\d,]+ a second, 60 of 60 images, .* correct", out
+        r"Certification: 100 %, took .* · [\d,]+ samples, [\d,]+ per second, 60 of 60 images, .* correct", out
     )
     assert re.search(r"^radius +0 +0\.25 +0\.5 .*ACR$", out, re.MULTILINE)
     assert re.search(r"^this model +[\d.]+ .*± [\d.]+$", out, re.MULTILINE)
     assert "n=8,000, n0=100, alpha=0.001, sigma=0.25; images: 60, evenly spaced, of the last 360" in out
-    assert re.search(r"^[\d,]+ samples an image, bound: clopper-pearson; .* % abstained", out, re.MULTILINE)
+    assert re.search(r"^[\d,]+ samples per image, bound: clopper-pearson; .* % abstained", out, re.MULTILINE)
     report = one(root, "Evaluator-*/evaluation/report.html")
     assert f"Report: {report}\n" in out
     assert f"Pushed model: {root / 'serving' / 'digits-0.25' / '1'}\n" in out

@@ -208,3 +208,11 @@ def test_floats_too_coarse_for_the_grid_are_refused():
 
 def test_the_grid_of_a_data_set_holds_its_pixels():
     assert [levels_of(pixel_max) for pixel_max in (1, 16, 255, 65535)] == [255, 256, 255, 65535]
+
+
+@pytest.mark.parametrize("pixel_max", [0, -1, 65536, 1.5, "255", None, True, float("nan")])
+def test_what_is_no_largest_pixel_is_refused(pixel_max):
+    with pytest.raises(
+        ValueError, match=r"pixel_max, .* must be a whole number from 1 to 65535\. Received: pixel_max="
+    ):
+        levels_of(pixel_max)

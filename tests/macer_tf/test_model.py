@@ -867,6 +867,25 @@ class TestBadInput:
         macer(gamma=14.0).compile("sgd", jit_compile=True)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda x, y: (x, np.array(["a"] * len(x))),
+            r"^Labels must be class indices or one-hot rows\. Received: dtype=<U1",
+        ),
+        (lambda x, y: (x, y.astype(object)), r"^Labels must be class indices or one-hot rows\. Received: dtype=object"),
+        (lambda x, y: (x, ["a"] * len(x)), r"^Labels must be class indices or one-hot rows\. Received: dtype=<U1"),
+        (lambda x, y: (x[:0], y[:0]), r"^Expected one or more images\. Received: images \(0, "),
+    ],
+)
+def test_arrays_that_cannot_be_trained_on_are_refused(change, message):
+    model = macer()
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=message):
+        model.fit(*change(*data()), verbose=0)
+
+
 def test_loading_needs_no_custom_objects_but_the_import():
     registered = keras.saving.get_registered_object("macer_tf>MACERModel")
     assert registered is macer_tf.model.MACERModel

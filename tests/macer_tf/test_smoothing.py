@@ -432,6 +432,12 @@ def changed(value, dtype=np.float32):
         (GOOD, {"n": 9}, "n must be at least 1"),
         (GOOD, {"n": 0}, "n must be at least 1"),
         (GOOD, {"n": 1e5}, "n, a number of samples, must be a whole number from 1. Received: n=100000.0"),
+        (
+            GOOD,
+            {"n": 10**19},
+            "n, a number of samples, must be at most 1,099,511,627,776. Received: n=10000000000000000000",
+        ),
+        (GOOD, {"n": 2**40 + 1}, "n, a number of samples, must be at most 1,099,511,627,776"),
         (GOOD, {"alpha": 0}, "alpha"),
         (GOOD, {"alpha": 1}, "alpha"),
     ],

@@ -89,7 +89,7 @@ def ctrl_c(monkeypatch):
     def leave(status):
         raise SystemExit(status)
 
-    monkeypatch.setattr("pipeline.cli.exit.os._exit", leave)
+    monkeypatch.setattr("serving.exit.os._exit", leave)
     # What a shell starts in the background ignores Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield lambda: signal.raise_signal(signal.SIGINT)

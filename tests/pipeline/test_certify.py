@@ -195,6 +195,23 @@ def test_an_archive_with_labels(run, model, digits, tmp_path):
     assert "Certified accuracy at l2 radius" in out
 
 
+def test_images_that_all_lie_off_the_grid_are_refused_before_any_is_drawn(run, model, digits, tmp_path):
+    """One that lies on it is certified, and the others are written down."""
+    images = digits[0][:3] * np.float32(15 / 16)
+    images[:, 0, 0] = 0.3
+    path = tmp_path / "some.npz"
+    np.savez(path, images=images)
+    status, out, err = run("--model", model, "--images", path, "--levels", "256")
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"error: No image can be certified\. Pixels must be multiples of 1/256, .* --levels\.\n", err)
+    assert not (tmp_path / "output" / "votes").exists()
+    images[1] = digits[0][1]
+    np.savez(path, images=images)
+    status, out, _ = run("--model", model, "--images", path, "--levels", "256")
+    assert status == 1
+    assert "2 images failed" in out
+
+
 def test_folders_are_numbered_as_a_file_says(run, model, digits, tmp_path):
     for name in ("seven", "two"):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -312,8 +329,8 @@ def test_a_copy_without_links_is_certified_anew_and_whole(run, model, tmp_path):
     output = tmp_path / "output"
     output.rename(tmp_path / "linked")
     shutil.copytree(tmp_path / "linked", output)  # follows links
-    status, _, err = run(*arguments)
-    assert status == 2
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")  # before any work
     assert f"{output / 'results'} is in the way" in err
     shutil.rmtree(output / "results")
     assert run(*arguments, settings=(*SETTINGS, "--alpha", "0.2"))[0] == 0
@@ -419,8 +436,15 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*on_digits, "--modle", "x"), "Unknown argument --modle. Did you mean --model"),
         (
             (*on_digits, "--certify", "sotf"),
-            "--certify must be hard or soft-hoeffding or soft-bernstein or hard-randomized or all.",
+            "Unknown kind of certificates. Received: sotf; accepted: hard, soft-hoeffding, ",
         ),
+        ((*on_digits, "--certify", "sotf:f"), "Cannot import sotf"),
+        ((*on_digits, "--certify", "math:nothing"), "The module math defines no nothing"),
+        (
+            (*on_digits, "--certify", "math:sqrt"),
+            "math:sqrt is not a bound: decorate it with @macer_tf.bounds.register.",
+        ),
+        ((*on_digits, "--certify", "macer_tf.confidence:anytime_lower"), "give certify=hard instead."),
         ((*on_digits, "--soft_betas", "1,0"), "--soft_betas must be numbers above 0 such as 1,16. Received: 1,0"),
         ((*on_digits, "--budget", "adaptive"), "--budget adaptive needs --radii or --tolerance, one of them"),
         ((*on_digits, "--radii", "0.25"), "--radii is for --budget adaptive."),
@@ -463,7 +487,7 @@ def test_ctrl_c_is_not_lost_where_an_exception_would_be(run, model, monkeypatch,
         raise AssertionError("it goes on")
 
     ended = []
-    monkeypatch.setattr("pipeline.cli.exit.os._exit", ended.append)
+    monkeypatch.setattr("serving.exit.os._exit", ended.append)
     monkeypatch.setattr("pipeline.certification.driver.run", lose)
     run("--model", model, "--dataset", "digits")
     assert ended == [130]

@@ -88,7 +88,7 @@ def test_each_method_keeps_its_own_preset_and_takes_the_flags_that_fit():
     assert [cohen.get(name) for name in names] == ["cohen", None, None, None, None, None, 3]
     assert [macer.get(name) for name in names] == ["macer", 4, 2, None, None, None, 3]
     assert [smoothadv.get(name) for name in names] == ["smoothadv", None, 2, 0.1, "pgd", 10, 3]
-    told = [line.split(" is no setting of the method ") for line in sweep.notes]
+    told = [line.split(" is not a setting of the method ") for line in sweep.notes]
     assert [(flag, rest.split(",")[0]) for flag, rest in told] == [
         ("--lam", "cohen"), ("--num_samples", "cohen"), ("--epsilon", "cohen"), ("--epsilon", "macer"),
         ("--lam", "smoothadv"),
@@ -124,9 +124,9 @@ BAD = [
     (["--lam=2", "--sweep", "lam=0,1"], "--lam is swept: leave --lam out."),
     (["--sweep", "lam=0,1", "--sweep", "gamma=1,2"], "--sweep can be given once. Received: lam=0,1 and gamma=1,2"),
     (["--sweep", "lam=0,1", "--sgima", "1"], "Unknown argument --sgima. Did you mean --sigma"),
-    (["--sweep", "lam=0,1", "--method", "cohen"], "--sweep lam=0: --lam is no setting of the method cohen"),
-    (["--sweep", "epsilon=0.1,1"], "--epsilon is no setting of the method macer: leave it out, or take"),
-    (["--sweep", "beta=1,2", "--method", "smoothadv"], "--beta is no setting of the method smoothadv: leave it"),
+    (["--sweep", "lam=0,1", "--method", "cohen"], "--sweep lam=0: --lam is not a setting of the method cohen"),
+    (["--sweep", "epsilon=0.1,1"], "--epsilon is not a setting of the method macer: leave it out, or use"),
+    (["--sweep", "beta=1,2", "--method", "smoothadv"], "--beta is not a setting of the method smoothadv: leave it"),
     (["--sweep", "method=macer,cohen", "--preset", "macer-digits-0.25"], "--sweep method=cohen: The preset macer-dig"),
     *(
         (["--sweep", f"{name}=1,2"], f"A sweep compares certificates, which {name} does not change.")

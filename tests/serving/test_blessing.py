@@ -46,8 +46,8 @@ def test_it_blesses_the_model_that_it_is_for(saved_model, path):
         ({"reasons": ["too bad"]}, "{path} says blessed, and reasons against it: too bad"),
         ({"blessed": 1}, "blessed in {path} must be true or false. Received: 1"),
         ({"blessed": "true"}, "blessed in {path} must be true or false. Received: 'true'"),
-        ({"reasons": "none"}, "reasons in {path} must be a list of texts, a line each. Received: 'none'"),
-        ({"blessed": False, "reasons": ["a\nb"]}, r"reasons in {path} must be a list of texts, a line each. "
+        ({"reasons": "none"}, "reasons in {path} must be a list of texts, one line each. Received: 'none'"),
+        ({"blessed": False, "reasons": ["a\nb"]}, r"reasons in {path} must be a list of texts, one line each. "
                                                   r"Received: ['a\nb']"),
         ({"model": "1e8f"}, "model in {path} must be a SHA-256 in hexadecimal. Received: '1e8f'"),
         ({"model": None}, "model in {path} must be a SHA-256 in hexadecimal. Received: None"),

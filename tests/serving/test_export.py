@@ -41,8 +41,8 @@ def damaged(exported, tmp_path):
 def test_a_fresh_process_without_our_code_loads_it_and_it_passes_all_checks(exported, images, tmp_path):
     np.save(tmp_path / "images.npy", images)
     program = (
-        "import sys, runpy; sys.argv[0] = 'validate'; runpy.run_module('serving.validate', run_name='__main__');"
-        "assert not [name for name in sys.modules if name.startswith('macer_tf')], 'needs our code'"
+        "import sys; from serving import validate; status = validate.main();"
+        "assert not [name for name in sys.modules if name.startswith('macer_tf')], 'needs our code'; sys.exit(status)"
     )
     process = subprocess.run(
         [sys.executable, "-c", program, exported, tmp_path / "images.npy"], capture_output=True, text=True
@@ -69,6 +69,24 @@ def test_the_signatures_are_batch_major_and_named_as_promised(exported, images):
     assert [sorted(served[name].inputs) for name in SIGNATURES] == [
         ["images"], ["alpha", "images", "n"], ["images"], ["query"]
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"class_names": ["cat", "cat"]},
+            "class_names must be different, one per class. Received: 'cat' more than once",
+        ),
+        ({"class_names": ["cat"]}, "class_names must be one per class. Received: 1 for 2 classes"),
+        ({"pixel_max": 0}, "pixel_max, what a stored pixel is divided by, must be a whole number from 1 to 65535"),
+    ],
+)
+def test_bad_options_write_nothing(linear_classifier, tmp_path, options, message):
+    model = MACERModel(linear_classifier(), sigma=0.25, seed=0)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        export(model, tmp_path / "model", n0=10, n=50, alpha=0.01, **options)
+    assert not (tmp_path / "model").exists()
 
 
 def test_what_the_pipeline_calls_the_model_is_in_the_card_and_in_the_graph(linear_classifier, tmp_path):

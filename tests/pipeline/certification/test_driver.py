@@ -219,7 +219,9 @@ def test_too_few_samples_after_a_look_are_told_of_the_look(certify, small_model,
 def test_soft_certificates_are_refused_after_another_look(certify, small_model, digit_examples):
     soft = {"certify": "all", "betas": (16.0,)}
     certify(small_model, digit_examples, range(2), **soft)
-    with pytest.raises(InputError, match=f"n0={N0}, n={N}, and these bounds hold for .* give another seed"):
+    with pytest.raises(
+        InputError, match=f"n0={N0}, n={N}, and certificates other than hard ones hold for .* give another seed"
+    ):
         certify(small_model, digit_examples, range(2), n=2 * N, **soft)
 
 
@@ -357,8 +359,10 @@ def test_memory_is_bounded_by_moving_ledgers_to_shards_on_the_way(
 def test_before_sampling_it_says_how_much_and_how_long(certify, small_model, digit_examples, capsys):
     certify(small_model, digit_examples, range(4))
     out = capsys.readouterr().out
-    assert re.search(rf"To draw: {4 * (N0 + N):,} noisy samples, a forward pass each: about .* at [\d,]+ a second", out)
-    assert re.search(r"100 %, took .* · 2,920 samples, [\d,]+ a second, 4 of 4 images, \d", out)
+    assert re.search(
+        rf"To draw: {4 * (N0 + N):,} noisy samples, a forward pass each: about .* at [\d,]+ per second", out
+    )
+    assert re.search(r"100 %, took .* · 2,920 samples, [\d,]+ per second, 4 of 4 images, \d", out)
     labels = examples_lib.read(digit_examples).labels["test"][:4]
     certify(small_model, digit_examples, range(4), labels=labels, store="labelled")
     assert f"To draw: at most {4 * (N0 + N):,} noisy samples" in capsys.readouterr().out

@@ -37,7 +37,7 @@ def test_good_examples_pass():
         (IMAGES[..., 0], LABELS, "Received: uint8 [4, 8, 8]"),
         (np.zeros((4, 8, 8, 2), np.uint8), LABELS, "Received: uint8 [4, 8, 8, 2]"),
         (IMAGES[:0], LABELS[:0], "Received: uint8 [0, 8, 8, 1]"),
-        (IMAGES, LABELS[:3], "one label an image is needed. Received: 4 images, 3 labels"),
+        (IMAGES, LABELS[:3], "expected one label per image. Received: 4 images, 3 labels"),
         (IMAGES + np.uint8(17), LABELS, "pixels must lie in 0..16. Received: 17"),
         (IMAGES, LABELS + 1, "labels must lie in 0..3. Received: 1..4"),
         (IMAGES, LABELS - 1, "labels must lie in 0..3. Received: -1..2"),
@@ -121,7 +121,7 @@ class Evaluations:
             ]  # fmt: skip
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (execution.outputs["certificates"] / "certificates.jsonl").write_text(text)
-            about = {"format": 2} | {name: PARAMETERS[name] for name in ("sigma", "alpha", "n0", "n")}
+            about = {"format": 2, "radii": None} | {name: PARAMETERS[name] for name in ("sigma", "alpha", "n0", "n")}
             digest = hashlib.sha256(text.encode()).hexdigest()
             about["kinds"] = [{"name": "hard", "bound": execution.parameters["bound"], "beta": None, "sha256": digest}]
             (execution.outputs["certificates"] / "certification.json").write_text(sealed.dumps(about))
@@ -524,3 +524,7 @@ def test_a_model_that_is_not_what_was_finished_is_neither_certified_nor_exported
         getattr(module, component.upper()).execute(made)
     assert [list(made.outputs[name].iterdir()) for name in outputs] == [[], []]
     assert not (made.scratch / "model").exists()
+
+
+def test_classes_of_one_name_are_told_apart_in_what_is_exported():
+    assert exporter.different(("crane", "cat", "crane")) == ["crane (0)", "cat", "crane (2)"]

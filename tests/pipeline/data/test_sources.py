@@ -217,7 +217,8 @@ def test_a_folder_that_is_reached_in_two_ways_is_refused(save, tmp_path, place):
 
 def test_links_to_folders_elsewhere_and_to_files_are_followed(save, tmp_path):
     path = save("cat/a.png", pixels(0))
-    (path.parent / "b.png").symlink_to(path)
+    (path.parent / "b.png").symlink_to(path.rename(tmp_path / "elsewhere.png"))
+    path = save("cat/a.png", pixels(0))
     (path.parent / "c.png").hardlink_to(path)
     (path.parent / "d.png").symlink_to(tmp_path / "gone.png")
     opened = open_folder(tmp_path)
@@ -225,6 +226,21 @@ def test_links_to_folders_elsewhere_and_to_files_are_followed(save, tmp_path):
         np.testing.assert_array_equal(opened.image(i) * 255, pixels(0))
     with pytest.raises(sources.ImageError, match=r"d\.png cannot be read \(No such file or directory\)"):
         opened.image(3)
+
+
+@pytest.mark.parametrize("place", ["cat/b.png", "dog/a.png"])
+@pytest.mark.parametrize("target", ["inside", "outside"])
+def test_a_file_that_two_links_reach_is_refused(save, tmp_path, place, target):
+    """It would count twice, and under two labels."""
+    path = save("cat/a.png", pixels(0))
+    save("dog/c.png", pixels(1))
+    if target == "outside":
+        outside = path.rename(tmp_path / "outside.png")
+        path.symlink_to(outside)
+    (tmp_path / "folder" / place).parent.mkdir(exist_ok=True)
+    (tmp_path / "folder" / place).symlink_to(path)
+    said = refused(sources.Folder(str(tmp_path / "folder"), SHAPE))
+    assert "are one file, which would count twice; remove the link." in said
 
 
 def test_hidden_files_are_nobodys_content(save, tmp_path):

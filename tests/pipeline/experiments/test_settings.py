@@ -341,7 +341,9 @@ def test_a_preset_can_be_overridden_but_not_in_its_method(line):
     ],
 )  # fmt: skip
 def test_a_setting_of_another_method_is_refused_by_its_name(line, method, flag, value, of):
-    wanted = f"--{flag} is no setting of the method {method}: leave it out, or take --method {of}. Received: --{flag} "
+    wanted = (
+        f"--{flag} is not a setting of the method {method}: leave it out, or use --method {of}. Received: --{flag} "
+    )
     assert wanted in line("--dataset", "digits", "--method", method, f"--{flag}={value}")
     assert wanted in line("--preset", f"{method}-digits-0.25", f"--{flag}", value)
 
@@ -366,3 +368,12 @@ def test_the_list_of_presets(capsys):
     printed = capsys.readouterr().out
     assert all(preset.name in printed for preset in presets.PRESETS)
     assert max(map(len, printed.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("sigma", "name"),
+    [("0.25", "digits-0.25"), ("1", "digits-1"), ("0.2500001", "digits-0.2500001"), ("0.2500002", "digits-0.2500002")],
+)
+def test_models_of_two_noise_levels_share_no_folder_of_a_server(sigma, name):
+    parsed, _ = settings_lib.parse(["--dataset", "digits", "--sigma", sigma])
+    assert Path(parsed["push_dir"]).name == name

@@ -389,13 +389,14 @@ def test_other_code_is_another_execution_and_other_wording_is_not(pipeline, tmp_
     monkeypatch.chdir(tmp_path / "code")
     pipeline.root = tmp_path / "root"
     pipeline.root.mkdir()
-    pipeline.replace(1, modules=("code_of_mine",))
+    # As a method, a network or a bound is named.
+    pipeline.replace(1, parameters=("times", "method"), references=("method",))
     files = {"code_of_mine": "import beside_it\ndef f():\n    return beside_it.G\n", "beside_it": "G = 1\n"}
 
     def run(**changed):
         for name, text in {**files, **changed}.items():
             (tmp_path / "code" / f"{name}.py").write_text(text)
-        return pipeline.run()[1]
+        return pipeline.run(method="code_of_mine:f")[1]
 
     assert run() == ["Source", "Repeat", "Suffix"]
     worded = '"""Says."""\nimport beside_it\ndef f():\n    """Returns."""\n\n    return beside_it.G  # why\n'

@@ -1,0 +1,92 @@
+"""Certificates -> results: what is measured of them, the files that say so, and the rows of their table.
+
+The Evaluator and `pipeline.certify` both call it, so that the same votes have the same results whoever drew them.
+"""
+
+import json
+
+import numpy as np
+
+from macer_tf import certification_log, evaluation
+from macer_tf.certificates import ABSTAIN
+from pipeline.certification import certificate_files
+from pipeline.report import words
+from pipeline.utils.atomic_files import write_text
+
+METRICS = "metrics.json"
+
+
+def write(directory, certified, labels, radii=None, **also):
+    """Writes the field's log of each kind of certificates, and metrics.json.
+
+    Args:
+        directory: `Path`, which exists.
+        certified: what `certificate_files.read` returned.
+        labels: int64 [images], or -1 for all where they are not known.
+        radii: l2 radii to report certified accuracy at; by default those that were decided, where the samples were
+            drawn to decide some, else `evaluation.default_radii`.
+        also: what else metrics.json is to hold, JSON values.
+
+    Returns:
+        The metrics: `also`, and what `of` returns.
+    """
+    about, ids, votes, kinds = certified
+    for place, (name, certificates) in enumerate(kinds.items()):
+        certification_log.write(directory / certificate_files.file_name(place, name, "tsv"), certificates, labels, ids)
+    # At other radii than those that were decided, the share certified is not the model's.
+    shown = radii or about["radii"] or evaluation.default_radii(about["sigma"], about["n"], about["alpha"])
+    metrics = {**also, **of(kinds, votes, labels, shown)}
+    write_text(directory / METRICS, json.dumps(metrics, indent=1))
+    return metrics
+
+
+def of(kinds, votes, labels, radii):
+    """What is measured of certificates, as JSON values: of the run's own kind, and of each under "certificates".
+
+    Args:
+        kinds: kind's name -> `Certificates`, the run's own first.
+        votes: `Votes` of the images.
+        labels, radii: see `write`.
+    """
+    count = len(labels)
+    each = {name: _of_kind(certificates, labels, radii) for name, certificates in kinds.items()} if count else {}
+    return {
+        "num_images": count,
+        "samples_per_image": float(np.mean(votes.n0 + votes.n)) if count else None,
+        **next(iter(each.values()), {}),
+        "certificates": each,
+    }
+
+
+def _of_kind(certificates, labels, radii):
+    result = evaluation.evaluate(certificates, labels, radii)
+    certified = certificates.radii[certificates.predictions != ABSTAIN]
+    of_all = {
+        "bound": certificates.bound,
+        "num_certified": len(certified),
+        "median_radius": float(np.median(certified)) if len(certified) else None,
+        "abstained": result.abstained,
+        "unestimated": result.unestimated,
+    }
+    if (labels < 0).all():
+        return of_all
+    names = ("acr", "acr_standard_error", "radii", "certified_accuracy")
+    return of_all | {name: getattr(result, name) for name in names}
+
+
+def twice_chance(num_classes):
+    """The certified accuracy from which a model is told from chance: twice of it, but halfway to 1 for two classes."""
+    chance = 1 / num_classes
+    # Twice chance would ask for perfection of two classes.
+    return min(2 * chance, (1 + chance) / 2)
+
+
+def header(first, radii):
+    """The header of a table of results, whose first column is called `first`."""
+    return [first, *(f"{radius:g}" for radius in radii), "ACR"]
+
+
+def row(name, measured):
+    """A row under it: of one of the "certificates" that `of` returned."""
+    accuracies = [f"{accuracy:.3f}" for accuracy in measured["certified_accuracy"]]
+    return [name, *accuracies, words.mean(measured["acr"], measured["acr_standard_error"])]

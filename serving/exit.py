@@ -1,0 +1,106 @@
+"""How a command ends: what stops it, Ctrl-C included, is reported in one line, with a status."""
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from serving.terminal import printable
+
+INTERRUPTED = 130
+
+
+def in_one_line(
+    error: BaseException, root: Path | None, bad_input: type[Exception] = ValueError, foreseen: tuple = ()
+) -> str:
+    """The line for an exception that is being handled.
+
+    Args:
+        error: the exception.
+        root: directory in which the file error.log says what the line of an unforeseen error leaves out; None: nothing
+            is written.
+        bad_input: what it is if a user can put it right: then it says so itself.
+        foreseen: what else says by itself what went wrong; an OSError by the system's words and the file's name.
+    """
+    if isinstance(error, (bad_input, *foreseen)):
+        is_of_a_file = isinstance(error, OSError)
+        return printable(
+            f"cannot use {error.filename or 'a file'}: {error.strerror or error}" if is_of_a_file else error
+        )
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    line = f"{type(error).__name__}: {printable(first_line)}"
+    return line if root is None else f"{line} ({printable(_write_details(root))})"
+
+
+def exit_status(
+    parse: Callable[[], tuple[Any, Path | None]],
+    work: Callable[[Any], int],
+    when_interrupted: str,
+    *,
+    bad_input: type[Exception] = ValueError,
+    foreseen: tuple[type[Exception], ...] = (),
+    at_once: bool = False,
+) -> int:
+    """Carries out a command, and tells what stops it in one line.
+
+    Args:
+        parse: () -> what to do, and the directory that an unforeseen error's details go to, or None.
+        work: what to do -> the exit status.
+        when_interrupted: a sentence about what Ctrl-C leaves.
+        bad_input, foreseen: see `in_one_line`.
+        at_once: whether Ctrl-C ends the process there and then, and not as an exception, which can get lost in a
+            callback: for what a kill leaves in order.
+
+    Returns:
+        The exit status: that of `work`, 1 if it failed, 2 for bad input, 130 for Ctrl-C.
+    """
+    root: Path | None = Path()
+    interrupted = f"\nInterrupted. {when_interrupted}"
+    with _ctrl_c_ends_the_process(interrupted) if at_once else contextlib.nullcontext():
+        try:
+            parsed, root = parse()
+            return work(parsed)
+        except KeyboardInterrupt:
+            _print_error(interrupted)
+            return INTERRUPTED
+        except Exception as error:
+            _print_error(f"error: {in_one_line(error, root, bad_input, foreseen)}")
+            return 2 if isinstance(error, bad_input) else 1
+
+
+def _print_error(line):
+    with contextlib.suppress(OSError):  # stderr may lie on the disk that is full
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _ctrl_c_ends_the_process(line: str) -> Iterator[None]:
+    def stop(*_):
+        # The signal may have come within a write.
+        with contextlib.suppress(RuntimeError, OSError):
+            sys.stdout.flush()
+        _print_error(line)
+        os._exit(INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:  # as in the background of a shell
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _write_details(root):
+    log = root / "error.log"
+    try:
+        log.write_text(traceback.format_exc())
+    except OSError as error:
+        return f"no details: cannot write {log}, {error.strerror}"
+    return f"details: {log}"
