@@ -1,7 +1,8 @@
-"""l2 attacks on a smoothed classifier, for SmoothAdv training (Salman et al. 2019): PGD and DDN.
+"""l2 attacks on a smoothed classifier: PGD and DDN on the image (SmoothAdv, Salman et al. 2019), and one on the noise.
 
-Both raise J = -log of the mean softmax over the noisy copies (Eq. 5 of Salman et al.), with one set of noise samples
-for all steps, and stay within an l2 ball and within [0, 1].
+PGD and DDN raise J = -log of the mean softmax over the noisy copies (Eq. 5 of Salman et al.), with one set of noise
+samples for all steps, and stay within an l2 ball and within [0, 1]. That on the noise raises each copy's cross-entropy
+by itself (CAT-RS, Jeong et al. 2023).
 """
 
 import math
@@ -92,6 +93,46 @@ def ddn(
     )
     _, (_, _, best, _) = tf.while_loop(lambda i, _: i < num_steps, step, (tf.constant(0), start), parallel_iterations=1)
     return tf.stop_gradient(images + _project(images, best, epsilon))
+
+
+def worst_noise(
+    classifier: Callable[[tf.Tensor], tf.Tensor],
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    noise: tf.Tensor,
+    radius: float,
+    num_steps: int,
+) -> tf.Tensor:
+    """Noise near the given one on which each copy's cross-entropy -log p_j,label is higher.
+
+    Each of `num_steps` steps moves each noise sample `2 * radius / num_steps` along the normalised gradient, then back
+    into the ball around where it began. A noise sample whose gradient vanishes stays where it is.
+
+    Args:
+        classifier: callable, images [N, H, W, C] -> logits [N, classes].
+        images: float32 [batch, H, W, C].
+        labels: integers [batch].
+        noise: float32 [batch, num_samples, H, W, C], scaled by sigma.
+        radius: of the l2 ball, in [0, 1] pixel units.
+        num_steps: Python integer.
+
+    Returns:
+        float32, shaped as `noise`; each sample at most `radius` from where it began. No gradient flows through it.
+    """
+    copies = tf.repeat(labels, tf.shape(noise)[1])
+    start = tf.stop_gradient(tf.reshape(noise, tf.concat([[-1], tf.shape(noise)[2:]], axis=0)))
+    still = noisy_copies(images, tf.zeros_like(noise))
+    moved = start
+    for _ in range(num_steps):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(moved)
+            logits = tf.cast(classifier(tf.ensure_shape(still + moved, [None, *images.shape[1:]])), tf.float32)
+            loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=copies, logits=logits))
+        gradient = tape.gradient(loss, moved)
+        step = gradient / _per_image(tf.maximum(_norms(gradient), 1e-30))
+        away = moved + 2 * radius / num_steps * step - start
+        moved = start + away * _per_image(tf.minimum(1.0, radius / tf.maximum(_norms(away), 1e-30)))
+    return tf.stop_gradient(tf.reshape(moved, tf.shape(noise)))
 
 
 def _ascend(classifier, images, labels, noise, delta):
