@@ -34,6 +34,22 @@ _RULES = {
         lambda value: math.isfinite(value) and value >= 0,
         "entropy, the weight of the mean prediction's entropy, must be 0 or above.",
     ),
+    "stability": (
+        lambda value: math.isfinite(value) and value >= 0,
+        "stability, the weight of the stability term, must be 0 or above.",
+    ),
+    "mixup": (
+        lambda value: math.isfinite(value) and value >= 0,
+        "mixup, the weight of the mixed images' term, must be 0 or above.",
+    ),
+    "step_size": (
+        lambda value: math.isfinite(value) and value > 0,
+        "step_size, of the attack's steps in [0, 1] pixel units, must be above 0.",
+    ),
+    "adversarial": (
+        lambda value: math.isfinite(value) and value >= 0,
+        "adversarial, the weight of the worst noise's term, must be 0 or above.",
+    ),
     "consistency_share": (lambda value: 0 <= value <= 1, "consistency_share must be from 0 to 1."),
     "noise_steps": (
         lambda value: value == int(value) and value >= 0,

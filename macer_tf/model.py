@@ -191,7 +191,8 @@ class MACERModel(NoisyTrainingModel):
         robustness, in_hinge = terms.robustness, terms.in_hinge
         if self._attacks_noise:
             agree = tf.reduce_all(tf.argmax(logits, axis=-1) == labels[:, None], axis=1)
-            worst = self._terms(self._logits_at_worst_noise(images, labels, noise, training), labels)
+            targets = tf.one_hot(labels, logits.shape[-1])
+            worst = self._terms(self._logits_at_worst_noise(images, targets, noise, training), labels)
             robustness = tf.where(agree, tf.maximum(robustness, worst.robustness), robustness)
             in_hinge |= agree & worst.in_hinge
         losses = {"classification_loss": terms.classification, "robustness_loss": self._lam * robustness}
@@ -209,11 +210,11 @@ class MACERModel(NoisyTrainingModel):
     def _terms(self, logits, labels):
         return objective.macer_terms(logits, labels, self.sigma, self.gamma, self.beta, self.average_cross_entropy)
 
-    def _logits_at_worst_noise(self, images, labels, noise, training):
+    def _logits_at_worst_noise(self, images, targets, noise, training):
         def inference(noisy):
             return self.classifier(noisy, training=False)
 
-        moved = attacks.worst_noise(inference, images, labels, noise, self.noise_radius, self.noise_steps)
+        moved = attacks.worst_noise(inference, images, targets, noise, self.noise_radius, self.noise_steps)
         return self.noisy_logits(images, moved, training)
 
     def get_config(self) -> dict[str, Any]:

@@ -24,15 +24,18 @@ class MACERSchedule(keras.callbacks.Callback):
             self.model.num_samples = self._num_samples * self._factor ** sum(epoch >= rise for rise in self._rises)
 
 
-class WarmUpEpsilon(keras.callbacks.Callback):
-    """The attack's epsilon rises linearly over the first `epochs` epochs (Salman et al. 2019); 0 epochs: at once."""
+class WarmUp(keras.callbacks.Callback):
+    """The model's attribute `name` rises linearly to `value` over the first `epochs` epochs; 0 epochs: at once.
 
-    def __init__(self, epsilon, epochs):
+    So does the attack's epsilon of Salman et al. (2019), and the weight of the mixed images of Jeong et al. (2021).
+    """
+
+    def __init__(self, name, value, epochs):
         super().__init__()
-        self._epsilon, self._epochs = epsilon, epochs
+        self._name, self._value, self._epochs = name, value, epochs
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.model.epsilon = self._epsilon * min(1.0, (epoch + 1) / max(1, self._epochs))
+        setattr(self.model, self._name, self._value * min(1.0, (epoch + 1) / max(1, self._epochs)))
 
 
 def learning_rate(model):

@@ -108,7 +108,8 @@ def test_consistency_is_finite_for_every_finite_logit_and_nan_for_others():
 def test_the_worst_noise_of_a_linear_classifier_is_the_balls_edge_against_its_weights(num_steps):
     images, labels = data()
     noise = np.random.default_rng(2).normal(size=(20, 3, *SHAPE)).astype(np.float32) * 0.25
-    moved = attacks.worst_noise(linear(), tf.constant(images), tf.constant(labels), tf.constant(noise), 0.4, num_steps)
+    targets = tf.one_hot(labels, 2)
+    moved = attacks.worst_noise(linear(), tf.constant(images), targets, tf.constant(noise), 0.4, num_steps)
     direction = WEIGHTS.reshape(SHAPE) / np.linalg.norm(WEIGHTS)
     expected = np.where(labels == 0, -0.4, 0.4)[:, None, None, None, None] * direction
     np.testing.assert_allclose(moved - noise, np.broadcast_to(expected, noise.shape), atol=2e-6)
