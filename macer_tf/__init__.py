@@ -19,7 +19,11 @@ import wrapt
 
 if TYPE_CHECKING:
     from macer_tf import bounds, budgets, certification_log, networks
+    from macer_tf.baselines.catrs import CATRSModel
+    from macer_tf.baselines.consistency import ConsistencyModel
     from macer_tf.baselines.smoothadv import SmoothAdvModel
+    from macer_tf.baselines.smoothmix import SmoothMixModel
+    from macer_tf.baselines.stability import StabilityModel
     from macer_tf.budgets import FixedBudget, RadiusBudget, ToleranceBudget
     from macer_tf.certificates import ABSTAIN, Certificates, certify
     from macer_tf.evaluation import Evaluation, evaluate
@@ -34,14 +38,18 @@ __version__ = "0.1.0"
 __all__ = [
     "ABSTAIN",
     "SGD",
+    "CATRSModel",
     "Certificates",
+    "ConsistencyModel",
     "Evaluation",
     "FixedBudget",
     "MACERModel",
     "NoisyTrainingModel",
     "RadiusBudget",
     "SmoothAdvModel",
+    "SmoothMixModel",
     "SmoothedClassifier",
+    "StabilityModel",
     "ToleranceBudget",
     "Votes",
     "bounds",
@@ -54,6 +62,8 @@ __all__ = [
 
 # Name -> the module that has it; a name that is not here is a module.
 _HOMES = {
+    "CATRSModel": "baselines.catrs",
+    "ConsistencyModel": "baselines.consistency",
     **dict.fromkeys(("ABSTAIN", "Certificates", "certify"), "certificates"),
     **dict.fromkeys(("Evaluation", "evaluate"), "evaluation"),
     **dict.fromkeys(("FixedBudget", "RadiusBudget", "ToleranceBudget"), "budgets"),
@@ -61,12 +71,14 @@ _HOMES = {
     "NoisyTrainingModel": "noisy_training",
     "SGD": "optimizers",
     "SmoothAdvModel": "baselines.smoothadv",
+    "SmoothMixModel": "baselines.smoothmix",
     "SmoothedClassifier": "smoothing",
+    "StabilityModel": "baselines.stability",
     "Votes": "votes",
 }
 
 # What registers the classes that `keras.models.load_model` must find in a file that was saved here.
-_SAVED = ("macer_tf.model", "macer_tf.baselines.smoothadv")
+_SAVED = ("macer_tf.model", *(home for home in map("macer_tf.{}".format, _HOMES.values()) if ".baselines." in home))
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,39 @@ _RULES = {
         "microbatch, a number of images, must be a whole number from 1, or None.",
     ),
     "lam": (lambda value: math.isfinite(value) and value >= 0, "lam must be 0 or above."),
+    "consistency": (
+        lambda value: math.isfinite(value) and value >= 0,
+        "consistency, the weight of the copies' divergence, must be 0 or above.",
+    ),
+    "entropy": (
+        lambda value: math.isfinite(value) and value >= 0,
+        "entropy, the weight of the mean prediction's entropy, must be 0 or above.",
+    ),
+    "stability": (
+        lambda value: math.isfinite(value) and value >= 0,
+        "stability, the weight of the stability term, must be 0 or above.",
+    ),
+    "mixup": (
+        lambda value: math.isfinite(value) and value >= 0,
+        "mixup, the weight of the mixed images' term, must be 0 or above.",
+    ),
+    "step_size": (
+        lambda value: math.isfinite(value) and value > 0,
+        "step_size, of the attack's steps in [0, 1] pixel units, must be above 0.",
+    ),
+    "adversarial": (
+        lambda value: math.isfinite(value) and value >= 0,
+        "adversarial, the weight of the worst noise's term, must be 0 or above.",
+    ),
+    "consistency_share": (lambda value: 0 <= value <= 1, "consistency_share must be from 0 to 1."),
+    "noise_steps": (
+        lambda value: value == int(value) and value >= 0,
+        "noise_steps, gradient steps on the noise, must be a whole number from 0.",
+    ),
+    "noise_radius": (
+        lambda value: math.isfinite(value) and value > 0,
+        "noise_radius, how far the noise may move, in [0, 1] pixel units, must be above 0.",
+    ),
     "gamma": (
         lambda value: 0 < value <= MAX_GAMMA,
         f"gamma must be above 0 and at most {MAX_GAMMA:g}, what float32 can resolve.",

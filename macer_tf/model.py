@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from macer_tf import checks, objective
+from macer_tf.baselines import attacks
 from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
 
 
@@ -32,6 +33,16 @@ class MACERModel(NoisyTrainingModel):
 
     With lam=0 and num_samples=1 this is the Gaussian training of Cohen et al. (2019).
 
+    What goes beyond Eq. (17) is off unless asked for (p_j is the softmax of copy j, pbar their mean, y the label):
+
+    - `average_cross_entropy`: the first term is `mean_j -log p_jy`, by Jensen's inequality an upper bound of
+      `-log pbar_y` (`objective.averaged_cross_entropy`).
+    - `consistency`, `entropy`: plus `consistency * mean_j KL(pbar || p_j) + entropy * H(pbar)`, reported as
+      `consistency_loss` (Jeong and Shin 2020; `objective.consistency`).
+    - `noise_steps`: where all copies are right, the hinge is the larger one of those on xi(eps) and on xi(eps'), eps'_j
+      within `noise_radius` of eps_j on which copy j does worse (`attacks.worst_noise`, after Jeong et al. 2023).
+    - `num_samples` may rise while training: few copies first, many at the end.
+
     Example:
         >>> import numpy as np
         >>> from macer_tf import MACERModel, SGD, networks
@@ -45,24 +56,35 @@ class MACERModel(NoisyTrainingModel):
     Args:
         classifier: a Keras model, float images -> logits [batch, classes], without a softmax.
         sigma: noise level, the standard deviation of the noise in units of a pixel in [0, 1].
-        num_samples: noisy copies of each image (k in the paper).
-        lam: weight of the robustness term. May be changed while training: `model.lam = 12.0`; no other argument may.
+        num_samples: noisy copies of each image (k in the paper). May rise while training, at the beginning of an epoch
+            at best: the step is traced anew.
+        lam: weight of the robustness term. May be changed while training: `model.lam = 12.0`; no argument below may.
         gamma: hinge on xi = Phi^-1(z_y) - Phi^-1(max other z); above 0, at most 24.
         beta: inverse temperature of the softmax in the robustness term.
         seed: whole number in [0, 2**32) that fixes the training noise; drawn from NumPy's global generator if None.
         microbatch: the gradient is accumulated over slices of this many images of a replica's batch, to save memory;
             None takes the whole batch at once.
+        average_cross_entropy: whether the cross-entropy is averaged over the copies.
+        consistency: weight of the copies' mean divergence from their mean prediction; 0: off.
+        entropy: weight of the mean prediction's entropy; 0: off.
+        noise_steps: gradient steps on the noise for the hinge, each a pass of all copies there and back; 0: off.
+        noise_radius: l2 radius within which they move the noise, in [0, 1] pixel units.
 
     Raises:
         ValueError: for a hyper-parameter out of range or a classifier that does not return logits.
     """
 
-    LOSSES = ("classification_loss", "robustness_loss")
+    LOSSES: tuple[str, ...] = ("classification_loss", "robustness_loss")
     REPORTS = ("hinge_fraction", "soft_radius")
     HIGHER_IS_BETTER = ("smoothed_accuracy", "soft_radius")
 
     gamma = fixed("gamma", "Hinge on xi.")
     beta = fixed("beta", "Inverse temperature of the softmax in the robustness term.")
+    average_cross_entropy = fixed("average_cross_entropy", "Whether the cross-entropy is averaged over the copies.")
+    consistency = fixed("consistency", "Weight of the copies' mean divergence from their mean prediction.")
+    entropy = fixed("entropy", "Weight of the mean prediction's entropy.")
+    noise_steps = fixed("noise_steps", "Gradient steps on the noise for the hinge.")
+    noise_radius = fixed("noise_radius", "l2 radius within which they move the noise, in [0, 1] pixel units.")
 
     def __init__(
         self,
@@ -74,14 +96,27 @@ class MACERModel(NoisyTrainingModel):
         beta: float = 16.0,
         seed: int | None = None,
         microbatch: int | None = None,
+        average_cross_entropy: bool = False,
+        consistency: float = 0.0,
+        entropy: float = 0.0,
+        noise_steps: int = 0,
+        noise_radius: float = 1.0,
         **kwargs: Any,
     ) -> None:
         checks.check(lam=lam, gamma=gamma, beta=beta)
+        checks.check(consistency=consistency, entropy=entropy, noise_steps=noise_steps, noise_radius=noise_radius)
+        if consistency or entropy:
+            self.LOSSES = (*self.LOSSES, "consistency_loss")
         super().__init__(classifier, sigma, num_samples, microbatch=microbatch, seed=seed, **kwargs)
+        self._average_cross_entropy = bool(average_cross_entropy)
+        self._consistency, self._entropy = float(consistency), float(entropy)
+        self._noise_steps, self._noise_radius = int(noise_steps), float(noise_radius)
         self._gamma = float(gamma)
         self._beta = float(beta)
         # A TensorFlow variable, not a weight: it changes without a retrace, and `load_weights` leaves it alone.
         self._lam = tf.Variable(float(lam), trainable=False, dtype=tf.float32, name="lam")
+        self._consistency_share = tf.Variable(1.0, trainable=False, dtype=tf.float32, name="consistency_share")
+        self._attacks_noise = bool(noise_steps and lam)
 
     @property
     def lam(self) -> float:
@@ -92,6 +127,46 @@ class MACERModel(NoisyTrainingModel):
     def lam(self, value: float) -> None:
         checks.check(lam=value)
         self._lam.assign(value)
+        attacks_noise = bool(self.noise_steps and value)
+        if attacks_noise != self._attacks_noise:
+            # While lam is 0 the steps on the noise would be for nothing.
+            self._attacks_noise = attacks_noise
+            self._trace_again()
+
+    @property
+    def consistency_share(self) -> float:
+        """Share of `consistency` and `entropy` that acts, from 0 to 1: 1 unless it is set, to bring them in slowly."""
+        return float(self._consistency_share.numpy())
+
+    @consistency_share.setter
+    def consistency_share(self, value: float) -> None:
+        checks.check(consistency_share=value)
+        self._consistency_share.assign(value)
+
+    @property
+    def num_samples(self) -> int:
+        """Noisy copies of each image."""
+        return self._num_samples
+
+    @num_samples.setter
+    def num_samples(self, value: int) -> None:
+        checks.check(num_samples=value)
+        if value < self._num_samples:
+            # A step's noise begins at a multiple of num_samples.
+            raise ValueError(
+                f"num_samples may only rise, or noise that was drawn would come again. Received: {value} after "
+                f"{self._num_samples}"
+            )
+        if value > self._num_samples:
+            self._num_samples = int(value)
+            self._trace_again()
+
+    def _trace_again(self):
+        """Makes the traced steps anew, which have read what has changed; `fit` takes the new one at its next step."""
+        if self.train_function is not None:
+            self.make_train_function(force=True)
+        if self.test_function is not None:
+            self.make_test_function(force=True)
 
     def compile(
         self,
@@ -112,15 +187,48 @@ class MACERModel(NoisyTrainingModel):
 
     def loss_terms(self, images: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor, training: bool) -> LossTerms:
         logits = self.noisy_logits(images, noise, training)
-        terms = objective.macer_terms(logits, labels, self.sigma, self.gamma, self.beta)
+        terms = self._terms(logits, labels)
+        robustness, in_hinge = terms.robustness, terms.in_hinge
+        if self._attacks_noise:
+            agree = tf.reduce_all(tf.argmax(logits, axis=-1) == labels[:, None], axis=1)
+            targets = tf.one_hot(labels, logits.shape[-1])
+            worst = self._terms(self._logits_at_worst_noise(images, targets, noise, training), labels)
+            robustness = tf.where(agree, tf.maximum(robustness, worst.robustness), robustness)
+            in_hinge |= agree & worst.in_hinge
+        losses = {"classification_loss": terms.classification, "robustness_loss": self._lam * robustness}
+        if "consistency_loss" in self.LOSSES:
+            parts = objective.consistency(logits)
+            losses["consistency_loss"] = self._consistency_share * (
+                self.consistency * parts.divergence + self.entropy * parts.entropy
+            )
         return LossTerms(
-            losses={"classification_loss": terms.classification, "robustness_loss": self._lam * terms.robustness},
-            reports={"hinge_fraction": tf.cast(terms.in_hinge, tf.float32), "soft_radius": terms.radius},
+            losses=losses,
+            reports={"hinge_fraction": tf.cast(in_hinge, tf.float32), "soft_radius": terms.radius},
             probabilities=terms.probabilities,
         )
 
+    def _terms(self, logits, labels):
+        return objective.macer_terms(logits, labels, self.sigma, self.gamma, self.beta, self.average_cross_entropy)
+
+    def _logits_at_worst_noise(self, images, targets, noise, training):
+        def inference(noisy):
+            return self.classifier(noisy, training=False)
+
+        moved = attacks.worst_noise(inference, images, targets, noise, self.noise_radius, self.noise_steps)
+        return self.noisy_logits(images, moved, training)
+
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "lam": self.lam, "gamma": self.gamma, "beta": self.beta}
+        names = (
+            "lam",
+            "gamma",
+            "beta",
+            "average_cross_entropy",
+            "consistency",
+            "entropy",
+            "noise_steps",
+            "noise_radius",
+        )
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 # In a .h5 file Keras looks for a model's class by its bare name.

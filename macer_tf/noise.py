@@ -79,6 +79,26 @@ def uniforms(seed: int, example_ids: Sequence[int]) -> np.ndarray:
     return (np.array(words, np.uint64) >> np.uint64(11)) * 2.0**-53
 
 
+def uniforms_of_noise(noise: tf.Tensor, sigma: float) -> tf.Tensor:
+    """One draw of U(0, 1) for each image, made of its noise, so that it comes again wherever that does.
+
+    It is Phi of the noise's projection on a chessboard of +1 and -1, a direction that classifiers hardly see.
+
+    Args:
+        noise: float32 [batch, num_samples, height, width, channels], scaled by sigma.
+        sigma: its standard deviation.
+
+    Returns:
+        float32 [batch].
+    """
+    shape = tf.shape(noise)
+    squares = tf.range(shape[2])[:, None, None] + tf.range(shape[3])[:, None]
+    signs = tf.cast(1 - 2 * (squares % 2), tf.float32)
+    count = tf.cast(tf.reduce_prod(shape[1:]), tf.float32)
+    projection = tf.reduce_sum(noise * signs, axis=(1, 2, 3, 4)) / (sigma * tf.sqrt(count))
+    return (1 + tf.math.erf(projection / math.sqrt(2))) / 2
+
+
 def noisy_copies(images: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     """`num_samples` noisy copies of each image, image by image.
 

@@ -32,7 +32,12 @@ class MACERTerms(NamedTuple):
 
 
 def macer_terms(
-    logits: tf.Tensor, labels: tf.Tensor, sigma: float, gamma: float = 8.0, beta: float = 16.0
+    logits: tf.Tensor,
+    labels: tf.Tensor,
+    sigma: float,
+    gamma: float = 8.0,
+    beta: float = 16.0,
+    average_cross_entropy: bool = False,
 ) -> MACERTerms:
     """The classification and robustness terms of Eq. (17) for each example.
 
@@ -50,6 +55,7 @@ def macer_terms(
         sigma: noise level, in units of a pixel in [0, 1].
         gamma: hinge on xi (dimensionless), above 0, at most 24.
         beta: inverse temperature of the robustness term's softmax, above 0.
+        average_cross_entropy: the classification term is `averaged_cross_entropy` in place of `-log z_y`.
 
     Returns:
         `MACERTerms`, in the dtype of `logits`.
@@ -61,8 +67,7 @@ def macer_terms(
         raise ValueError(f"logits must be [batch, num_samples, classes], 2 classes or more. Received: {logits.shape}")
     dtype = logits.dtype
     num_classes = logits.shape[-1]
-    clipped = tf.clip_by_value(logits, -_LOGIT_LIMIT, _LOGIT_LIMIT)
-    logits = tf.where(tf.math.is_finite(logits), clipped, tf.constant(math.nan, dtype))
+    logits = _clipped(logits)
     # Softmax is shift-invariant; shifted first, beta * logits cannot overflow.
     logits -= tf.stop_gradient(tf.reduce_max(logits, axis=-1, keepdims=True))
     is_label = tf.one_hot(labels, num_classes, on_value=True, off_value=False)
@@ -75,8 +80,9 @@ def macer_terms(
     xi = _xi(tf.reduce_sum(others, axis=-1), runner_up, correct, gamma, num_classes)
     in_hinge = correct & (xi < gamma)
     hinge = tf.where(in_hinge, gamma - xi, 0)
+    cross_entropy = averaged_cross_entropy if average_cross_entropy else smoothed_cross_entropy
     return MACERTerms(
-        classification=smoothed_cross_entropy(logits, labels),
+        classification=cross_entropy(logits, labels),
         robustness=sigma / 2 * hinge,
         radius=sigma / 2 * tf.where(correct, tf.minimum(xi, gamma), 0),
         in_hinge=in_hinge,
@@ -95,6 +101,59 @@ def smoothed_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     log_probability = tf.reduce_sum(tf.where(is_label[:, None], tf.nn.log_softmax(logits), 0), axis=-1)
     num_samples = tf.cast(tf.shape(logits)[1], logits.dtype)
     return tf.math.log(num_samples) - tf.reduce_logsumexp(log_probability, axis=-1)
+
+
+def averaged_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """The cross-entropy averaged over the noisy copies, `mean_j -log p_jy`, [batch].
+
+    By Jensen's inequality it is at least `smoothed_cross_entropy`, `-log mean_j p_jy`, so the bound that Eq. (17) rests
+    on holds with it too. Its gradient weights all copies alike, where that of the other weights a copy by p_jy and so
+    hardly sees one that is wrong (Cohen et al. 2019 train with it, one copy a step).
+
+    Args:
+        logits: float [batch, num_samples, classes].
+        labels: integer [batch].
+    """
+    is_label = tf.one_hot(labels, logits.shape[-1], on_value=True, off_value=False)
+    log_probability = tf.reduce_sum(tf.where(is_label[:, None], tf.nn.log_softmax(logits), 0), axis=-1)
+    return -tf.reduce_mean(log_probability, axis=1)
+
+
+class Consistency(NamedTuple):
+    """The terms of consistency regularisation; both fields have shape [batch].
+
+    Attributes:
+        divergence: `mean_j KL(pbar || p_j)`, in nats: how far the copies' predictions are from their mean.
+        entropy: `H(pbar)`, in nats.
+    """
+
+    divergence: tf.Tensor
+    entropy: tf.Tensor
+
+
+def consistency(logits: tf.Tensor) -> Consistency:
+    """Consistency regularisation (Jeong and Shin 2020), of p_j, the softmax of copy j, and pbar, their mean.
+
+    The gradient flows through pbar as well as through p_j. Both terms and their gradients are finite for every finite
+    logit.
+
+    Args:
+        logits: float32 or float64 [batch, num_samples, classes], the base classifier on the noisy copies.
+    """
+    log_p = tf.nn.log_softmax(_clipped(logits))
+    num_samples = tf.cast(tf.shape(logits)[1], logits.dtype)
+    log_mean = tf.reduce_logsumexp(log_p, axis=1) - tf.math.log(num_samples)
+    mean = tf.exp(log_mean)
+    return Consistency(
+        divergence=tf.reduce_sum(mean * (log_mean - tf.reduce_mean(log_p, axis=1)), axis=-1),
+        entropy=-tf.reduce_sum(mean * log_mean, axis=-1),
+    )
+
+
+def _clipped(logits):
+    """Logits within +-1e30, NaN where they are not finite."""
+    clipped = tf.clip_by_value(logits, -_LOGIT_LIMIT, _LOGIT_LIMIT)
+    return tf.where(tf.math.is_finite(logits), clipped, tf.constant(math.nan, logits.dtype))
 
 
 def _xi(others_sum, runner_up, correct, gamma, num_classes):

@@ -32,7 +32,7 @@ def written(tmp_path, monkeypatch):
 
 
 def test_no_recipe_takes_30_lines():
-    assert set(FILES) == {"make_data.py", "stability.py", "wide.py", "hoeffding_of_counts.py"}
+    assert set(FILES) == {"make_data.py", "spread.py", "wide.py", "hoeffding_of_counts.py"}
     for name, text in FILES.items():
         assert len([line for line in text.splitlines() if line]) < 30, name
 
@@ -66,7 +66,7 @@ def test_a_method_a_network_a_bound_and_a_data_set_of_ones_own_are_trained_and_c
     components = (EXAMPLE_GEN, trainer.component(settings), CERTIFIER)
     artifacts = orchestrator.run(components, settings, written / "root", 1)
     model = models.load(artifacts["model"].path / "model.keras")
-    assert (type(model).__name__, model.weight, model.num_samples) == ("StabilityModel", 0.5, 4)
+    assert (type(model).__name__, model.weight, model.num_samples) == ("SpreadModel", 0.5, 4)
     assert model.classifier.layers[1].name.startswith("rescaling")
     assert model.classifier.input_shape == (None, 8, 8, 1)
     assert model.classifier.output_shape == (None, 2)
@@ -81,14 +81,14 @@ def test_a_method_a_network_a_bound_and_a_data_set_of_ones_own_are_trained_and_c
 
     # The same again is cached; another loss trains anew, another comment does not.
     def trainings(text):
-        (written / "stability.py").write_text(text)
-        sys.modules.pop("stability", None)
+        (written / "spread.py").write_text(text)
+        sys.modules.pop("spread", None)
         importlib.invalidate_caches()
         orchestrator.run(components[:2], settings, written / "root", 1)
         return len(list((written / "root").glob("Trainer-*")))
 
-    assert trainings(FILES["stability.py"] + "# why\n") == 1
-    assert trainings(FILES["stability.py"].replace("* spread", "* spread**2")) == 2
+    assert trainings(FILES["spread.py"] + "# why\n") == 1
+    assert trainings(FILES["spread.py"].replace("* spread", "* spread**2")) == 2
 
 
 def test_a_bound_of_ones_own_certifies(written, monkeypatch):

@@ -1,7 +1,8 @@
-"""l2 attacks on a smoothed classifier, for SmoothAdv training (Salman et al. 2019): PGD and DDN.
+"""l2 attacks on a smoothed classifier: PGD and DDN on the image (SmoothAdv, Salman et al. 2019), and one on the noise.
 
-Both raise J = -log of the mean softmax over the noisy copies (Eq. 5 of Salman et al.), with one set of noise samples
-for all steps, and stay within an l2 ball and within [0, 1].
+PGD and DDN raise J = -log of the mean softmax over the noisy copies (Eq. 5 of Salman et al.), with one set of noise
+samples for all steps, and stay within an l2 ball and within [0, 1]. That on the noise raises each copy's cross-entropy
+by itself (CAT-RS, Jeong et al. 2023).
 """
 
 import math
@@ -94,6 +95,80 @@ def ddn(
     return tf.stop_gradient(images + _project(images, best, epsilon))
 
 
+def worst_noise(
+    classifier: Callable[[tf.Tensor], tf.Tensor],
+    images: tf.Tensor,
+    targets: tf.Tensor,
+    noise: tf.Tensor,
+    radius: float,
+    num_steps: int,
+    keep_moments: bool = False,
+) -> tf.Tensor:
+    """Noise near the given one on which each copy's cross-entropy to `targets` is higher.
+
+    Each of `num_steps` steps moves each noise sample `2 * radius / num_steps` along the normalised gradient, then back
+    into the ball around where it began. A noise sample whose gradient vanishes stays where it is.
+
+    Args:
+        classifier: callable, images [N, H, W, C] -> logits [N, classes].
+        images: float32 [batch, H, W, C].
+        targets: float32 [batch, classes], probabilities; one-hot rows for labels.
+        noise: float32 [batch, num_samples, H, W, C], scaled by sigma.
+        radius: of the l2 ball, in [0, 1] pixel units.
+        num_steps: Python integer.
+        keep_moments: after each step, a noise sample v that began as u becomes
+            `(v - mean(v)) * rms(u) / rms(v) + mean(u)`, so that it still looks like noise (Jeong et al. 2023).
+
+    Returns:
+        float32, shaped as `noise`; each sample at most `radius` from where it began, but for what `keep_moments` does
+        to it. No gradient flows through it.
+    """
+    copies = tf.repeat(targets, tf.shape(noise)[1], axis=0)
+    start = tf.stop_gradient(tf.reshape(noise, tf.concat([[-1], tf.shape(noise)[2:]], axis=0)))
+    still = noisy_copies(images, tf.zeros_like(noise))
+    moved = start
+    for _ in range(num_steps):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(moved)
+            logits = tf.cast(classifier(tf.ensure_shape(still + moved, [None, *images.shape[1:]])), tf.float32)
+            loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(labels=copies, logits=logits))
+        gradient = tape.gradient(loss, moved)
+        step = gradient / _per_image(tf.maximum(_norms(gradient), 1e-30))
+        away = moved + 2 * radius / num_steps * step - start
+        moved = start + away * _per_image(tf.minimum(1.0, radius / tf.maximum(_norms(away), 1e-30)))
+        if keep_moments:
+            scale = _per_image(_norms(start) / tf.maximum(_norms(moved), 1e-30))
+            moved = (moved - _mean(moved)) * scale + _mean(start)
+    return tf.stop_gradient(tf.reshape(moved, tf.shape(noise)))
+
+
+def free_ascent(
+    classifier: Callable[[tf.Tensor], tf.Tensor],
+    images: tf.Tensor,
+    labels: tf.Tensor,
+    noise: tf.Tensor,
+    step_size: float,
+    num_steps: int,
+) -> tf.Tensor:
+    """Gradient ascent on the smoothed classifier's cross-entropy without a ball (SmoothMix, Jeong et al. 2021).
+
+    Each of `num_steps` steps goes `step_size`, in [0, 1] pixel units, along the normalised gradient; then the image is
+    clipped to [0, 1]. Other arguments as `pgd`.
+
+    Returns:
+        float32 [batch, H, W, C] in [0, 1]. No gradient flows through it.
+    """
+
+    def step(i, delta):
+        _, gradient, _ = _ascend(classifier, images, labels, noise, delta)
+        return i + 1, tf.clip_by_value(images + delta + step_size * gradient, 0, 1) - images
+
+    _, delta = tf.while_loop(
+        lambda i, _: i < num_steps, step, (tf.constant(0), tf.zeros_like(images)), parallel_iterations=1
+    )
+    return tf.stop_gradient(tf.clip_by_value(images + delta, 0, 1))
+
+
 def _ascend(classifier, images, labels, noise, delta):
     """Mean softmax at images + delta, the direction of steepest ascent of J (norm 1), and delta's norms."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -120,6 +195,10 @@ def _norms(delta):
     largest = tf.reduce_max(tf.abs(flat), axis=1)
     scaled = flat / tf.maximum(largest, 1e-30)[:, None]
     return largest * tf.sqrt(tf.reduce_sum(scaled**2, axis=1))
+
+
+def _mean(noise):
+    return tf.reduce_mean(noise, axis=(1, 2, 3), keepdims=True)
 
 
 def _per_image(values):

@@ -99,6 +99,7 @@ MODULE = Kind("a module such as package.layers", _module)
 LEVELS = number("a whole number from 1 to 65535", int, lambda value: 1 <= value < 2**16)
 RADII = Kind("rising radii such as 0,0.25,0.5", _parse_radii)
 SWITCH = choice(yes=True, no=False)
+EPOCHS = Kind("epochs such as 200,400", lambda text: [whole(1).parse(epoch) for epoch in text.split(",")])
 SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_seed(int(text)))
 
 

@@ -10,7 +10,7 @@ from pipeline.utils.errors import InputError
 def generate(execution):
     """Loads both splits, checks them once more as later components will see them, and writes them."""
     parameters = execution.parameters
-    train_images, test_images, *of_dataset = (parameters[name] for name in EXAMPLE_GEN.parameters)
+    train_images, test_images, validation, *of_dataset = (parameters[name] for name in EXAMPLE_GEN.parameters)
     if train_images:
         dataset = own_images.load(train_images, test_images, execution.scratch)
     else:
@@ -18,6 +18,8 @@ def generate(execution):
     for name in ("train", "test"):
         split = getattr(dataset, name)
         check_split(split.images, split.labels, dataset.pixel_max, dataset.num_classes, f"{dataset.name}, {name}")
+    if validation:
+        dataset = datasets.hold_out(dataset, validation)
     examples.write(dataset, execution.outputs["examples"])
 
 
@@ -39,7 +41,10 @@ EXAMPLE_GEN = Component(
     name="ExampleGen",
     inputs=(),
     outputs=("examples",),
-    parameters=("train_images", "test_images", "dataset", "data_dir", "train_split", "test_split", "image_size"),
+    parameters=(
+        *("train_images", "test_images", "validation", "dataset", "data_dir", "train_split", "test_split"),
+        "image_size",
+    ),
     execute=generate,
     files=("train_images", "test_images"),
 )

@@ -52,10 +52,17 @@ def train(execution):
 
         if record.step:
             fit(record.epoch + 1)
+            backup.restore(model)  # where Keras has ended `fit` with the averaged weights
         if record.epoch < settings["epochs"]:
             fit(settings["epochs"])
-    with writing(output / "model.keras", "the trained model is kept and only saved again"):
-        model.save(output / "model.keras")
+    _save(model, output / "model.keras")
+
+
+def _save(model, path):
+    # Averaged once more: a training that was finished before was restored with the weights of its last step.
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    with writing(path, "the trained model is kept and only saved again"):
+        model.save(path)
 
 
 def _check_crops(crop_padding, image_shape):

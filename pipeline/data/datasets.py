@@ -132,6 +132,33 @@ def load(
     return Dataset(dataset, train, test, 255, label.num_classes, tuple(map(printable, label.names)))
 
 
+def hold_out(dataset: Dataset, count: int) -> Dataset:
+    """The data set to choose settings by: so many of its training images, evenly spaced, are what it is tested on.
+
+    They are trained on no more, and the test images are left out.
+
+    Raises:
+      InputError: fewer than 2 of either kind would be left.
+    """
+    total = len(dataset.train.labels)
+    if not 2 <= count <= total - 2:
+        raise InputError(
+            f"{dataset.name}: 2 to {total - 2:,} of its {total:,} training images can be held out for validation. "
+            f"Received: {count:,}"
+        )
+    held_out = np.zeros(total, bool)
+    held_out[np.arange(count) * total // count] = True
+    train, test = (
+        Split(
+            dataset.train.images[chosen],
+            dataset.train.labels[chosen],
+            f"{chosen.sum():,} {role}, of the {dataset.train.description.removeprefix('the ')}",
+        )
+        for chosen, role in ((~held_out, "not held out"), (held_out, "held out for validation, evenly spaced"))
+    )
+    return dataclasses.replace(dataset, train=train, test=test)
+
+
 def load_split(
     dataset: str, data_dir: str | os.PathLike | None = None, split: str | None = None, image_size: int | None = None
 ) -> tuple[Split, int, tuple[str, ...]]:

@@ -7,6 +7,7 @@ sweep's checks derive from it and from the lists of the methods.
 from pipeline.certification import sampling_plan
 from pipeline.cli.command_line import (
     ABOVE_0,
+    EPOCHS,
     FOLDER,
     FROM_0,
     FROM_0_BELOW_1,
@@ -15,7 +16,6 @@ from pipeline.cli.command_line import (
     SEED,
     SWITCH,
     TEXT,
-    Kind,
     Setting,
     choice,
     none_or,
@@ -25,7 +25,6 @@ from pipeline.data.datasets import SHORT_NAMES
 from pipeline.experiments import methods
 
 DEFAULT_SIGMA = 0.25
-_EPOCHS = Kind("epochs such as 200,400", lambda text: [whole(1).parse(epoch) for epoch in text.split(",")])
 _PRECISION = choice(**{name: name for name in ("float32", "mixed_bfloat16", "mixed_float16")})
 _STRATEGY = none_or("none", choice(auto="auto", mirrored="mirrored"))
 
@@ -39,6 +38,12 @@ GROUPS = {
         Setting("train_split", TEXT, "TFDS split to train on", None, "train"),
         Setting("test_split", TEXT, "TFDS split to certify", None, "test"),
         Setting("image_size", none_or("none", whole(1)), "resize and crop to this side, pixels", None),
+        Setting(
+            "validation",
+            none_or("none", whole(2)),
+            "hold out so many training images to certify, not test images",
+            None,
+        ),
         Setting("train_examples", none_or("all", whole(1)), "train on so many images, evenly spaced", None, "all"),
     ),
     "Training": (
@@ -55,11 +60,12 @@ GROUPS = {
         Setting("batch_size", whole(1), "images per step", 64),
         Setting("learning_rate", ABOVE_0, "of SGD, at the start", 0.01),
         Setting("lr_schedule", choice(step="step", cosine="cosine"), "step or cosine", "step"),
-        Setting("lr_drop_epochs", none_or("none", _EPOCHS), "epochs where a step schedule drops", (200, 400)),
+        Setting("lr_drop_epochs", none_or("none", EPOCHS), "epochs where a step schedule drops", (200, 400)),
         Setting("lr_drop_factor", INSIDE_0_1, "what a drop multiplies the learning rate by", 0.1),
         Setting("momentum", FROM_0_BELOW_1, "of SGD", 0.9),
         Setting("l2", FROM_0, "L2 regularisation, in the gradient of all weights", 5e-4),
         Setting("clip_norm", none_or("none", ABOVE_0), "bound on the gradient's global norm", None),
+        Setting("ema", FROM_0_BELOW_1, "momentum of the weights' moving average, which is kept; 0: off", 0.0),
         Setting("crop_padding", whole(0), "random crops after padding by so many pixels", 0),
         Setting("flip", choice(yes=True, no=False), "random horizontal flips, yes or no", False),
         Setting("precision", _PRECISION, f"of the network: {_PRECISION.accepts}", "float32"),

@@ -102,7 +102,7 @@ def _rows(evaluated):
         of_kind = metrics["certificates"][kind]
         rows.append(page.MetricRow(f"This model, {kind}", of_kind["certified_accuracy"], _acr(of_kind)))
     if paper:
-        label = f"{paper['name']}, Table {paper['table']}"
+        label = paper["name"] + (f", Table {paper['table']}" if paper["table"] else "")
         rows.append(
             page.MetricRow(label, paper["certified_accuracy"], f"{paper['acr']:.3f}", paper_caveat=paper["image_set"])
         )

@@ -39,6 +39,8 @@ def build(make, settings, image_shape, num_classes, steps):
                 momentum=settings["momentum"],
                 l2=settings["l2"],
                 global_clipnorm=settings["clip_norm"],
+                use_ema=settings["ema"] > 0,
+                ema_momentum=settings["ema"],
             )
         )
         model.optimizer.build(model.trainable_variables)

@@ -3,26 +3,39 @@
 import keras
 
 
-class DeferLam(keras.callbacks.Callback):
-    """lam is 0 before epoch `start` (counted from 0) and `lam` from there on (the paper's dynamic lam, Table 4)."""
+class MACERSchedule(keras.callbacks.Callback):
+    """What of a `MACERModel` is not the same in all epochs, which are counted from 0.
 
-    def __init__(self, lam, start):
+    lam and the consistency term are 0 before epoch `start` (the paper's dynamic lam, Table 4) and come in linearly over
+    the first `ramp` epochs from there on; 0 epochs: at once. From each epoch of `rises` on, num_samples is `factor`
+    times what it was.
+    """
+
+    def __init__(self, lam, start, ramp=0, num_samples=None, rises=(), factor=1):
         super().__init__()
-        self._lam, self._start = lam, start
+        self._lam, self._start, self._ramp = lam, start, ramp
+        self._num_samples, self._rises, self._factor = num_samples, rises, factor
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.model.lam = self._lam if epoch >= self._start else 0.0
+        share = min(1.0, max(0, epoch + 1 - self._start) / max(1, self._ramp))
+        self.model.lam = self._lam * share
+        self.model.consistency_share = share
+        if self._rises:
+            self.model.num_samples = self._num_samples * self._factor ** sum(epoch >= rise for rise in self._rises)
 
 
-class WarmUpEpsilon(keras.callbacks.Callback):
-    """The attack's epsilon rises linearly over the first `epochs` epochs (Salman et al. 2019); 0 epochs: at once."""
+class WarmUp(keras.callbacks.Callback):
+    """The model's attribute `name` rises linearly to `value` over the first `epochs` epochs; 0 epochs: at once.
 
-    def __init__(self, epsilon, epochs):
+    So does the attack's epsilon of Salman et al. (2019), and the weight of the mixed images of Jeong et al. (2021).
+    """
+
+    def __init__(self, name, value, epochs):
         super().__init__()
-        self._epsilon, self._epochs = epsilon, epochs
+        self._name, self._value, self._epochs = name, value, epochs
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.model.epsilon = self._epsilon * min(1.0, (epoch + 1) / max(1, self._epochs))
+        setattr(self.model, self._name, self._value * min(1.0, (epoch + 1) / max(1, self._epochs)))
 
 
 def learning_rate(model):

@@ -35,7 +35,7 @@ class InfiniteAtTheEnd(GivenNoise):
         return super().draw_noise(images, start, training) + tf.where(second, float("inf"), 0.0)
 
 
-def build(kind, clip_norm=None, **options):
+def build(kind, clip_norm=None, ema=None, **options):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6, 6, 1))
     x = layers.Conv2D(4, 3, activation="relu", kernel_regularizer=keras.regularizers.L2(0.01))(inputs)
@@ -43,16 +43,19 @@ def build(kind, clip_norm=None, **options):
         keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))), 0.25, num_samples=3, beta=4.0, seed=1, **options
     )
     model.compile(
-        SGD(0.1, momentum=0.9, l2=1e-3, global_clipnorm=clip_norm),
+        SGD(0.1, momentum=0.9, l2=1e-3, global_clipnorm=clip_norm, use_ema=ema is not None, ema_momentum=ema or 0.99),
         metrics=["accuracy"],
         weighted_metrics=["sparse_categorical_crossentropy"],
     )
     return model
 
 
-def train(images, labels, weights, scope, clip_norm=None):
+BEYOND_EQUATION_17 = {"average_cross_entropy": True, "consistency": 2.0, "entropy": 0.5, "noise_steps": 1}
+
+
+def train(images, labels, weights, scope, clip_norm=None, **options):
     with scope:
-        model = build(GivenNoise, clip_norm, lam=1.0)
+        model = build(GivenNoise, clip_norm, lam=1.0, **options)
     model.lam = 5.0
     dataset = tf.data.Dataset.from_tensor_slices((images, labels, weights)).batch(4)
     history = model.fit(dataset, epochs=2, shuffle=False, verbose=0).history
@@ -73,6 +76,9 @@ def main():
 
     part = images[:10], labels[:10], weights[:10]
     result["clipped"] = [train(*part, contextlib.nullcontext(), 0.01), train(*part, strategy.scope(), 0.01)]
+
+    scopes = contextlib.nullcontext(), strategy.scope()
+    result["beyond"] = [train(*part, scope, ema=0.9, **BEYOND_EQUATION_17) for scope in scopes]
 
     keras.config.set_dtype_policy("mixed_float16")
     with strategy.scope():

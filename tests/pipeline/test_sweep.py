@@ -116,7 +116,7 @@ BAD = [
     (["--sweep", "lam=0,1,1.0"], "--sweep has the value 1.0 twice. Received: lam=0,1,1.0"),
     (["--sweep", "lam=0,x"], "--lam must be a number from 0. Received: x"),
     (["--sweep", "sigma=0.25,0"], "--sigma must be a number above 0. Received: 0"),
-    (["--sweep", "method=macer,trades"], "Unknown method. Received: trades; accepted: macer, cohen, smoothadv"),
+    (["--sweep", "method=macer,trades"], "Unknown method. Received: trades; accepted: macer, cohen, smoothadv, "),
     (["--sweep", "gamma=8,100"], "--sweep gamma=100: gamma must be above 0 and at most 24"),
     (["--sweep", "n=1000,5"], "--sweep n=5: n is too small."),
     (["--sweep", "preset=macer-digits-0.25,nothing"], "--sweep preset=nothing: Unknown preset nothing."),

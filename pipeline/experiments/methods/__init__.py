@@ -62,7 +62,16 @@ def having(setting):
 
 
 # Behind `Method`, which they are made of.
-from pipeline.experiments.methods import cohen, macer, smoothadv  # noqa: E402
+from pipeline.experiments.methods import (  # noqa: E402
+    catrs,
+    cohen,
+    consistency,
+    macer,
+    smoothadv,
+    smoothmix,
+    stability,
+)
 
-_METHODS = {module.METHOD.name: module.METHOD for module in (macer, cohen, smoothadv)}
+_MODULES = (macer, cohen, smoothadv, stability, consistency, smoothmix, catrs)
+_METHODS = {module.METHOD.name: module.METHOD for module in _MODULES}
 NAMES = tuple(_METHODS)

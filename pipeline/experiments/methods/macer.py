@@ -1,10 +1,11 @@
 """MACER: cross-entropy of the smoothed classifier and a hinge on its soft certified radius (Eq. 17 of the paper)."""
 
 from macer_tf import checks
-from pipeline.cli.command_line import ABOVE_0, FROM_0, Setting, whole
+from pipeline.cli.command_line import ABOVE_0, EPOCHS, FROM_0, SWITCH, Setting, none_or, whole
 from pipeline.experiments.methods import Method
 
-_OF_THE_MODEL = ("num_samples", "lam", "gamma", "beta")
+_CHECKED = ("num_samples", "lam", "gamma", "beta", "consistency", "entropy", "noise_steps", "noise_radius")
+_OF_THE_MODEL = (*_CHECKED, "average_cross_entropy")
 
 
 def model(network, settings):
@@ -14,9 +15,23 @@ def model(network, settings):
 
 
 def schedule(settings):
-    from pipeline.training.schedules import DeferLam
+    from pipeline.training.schedules import MACERSchedule
 
-    return DeferLam(settings["lam"], settings["lam_start_epoch"])
+    return MACERSchedule(
+        settings["lam"],
+        settings["lam_start_epoch"],
+        settings["ramp_epochs"],
+        settings["num_samples"],
+        settings["samples_rise_epochs"] or (),
+        settings["samples_rise_factor"],
+    )
+
+
+def check(settings):
+    checks.check(**{name: settings[name] for name in _CHECKED})
+    rises = settings["samples_rise_epochs"] or []
+    if rises != sorted(set(rises)):
+        raise ValueError(f"samples_rise_epochs must rise. Received: {','.join(map(str, rises))}")
 
 
 METHOD = Method(
@@ -28,8 +43,16 @@ METHOD = Method(
         Setting("gamma", ABOVE_0, f"hinge on xi, at most {checks.MAX_GAMMA:g}", 8.0),
         Setting("beta", ABOVE_0, "inverse temperature in the robustness term", 16.0),
         Setting("lam_start_epoch", whole(0), "lam is 0 before this epoch, counted from 0", 0),
+        Setting("average_cross_entropy", SWITCH, "cross-entropy averaged over the copies, not of their mean", False),
+        Setting("consistency", FROM_0, "weight of the copies' divergence from their mean; 0: off", 0.0),
+        Setting("entropy", FROM_0, "weight of the mean prediction's entropy; 0: off", 0.0),
+        Setting("noise_steps", whole(0), "gradient steps to noise that the hinge finds worse; 0: off", 0),
+        Setting("noise_radius", ABOVE_0, "l2 radius of these steps, in [0, 1] pixel units", 1.0),
+        Setting("ramp_epochs", whole(0), "epochs over which lam, consistency and entropy rise linearly", 0),
+        Setting("samples_rise_epochs", none_or("none", EPOCHS), "epochs where num_samples rises", None),
+        Setting("samples_rise_factor", whole(2), "what a rise multiplies num_samples by", 4),
     ),
     model=model,
     schedule=schedule,
-    check=lambda settings: checks.check(**{name: settings[name] for name in _OF_THE_MODEL}),
+    check=check,
 )

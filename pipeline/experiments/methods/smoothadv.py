@@ -14,9 +14,9 @@ def model(network, settings):
 
 
 def schedule(settings):
-    from pipeline.training.schedules import WarmUpEpsilon
+    from pipeline.training.schedules import WarmUp
 
-    return WarmUpEpsilon(settings["epsilon"], settings["warmup_epochs"])
+    return WarmUp("epsilon", settings["epsilon"], settings["warmup_epochs"])
 
 
 METHOD = Method(

@@ -67,6 +67,30 @@ def test_example_gen_writes_what_later_components_read(execution):
     np.testing.assert_array_equal(scaled, data.images["test"][[0, 359]] / np.float32(16))
 
 
+def test_images_held_out_for_validation_are_certified_and_not_trained_on(execution):
+    from pipeline.data import datasets, examples
+
+    parameters = dict.fromkeys(example_gen.EXAMPLE_GEN.parameters) | {"dataset": "digits", "validation": 100}
+    run = execution(outputs=("examples",), parameters=parameters)
+    example_gen.generate(run)
+    data, digits = examples.read(run.outputs["examples"]), datasets.load("digits")
+    held_out = np.arange(100) * 1437 // 100
+    np.testing.assert_array_equal(data.images["test"], digits.train.images[held_out])
+    np.testing.assert_array_equal(data.labels["test"], digits.train.labels[held_out])
+    np.testing.assert_array_equal(data.images["train"], np.delete(digits.train.images, held_out, axis=0))
+    np.testing.assert_array_equal(data.labels["train"], np.delete(digits.train.labels, held_out))
+    assert data.descriptions["test"] == (
+        "100 held out for validation, evenly spaced, of the first 1,437 of scikit-learn's digits"
+    )
+
+
+@pytest.mark.parametrize("count", [1, 1436, 2000])
+def test_a_validation_set_leaves_images_to_train_on(execution, count):
+    parameters = dict.fromkeys(example_gen.EXAMPLE_GEN.parameters) | {"dataset": "digits", "validation": count}
+    with pytest.raises(InputError, match=r"^digits: 2 to 1,435 of its 1,437 training images can be held out"):
+        example_gen.generate(execution(outputs=("examples",), parameters=parameters))
+
+
 def test_examples_on_a_full_disk_are_told_in_one_line(write_examples, tmp_path):
     images = np.zeros((40, 8, 8, 1), np.uint8)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -34,7 +34,9 @@ SETTINGS = {
     "batch_size": 16, "learning_rate": 0.05, "lr_schedule": "cosine", "lr_drop_epochs": [], "lr_drop_factor": 0.1,
     "momentum": 0.9, "l2": 1e-4, "clip_norm": 1.0, "lam_start_epoch": 2, "crop_padding": 1, "flip": True,
     "train_examples": None, "seed": 5, "method": "macer", "attack": None, "epsilon": None, "attack_steps": None,
-    "warmup_epochs": 0, "precision": "float32", "microbatch": None, "strategy": "auto",
+    "warmup_epochs": 0, "ema": 0.0, "average_cross_entropy": False, "consistency": 0.0, "entropy": 0.0,
+    "noise_steps": 0, "noise_radius": 1.0, "ramp_epochs": 0, "samples_rise_epochs": None, "samples_rise_factor": 4,
+    "precision": "float32", "microbatch": None, "strategy": "auto",
 }  # fmt: skip
 
 
@@ -377,6 +379,32 @@ def test_precision_changes_the_weights_and_a_microbatch_only_their_rounding(trai
 
 
 @pytest.mark.usefixtures("back_up_every_step")
+def test_averaged_weights_are_what_is_saved_and_survive_a_kill_with_all_that_goes_beyond_equation_17(train):
+    changed = {
+        "ema": 0.9, "average_cross_entropy": True, "consistency": 2.0, "entropy": 0.5, "noise_steps": 1, "epochs": 3,
+        "lam_start_epoch": 1, "ramp_epochs": 2, "samples_rise_epochs": [2], "samples_rise_factor": 2,
+    }  # fmt: skip
+    undisturbed = state(train("undisturbed", **changed))
+    for kill in (3, 8, 14):
+        with pytest.raises(KeyboardInterrupt):
+            train("killed", kill, **changed)
+    assert_equal_states(state(train("killed")), undisturbed)
+    saved = keras.models.load_model(train.executions["killed"].outputs["model"] / "model.keras")
+    averages = {variable.path: variable for variable in saved.optimizer.variables if "average" in variable.path}
+    assert len(averages) == len(saved.trainable_variables) > 0
+    for variable, average in zip(saved.trainable_variables, averages.values(), strict=True):
+        np.testing.assert_array_equal(variable, average)
+    assert (saved.num_samples, saved.consistency, saved.lam) == (4, 2.0, 4.0)
+
+
+def test_averaging_does_not_change_the_training_itself(train):
+    plain, averaged = train("plain", epochs=2), train("averaged", epochs=2, ema=0.9)
+    assert column(averaged, "loss") == column(plain, "loss")
+    ours, theirs = state(averaged)[0], state(plain)[0]
+    assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(ours[:4], theirs[:4], strict=True))
+
+
+@pytest.mark.usefixtures("back_up_every_step")
 def test_the_loss_scale_of_float16_survives_a_kill(train):
     changed = {"precision": "mixed_float16", "microbatch": 6, "epochs": 1, "lam_start_epoch": 0}
     undisturbed = state(train("undisturbed", **changed))
@@ -684,15 +712,29 @@ def test_a_learning_rate_too_high_is_told(train):
         train("diverged", learning_rate=1e6, clip_norm=None, lr_schedule="step")
 
 
-def test_lam_is_deferred():
-    model = SimpleNamespace(lam=None)
-    callback = schedules.DeferLam(12.0, 2)
+def scheduled(epochs, *arguments):
+    """(lam, consistency_share, num_samples) in each epoch of a `MACERSchedule`."""
+    model = SimpleNamespace(lam=None, num_samples=None)
+    callback = schedules.MACERSchedule(*arguments)
     callback.set_model(model)
-    lams = []
-    for epoch in range(4):
+    values = []
+    for epoch in range(epochs):
         callback.on_epoch_begin(epoch)
-        lams.append(model.lam)
-    assert lams == [0, 0, 12, 12]
+        values.append((model.lam, model.consistency_share, model.num_samples))
+    return values
+
+
+def test_lam_is_deferred():
+    assert scheduled(4, 12.0, 2) == [(0, 0, None), (0, 0, None), (12, 1, None), (12, 1, None)]
+
+
+def test_lam_and_consistency_come_in_over_the_epochs_of_the_ramp():
+    assert scheduled(6, 12.0, 1, 4) == [(12 * share, share, None) for share in (0, 0.25, 0.5, 0.75, 1, 1)]
+    assert scheduled(1, 12.0, 0, 1) == [(12, 1, None)]
+
+
+def test_num_samples_rises_by_the_factor_at_each_epoch_of_the_list():
+    assert [samples for *_, samples in scheduled(5, 1.0, 0, 0, 4, [1, 4], 4)] == [4, 16, 16, 16, 64]
 
 
 def test_the_deferred_lam_is_what_the_history_shows(train):
