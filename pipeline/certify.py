@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ from pipeline.cli.exit import exit_status
 from pipeline.orchestration import orchestrator
 from pipeline.report import words
 from pipeline.utils import code as code_lib
-from pipeline.utils.atomic_files import write_bytes, write_text
+from pipeline.utils.atomic_files import write_text
 from pipeline.utils.errors import InputError, reason
 from serving import terminal
 from serving.terminal import printable
@@ -177,7 +178,7 @@ def _certify(settings, output, snapshot):
     unfinished.mkdir()
     certificate_files.write(unfinished, outcome, plan, settings["sigma"], precision)
     of_certified = labels[np.searchsorted(ids, outcome.ids)]
-    metrics = _write(unfinished, settings, plan, num_classes, of_certified, outcome)
+    metrics = _write(unfinished, settings, plan, num_classes, of_certified, outcome, opened)
     certificate_files.finish(unfinished, output)
     _print_result(output, metrics, outcome.failures)
     return 1 if outcome.failures else 0
@@ -280,10 +281,10 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
         print(f"  The largest radius that n samples can certify is {largest:.3f}.", flush=True)
 
 
-def _write(directory, settings, plan, num_classes, labels, outcome):
-    """Writes logs, failures, metrics and the figure beside the certificates. Returns the metrics."""
+def _write(directory, settings, plan, num_classes, labels, outcome, opened):
+    """Writes logs, failures, metrics and the page beside the certificates. Returns the metrics."""
     from pipeline.certification import certificate_files
-    from pipeline.report import figures
+    from pipeline.report import classifier_report, table
 
     about, ids, votes, kinds = certificate_files.read(directory)
     rows = io.StringIO()
@@ -294,8 +295,11 @@ def _write(directory, settings, plan, num_classes, labels, outcome):
     # The source tells all labels or none.
     has_labels = (labels >= 0).any()
     evaluated = {}
+    names = [opened.name(example_id) for example_id in ids.tolist()]
     for place, (name, certified) in enumerate(kinds.items()):
         certification_log.write(directory / certificate_files.file_name(place, name, "tsv"), certified, labels, ids)
+        path = directory / certificate_files.file_name(place, name, "parquet")
+        table.write(path, certified, votes, labels, ids, names)
         if len(ids):
             # At other radii than those that are decided, the share certified is not the model's.
             shown = plan.radii or evaluation.default_radii(settings["sigma"], plan.n, plan.alpha)
@@ -312,10 +316,30 @@ def _write(directory, settings, plan, num_classes, labels, outcome):
         "certificates": evaluated,
     }
     write_text(directory / "metrics.json", json.dumps(metrics, indent=1))
-    if has_labels:
-        curves = {name: evaluation.correct_radii(certified, labels) for name, certified in kinds.items()}
-        write_bytes(directory / "radius_accuracy.png", figures.save_png(figures.radius_accuracy_curves(curves)))
+    if len(ids):
+        told = {"listing": _listing(settings), "command": _command(settings)}
+        found = classifier_report.Found(ids, votes, kinds, labels, outcome, opened)
+        classifier_report.write(directory, settings, metrics, found, **told)
     return metrics
+
+
+def _listing(settings):
+    return {
+        title: [[one.name, command_line.in_words(one, settings[one.name]), one.meaning] for one in group]
+        for title, group in _GROUPS.items()
+        if title != "Run"
+    }
+
+
+def _command(settings):
+    """A command line that makes these certificates."""
+    values = [
+        f"--{one.name}={command_line.in_words(one, settings[one.name])}"
+        for title, group in _GROUPS.items()
+        for one in group
+        if title != "Run" and settings[one.name] != one.default
+    ]
+    return shlex.join(["python", "-m", "pipeline.certify", *map(printable, values)])
 
 
 def _evaluated(certified, labels, shown):
@@ -370,6 +394,8 @@ def _print_result(output, metrics, failures):
     print(
         f"\nCertificates: {printable(output / 'certificates.tsv')}; failed images: {printable(output / 'failed.tsv')}"
     )
+    if metrics["num_images"]:
+        print(f"Page: {printable(output / 'report.html')}")
 
 
 if __name__ == "__main__":
