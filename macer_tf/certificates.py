@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import decimal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -210,17 +209,6 @@ def radius(p_lower: float | np.ndarray, sigma: float) -> np.ndarray:
         float64 of that shape, in units of a pixel in [0, 1].
     """
     return np.where(p_lower > 0.5, sigma * special.ndtri(p_lower) * (1 - _RADIUS_ROUNDING), 0.0)
-
-
-def radius_in_words(radius: float, digits: int = 3) -> str:
-    """A radius with so many decimals, rounded down: what it says is certified.
-
-    Example:
-        >>> from macer_tf import certificates
-        >>> certificates.radius_in_words(0.6169)
-        '0.616'
-    """
-    return str(decimal.Decimal(float(radius)).quantize(decimal.Decimal(10) ** -digits, decimal.ROUND_FLOOR))
 
 
 def round_down(p_lower: float | np.ndarray) -> np.ndarray:

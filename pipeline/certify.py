@@ -6,6 +6,7 @@ On Beam, as the whole job does. The same command again draws no sample again; af
 import csv
 import io
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from macer_tf import certificates as certificates_lib
-from macer_tf import evaluation
 from pipeline.certification import certificate_files, sampling_plan
 from pipeline.cli import command_line, console
 from pipeline.cli.command_line import (
@@ -32,7 +32,7 @@ from pipeline.cli.command_line import (
 from pipeline.orchestration import orchestrator
 from pipeline.report import results, words
 from pipeline.utils import code as code_lib
-from pipeline.utils.atomic_files import write_bytes, write_text
+from pipeline.utils.atomic_files import write_text
 from pipeline.utils.errors import InputError, reason
 from serving import terminal
 from serving.exit import exit_status
@@ -178,7 +178,7 @@ def _certify(settings, output, snapshot):
     unfinished = _empty_folder(output / "unfinished")
     certificate_files.write(unfinished, outcome, plan, settings["sigma"], precision)
     of_certified = labels[np.searchsorted(ids, outcome.ids)]
-    metrics = _write(unfinished, settings, num_classes, of_certified, outcome)
+    metrics = _write(unfinished, settings, num_classes, of_certified, outcome, opened)
     certificate_files.finish(unfinished, output)
     _print_result(output, metrics, outcome.failures)
     return 1 if outcome.failures else 0
@@ -305,17 +305,18 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
     if plan.radii is None:
         largest = certificates_lib.max_radius(settings["sigma"], plan.n, plan.alpha, plan.kinds[0][1])
         print(
-            f"  The largest radius that n samples can certify is {certificates_lib.radius_in_words(largest)}.",
+            f"  The largest radius that n samples can certify is {words.at_least(largest, 3)}.",
             flush=True,
         )
 
 
-def _write(directory, settings, num_classes, labels, outcome):
-    """Writes logs, failures, metrics and the figure beside the certificates. Returns the metrics."""
-    from pipeline.report import figures
+def _write(directory, settings, num_classes, labels, outcome, opened):
+    """Writes logs, failures, metrics and the page beside the certificates. Returns the metrics."""
+    from pipeline.certification import certificate_files
+    from pipeline.report import classifier_report
 
     certified = certificate_files.read(directory)
-    about, _, _, kinds = certified
+    about, ids, votes, kinds = certified
     rows = io.StringIO()
     writer = csv.writer(rows, delimiter="\t", lineterminator="\n")
     writer.writerow(("idx", "reason"))
@@ -325,17 +326,37 @@ def _write(directory, settings, num_classes, labels, outcome):
         directory,
         certified,
         labels,
+        names=[opened.name(example_id) for example_id in ids.tolist()],
         **{name: value for name, value in about.items() if name not in ("format", "radii")},
         decided_radii=about["radii"],
         num_failed=len(outcome.failures),
         seed=settings["seed"],
         num_classes=num_classes,
     )
-    # The source tells all labels or none.
-    if (labels >= 0).any():
-        curves = {name: evaluation.correct_radii(of_kind, labels) for name, of_kind in kinds.items()}
-        write_bytes(directory / "radius_accuracy.png", figures.save_png(figures.radius_accuracy_curves(curves)))
+    if len(ids):
+        told = {"listing": _listing(settings), "command": _command(settings)}
+        found = classifier_report.Found(ids, votes, kinds, labels, outcome, opened)
+        classifier_report.write(directory, settings, metrics, found, **told)
     return metrics
+
+
+def _listing(settings):
+    return {
+        title: [[one.name, command_line.in_words(one, settings[one.name]), one.meaning] for one in group]
+        for title, group in _GROUPS.items()
+        if title != "Run"
+    }
+
+
+def _command(settings):
+    """A command line that makes these certificates."""
+    values = [
+        f"--{one.name}={command_line.in_words(one, settings[one.name])}"
+        for title, group in _GROUPS.items()
+        for one in group
+        if title != "Run" and settings[one.name] != one.default
+    ]
+    return shlex.join(["python", "-m", "pipeline.certify", *map(printable, values)])
 
 
 def _print_result(output, metrics, failures):
@@ -352,7 +373,7 @@ def _print_result(output, metrics, failures):
         median = metrics["median_radius"]
         print(
             f"\nCertified: {metrics['num_certified']:,} of {metrics['num_images']:,} images"
-            f"{'' if median is None else f', median radius {certificates_lib.radius_in_words(median, 4)}'}"
+            f"{'' if median is None else f', median radius {words.at_least(median, 4)}'}"
         )
     if metrics["num_images"]:
         print(f"{metrics['num_images']:,} images; {console.cost_in_words(metrics)}")
@@ -362,6 +383,8 @@ def _print_result(output, metrics, failures):
     print(
         f"\nCertificates: {printable(output / 'certificates.tsv')}; failed images: {printable(output / 'failed.tsv')}"
     )
+    if metrics["num_images"]:
+        print(f"Page: {printable(output / 'report.html')}")
 
 
 if __name__ == "__main__":

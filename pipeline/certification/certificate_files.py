@@ -24,7 +24,10 @@ _ABOUT = "certification.json"
 _RESULTS = "results"
 _FORMAT = 2
 # What `finish` may find of a run before.
-_FILES = ("certificates*.jsonl", "certificates*.tsv", _ABOUT, "failed.tsv", "metrics.json", "radius_accuracy.png")
+_FILES = (
+    *("certificates*.jsonl", "certificates*.tsv", "certificates*.parquet", _ABOUT, "failed.tsv", "metrics.json"),
+    *("radius_accuracy.png", "report.html"),
+)
 
 
 def write(path, outcome, plan, sigma, precision):

@@ -4,6 +4,7 @@ The driver asks the budget what each image still needs, a Beam pipeline draws it
 Workers write their votes down and return nothing: what a lost worker or bundle owed is asked for again.
 """
 
+import dataclasses
 import threading
 import time
 from dataclasses import dataclass
@@ -43,12 +44,16 @@ class Outcome:
         votes: `Votes` of these.
         failures: example id -> why it has none.
         share_of_alpha: see `SamplingPlan.share_of_alpha`.
+        digests: example id -> what tells the image that was voted on from others.
+        drawn_since: when the first sample of this noise was drawn, seconds since the epoch.
     """
 
     ids: np.ndarray
     votes: Votes
     failures: dict
     share_of_alpha: float | None = None
+    digests: dict = dataclasses.field(default_factory=dict)
+    drawn_since: float | None = None
 
     @property
     def is_first_look(self):
@@ -119,7 +124,8 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
         _draw_all(sampler, shared, tally, store, num_workers)
     store.compact()
     certified_ids = tally.ids_with_votes()
-    return Outcome(certified_ids, tally.votes(certified_ids.tolist()), tally.failures, share_of_alpha)
+    votes = tally.votes(certified_ids.tolist())
+    return Outcome(certified_ids, votes, tally.failures, share_of_alpha, tally.digests(), store.opened_at)
 
 
 def tasks(chunks):

@@ -35,6 +35,7 @@ class Follower:
         if kind is None:
             done, total = self._state()
             self._progress.finish(done, self._details(), total)
+        self._progress.close()
 
     def poll(self):
         """Takes what was written since the last call."""

@@ -109,6 +109,10 @@ class Tally:
         """int64 [images]: those that did not fail."""
         return np.array(sorted(self._images), np.int64)
 
+    def digests(self):
+        """Example id -> what tells the image from others, of those that did not fail."""
+        return {example_id: image.digest for example_id, image in self._images.items()}
+
     def votes(self, example_ids):
         """`Votes` of images that have all they were to have."""
         images = [self._images[example_id] for example_id in example_ids]

@@ -78,6 +78,11 @@ class VoteStore:
             yield from self._read_shard(path)
         yield from self.follow().poll()[0]
 
+    @property
+    def opened_at(self):
+        """When the folder was first made ready to be drawn into, seconds since the epoch."""
+        return (self.directory / _VOTES).stat().st_mtime
+
     def follow(self):
         """A `LedgerReader` of what the workers append."""
         return LedgerReader(self.directory, self._kind, self._shape)

@@ -2,15 +2,22 @@
 
 import logging
 import os
-import shutil
 import signal
 import sys
 import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from pipeline.utils.errors import InputError
 from serving.terminal import printable
 
 _SECONDS_BETWEEN_LINES = 15
+_BAR = 16  # columns
+_IN_ONE_LINE = {"no_wrap": True, "overflow": "ellipsis"}
 
 
 def quiet():
@@ -48,7 +55,8 @@ def import_tensorflow():
 class Progress:
     """One line that says how far long work is and how long it will still take.
 
-    On a terminal the line is redrawn in place; elsewhere a new one is printed every 15 seconds.
+    On a terminal the line has a bar and is redrawn in place, below whatever is printed meanwhile; elsewhere, and where
+    the terminal is dumb or NO_COLOR is set, a new one is printed every 15 seconds.
 
     Args:
         title: what is being done.
@@ -59,7 +67,10 @@ class Progress:
     def __init__(self, title, total, done=0):
         self._title, self._total, self._first = title, total, done
         self._started = self._printed = time.monotonic()
-        self._live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        # Whatever FORCE_COLOR says: a file is no terminal.
+        screen = Console(force_terminal=sys.stdout.isatty())
+        is_live = screen.is_terminal and not screen.is_dumb_terminal and not screen.no_color
+        self._live = Live(console=screen, auto_refresh=False, redirect_stderr=sys.stderr.isatty()) if is_live else None
 
     def update(self, done, details="", total=None):
         """Shows that `done` of the total, or of a new one, is done; `details` is appended."""
@@ -68,29 +79,42 @@ class Progress:
         if now - self._printed < (0.2 if self._live else _SECONDS_BETWEEN_LINES):
             return
         self._printed = now
-        self._print(done, details, end="" if self._live else "\n")
+        if self._live is None:
+            print(self._line(done, details), flush=True)
+            return
+        row = Table.grid(padding=(0, 1, 0, 0))
+        row.add_row(ProgressBar(self._total, done, width=_BAR), Text(self._line(done, details), **_IN_ONE_LINE))
+        self._draw(row)
 
     def finish(self, done, details="", total=None):
         """Prints the last state for good."""
         self._total = total or self._total
-        self._print(done, details, end="\n")
+        if self._live is None:
+            print(self._line(done, details), flush=True)
+        else:
+            self._draw(Text(self._line(done, details), **_IN_ONE_LINE))
+            self.close()
 
-    def say(self, line):
-        """Prints a line of its own; on a terminal in the live one's place, which is drawn anew below."""
-        print(("\r\x1b[K" if self._live else "") + line, flush=True)
+    def close(self):
+        """Leaves the line as it is. What is printed after that comes below it."""
+        if self._live:
+            self._live.stop()
 
-    def _print(self, done, details, end):
+    def _draw(self, what):
+        if not self._live.is_started:
+            self._live.start()
+            # It is hidden by then, and would be still after a kill.
+            self._live.console.show_cursor()
+        self._live.update(what, refresh=True)
+
+    def _line(self, done, details):
         elapsed = time.monotonic() - self._started
         line = f"  {self._title}: {100 * done / self._total:3.0f} %"
         if done >= self._total:
             line += f", took {duration(elapsed)}"
         elif done > self._first:
             line += f", {duration(elapsed * (self._total - done) / (done - self._first))} left"
-        line += f" · {details}" if details else ""
-        if self._live:
-            # A line that wraps cannot be redrawn.
-            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
-        print(line, end=end, flush=True)
+        return line + (f" · {details}" if details else "")
 
 
 def print_listing(listing, note=None):

@@ -8,10 +8,11 @@ from macer_tf import certification_log, evaluation, noise
 from macer_tf.grid_noise import GridNoise
 from pipeline.certification import certificate_files
 from pipeline.data import examples as examples_lib
+from pipeline.experiments import methods
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration.artifacts import Artifact, private_copy
 from pipeline.orchestration.orchestrator import Component, Resolver, finished
-from pipeline.report import certification_report, results, words
+from pipeline.report import certification_report, charts, results, words
 from pipeline.training import models
 from pipeline.utils.atomic_files import write_text
 from serving import blessing as blessing_lib
@@ -43,7 +44,24 @@ def evaluate(execution):
     reasons = _reasons_against(metrics, difference, settings["min_accuracy"], examples.num_classes)
     blessing = _blessing(execution, model, reasons, len(ids), certified.bound)
     write_text(output / "blessing.json", json.dumps(blessing, indent=1))
-    certification_report.write(output, _evaluated(settings, metrics, blessing, examples, ids, votes, kinds, model))
+    kinds = {name: evaluation.correct_radii(of_kind, labels) for name, of_kind in kinds.items()}
+    certification_report.write(
+        output,
+        certification_report.Evaluated(
+            metrics=metrics,
+            blessing=blessing,
+            correct_radii=kinds,
+            certificates=certified,
+            votes=votes,
+            ids=ids,
+            labels=labels,
+            class_names=examples.class_names,
+            history=np.genfromtxt(model / "history.csv", delimiter=",", names=True, ndmin=1),
+            finished_at=_finished_at(execution.inputs["certificates"]),
+            **_from_settings(settings),
+            **_pixels(settings, examples, ids),
+        ),
+    )
 
 
 def _blessing(execution, model, reasons, num_test_examples, bound):
@@ -58,29 +76,36 @@ def _blessing(execution, model, reasons, num_test_examples, bound):
     )
 
 
-def _evaluated(settings, metrics, blessing, examples, ids, votes, kinds, model):
-    """What the report is about."""
-    labels = examples.labels["test"][ids]
+def _from_settings(settings):
+    """What of an `Evaluated` the run's settings say."""
+    listed = {name: value for entries in settings["listing"].values() for name, value, *_ in entries}
+    network = f", {listed['network']}" if "network" in listed else ""
+    return {
+        "title": f"{methods.find(listed['method']).label}{network} on {listed['dataset']}, sigma = "
+        f"{settings['sigma']:g}",
+        "color": charts.METHOD_COLORS.get(listed["method"], charts.COLORS - 1),
+        "command": settings_lib.command(settings["listing"]),
+        "listing": settings_lib.with_meanings(settings["listing"]),
+        "paper": settings["paper"],
+    }
 
-    def noisy(position):
-        grid = GridNoise(settings["sigma"], examples.levels)
-        sample = grid.draw(examples.image_shape, settings["seed"], int(ids[position]), noise.ESTIMATION, 0, 2)
-        return examples.scaled("test", ids[position]) + sample.numpy() / grid.levels
 
-    return certification_report.Evaluated(
-        metrics=metrics,
-        blessing=blessing,
-        listing=settings_lib.with_meanings(settings["listing"]),
-        paper=settings["paper"],
-        correct_radii={name: evaluation.correct_radii(of_kind, labels) for name, of_kind in kinds.items()},
-        certificates=next(iter(kinds.values())),
-        votes=votes,
-        labels=labels,
-        class_names=examples.class_names,
-        image=lambda position: examples.scaled("test", ids[position]),
-        noisy=noisy,
-        history=np.genfromtxt(model / "history.csv", delimiter=",", names=True, ndmin=1),
-    )
+def _pixels(settings, examples, ids):
+    grid = GridNoise(settings["sigma"], examples.levels)
+
+    def noise_of(position):
+        drawn = grid.draw(examples.image_shape, settings["seed"], int(ids[position]), noise.ESTIMATION, 0, 1)
+        return drawn.numpy()[0] / grid.levels
+
+    return {"image": lambda position: examples.scaled("test", ids[position]), "noise": noise_of}
+
+
+def _finished_at(artifact):
+    """When an artifact was finished, as its record says; None without one."""
+    try:
+        return json.loads((artifact.path.parent / "execution.json").read_text())["finished_at"]
+    except FileNotFoundError:
+        return None
 
 
 def latest_blessed(artifacts, settings, root):

@@ -20,17 +20,16 @@ def train(execution):
     examples = examples_lib.read(execution.inputs["examples"].path)
     chosen = examples_lib.evenly_spaced(len(examples.labels["train"]), settings["train_examples"])
     _check_crops(settings["crop_padding"], examples.image_shape)
-    steps = math.ceil(len(chosen) / settings["batch_size"])
-    model = models.build(
-        methods.find(settings["method"]).model, settings, examples.image_shape, examples.num_classes, steps
-    )
+    steps, method = math.ceil(len(chosen) / settings["batch_size"]), methods.find(settings["method"])
+    model = models.build(method.model, settings, examples.image_shape, examples.num_classes, steps)
 
     record = backups.Record(steps)
     backup = backups.Backup(execution.scratch / "backup", record)
     backup.restore(model)
     _print_start(model, record, settings["epochs"])
-    with contextlib.closing(curves.Curves(output, record)) as written_curves:
-        callbacks = _callbacks(settings, model, record, backup, written_curves, examples.labels["train"][chosen])
+    progress = live.TrainingProgress(record, settings["epochs"])
+    with contextlib.closing(progress), contextlib.closing(curves.Curves(output, record)) as written:
+        callbacks = _callbacks(settings, model, record, (progress, backup, written), examples.labels["train"][chosen])
 
         def fit(epochs):
             batches = input_pipeline.batches(
@@ -81,20 +80,13 @@ def _print_start(model, record, epochs):
         print(f"  Each batch is shared by {model.distribute_strategy.num_replicas_in_sync} devices.")
 
 
-def _callbacks(settings, model, record, backup, written_curves, labels):
+def _callbacks(settings, model, record, behind, labels):
     schedule = methods.find(settings["method"]).schedule(settings)
-    progress = live.TrainingProgress(record, settings["epochs"])
-    callbacks = [
-        *([schedule] if schedule else []),
-        record,
-        watchdogs.StopOnDivergence(record, backup),
-        progress,
-        backup,
-        written_curves,
-    ]
+    _, backup, _ = behind
+    callbacks = [*([schedule] if schedule else []), record, watchdogs.StopOnDivergence(record, backup), *behind]
     if isinstance(model, MACERModel) and settings.get("lam"):
         chance = np.bincount(labels).max() / len(labels)
-        callbacks.append(watchdogs.TellOfCollapse(chance, progress.say))
+        callbacks.append(watchdogs.TellOfCollapse(chance, print))
     return callbacks
 
 

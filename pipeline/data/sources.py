@@ -40,6 +40,7 @@ class Images:
     _label: Callable
     _content: Callable
     _pixels: Callable
+    _name: Callable = lambda _: None
 
     def image(self, example_id, digest=None):
         """float32 [H, W, C] in [0, 1], of the source's shape, from one read.
@@ -61,6 +62,10 @@ class Images:
     def label(self, example_id):
         """The image's class, from 0; None if the source does not tell."""
         return self._label(self._checked(example_id))
+
+    def name(self, example_id):
+        """The path of the image's file in its folder; None if it has no file of its own."""
+        return self._name(self._checked(example_id))
 
     def digest(self, example_id):
         """What tells this image from others, wherever it lies: a whole number from 0, below 2**63.
@@ -142,6 +147,7 @@ class Folder:
             _label=lambda i: None if labels is None else labels[i],
             _content=lambda i: image_files.content(files[i]),
             _pixels=lambda i, content: image_files.decode(files[i], content, shape),
+            _name=lambda i: files[i].relative_to(root).as_posix(),
         )
 
     def _labels(self, root, files, names):

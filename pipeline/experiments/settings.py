@@ -1,6 +1,7 @@
 """The settings of a run: their names, types, meanings and units, and what of them a command line leaves to presets."""
 
 import os
+import shlex
 from pathlib import Path
 
 from macer_tf import certificates, checks
@@ -138,6 +139,19 @@ def with_meanings(plan):
     for name in (*methods.NAMES, *method.split(" | ")):
         settings |= {setting.name: setting for group in groups(methods.find(name)).values() for setting in group}
     return {group: [[name, value, settings[name].meaning] for name, value in plan[group]] for group in plan}
+
+
+def command(plan):
+    """A command line that gives the settings of a plan, with meanings or without: what differs from its preset."""
+    told = {name: value for entries in plan.values() for name, value, *_ in entries}
+    # One's own images have no data set's name.
+    absent = in_words(next(setting for setting in GROUPS["Data"] if setting.name == "train_images"), None)
+    naming = ("dataset",) if told.get("train_images", absent) == absent else ("train_images", "test_images")
+    given = [f"--{name}={told[name]}" for name in (*naming, "sigma", "method") if name in told]
+    of_these = listing(parse(given)[0]).values()
+    defaults = {name: value for entries in of_these for name, value, _ in entries}
+    given += [f"--{name}={value}" for name, value in told.items() if value != defaults[name]]
+    return shlex.join(["python", "-m", "pipeline.run", *given])
 
 
 def _given(arguments, method):

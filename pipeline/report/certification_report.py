@@ -1,19 +1,20 @@
-"""The certification report: figures and the page, put together from an evaluation."""
+"""The certification report: the page of one classifier's certificates, put together from an evaluation."""
 
+import importlib.metadata
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 from scipy import special
 
+import macer_tf
 from macer_tf.certificates import ABSTAIN, Certificates, max_radius
 from macer_tf.votes import Votes
-from pipeline.experiments import methods
-from pipeline.report import figures, page, words
-from pipeline.utils.atomic_files import write_text
+from pipeline.report import charts, figures, page, single_images, words
+from pipeline.utils.atomic_files import write_bytes, write_text
 
-FILE_NAME = "report.html"
+FILE_NAME, FIGURE_NAME = "report.html", "radius_accuracy.png"
 
 NOTES = (
     "Each certificate holds with probability at least 1 - alpha over the noise, image by image: the smoothed "
@@ -28,6 +29,11 @@ _AFTER_A_LOOK = (
     "Votes of these images had been looked at before n was chosen. The certificates are therefore by the anytime-valid "
     "bound, which holds at alpha whenever one looks."
 )
+_DECIDED = (
+    "Samples were drawn only until it was decided which of the asked radii each image is certified at: radii could be "
+    "larger, and the ACR is of radii as they are."
+)
+_VERSIONS = ("tensorflow", "keras", "numpy", "apache-beam")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,154 +41,214 @@ class Evaluated:
     """What a report is about.
 
     Attributes:
-        metrics, blessing: what the Evaluator writes as JSON.
+        title: heading of the page.
+        metrics, blessing: what the Evaluator writes as JSON; no blessing where none was asked for.
         listing: group -> list of [name, value in words, meaning], the run's settings.
-        paper: a `presets.PaperRow` as a dictionary, or None.
         correct_radii: kind of certificate -> float64 [images], -1 where wrong or abstained; the run's own kind first.
+            Where no label is known, certified counts as correct.
         certificates, votes: of the images, of that kind.
-        labels: int64 [images].
+        ids, labels: int64 [images]; labels are -1 where not known.
         class_names: one for each class.
-        image, noisy: functions of an image's position: its pixels [H, W, C], and noisy copies of it [copies, H, W, C].
-        history: structured array, one row for each epoch.
+        image: function of an image's position: its pixels [H, W, C], or None where they cannot be had any more.
+        noise: function of an image's position: noise that was added to it for a vote, of the same shape.
+        names: of the images' files, one for each, or None.
+        paper: a `presets.PaperRow` as a dictionary, or None.
+        history: structured array, one row for each epoch, or None.
+        command: what makes these certificates.
+        finished_at: when they were made, seconds since the epoch, or None.
+        color: place of the training method's colour.
     """
 
+    title: str
     metrics: dict
-    blessing: dict
     listing: dict
-    paper: dict | None
     correct_radii: dict
     certificates: Certificates
     votes: Votes
+    ids: np.ndarray
     labels: np.ndarray
     class_names: Sequence[str]
     image: Callable
-    noisy: Callable
-    history: np.ndarray
+    noise: Callable
+    command: str
+    names: Sequence[str] | None = None
+    blessing: dict | None = None
+    paper: dict | None = None
+    history: np.ndarray | None = None
+    finished_at: float | None = None
+    color: int = 0
 
     @property
-    def name(self):
-        """Of the model, in words."""
-        return f"{self._setting('dataset')}, sigma = {self.metrics['sigma']:g}"
+    def has_labels(self):
+        return bool((self.labels >= 0).any())
 
     @property
-    def method(self):
-        """How it was trained, in words."""
-        return methods.find(self._setting("method")).label
-
-    def _setting(self, name):
-        return next(value for group in self.listing.values() for one, value, _ in group if one == name)
+    def limit(self):
+        """The largest radius that n and alpha can certify."""
+        return max_radius(*(self.metrics[name] for name in ("sigma", "n", "alpha", "bound")))
 
 
 def write(directory, evaluated):
-    """Writes report.html and its figures as PNG into `directory`, about an `Evaluated`."""
-    pictures = {name: figures.save_png(figure) for name, figure in _figures(evaluated).items()}
-    for figure_name, picture in pictures.items():
-        (directory / f"{figure_name}.png").write_bytes(picture)
-    metrics, listing = evaluated.metrics, evaluated.listing
-    html = page.render(
-        title=f"Certification report: {evaluated.name}",
-        summary=_summary(metrics, evaluated.blessing),
-        settings={group: [page.Setting(*entry) for entry in entries] for group, entries in listing.items()},
-        metrics=page.MetricsTable(metrics["radii"], tuple(_rows(evaluated))),
-        figures=[
-            page.PageFigure(figure_name, heading, caption, pictures[figure_name], alt)
-            for figure_name, heading, caption, alt in _panels(metrics, evaluated.paper)
-            if figure_name in pictures
-        ],
-        notes=[*NOTES, *([_AFTER_A_LOOK] if metrics["bound"] == "anytime" else [])],
+    """Writes the page, and the curve as an image, into `directory`, about an `Evaluated` of one or more images."""
+    if evaluated.has_labels:
+        write_bytes(directory / FIGURE_NAME, figures.save_png(figures.radius_accuracy_curves(evaluated.correct_radii)))
+    write_text(directory / FILE_NAME, html(evaluated))
+
+
+def html(evaluated):
+    """The page as HTML text; the same for the same `Evaluated`."""
+    metrics = evaluated.metrics
+    notes = [*NOTES]
+    notes += [_AFTER_A_LOOK] if metrics["bound"] == "anytime" else []
+    notes += [_DECIDED] if metrics.get("decided_radii") else []
+    return page.render(
+        title=evaluated.title,
+        summary=_summary(evaluated) if evaluated.has_labels else _summary_without_labels(evaluated),
+        settings={group: [page.Setting(*entry) for entry in rows] for group, rows in evaluated.listing.items()},
+        metrics=_table(evaluated) if evaluated.has_labels else None,
+        figures=_figures(evaluated),
+        notes=notes,
+        images=single_images.browser(evaluated),
+        confusion=single_images.confusion(evaluated.certificates.selected, evaluated.labels, evaluated.class_names),
+        footer=_footer(evaluated),
+        accent=evaluated.color,
     )
-    write_text(directory / FILE_NAME, html)
 
 
-def _rows(evaluated):
-    """The rows of the table: the run's own kind of certificates, the other kinds, the paper's."""
+def _table(evaluated):
+    """The run's own kind of certificates, the other kinds, and the paper's row; radii that n cannot certify are cut."""
     metrics, paper = evaluated.metrics, evaluated.paper
-    rows = [page.MetricRow(f"This model ({evaluated.name})", metrics["certified_accuracy"], _acr(metrics))]
+    kept = [place for place, radius in enumerate(metrics["radii"]) if radius <= evaluated.limit]
+
+    def row(name, certified_accuracy, acr, **details):
+        return page.MetricRow(name, tuple(certified_accuracy[place] for place in kept), acr, **details)
+
+    rows = [row("This model", metrics["certified_accuracy"], _acr(metrics), details=f"n = {metrics['n']:,}")]
     for kind in [*evaluated.correct_radii][1:]:
         of_kind = metrics["certificates"][kind]
-        rows.append(page.MetricRow(f"This model, {kind}", of_kind["certified_accuracy"], _acr(of_kind)))
+        rows.append(row(f"This model, {kind}", of_kind["certified_accuracy"], _acr(of_kind)))
     if paper:
-        label = paper["name"] + (f", Table {paper['table']}" if paper["table"] else "")
-        rows.append(
-            page.MetricRow(label, paper["certified_accuracy"], f"{paper['acr']:.3f}", paper_caveat=paper["image_set"])
-        )
-    return rows
+        acr = "—" if paper["acr"] is None else f"{paper['acr']:.3f}"
+        caveat = f"n = 100,000, alpha = 0.001; {paper['image_set']}"
+        name = paper["name"] + (f", Table {paper['table']}" if paper["table"] else "")
+        rows.append(row(name, paper["certified_accuracy"], acr, paper_caveat=caveat))
+    return page.MetricsTable(tuple(metrics["radii"][place] for place in kept), tuple(rows))
 
 
 def _figures(evaluated):
-    """Name -> figure, of those that there are."""
-    metrics, history, certificates = evaluated.metrics, evaluated.history, evaluated.certificates
-    paper_curve = SimpleNamespace(**evaluated.paper) if evaluated.paper else None
-    own = next(iter(evaluated.correct_radii.values()))
-    estimated = evaluated.votes.n > 0
-    drawn = {
-        "radius_accuracy": figures.radius_accuracy(own, paper_curve, label=f"{evaluated.method}, {evaluated.name}"),
-        "training": figures.training_curves({name: np.atleast_1d(history[name]) for name in history.dtype.names}),
-    }
-    if positions := _gallery_positions(certificates, evaluated.labels, estimated):
-        drawn["examples"] = figures.example_gallery([_example(position, evaluated) for position in positions])
+    metrics, certificates, votes = evaluated.metrics, evaluated.certificates, evaluated.votes
+    radii = next(iter(evaluated.correct_radii.values()))
+    limit = evaluated.limit, charts.name_of_limit(evaluated.limit, metrics["n"])
+    limit = None if metrics.get("decided_radii") else limit
+    has_labels = evaluated.has_labels
+    what = {} if has_labels else {"y_label": "share certified at r", "mean": "mean radius"}
+    curve = charts.certified_accuracy(
+        {"Measured here": radii}, colors={"Measured here": evaluated.color}, paper=evaluated.paper, limit=limit, **what
+    )
+    drawn = [
+        page.accuracy_curves(
+            curve,
+            f"Curve of certified accuracy, from {np.mean(radii >= 0):.2f} at radius 0.",
+            "certified class is their label" if has_labels else "class is certified",
+        )
+    ]
+    estimated = votes.n > 0
     if estimated.any():
-        correct = (certificates.predictions == evaluated.labels)[estimated]
-        ceiling = special.ndtr(max_radius(1.0, metrics["n"], metrics["alpha"], metrics["bound"]))
-        drawn["p_a"] = figures.p_a_distribution(certificates.p_lower[estimated], correct, ceiling=ceiling)
+        p_lower = certificates.p_lower[estimated]
+        ceiling = max(float(special.ndtr(evaluated.limit / metrics["sigma"])), p_lower.max())
+        correct = (certificates.predictions == evaluated.labels)[estimated] if has_labels else None
+        drawn.append(_sureness(charts.lower_bounds(p_lower, correct, ceiling=ceiling)))
     if len(evaluated.correct_radii) > 1:
-        drawn["bounds"] = figures.radius_accuracy_curves(evaluated.correct_radii)
+        drawn.append(_kinds(charts.certified_accuracy(evaluated.correct_radii, **what)))
+    if evaluated.history is not None:
+        history = {name: np.atleast_1d(evaluated.history[name]) for name in evaluated.history.dtype.names}
+        caption = "Each epoch's means over the training images; above each curve, the last."
+        drawn.append(
+            page.Figure("training", "Training", caption, charts.training(history), "Training curve.", small=True)
+        )
     return drawn
 
 
-def _summary(metrics, blessing):
-    verdict = "Blessed" if blessing["blessed"] else "Not blessed"
+def _sureness(drawn):
+    return page.Figure(
+        "p_a",
+        "How sure the votes are",
+        "Lower bound on the probability of each image's class, on the scale of its radius. Left of 1/2 the classifier "
+        "abstains; the dashed line at the right is the highest bound that n samples can give. Images not estimated are "
+        "left out.",
+        drawn,
+        "Histogram of the lower bounds.",
+    )
+
+
+def _kinds(chart):
+    return page.Figure(
+        "bounds",
+        "Hard and soft certificates",
+        "The same samples, counted hard (Clopper-Pearson) and soft (Algorithm 2 of the paper, at the inverse "
+        "temperature that the name ends in). Soft certificates are about another classifier: the class of the "
+        "largest mean score.",
+        [chart],
+        "Curves of certified accuracy, one for each kind of certificate.",
+    )
+
+
+def _summary(evaluated):
+    metrics, blessing = evaluated.metrics, evaluated.blessing
+    facts = [
+        page.Fact(
+            "Average certified radius (ACR)",
+            _acr(metrics),
+            ("± one standard error", metrics["image_set"]),
+            short="ACR",
+        ),
+        page.Fact("Abstained", f"{metrics['abstained']:.3f}", _of_the_images(metrics)),
+        *_facts_of_sampling(metrics),
+    ]
+    if blessing:
+        verdict = "Blessed" if blessing["blessed"] else "Not blessed"
+        facts.append(page.Fact("Verdict", verdict, tuple(blessing["reasons"] or _praise(metrics))))
+    return facts
+
+
+def _summary_without_labels(evaluated):
+    metrics, certificates = evaluated.metrics, evaluated.certificates
+    certified = certificates.radii[certificates.predictions != ABSTAIN]
+    median = f"{np.median(certified):.3f}" if len(certified) else "—"
+    return [
+        page.Fact(
+            "Certified",
+            f"{len(certified) / len(certificates):.3f}",
+            ("fraction of the images, whose labels are not known", metrics["image_set"]),
+        ),
+        page.Fact("Median radius", median, ("of the certified images",)),
+        *_facts_of_sampling(metrics),
+    ]
+
+
+def _facts_of_sampling(metrics):
     of_samples = (
         f"after n0 = {metrics['n0']:,} to choose a class",
         f"{metrics['samples_per_image']:,.0f} were drawn on average",
     )
     return [
-        page.Fact("Average certified radius (ACR)", _acr(metrics), ("± one standard error", metrics["image_set"])),
-        page.Fact("Abstained", f"{metrics['abstained']:.3f}", _of_the_images(metrics)),
         page.Fact("Samples per image, n", f"{metrics['n']:,}", of_samples),
         page.Fact("Failure probability, alpha", f"{metrics['alpha']:g}", ("for each image",)),
-        page.Fact("Verdict", verdict, tuple(blessing["reasons"] or _praise(metrics))),
+    ]
+
+
+def _footer(evaluated):
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS)
+    made = evaluated.finished_at and time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(evaluated.finished_at))
+    return [
+        ("Command", evaluated.command),
+        *([("Certified", made)] if made else []),
+        ("Versions", f"macer_tf {macer_tf.__version__}, {versions}"),
     ]
 
 
 def _acr(metrics):
     return words.mean(metrics["acr"], metrics["acr_standard_error"], digits=3)
-
-
-def _panels(metrics, paper):
-    """(figure's name, heading, caption, what it shows in words) of each figure that there may be."""
-    return (
-        (
-            "radius_accuracy",
-            "Certified accuracy by radius",
-            "Share of the images whose certified class is their label, at each l2 radius or beyond. The area under the "
-            "curve is the ACR."
-            + (" Markers are the numbers reported in the paper, on its own images." if paper else ""),
-            f"Curve of certified accuracy, from {metrics['certified_accuracy'][0]:.2f} at radius 0.",
-        ),
-        (
-            "p_a",
-            "How sure the votes are",
-            "Lower bound on the probability of each image's class. Left of 1/2 the classifier abstains; the dashed "
-            "line at the right is the highest bound that n samples can give. Images not estimated are left out.",
-            "Histogram of the lower bounds, correct and not correct images apart.",
-        ),
-        (
-            "bounds",
-            "Hard and soft certificates",
-            "The same samples, counted hard (Clopper-Pearson) and soft (Algorithm 2 of the paper, at the inverse "
-            "temperature that the name ends in). Soft certificates are about another classifier: the class of the "
-            "largest mean score.",
-            "Curves of certified accuracy, one for each kind of certificate.",
-        ),
-        ("training", "Training", "Each epoch's means over the training images.", "Training curves."),
-        (
-            "examples",
-            "Examples",
-            "Images, two of the noisy copies that were voted on, the label, and what is certified.",
-            "Grid of example images with noisy copies, predicted class and certified radius.",
-        ),
-    )
 
 
 def _of_the_images(metrics):
@@ -192,33 +258,6 @@ def _of_the_images(metrics):
         "fraction of the images",
         f"{metrics['unestimated']:.3f} more were not estimated: the class that was selected is not the label",
     )
-
-
-def _example(position, evaluated):
-    certificates, votes, class_names = evaluated.certificates, evaluated.votes, evaluated.class_names
-    prediction = certificates.predictions[position]
-    certified = prediction != ABSTAIN
-    share = votes.estimation[position, certificates.selected[position]] / votes.n[position]
-    return SimpleNamespace(
-        image=evaluated.image(position),
-        noisy=list(evaluated.noisy(position)),
-        label=class_names[evaluated.labels[position]],
-        prediction=class_names[prediction] if certified else figures.ABSTAIN,
-        radius=float(certificates.radii[position]) if certified else None,
-        vote_share=float(share),
-    )
-
-
-def _gallery_positions(certificates, labels, estimated):
-    """Up to eight images: the largest, middle and smallest correct radii, then wrong and abstained ones."""
-    predictions, radii = certificates.predictions, certificates.radii
-    by_radius = np.flatnonzero(predictions == labels)
-    by_radius = by_radius[np.argsort(-radii[by_radius], kind="stable")]
-    wrong = np.flatnonzero((predictions != labels) & (predictions != ABSTAIN))[:2]
-    abstained = np.flatnonzero((predictions == ABSTAIN) & estimated)[:2]
-    room = figures.MAX_EXAMPLES - len(wrong) - len(abstained)
-    spread = np.unique(np.linspace(0, len(by_radius) - 1, min(room, len(by_radius))).round().astype(int))
-    return [*by_radius[spread], *wrong, *abstained]
 
 
 def _praise(metrics):

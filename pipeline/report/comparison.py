@@ -6,7 +6,7 @@ import numpy as np
 
 from macer_tf import evaluation
 from macer_tf.certification_log import CertificationLog
-from pipeline.report import figures, page, words
+from pipeline.report import charts, figures, page, words
 
 _MAX_RADII = 10
 UNKNOWN = "?"
@@ -117,7 +117,7 @@ def remarks(entries):
 
 def figure(entries):
     """The curves of certified accuracy against radius."""
-    return figures.radius_accuracy_curves({entry.name: entry.correct_radii for entry in entries})
+    return figures.radius_accuracy_curves(_curves(entries))
 
 
 def html(title, entries, radii):
@@ -142,12 +142,20 @@ def html(title, entries, radii):
         summary=(),
         settings={},
         metrics=page.MetricsTable(radii, tuple(rows), remarks=tuple(remarks(entries))),
-        figures=[page.accuracy_curves(figures.save_png(figure(entries)), f"Curves of certified accuracy of {names}.")],
+        figures=[
+            page.accuracy_curves(
+                charts.certified_accuracy(_curves(entries)), f"Curves of certified accuracy of {names}."
+            )
+        ],
         notes=list(_NOTES),
     )
 
 
 _SETTINGS = ("sigma", "n", "alpha")
+
+
+def _curves(entries):
+    return {entry.name: entry.correct_radii for entry in entries}
 
 
 def _setting(entry):

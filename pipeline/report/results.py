@@ -10,14 +10,14 @@ import numpy as np
 from macer_tf import certification_log, evaluation
 from macer_tf.certificates import ABSTAIN
 from pipeline.certification import certificate_files
-from pipeline.report import words
+from pipeline.report import table, words
 from pipeline.utils.atomic_files import write_text
 
 METRICS = "metrics.json"
 
 
-def write(directory, certified, labels, radii=None, **also):
-    """Writes the field's log of each kind of certificates, and metrics.json.
+def write(directory, certified, labels, radii=None, names=None, **also):
+    """Writes the field's log of each kind of certificates, a Parquet file of each, and metrics.json.
 
     Args:
         directory: `Path`, which exists.
@@ -25,6 +25,7 @@ def write(directory, certified, labels, radii=None, **also):
         labels: int64 [images], or -1 for all where they are not known.
         radii: l2 radii to report certified accuracy at; by default those that were decided, where the samples were
             drawn to decide some, else `evaluation.default_radii`.
+        names: of the images' files, see `table.write`.
         also: what else metrics.json is to hold, JSON values.
 
     Returns:
@@ -33,6 +34,8 @@ def write(directory, certified, labels, radii=None, **also):
     about, ids, votes, kinds = certified
     for place, (name, certificates) in enumerate(kinds.items()):
         certification_log.write(directory / certificate_files.file_name(place, name, "tsv"), certificates, labels, ids)
+        path = directory / certificate_files.file_name(place, name, "parquet")
+        table.write(path, certificates, votes, labels, ids, names)
     # At other radii than those that were decided, the share certified is not the model's.
     shown = radii or about["radii"] or evaluation.default_radii(about["sigma"], about["n"], about["alpha"])
     metrics = {**also, **of(kinds, votes, labels, shown)}

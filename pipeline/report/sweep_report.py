@@ -4,8 +4,9 @@ A comparison is what sweep.json holds: the swept setting's name, the value that 
 value its figures, or why it failed.
 """
 
-from pipeline.report import certification_report, figures, page, words
-from pipeline.utils.atomic_files import write_text
+from macer_tf.certificates import max_radius
+from pipeline.report import certification_report, charts, figures, page, words
+from pipeline.utils.atomic_files import write_bytes, write_text
 
 FILE_NAME = "sweep.html"
 
@@ -27,10 +28,8 @@ def write(directory, comparison, curves, listing):
     """
     setting, members = comparison["setting"], comparison["members"]
     finished = [member for member in members if member["failure"] is None]
-    picture = figures.save_png(
-        figures.radius_accuracy_curves({f"{setting} = {value}": radii for value, radii in curves.items()})
-    )
-    (directory / "certified_accuracy.png").write_bytes(picture)
+    named = {f"{setting} = {value}": radii for value, radii in curves.items()}
+    write_bytes(directory / "certified_accuracy.png", figures.save_png(figures.radius_accuracy_curves(named)))
     html = page.render(
         title=_title(comparison),
         summary=_summary(comparison, finished),
@@ -38,7 +37,7 @@ def write(directory, comparison, curves, listing):
         metrics=_table(comparison),
         figures=[
             page.accuracy_curves(
-                picture,
+                charts.certified_accuracy(named, colors=_colors(setting, curves), limit=_limit(finished)),
                 f"Curves of certified accuracy by radius, one for each of the {len(finished)} values of {setting}.",
             )
         ],
@@ -115,6 +114,22 @@ def conditions(comparison):
     return lines
 
 
+def _colors(setting, curves):
+    """A place in the list of colours for each curve; a method has the one that its own report has."""
+    own = charts.METHOD_COLORS if setting == "method" else {}
+    free = iter([place for place in range(len(curves) + len(own)) if place not in own.values()])
+    return {f"{setting} = {value}": own[value] if value in own else next(free) for value in curves}
+
+
+def _limit(members):
+    """The largest radius that n and alpha can certify, and its name; None where members differ in it."""
+    limits = {(max_radius(*(one[name] for name in ("sigma", "n", "alpha", "bound"))), one["n"]) for one in members}
+    if len(limits) > 1:
+        return None
+    ((limit, n),) = limits
+    return limit, charts.name_of_limit(limit, n)
+
+
 def _title(comparison):
     setting, members = comparison["setting"], comparison["members"]
     fixed = [
@@ -136,6 +151,7 @@ def _summary(comparison, finished):
             "Highest average certified radius (ACR)",
             words.mean(best["acr"], best["acr_standard_error"], digits=3),
             (f"{setting} = {best['value']}", f"± one standard error; {_each(finished, 'image_set')}"),
+            short="Highest ACR",
         )
     ]
     if best["difference"]:

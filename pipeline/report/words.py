@@ -1,8 +1,15 @@
 """How results are told, on the terminal and on every page."""
 
+import decimal
+
 HEADER = "Certified accuracy at l2 radius, and average certified radius (ACR ± standard error)"
 
 
 def mean(value, standard_error, digits=4, sign=""):
     """A mean and its standard error, with so many digits; `sign` is "+" for a difference."""
     return f"{value:{sign}.{digits}f} ± {standard_error:.{digits}f}"
+
+
+def at_least(value, digits):
+    """A lower bound, such as a radius, with so many digits, rounded down: what it says is certified."""
+    return str(decimal.Decimal(float(value)).quantize(decimal.Decimal(10) ** -digits, decimal.ROUND_FLOOR))

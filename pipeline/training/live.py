@@ -29,9 +29,9 @@ class TrainingProgress(keras.callbacks.Callback):
         if self._record.epoch == self._epochs:
             self._progress.finish(self._record.done, self._details(logs))
 
-    def say(self, line):
-        """Prints a line of its own."""
-        self._progress.say(line)
+    def close(self):
+        """Leaves the line as it is, however training ended."""
+        self._progress.close()
 
     def _details(self, logs):
         terms = " + ".join(f"{value:.3f}" for name, value in logs.items() if name.endswith("_loss"))

@@ -74,6 +74,8 @@ def digest_of_ours(module):
         if path is None or relative in found or relative.startswith(_NO_RESULTS):
             continue
         found[relative] = path
+        # What pages look like; a page that was made before has another look.
+        found |= {str(file.relative_to(root)): file for file in (path.parent / "templates").glob("*.*")}
         waiting += [one for one in _imports(path) if one.startswith(("pipeline.", "serving."))]
     return fingerprint({name: _meaning_of_ours(path) for name, path in sorted(found.items())})
 
@@ -133,7 +135,7 @@ def _meaning(path):
 
 @functools.cache
 def _meaning_of_ours(path):
-    return fingerprint(_meaning(path))
+    return fingerprint(_meaning(path) if path.suffix == ".py" else path.read_text())
 
 
 def _tree(path):

@@ -1,5 +1,4 @@
 import re
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -309,13 +308,3 @@ def test_a_frame_has_one_row_per_image():
     np.testing.assert_array_equal(frame.radius, several().radii)
     assert frame.n.tolist() == [1000] * 3
     assert frame.index.name == "image"
-
-
-@pytest.mark.parametrize(
-    ("radius", "digits", "words"),
-    [(0.6169, 3, "0.616"), (0.9999, 2, "0.99"), (0.0, 3, "0.000"), (2.5, 1, "2.5"), (0.29, 2, "0.28"), (0.7, 1, "0.6")],
-)
-def test_a_radius_in_words_is_none_that_is_not_certified(radius, digits, words):
-    # The floats nearest to 0.29 and 0.7 are below them.
-    assert certificates.radius_in_words(radius, digits) == words
-    assert Fraction(words) <= Fraction(radius)

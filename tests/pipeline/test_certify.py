@@ -6,6 +6,7 @@ import json
 import os
 import pkgutil
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -18,11 +19,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from pyarrow import parquet
 
 from macer_tf import certification_log
 from macer_tf.smoothing import SmoothedClassifier
 from pipeline import certify, compare
-from pipeline.certification import certificate_files, classifiers, ledger, vote_store
+from pipeline.certification import certificate_files, classifiers, driver, ledger, vote_store
 from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
 
@@ -276,7 +278,7 @@ def test_the_same_command_draws_nothing_again_and_another_alpha_neither(run, mod
     assert run(*arguments)[0] == 0
     files = (
         "certificates.tsv", "certificates.jsonl", "certification.json", "failed.tsv", "metrics.json",
-        "radius_accuracy.png",
+        "radius_accuracy.png", "certificates.parquet", "report.html",
     )  # fmt: skip
     first = [(tmp_path / "output" / name).read_bytes() for name in files]
 
@@ -338,6 +340,45 @@ def test_a_copy_without_links_is_certified_anew_and_whole(run, model, tmp_path):
     assert all(path.is_symlink() for path in output.glob("certificat*"))
 
 
+def test_the_page_of_a_folder_without_labels_shows_its_images_by_name(run, model, folder, tmp_path):
+    assert run("--model", model, "--images", folder)[0] == 1  # image 3 is damaged
+    output = tmp_path / "output"
+    html = (output / "report.html").read_text()
+    assert f"<title>{model.name} on {folder}, sigma = " in html
+    shown = re.findall(r'<p class="name">image (\d+), (\S+)</p>', html)
+    assert sorted((int(i), name) for i, name in shown) == [(i, f"{i:02}.png") for i in range(12) if i != 3]
+    assert not re.search(r"\bACR [\d.]|certified class is their label|not correct|data-label", html)
+    (command,) = re.findall(r"<dt>Command</dt><dd>(.*?)</dd>", html)
+    given = dict(argument.removeprefix("--").split("=", 1) for argument in shlex.split(command)[3:])
+    assert (given.pop("model"), given.pop("images")) == (str(model), str(folder))
+    settings = dict(zip([flag.removeprefix("--") for flag in SETTINGS[::2]], SETTINGS[1::2], strict=True))
+    assert given == {name: settings[name] for name in ("sigma", "n0", "n", "alpha", "seed")}
+    rows = parquet.read_table(output / "certificates.parquet").to_pylist()
+    assert [row["file"] for row in rows] == [f"{i:02}.png" for i in range(12) if i != 3]
+    lines = [json.loads(line) for line in (output / "certificates.jsonl").read_text().splitlines()]
+    for row, line in zip(rows, lines, strict=True):
+        assert [row[name] for name in ("example_id", "prediction", "radius", "p_lower", "votes", "label")] == [
+            *(line[name] for name in ("example_id", "prediction", "radius", "p_lower", "estimation")), None,
+        ]  # fmt: skip
+
+
+def test_the_page_shows_no_other_image_than_was_certified(run, model, folder, tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "03.png")
+    draw = driver.run_in
+
+    def replaced_after(*arguments, **keywords):
+        outcome = draw(*arguments, **keywords)
+        Image.fromarray(np.full((8, 8), 77, np.uint8)).save(folder / "05.png")
+        return outcome
+
+    monkeypatch.setattr(driver, "run_in", replaced_after)
+    assert run("--model", model, "--images", folder)[0] == 0
+    html = (tmp_path / "output" / "report.html").read_text()
+    cards = re.findall(r'<li class="card.*?</li>', html, re.DOTALL)
+    assert [card.count("<img") for card in cards if "05.png" in card] == [0]
+    assert {card.count("<img") for card in cards if "05.png" not in card} == {2}
+
+
 def test_hard_and_soft_certificates_in_one_table_and_one_figure(run, model, tmp_path):
     status, out, _ = run(
         "--model", model, "--dataset", "digits", "--max", "4", "--certify", "all", "--soft_betas", "1,16"
@@ -363,7 +404,11 @@ def test_hard_and_soft_certificates_in_one_table_and_one_figure(run, model, tmp_
     assert (output / "radius_accuracy.png").read_bytes().startswith(b"\x89PNG")
     # Another run leaves no certificates of this one behind.
     assert run("--model", model, "--dataset", "digits", "--max", "4")[0] == 0
-    assert sorted(path.name for path in output.glob("certificates*")) == ["certificates.jsonl", "certificates.tsv"]
+    assert sorted(path.name for path in output.glob("certificates*")) == [
+        "certificates.jsonl",
+        "certificates.parquet",
+        "certificates.tsv",
+    ]
 
 
 def test_adaptive_budgets(run, model, tmp_path):

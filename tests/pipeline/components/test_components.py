@@ -5,6 +5,7 @@ import json
 import re
 import resource
 import shutil
+import time
 from importlib import import_module
 
 import numpy as np
@@ -186,13 +187,13 @@ def evaluations(tmp_path, write_examples, threshold_model):
 )
 def test_the_highest_p_a_that_is_drawn_is_that_of_the_bound(evaluations, monkeypatch, bound, highest):
     drawn = []
-    draw = evaluator.certification_report.figures.p_a_distribution
+    draw = evaluator.certification_report.charts.lower_bounds
 
     def noted(*arguments, ceiling):
         drawn.append(ceiling)
         return draw(*arguments, ceiling=ceiling)
 
-    monkeypatch.setattr(evaluator.certification_report.figures, "p_a_distribution", noted)
+    monkeypatch.setattr(evaluator.certification_report.charts, "lower_bounds", noted)
     evaluations.run("a", bound=bound)
     assert drawn == [pytest.approx(highest, rel=1e-12)]
 
@@ -210,7 +211,8 @@ def test_a_report_without_any_estimated_image(evaluations):
     assert metrics["certified_accuracy"] == [0] * 8
     html = (folder / "report.html").read_text()
     assert "1.000 more were not estimated" in html
-    assert html.count("data:image/png") == 2  # certified accuracy and training
+    assert "How sure the votes are" not in html
+    assert html.count('data-outcome="unestimated"') == 5
 
 
 @pytest.mark.usefixtures("no_report")
@@ -244,16 +246,44 @@ def test_the_fields_log(evaluations):
     ]
 
 
-def test_an_evaluation_has_the_report_and_its_figures(evaluations):
+def test_an_evaluation_has_the_report_and_its_figure(evaluations):
     folder = evaluations.run("A")
     assert {path.name for path in folder.iterdir()} == {
-        "metrics.json", "blessing.json", "certificates.tsv", "report.html", "radius_accuracy.png", "p_a.png",
-        "training.png", "examples.png",
+        "metrics.json", "blessing.json", "certificates.tsv", "certificates.parquet", "report.html",
+        "radius_accuracy.png",
     }  # fmt: skip
     html = (folder / "report.html").read_text()
+    assert "<title>MACER on tiny, sigma = 1</title>" in html
     assert "0.300 ± 0.200" in html
-    assert html.count('src="data:image/png;base64,') == 4
-    assert html.count("src=") == 4
+    assert html.count('src="data:image/png;base64,') == html.count("src=") == 10  # five images, each with a noisy copy
+    # The largest radius at n = 100, alpha = 0.05 is 1.8877, which a bound is not rounded up from.
+    assert "limit of n = 100: 1.887" in html
+    assert "python -m pipeline.run --dataset=tiny --method=macer" in html
+
+
+def test_the_report_is_the_same_whenever_it_is_made(evaluations, monkeypatch):
+    first = (evaluations.run("A", min_accuracy=0.5) / "report.html").read_text()
+    record = read(next(evaluations.root.glob("Fake-*")), "execution.json")
+    told = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record["finished_at"]))
+    assert told in first
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    assert (evaluations.run("A", min_accuracy=0.55) / "report.html").read_text() == first
+
+
+PAPER = {
+    "name": "MACER-1, paper", "table": 1, "radii": [0.0, 1.0, 1.75, 2.0], "certified_accuracy": [0.8, 0.5, 0.25, 0.125],
+    "acr": 0.9, "image_set": "all images",
+}  # fmt: skip
+
+
+def test_the_reports_columns_end_at_the_largest_radius_that_n_can_certify(evaluations):
+    """It is 1.888: the paper's column at 2 is of its own n, which stands beside its row."""
+    html = (evaluations.run("A", paper=PAPER) / "report.html").read_text()
+    header, *rows = re.findall(r"<tr.*?</tr>", html[html.index('<table class="numbers">') :], re.DOTALL)
+    assert re.findall(r"<th [^>]*>([^<]*)</th>", header) == ["Model", "0.00", "1.00", "1.75", "ACR"]
+    assert "0.25</td>" in rows[1]
+    assert "0.12" not in rows[1]
+    assert "n = 100,000, alpha = 0.001; all images" in rows[1]
 
 
 @pytest.mark.usefixtures("no_report")

@@ -1,5 +1,6 @@
 """Every bad input is one clear line; the help fits a screen; every flag reaches the settings."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -370,6 +371,22 @@ def test_an_unknown_method_is_one_line(line):
     assert "math:pi must be a pipeline.experiments.methods.Method. Received: float" in line(
         "--dataset", "digits", "--method", "math:pi"
     )
+
+
+@pytest.mark.parametrize("preset", [preset.name for preset in presets.PRESETS])
+def test_the_command_of_a_plan_gives_that_plan(preset):
+    """Whatever its preset is, and whatever differs from it."""
+    for changes in ([], ["--n=777", "--lr_drop_epochs=1,2", "--clip_norm=none", "--min_accuracy=0.3"]):
+        wanted = settings_lib.listing(settings_lib.parse([f"--preset={preset}", *changes])[0])
+        command = settings_lib.command(settings_lib.without_meanings(wanted))
+        assert command.startswith("python -m pipeline.run --")
+        assert settings_lib.listing(settings_lib.parse(shlex.split(command)[3:])[0]) == wanted
+
+
+def test_the_command_of_a_plan_for_images_of_ones_own():
+    given = ["--train_images=a b.npz", "--test_images=c.npz", "--sigma=0.5", "--method=macer", "--epochs=3"]
+    plan = settings_lib.listing(settings_lib.parse(given)[0])
+    assert shlex.split(settings_lib.command(plan))[3:] == given
 
 
 def test_the_list_of_presets(capsys):
