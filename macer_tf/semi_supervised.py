@@ -89,7 +89,7 @@ class SemiSupervisedMACERModel(MACERModel):
         Returns:
             int64 [batch], the first of equals, and float32 [batch].
         """
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         if not self.built:
             self.build(images.shape)
         if not optimizer.built:
