@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from macer_tf.model import MACERModel
     from macer_tf.noisy_training import NoisyTrainingModel
     from macer_tf.optimizers import SGD
+    from macer_tf.semi_supervised import SemiSupervisedMACERModel
     from macer_tf.smoothing import SmoothedClassifier
     from macer_tf.votes import Votes
 
@@ -46,6 +47,7 @@ __all__ = [
     "MACERModel",
     "NoisyTrainingModel",
     "RadiusBudget",
+    "SemiSupervisedMACERModel",
     "SmoothAdvModel",
     "SmoothMixModel",
     "SmoothedClassifier",
@@ -70,6 +72,7 @@ _HOMES = {
     "MACERModel": "model",
     "NoisyTrainingModel": "noisy_training",
     "SGD": "optimizers",
+    "SemiSupervisedMACERModel": "semi_supervised",
     "SmoothAdvModel": "baselines.smoothadv",
     "SmoothMixModel": "baselines.smoothmix",
     "SmoothedClassifier": "smoothing",
@@ -78,7 +81,11 @@ _HOMES = {
 }
 
 # What registers the classes that `keras.models.load_model` must find in a file that was saved here.
-_SAVED = ("macer_tf.model", *(home for home in map("macer_tf.{}".format, _HOMES.values()) if ".baselines." in home))
+_SAVED = (
+    "macer_tf.model",
+    "macer_tf.semi_supervised",
+    *(home for home in map("macer_tf.{}".format, _HOMES.values()) if ".baselines." in home),
+)
 
 
 def __getattr__(name: str) -> Any:

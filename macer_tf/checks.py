@@ -50,6 +50,14 @@ _RULES = {
         lambda value: math.isfinite(value) and value >= 0,
         "adversarial, the weight of the worst noise's term, must be 0 or above.",
     ),
+    "threshold": (
+        lambda value: 0 <= value <= 1,
+        "threshold, of the majority class' share, must be from 0 to 1.",
+    ),
+    "teacher_samples": (
+        lambda value: value == int(value) and value >= 1,
+        "teacher_samples, the noisy copies that the teacher sees, must be a whole number from 1.",
+    ),
     "consistency_share": (lambda value: 0 <= value <= 1, "consistency_share must be from 0 to 1."),
     "noise_steps": (
         lambda value: value == int(value) and value >= 0,

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-# The high half of Philox' 128-bit counter. These five must never share a sample.
-SELECTION, ESTIMATION, TRAINING, EVALUATION, RANDOMIZATION = 0, 1, 2, 3, 4
+# The high half of Philox' 128-bit counter. These six must never share a sample.
+SELECTION, ESTIMATION, TRAINING, EVALUATION, RANDOMIZATION, TEACHER = 0, 1, 2, 3, 4, 5
 STREAMS = (SELECTION, ESTIMATION)
 
 _PHILOX = 1
@@ -33,7 +33,7 @@ def gaussian(
     Args:
         shape: shape of one sample, e.g. (height, width, channels); integers, Python's or int64 scalar tensors.
         seed, example_id: integers in [0, 2**32), Python's or int64 scalar tensors; together Philox' key.
-        stream: SELECTION, ESTIMATION, TRAINING or EVALUATION.
+        stream: SELECTION, ESTIMATION, TRAINING, EVALUATION or TEACHER.
         start, count: integers, Python's or int64 scalar tensors.
 
     Returns:

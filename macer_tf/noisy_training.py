@@ -256,15 +256,18 @@ class NoisyTrainingModel(keras.Model):
         Returns:
             float32 [batch, num_samples, *image shape].
         """
-        begun = self._noise_step.value * _IMAGES_PER_STEP if training else self._evaluated
-        first = (begun + tf.cast(start, tf.int64)) * self.num_samples
+        return self._draw(images, start, self.num_samples, noise_lib.TRAINING if training else noise_lib.EVALUATION)
+
+    def _draw(self, images, start, num_samples, stream):
+        """As `draw_noise`, but [batch, num_samples, *image shape], of a stream of the noise."""
+        begun = self._evaluated if stream == noise_lib.EVALUATION else self._noise_step.value * _IMAGES_PER_STEP
+        first = (begun + tf.cast(start, tf.int64)) * num_samples
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        count = tf.shape(images, tf.int64)[0] * self.num_samples
+        count = tf.shape(images, tf.int64)[0] * num_samples
         # Each side as a number where the data set says it, else as a tensor.
         shape = [side or tf.shape(images, tf.int64)[i + 1] for i, side in enumerate(images.shape[1:])]
-        stream = noise_lib.TRAINING if training else noise_lib.EVALUATION
         noise = noise_lib.gaussian(shape, self.seed, replica, stream, first, count)
-        return self.sigma * tf.reshape(noise, [-1, self.num_samples, *shape])
+        return self.sigma * tf.reshape(noise, [-1, num_samples, *shape])
 
     def noisy_logits(self, images: tf.Tensor, noise: tf.Tensor, training: bool) -> tf.Tensor:
         """The classifier on the noisy copies, float32 [batch, num_samples, classes]."""

@@ -18,7 +18,7 @@ def train(execution):
     """Trains for the given epochs, from the last backed-up step on, and saves the model and its training curves."""
     settings, output = execution.parameters, execution.outputs["model"]
     examples = examples_lib.read(execution.inputs["examples"].path)
-    chosen = examples_lib.evenly_spaced(len(examples.labels["train"]), settings["train_examples"])
+    chosen, labels = _chosen(examples.labels["train"], settings)
     _check_crops(settings["crop_padding"], examples.image_shape)
     steps, method = math.ceil(len(chosen) / settings["batch_size"]), methods.find(settings["method"])
     model = models.build(method.model, settings, examples.image_shape, examples.num_classes, steps)
@@ -29,24 +29,23 @@ def train(execution):
     _print_start(model, record, settings["epochs"])
     progress = live.TrainingProgress(record, settings["epochs"])
     with contextlib.closing(progress), contextlib.closing(curves.Curves(output, record)) as written:
-        callbacks = _callbacks(settings, model, record, (progress, backup, written), examples.labels["train"][chosen])
+        callbacks = _callbacks(settings, model, record, (progress, backup, written), labels[labels >= 0])
 
         def fit(epochs):
             batches = input_pipeline.batches(
                 examples,
                 chosen,
+                labels,
                 first_step=record.done,
                 epochs=epochs,
                 **{name: settings[name] for name in ("batch_size", "seed", "crop_padding", "flip")},
             )
+            # `batches` has shuffled.
             model.fit(
                 batches,
                 steps_per_epoch=steps - record.step,
                 initial_epoch=record.epoch,
-                epochs=epochs,
-                shuffle=False,  # `batches` has done it
-                verbose=0,
-                callbacks=callbacks,
+                **{"epochs": epochs, "shuffle": False, "verbose": 0, "callbacks": callbacks},
             )
 
         if record.step:
@@ -55,6 +54,22 @@ def train(execution):
         if record.epoch < settings["epochs"]:
             fit(settings["epochs"])
     _save(model, output / "model.keras")
+
+
+def _chosen(labels, settings):
+    """The ids of the images to train on, and a label for each, -1 where it has none.
+
+    Images with a label come as often as those without one, in as many copies as that takes.
+    """
+    chosen = examples_lib.evenly_spaced(len(labels), settings["train_examples"])
+    if settings["labels"] is None:
+        return chosen, labels[chosen]
+    places = examples_lib.stratified(labels[chosen], settings["labels"], settings["seed"])
+    labelled, hidden = chosen[places], np.delete(chosen, places)
+    if not settings.get("unlabelled") or not len(hidden):
+        return labelled, labels[labelled]
+    copies = np.tile(labelled, math.ceil(len(hidden) / len(labelled)))
+    return np.concatenate([hidden, copies]), np.concatenate([np.full(len(hidden), -1), labels[copies]])
 
 
 def _save(model, path):
@@ -97,7 +112,7 @@ def component(settings):
         name="Trainer",
         inputs=("examples",),
         outputs=("model",),
-        parameters=(*setting_list.names("Training"), "train_examples", *method.defaults()),
+        parameters=(*setting_list.names("Training"), "train_examples", "labels", *method.defaults()),
         execute=train,
         references=("method", "network"),
     )

@@ -112,6 +112,13 @@ def read(directory):
     )
 
 
+def stratified(labels, count, seed):
+    """Places of `count` of the labels, rising: of each class as many as its share, within one; which, says the seed."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    return np.sort(order[evenly_spaced(len(order), count)])
+
+
 def evenly_spaced(total, count):
     """Indices of `count` of `total` examples, evenly spread; all of them if count is None or too large."""
     if count is None or count >= total:

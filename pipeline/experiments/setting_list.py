@@ -44,6 +44,7 @@ GROUPS = {
             "hold out so many training images to certify, not test images",
             None,
         ),
+        Setting("labels", none_or("all", whole(1)), "labels to keep, in every class as many as its share", None),
         Setting("train_examples", none_or("all", whole(1)), "train on so many images, evenly spaced", None, "all"),
     ),
     "Training": (

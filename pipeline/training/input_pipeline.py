@@ -5,7 +5,7 @@ import math
 import tensorflow as tf
 
 
-def batches(examples, ids, *, batch_size, seed, first_step, epochs, crop_padding, flip):
+def batches(examples, ids, labels=None, *, batch_size, seed, first_step, epochs, crop_padding, flip):
     """Shuffled and augmented training batches from step `first_step` to the end of `epochs` epochs, one after another.
 
     Order and augmentation are functions of (seed, epoch, step), so training that starts at a step sees what
@@ -14,6 +14,7 @@ def batches(examples, ids, *, batch_size, seed, first_step, epochs, crop_padding
     Args:
         examples: `Examples`, whose training split is read.
         ids: integers [N], the examples to train on.
+        labels: integers [N], what to train them on; None: their own labels.
         first_step: counted from 0 through all epochs.
         crop_padding: random crops after zero-padding by so many pixels; 0 for none.
         flip: random horizontal flips.
@@ -22,7 +23,8 @@ def batches(examples, ids, *, batch_size, seed, first_step, epochs, crop_padding
         A `tf.data.Dataset` of float32 [batch, H, W, C] in [0, 1] and int64 [batch], ceil(N / batch_size) per epoch.
     """
     steps = math.ceil(len(ids) / batch_size)
-    images, labels = examples.images["train"], tf.constant(examples.labels["train"][ids])
+    images = examples.images["train"]
+    labels = tf.constant(examples.labels["train"][ids] if labels is None else labels)
 
     def epoch_batches(epoch):
         order = tf.random.experimental.stateless_shuffle(

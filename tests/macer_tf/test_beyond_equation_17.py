@@ -118,9 +118,8 @@ def test_the_worst_noise_of_a_linear_classifier_is_the_balls_edge_against_its_we
 def test_noise_whose_gradient_vanishes_stays():
     images, labels = data(2)
     noise = np.ones((2, 3, *SHAPE), np.float32)
-    moved = attacks.worst_noise(
-        linear(0 * WEIGHTS), tf.constant(images), tf.constant(labels), tf.constant(noise), 1.0, 2
-    )
+    targets = tf.one_hot(labels, 2)
+    moved = attacks.worst_noise(linear(0 * WEIGHTS), tf.constant(images), targets, tf.constant(noise), 1.0, 2)
     np.testing.assert_array_equal(moved, noise)
 
 

@@ -10,8 +10,10 @@ _OF_THE_MODEL = (*_CHECKED, "average_cross_entropy")
 
 def model(network, settings):
     from macer_tf.model import MACERModel
+    from macer_tf.semi_supervised import SemiSupervisedMACERModel
 
-    return MACERModel(network, **{name: settings[name] for name in ("sigma", "microbatch", "seed", *_OF_THE_MODEL)})
+    kind = SemiSupervisedMACERModel if settings["unlabelled"] else MACERModel
+    return kind(network, **{name: settings[name] for name in ("sigma", "microbatch", "seed", *_OF_THE_MODEL)})
 
 
 def schedule(settings):
@@ -29,6 +31,11 @@ def schedule(settings):
 
 def check(settings):
     checks.check(**{name: settings[name] for name in _CHECKED})
+    if settings["unlabelled"] and not (settings["ema"] and settings["labels"]):
+        raise ValueError(
+            "unlabelled needs labels, how many of them to keep, and ema, the teacher. "
+            f"Received: labels={settings['labels']}, ema={settings['ema']:g}"
+        )
     rises = settings["samples_rise_epochs"] or []
     if rises != sorted(set(rises)):
         raise ValueError(f"samples_rise_epochs must rise. Received: {','.join(map(str, rises))}")
@@ -49,6 +56,7 @@ METHOD = Method(
         Setting("noise_steps", whole(0), "gradient steps to noise that the hinge finds worse; 0: off", 0),
         Setting("noise_radius", ABOVE_0, "l2 radius of these steps, in [0, 1] pixel units", 1.0),
         Setting("ramp_epochs", whole(0), "epochs over which lam, consistency and entropy rise linearly", 0),
+        Setting("unlabelled", SWITCH, "train on images without a label too, by averaged weights' votes", False),
         Setting("samples_rise_epochs", none_or("none", EPOCHS), "epochs where num_samples rises", None),
         Setting("samples_rise_factor", whole(2), "what a rise multiplies num_samples by", 4),
     ),

@@ -353,6 +353,7 @@ def test_a_preset_has_its_methods_settings_and_no_others():
         "macer": {
             "num_samples", "lam", "gamma", "beta", "lam_start_epoch", "average_cross_entropy", "consistency", "entropy",
             "noise_steps", "noise_radius", "ramp_epochs", "samples_rise_epochs", "samples_rise_factor",
+            "unlabelled",
         },
         "cohen": set(),
         "stability": {"num_samples", "stability"},

@@ -247,7 +247,8 @@ OVERRIDES = {
     "n": ("555", 555), "alpha": ("0.01", 0.01), "num_test_examples": ("9", 9), "min_accuracy": ("0.9", 0.9),
     "method": ("macer", "macer"), "attack": ("ddn", "ddn"), "epsilon": ("0.5", 0.5), "attack_steps": ("4", 4),
     "warmup_epochs": ("2", 2), "precision": ("mixed_float16", "mixed_float16"), "microbatch": ("16", 16),
-    "strategy": ("mirrored", "mirrored"), "ema": ("0.99", 0.99), "validation": ("50", 50),
+    "strategy": ("mirrored", "mirrored"), "ema": ("0.99", 0.99),
+    "labels": ("70", 70), "unlabelled": ("yes", True), "validation": ("50", 50),
     "average_cross_entropy": ("yes", True), "consistency": ("5", 5.0), "entropy": ("0.5", 0.5),
     "noise_steps": ("2", 2), "noise_radius": ("0.5", 0.5), "ramp_epochs": ("3", 3),
     "samples_rise_epochs": ("2,4", [2, 4]), "samples_rise_factor": ("2", 2),
@@ -272,6 +273,8 @@ def test_every_setting_can_be_overridden():
 def test_an_override_changes_nothing_else(name):
     text, value = OVERRIDES[name]
     flags = ["--dataset", "mnist", *(["--method", OF_OTHERS[name]] if name in OF_OTHERS else [])]
+    # It needs these two.
+    flags += ["--labels", "70", "--ema", "0.9"] if name == "unlabelled" else []
     default, _ = settings_lib.parse(flags)
     settings, _ = settings_lib.parse([*flags, f"--{name}={text}"])
     # Soft certificates are at the temperature that the model was trained at.
@@ -356,6 +359,18 @@ def test_a_setting_of_another_method_is_refused_by_its_name(line, method, flag, 
     )
     assert wanted in line("--dataset", "digits", "--method", method, f"--{flag}={value}")
     assert wanted in line("--preset", f"{method}-digits-0.25", f"--{flag}", value)
+
+
+def test_unlabelled_needs_labels_and_a_teacher(line):
+    for flags, received in ([["--ema", "0.9"], "labels=None, ema=0.9"], [["--labels", "50"], "labels=50, ema=0"]):
+        told = line("--dataset", "digits", "--unlabelled", *flags)
+        assert told.endswith(
+            f"unlabelled needs labels, how many of them to keep, and ema, the teacher. Received: {received}"
+        )
+
+
+def test_epochs_where_samples_rise_must_rise(line):
+    assert "samples_rise_epochs must rise. Received: 4,2" in line("--dataset", "digits", "--samples_rise_epochs", "4,2")
 
 
 def test_an_unknown_method_is_one_line(line):

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from macer_tf.smoothing import SmoothedClassifier
 from pipeline.components import trainer
-from pipeline.data.examples import Examples, evenly_spaced
+from pipeline.data.examples import Examples, evenly_spaced, stratified
 from pipeline.experiments import methods
 from pipeline.training import backups, curves, input_pipeline, live, models, schedules, watchdogs
 from pipeline.utils import sealed
@@ -34,7 +34,8 @@ SETTINGS = {
     "batch_size": 16, "learning_rate": 0.05, "lr_schedule": "cosine", "lr_drop_epochs": [], "lr_drop_factor": 0.1,
     "momentum": 0.9, "l2": 1e-4, "clip_norm": 1.0, "lam_start_epoch": 2, "crop_padding": 1, "flip": True,
     "train_examples": None, "seed": 5, "method": "macer", "attack": None, "epsilon": None, "attack_steps": None,
-    "warmup_epochs": 0, "ema": 0.0, "average_cross_entropy": False, "consistency": 0.0, "entropy": 0.0,
+    "warmup_epochs": 0, "labels": None, "unlabelled": False, "ema": 0.0,
+    "average_cross_entropy": False, "consistency": 0.0, "entropy": 0.0,
     "noise_steps": 0, "noise_radius": 1.0, "ramp_epochs": 0, "samples_rise_epochs": None, "samples_rise_factor": 4,
     "precision": "float32", "microbatch": None, "strategy": "auto",
 }  # fmt: skip
@@ -395,6 +396,43 @@ def test_averaged_weights_are_what_is_saved_and_survive_a_kill_with_all_that_goe
     for variable, average in zip(saved.trainable_variables, averages.values(), strict=True):
         np.testing.assert_array_equal(variable, average)
     assert (saved.num_samples, saved.consistency, saved.lam) == (4, 2.0, 4.0)
+
+
+def test_labels_are_kept_of_every_class_by_its_share_and_by_the_seed():
+    labels = np.repeat(np.arange(3), [50, 30, 20])
+    kept = stratified(labels, 10, seed=1)
+    assert np.bincount(labels[kept]).tolist() == [5, 3, 2]
+    assert len(set(kept.tolist())) == 10
+    np.testing.assert_array_equal(stratified(labels, 10, seed=1), kept)
+    assert stratified(labels, 10, seed=2).tolist() != kept.tolist()
+    np.testing.assert_array_equal(stratified(labels, 200, seed=1), np.arange(100))
+
+
+@pytest.mark.usefixtures("back_up_every_step")
+def test_images_without_a_label_are_trained_on_only_where_it_is_asked_for(train, monkeypatch):
+    seen = {}
+
+    def batches(examples, ids, labels, **options):
+        seen.setdefault(name, (ids, labels))
+        return input_pipeline_batches(examples, ids, labels, **options)
+
+    input_pipeline_batches = input_pipeline.batches
+    monkeypatch.setattr(input_pipeline, "batches", batches)
+    semi = {"labels": 20, "epochs": 1, "lam_start_epoch": 0, "ema": 0.5, "unlabelled": True}
+    name = "few"
+    train(name, **{**semi, "unlabelled": False})
+    name = "whole"
+    whole = state(train(name, **semi))
+    few, labels = seen["few"]
+    assert (len(few), labels.min()) == (20, 0)
+    ids, labels = seen["whole"]
+    # 50 without a label, and those with one three times: as often, at least.
+    assert (len(ids), set(ids[labels >= 0]), (labels == -1).sum()) == (110, set(few), 50)
+    assert set(ids[labels == -1]) == set(range(70)) - set(few)
+    name = "killed"
+    with pytest.raises(KeyboardInterrupt):
+        train(name, 4, **semi)
+    assert_equal_states(state(train(name)), whole)
 
 
 def test_averaging_does_not_change_the_training_itself(train):
