@@ -21,7 +21,7 @@ from pipeline.components.certifier import CERTIFIER
 from pipeline.components.example_gen import EXAMPLE_GEN
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
-from pipeline.report import figures, page, sweep_report
+from pipeline.report import charts, figures, page, sweep_report
 from pipeline.training import backups
 from pipeline.utils import sealed
 
@@ -359,9 +359,9 @@ class Compare:
     def fail(self, value):
         self.members.append({**self.members[0], "value": value, "failure": "Training diverged."})
 
-    def result(self):
+    def result(self, name="lam"):
         listing = {"Training": [["method", "macer"], ["lam", "0 | 1"]]}
-        sweep = {"name": "lam", "listing": listing, "members": self.members}
+        sweep = {"name": name, "listing": listing, "members": self.members}
         execution = self._execution(self.inputs, ("comparison",), {"sweep": sweep})
         sweep_evaluator.evaluate(execution)
         return json.loads((execution.outputs["comparison"] / "sweep.json").read_text())
@@ -454,6 +454,18 @@ def test_the_papers_rows_stand_beside_it_as_reported(compare, four):
     comparison = compare.result()
     assert sweep_report.columns_behind_acr(comparison)[-1] == ("paper's ACR *", ["0.488", "-"])
     assert sweep_report.conditions(comparison)[-1].startswith("* as reported, at n=100,000 and alpha=0.001; which im")
+
+
+def test_a_sweep_of_methods_has_each_in_its_own_colour_and_the_limit_of_n(compare, four):
+    """As its own report has it, in whatever order; at n = 1,000 and sigma = 0.5 no radius is above 1.2315."""
+    for name in ("smoothadv", "macer"):
+        compare.add(name, [(1, 0.5), (1, 0.25)], four[0])
+    compare.result(name="method")
+    (path,) = Path(compare._root).glob("execution/comparison/sweep.html")
+    html = path.read_text()
+    colours = dict(re.findall(r'<line class="curve (color-\d)[^/]*/></svg><span>method = (\w+),', html))
+    assert colours == {f"color-{charts.METHOD_COLORS[name] + 1}": name for name in ("smoothadv", "macer")}
+    assert "limit of n = 1,000: 1.231" in html
 
 
 # Seconds.

@@ -1,5 +1,7 @@
 """A digest of code changes with what the code does, and not with its wording."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.utils import code
@@ -78,3 +80,18 @@ def test_the_digest_of_a_component_has_the_modules_that_it_imports():
     trainer, evaluator = (code.digest_of_ours(f"pipeline.components.{name}") for name in ("trainer", "evaluator"))
     assert trainer != evaluator
     assert trainer == code.digest_of_ours("pipeline.components.trainer")
+
+
+def test_the_digest_of_what_makes_pages_has_their_templates(monkeypatch):
+    """Or a page that was made before would keep its old look."""
+
+    def digest_of(name):
+        code.digest_of_ours.cache_clear()
+        return code.digest_of_ours(f"pipeline.components.{name}")
+
+    names = ("evaluator", "sweep_evaluator", "trainer")
+    before = [digest_of(name) for name in names]
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: [] if path.name == "templates" else glob(path, pattern))
+    assert [digest_of(name) != digest for name, digest in zip(names, before, strict=True)] == [True, True, False]
+    code.digest_of_ours.cache_clear()
