@@ -15,7 +15,11 @@ from pipeline.report.radii import checked, named, steps_of
 from pipeline.report.words import at_least
 
 COLORS, DASHES = 7, 4  # of the style sheet; without a common factor, so that looks repeat after 28 curves only
-METHOD_COLORS = {"macer": 0, "cohen": 1, "smoothadv": 2}  # places in the list of colours, the same on every page
+# Places in the list of colours, the same on every page.
+METHOD_COLORS = {
+    name: place
+    for place, name in enumerate(("macer", "cohen", "smoothadv", "stability", "smoothmix", "consistency", "catrs"))
+}
 MAX_BANDS = 4
 FRACTIONS = ("smoothed_accuracy", "hinge_fraction")
 CURVES = ("loss", "classification_loss", "robustness_loss", *FRACTIONS, "soft_radius", "learning_rate")

@@ -19,6 +19,7 @@ from pipeline import sweep as sweep_lib
 from pipeline.components import sweep_evaluator, trainer
 from pipeline.components.certifier import CERTIFIER
 from pipeline.components.example_gen import EXAMPLE_GEN
+from pipeline.experiments import methods
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration import orchestrator
 from pipeline.report import charts, figures, page, sweep_report
@@ -466,6 +467,11 @@ def test_a_sweep_of_methods_has_each_in_its_own_colour_and_the_limit_of_n(compar
     colours = dict(re.findall(r'<line class="curve (color-\d)[^/]*/></svg><span>method = (\w+),', html))
     assert colours == {f"color-{charts.METHOD_COLORS[name] + 1}": name for name in ("smoothadv", "macer")}
     assert "limit of n = 1,000: 1.231" in html
+
+
+def test_every_method_has_a_colour_of_its_own():
+    assert set(charts.METHOD_COLORS) == set(methods.NAMES)
+    assert sorted(charts.METHOD_COLORS.values()) == list(range(charts.COLORS))
 
 
 # Seconds.
