@@ -11,6 +11,18 @@ from pipeline.utils.errors import InputError
 from serving.terminal import printable
 
 _INTERRUPTED = 130
+# What Ctrl-C does before it ends the process.
+_before_end = []
+
+
+@contextlib.contextmanager
+def before_interrupted(action):
+    """In this context, Ctrl-C calls `action` before it ends the process; it must return after some seconds at most."""
+    _before_end.append(action)
+    try:
+        yield
+    finally:
+        _before_end.remove(action)
 
 
 def in_one_line(error, root):
@@ -60,6 +72,9 @@ def _ctrl_c_ends_the_process(line):
             sys.stdout.flush()
         with contextlib.suppress(OSError):
             print(f"\n{line}", file=sys.stderr, flush=True)
+        for action in reversed(_before_end):
+            with contextlib.suppress(Exception):
+                action()
         os._exit(_INTERRUPTED)
 
     before = signal.getsignal(signal.SIGINT)

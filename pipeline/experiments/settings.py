@@ -5,7 +5,7 @@ from pathlib import Path
 
 from macer_tf import certificates, checks
 from pipeline.certification import sampling_plan
-from pipeline.cli import command_line
+from pipeline.cli import beam_options, command_line
 from pipeline.cli.command_line import in_words
 from pipeline.data import own_images
 from pipeline.data.datasets import SHORT_NAMES
@@ -18,7 +18,9 @@ _DATASETS = f"{', '.join(SHORT_NAMES)}, or any TFDS image-classification builder
 _BETA = 16.0
 
 # Where things are and how many threads work changes no result.
-_NOT_LISTED = ("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "no_cache")
+_NOT_LISTED = (
+    *("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "votes", "patience", "no_cache"),
+)
 
 
 def parse(arguments):
@@ -41,7 +43,8 @@ def parse(arguments):
         raise InputError(f"--dataset is missing. Accepted: {_DATASETS}; or --train_images and --test_images.")
     _refuse_settings_of_others(given, method)
     settings = {setting.name: setting.default for group in groups(method).values() for setting in group}
-    settings |= preset.settings | given
+    settings |= {"beam": ()} | preset.settings | given
+    beam_options.check_engine(settings, given)
     if isinstance(settings["lr_drop_epochs"], tuple):
         settings["lr_drop_epochs"] = list(settings["lr_drop_epochs"])
     settings["soft_betas"] = settings["soft_betas"] or [settings.get("beta", _BETA)]
@@ -146,7 +149,9 @@ def _given(arguments, method):
         prog="python -m pipeline.run",
         usage="%(prog)s --dataset NAME [options]",
         description="Trains, certifies, evaluates, validates and pushes a classifier. What was done before is kept. In "
-        "brackets: the default, or the presets' (--list_presets). --help --method=NAME: of another method.",
+        "brackets: the default, or the presets' (--list_presets). --help --method=NAME: of another method. "
+        + beam_options.NOTE,
+        rest=beam_options.checked,
         default=_default,
     )
 
