@@ -235,14 +235,15 @@ class HandInVotes(beam.DoFn):
 
     def __init__(self, sampler, shared, writer, mark):
         self._sampler, self._shared, self._writer, self._mark = sampler, shared, writer, mark
-
-    def setup(self):
-        self._mark.check()
-        self._loaded = self._shared.acquire(self._sampler.load)
+        self._loaded = None
 
     def process(self, chunks):
-        if self._mark.is_set():
-            self._writer.record(*self._loaded.draw([Chunk(*chunk) for chunk in chunks]))
+        # Not an error: a job that is cancelled comes to its end at once, even where the engine does not end it.
+        if not self._mark.is_set():
+            return
+        if self._loaded is None:
+            self._loaded = self._shared.acquire(self._sampler.load)
+        self._writer.record(*self._loaded.draw([Chunk(*chunk) for chunk in chunks]))
 
     def finish_bundle(self):
         self._writer.hand_in()

@@ -177,6 +177,6 @@ def test_a_model_that_a_worker_cannot_read_is_one_line(cluster, draw, sampler, m
 def test_workers_that_do_not_share_the_folder_are_one_line(cluster, draw, monkeypatch):
     monkeypatch.setattr("pipeline.certification.bundles.Mark.set", lambda mark: None)
     with pytest.raises(
-        InputError, match="A worker on .* does not see .*: votes must be handed in at a URL, or in a folder"
+        InputError, match=r"A worker on \S+ does not see \S+: votes must be handed in at a URL, or in a folder"
     ):
         draw(FIXED, cluster.engine())
