@@ -10,7 +10,7 @@ VOTES = Setting(
     "votes", PLACE, "on an engine: where workers hand in votes, a shared folder or URL", None, "beside ours"
 )
 PATIENCE = Setting("patience", ABOVE_0, "on an engine: seconds without new votes until a job is lost", 300.0)
-NOTE = "What is not listed is handed to Apache Beam: --runner FlinkRunner, --flink_master, ... (docs/cluster.md)."
+NOTE = "Others: Beam's (docs/cluster.md)."
 _SECONDS_TO_ASK = 10.0
 
 

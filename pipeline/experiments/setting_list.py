@@ -5,7 +5,6 @@ sweep's checks derive from it and from the lists of the methods.
 """
 
 from pipeline.certification import sampling_plan
-from pipeline.cli import beam_options
 from pipeline.cli.command_line import (
     ABOVE_0,
     FOLDER,
@@ -84,8 +83,6 @@ GROUPS = {
         Setting("sweep", TEXT, "compare values of a setting: lam=0,1,4", None, "off"),
         Setting("pipeline_root", FOLDER, "where everything is kept", "runs"),
         Setting("num_workers", whole(1), "certification threads", None, "one a core"),
-        beam_options.VOTES,
-        beam_options.PATIENCE,
         Setting("no_cache", SWITCH, "do again what was done before", False),
     ),
 }

@@ -18,9 +18,9 @@ _DATASETS = f"{', '.join(SHORT_NAMES)}, or any TFDS image-classification builder
 _BETA = 16.0
 
 # Where things are and how many threads work changes no result.
-_NOT_LISTED = (
-    *("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "votes", "patience", "no_cache"),
-)
+_NOT_LISTED = ("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "no_cache")
+# Only where Beam's own options are given, too: the help has no room for them.
+_OF_ENGINES = (beam_options.VOTES, beam_options.PATIENCE)
 
 
 def parse(arguments):
@@ -43,7 +43,7 @@ def parse(arguments):
         raise InputError(f"--dataset is missing. Accepted: {_DATASETS}; or --train_images and --test_images.")
     _refuse_settings_of_others(given, method)
     settings = {setting.name: setting.default for group in groups(method).values() for setting in group}
-    settings |= {"beam": ()} | preset.settings | given
+    settings |= {"beam": ()} | {setting.name: setting.default for setting in _OF_ENGINES} | preset.settings | given
     beam_options.check_engine(settings, given)
     if isinstance(settings["lr_drop_epochs"], tuple):
         settings["lr_drop_epochs"] = list(settings["lr_drop_epochs"])
@@ -83,7 +83,8 @@ def _method(arguments):
 
 def _with_others(method):
     others = {setting.name: setting for name in methods.NAMES for setting in methods.find(name).settings}
-    return {**groups(method), None: tuple(others[name] for name in others.keys() - method.defaults().keys())}
+    of_others = (others[name] for name in others.keys() - method.defaults().keys())
+    return {**groups(method), None: (*of_others, *_OF_ENGINES)}
 
 
 def _refuse_another_method(given, preset):
