@@ -1,9 +1,9 @@
-# make run: the whole job on the embedded digits · make test: the whole suite · make attack: what tries to break it · make lint · make clean
+# make run: the whole job on the embedded digits · make test: the whole suite · make attack: what tries to break it · make cluster-test: on Flink · make lint · make clean
 PYTHON ?= python3.11
 VENV := .venv
 ARGS ?= --dataset digits
 
-.PHONY: run test attack lint clean
+.PHONY: run test attack cluster-test lint clean
 
 run: $(VENV)/runtime
 	$(VENV)/bin/python -m pipeline.run $(ARGS)
@@ -14,6 +14,13 @@ test: $(VENV)/development
 # Some minutes, 15 at most.
 attack: $(VENV)/development
 	timeout 900 $(VENV)/bin/python -m pytest -n 2 --dist load -m attack
+
+# On Flink, if Java and Maven are there and serve its parts (or FLINK_HOME and FLINK_JOB_SERVER_JAR name them); else it says so.
+FLINK ?= $(CURDIR)/.flink
+cluster-test: $(VENV)/development
+	if [ -z "$$FLINK_JOB_SERVER_JAR" ]; then bash tests/cluster/flink/get.sh $(FLINK) $(abspath $(VENV)/bin/python) || echo "SKIPPED: no Flink"; fi
+	[ -n "$$FLINK_JOB_SERVER_JAR" ] || [ ! -e $(FLINK)/flink-job-server.jar ] || { export FLINK_JOB_SERVER_JAR=$(FLINK)/flink-job-server.jar FLINK_HOME=$(FLINK)/home; }; \
+	$(VENV)/bin/python -m pytest -rs tests/cluster
 
 lint: $(VENV)/development
 	$(VENV)/bin/ruff check .

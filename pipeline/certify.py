@@ -15,13 +15,14 @@ import numpy as np
 
 from macer_tf import certificates as certificates_lib
 from pipeline.certification import certificate_files, sampling_plan
-from pipeline.cli import command_line, console
+from pipeline.cli import beam_options, command_line, console
 from pipeline.cli.command_line import (
     ABOVE_0,
     FOLDER,
     INSIDE_0_1,
     MODULE,
     PATH,
+    PLACE,
     SEED,
     TEXT,
     Setting,
@@ -32,6 +33,7 @@ from pipeline.cli.command_line import (
 from pipeline.orchestration import orchestrator
 from pipeline.report import results, words
 from pipeline.utils import code as code_lib
+from pipeline.utils import places
 from pipeline.utils.atomic_files import write_text
 from pipeline.utils.errors import InputError, reason
 from serving import terminal
@@ -40,7 +42,7 @@ from serving.terminal import printable
 
 _GROUPS = {
     "Model and images": (
-        Setting("model", PATH, ".keras or .h5 file, or a SavedModel's folder", None, "required"),
+        Setting("model", PLACE, ".keras or .h5 file, or a SavedModel's folder; path or URL", None, "required"),
         Setting(
             "model_output", TEXT, "of a model with several outputs, the one of [batch, classes]", None, "its only one"
         ),
@@ -50,7 +52,7 @@ _GROUPS = {
         Setting("split", TEXT, "of the data set", None, "its test split"),
         Setting("data_dir", FOLDER, "folder of prepared TFDS data", None, "TFDS's own"),
         Setting("image_size", none_or("none", whole(1)), "resize and crop a data set to this side, pixels", None),
-        Setting("images", PATH, "a folder of image files, or an .npz file", None, "or --dataset"),
+        Setting("images", PLACE, "a folder of image files, or an .npz file; path or URL", None, "or --dataset"),
         Setting("classes", PATH, "file that numbers the folder's sub-folders", None, "by sorted name"),
         Setting("skip", whole(1), "certify images 0, skip, 2 skip, ...", 1),
         Setting("start", whole(0), "of these, from this image on", 0),
@@ -75,6 +77,8 @@ _GROUPS = {
     "Run": (
         Setting("output", FOLDER, "where certificates and votes are kept", "certified"),
         Setting("num_workers", whole(1), "certification threads", None, "one per core"),
+        beam_options.VOTES,
+        beam_options.PATIENCE,
     ),
 }
 
@@ -89,6 +93,7 @@ def main(arguments=None):
 
     def work(settings):
         output = Path(settings["output"])
+        engine = _engine(settings)
         with orchestrator.locked(output, "output"):
             certificate_files.check_room(output)
             # Only now, so that --help and a typo do not wait for TensorFlow.
@@ -96,11 +101,20 @@ def main(arguments=None):
             from pipeline.certification import classifiers
 
             with classifiers.snapshot(settings["model"], output / ".model") as snapshot:
-                return _certify(settings, output, snapshot)
+                return _certify(settings, output, snapshot, engine)
 
     return exit_status(
         parse, work, "What was drawn is kept; run the same command again to go on.", bad_input=InputError, at_once=True
     )
+
+
+def _engine(settings):
+    """The engine that is asked for, or None."""
+    if not settings["beam"]:  # nobody else need wait for Beam
+        return None
+    from pipeline.certification import engine
+
+    return engine.of(settings)
 
 
 def _settings(arguments):
@@ -110,9 +124,12 @@ def _settings(arguments):
         prog="python -m pipeline.certify",
         usage="%(prog)s --model PATH (--dataset NAME | --images PATH) [options]",
         description="Certifies a classifier that returns logits or probabilities for images in [0, 1]: which class "
-        "the smoothed classifier returns, and within which l2 radius it cannot change. In brackets: the default.",
+        "the smoothed classifier returns, and within which l2 radius it cannot change. In brackets: the default. "
+        + beam_options.NOTE,
+        rest=beam_options.checked,
     )
-    settings = {setting.name: setting.default for group in _GROUPS.values() for setting in group} | given
+    settings = {"beam": ()} | {setting.name: setting.default for group in _GROUPS.values() for setting in group} | given
+    beam_options.check_engine(settings, given)
     if settings["model"] is None:
         raise InputError("--model is missing: a .keras or .h5 file, or a SavedModel's folder.")
     if (settings["dataset"] is None) == (settings["images"] is None):
@@ -142,7 +159,7 @@ def _plan(settings):
     )
 
 
-def _certify(settings, output, snapshot):
+def _certify(settings, output, snapshot, engine):
     from pipeline.certification import classifiers, driver
     from pipeline.data import sources
 
@@ -158,21 +175,18 @@ def _certify(settings, output, snapshot):
     precision = classifiers.precision(snapshot.path, classifier)
     _print_settings(settings, plan, classifier, precision, opened, ids)
 
+    own_output = {name: settings[name] for name in ("model_output",) if settings[name]}
     outcome = driver.run_in(
         output,
         sampler,
         loaded,
-        {
-            "model": snapshot.fingerprint,
-            "precision": precision,
-            **{name: settings[name] for name in ("model_output",) if settings[name]},
-            **code,
-        },
+        {"model": snapshot.fingerprint, "precision": precision, **own_output, **code},
         ids,
         num_classes,
         plan,
         labels=labels,
         num_workers=settings["num_workers"] or os.cpu_count(),
+        engine=engine,
     )
     _check_unchanged(settings, snapshot)
     unfinished = _empty_folder(output / "unfinished")
@@ -286,6 +300,8 @@ def _check_unchanged(settings, snapshot):
     from pipeline.certification import classifiers
 
     snapshot.check()
+    if places.is_url(settings["model"]):
+        return
     if not Path(settings["model"]).exists() or classifiers.model_fingerprint(settings["model"]) != snapshot.fingerprint:
         print(f"{settings['model']} has been replaced since then: the certificates are of what was there before.")
 

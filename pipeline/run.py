@@ -36,10 +36,11 @@ def main(arguments=None):
 
     def work(parsed):
         sweep, settings, preset, root = parsed
+        engine = _engine(settings)
         with orchestrator.locked(root):
             if sweep:
-                return sweep_lib.run(sweep, root)
-            _run(settings, preset, root)
+                return sweep_lib.run(sweep, root, engine)
+            _run(settings, preset, root, engine)
         return 0
 
     return exit_status(
@@ -51,7 +52,16 @@ def main(arguments=None):
     )
 
 
-def _run(settings, preset, root):
+def _engine(settings):
+    """The engine that is asked for, or None."""
+    if not settings["beam"]:  # nobody else need wait for Beam
+        return None
+    from pipeline.certification import engine
+
+    return engine.of(settings)
+
+
+def _run(settings, preset, root, engine):
     listing = settings_lib.listing(settings)
     print(f"{settings['method']} on {settings['dataset']}, preset {preset.name}, in {settings['pipeline_root']}")
     console.print_listing(listing, preset.note)
@@ -70,7 +80,7 @@ def _run(settings, preset, root):
         PUSHER,
     )
     settings = {**settings, "listing": settings_lib.without_meanings(listing), "paper": _paper_row(preset)}
-    artifacts = orchestrator.run(components, settings, root, settings["num_workers"], settings["no_cache"])
+    artifacts = orchestrator.run(components, settings, root, settings["num_workers"], settings["no_cache"], engine)
     _print_results(artifacts, settings["paper"])
 
 

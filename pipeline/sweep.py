@@ -19,7 +19,19 @@ from pipeline.utils.errors import InputError
 from serving.exit import in_one_line
 
 _FORM = "a setting and two or more of its values, such as lam=0,1,4"
-_CHANGE_NOTHING = ("min_accuracy", "serving_n", "push_dir", "pipeline_root", "num_workers", "no_cache", "sweep")
+_CHANGE_NOTHING = (
+    *(
+        "min_accuracy",
+        "serving_n",
+        "push_dir",
+        "pipeline_root",
+        "num_workers",
+        "votes",
+        "patience",
+        "no_cache",
+        "sweep",
+    ),
+)
 _NOT_COMPARED = "Blessing, push and run"
 
 
@@ -69,7 +81,7 @@ def parse(arguments):
     return Sweep(name, tuple(members), tuple(dict.fromkeys(notes)))
 
 
-def run(sweep, root):
+def run(sweep, root, engine=None):
     """Trains and certifies every member, then compares them, saying so.
 
     A member that fails is reported in one line, and the others go on.
@@ -77,6 +89,7 @@ def run(sweep, root):
     Args:
         sweep: a `Sweep`.
         root: `Path` of the pipeline root, which exists.
+        engine: see `orchestrator.Execution`.
 
     Returns:
         The exit status: 0, or 1 if a member failed.
@@ -104,7 +117,8 @@ def run(sweep, root):
         failure = None
         try:
             components = (EXAMPLE_GEN, trainer.component(member.settings), CERTIFIER)
-            artifacts = orchestrator.run(components, member.settings, root, first["num_workers"], first["no_cache"])
+            settings = member.settings
+            artifacts = orchestrator.run(components, settings, root, first["num_workers"], first["no_cache"], engine)
             made += [(f"{name}_{place}", artifact) for name, artifact in artifacts.items()]
         except Exception as error:
             failure = in_one_line(error, root, InputError)

@@ -12,6 +12,18 @@ from typing import Any
 from serving.terminal import printable
 
 INTERRUPTED = 130
+# What Ctrl-C does before it ends the process.
+_before_end: list[Callable[[], object]] = []
+
+
+@contextlib.contextmanager
+def before_interrupted(action: Callable[[], object]) -> Iterator[None]:
+    """In this context, Ctrl-C calls `action` before it ends the process; it must return after some seconds at most."""
+    _before_end.append(action)
+    try:
+        yield
+    finally:
+        _before_end.remove(action)
 
 
 def in_one_line(
@@ -27,10 +39,9 @@ def in_one_line(
         foreseen: what else says by itself what went wrong; an OSError by the system's words and the file's name.
     """
     if isinstance(error, (bad_input, *foreseen)):
-        is_of_a_file = isinstance(error, OSError)
-        return printable(
-            f"cannot use {error.filename or 'a file'}: {error.strerror or error}" if is_of_a_file else error
-        )
+        if isinstance(error, OSError):
+            return printable(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
+        return printable(error)
     first_line = (str(error).strip().splitlines() or [""])[0]
     line = f"{type(error).__name__}: {printable(first_line)}"
     return line if root is None else f"{line} ({printable(_write_details(root))})"
@@ -84,6 +95,9 @@ def _ctrl_c_ends_the_process(line: str) -> Iterator[None]:
         with contextlib.suppress(RuntimeError, OSError):
             sys.stdout.flush()
         _print_error(line)
+        for action in reversed(_before_end):
+            with contextlib.suppress(Exception):
+                action()
         os._exit(INTERRUPTED)
 
     before = signal.getsignal(signal.SIGINT)

@@ -19,6 +19,7 @@ COMMAND_LINES = (
     "pipeline/sweep.py",
     "pipeline/certify.py",
     "pipeline/compare.py",
+    "pipeline/worker.py",
     "pipeline/cli/",
     "pipeline/experiments/settings.py",
     "pipeline/experiments/setting_list.py",

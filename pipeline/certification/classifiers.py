@@ -16,9 +16,8 @@ from macer_tf import base_classifier
 from macer_tf.inference import own_precision
 from macer_tf.noisy_training import NoisyTrainingModel
 from pipeline.training import models
-from pipeline.utils import code
+from pipeline.utils import code, places
 from pipeline.utils.errors import InputError
-from serving.fingerprints import directory_fingerprint, file_digest
 from serving.graph_safety import check_effects
 
 _KERAS_3, _HDF5 = ".keras", (".h5", ".hdf5")
@@ -76,22 +75,30 @@ def snapshot(path, folder):
     loads and what workers load must be the same bytes.
 
     Args:
-        path: of a model that `load` loads.
+        path: of a model that `load` loads, or its URL.
         folder: of nobody else; what a killed run left there is removed.
 
     Raises:
         InputError: in one line, if there is no such model, it cannot be copied, or it changes all the time.
     """
-    _check_kind(Path(path), str(path))
-    return _snapshot(Path(path), Path(folder))
+    if not places.is_url(path):
+        _check_kind(Path(path), str(path))
+    return _snapshot(path, Path(folder))
 
 
 @contextlib.contextmanager
 def _snapshot(path, folder):
     try:
-        yield _copy(path, folder)
+        yield _downloaded(path, folder) if places.is_url(path) else _copy(Path(path), folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _downloaded(url, folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    copy = places.download(url, folder)
+    _check_kind(copy, url)
+    return Snapshot(copy, model_fingerprint(copy))
 
 
 def _copy(path, folder):
@@ -114,7 +121,7 @@ def _copy(path, folder):
 
 def model_fingerprint(path):
     """Hexadecimal SHA-256 of a model's file, or of the names and contents in its folder."""
-    return directory_fingerprint(path) if Path(path).is_dir() else file_digest(path)
+    return places.fingerprint_of(path)
 
 
 def load(path, loading=DEFAULT):

@@ -1,7 +1,8 @@
 """Certification on Beam: image ids -> chunks of samples -> votes, in the vote store.
 
 The driver asks the budget what each image still needs, a Beam pipeline draws it, and so on until nothing is missing.
-Workers write their votes down and return nothing: what a lost worker or bundle owed is asked for again.
+Workers write their votes down and return nothing: what a lost worker or bundle owed is asked for again. They are
+threads of this process, or an engine's: then a job that hands in nothing for a while is taken for lost.
 """
 
 import dataclasses
@@ -16,12 +17,16 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_ha
 from apache_beam.utils.shared import Shared
 
 from macer_tf.votes import Votes
-from pipeline.certification import sampling_plan
+from pipeline.certification import sampling_plan, self_check
 from pipeline.certification import tally as tally_lib
+from pipeline.certification.bundles import Mark
+from pipeline.certification.engine import Failure, Job
 from pipeline.certification.follower import Follower
 from pipeline.certification.vote_store import VoteStore
-from pipeline.certification.workers import DrawVotes, Watch
+from pipeline.certification.workers import DrawVotes, Explode, HandInVotes, Watch
 from pipeline.cli.console import duration
+from pipeline.utils import places
+from serving.exit import before_interrupted
 from serving.fingerprints import fingerprint
 
 # Beam 2.77's workers send what they have every so many milliseconds, from a thread that no lock keeps apart from the
@@ -31,6 +36,11 @@ worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
 # After so long in which no worker had anything in hand, there is none any more; and after an error or at the end, so
 # long do those that still draw have to come to an end.
 _SECONDS_OF_SILENCE = 120.0
+# On an engine, jobs in a row that bring nothing before it is given up; and votes that a job is asked for, as each one
+# costs some ten seconds.
+_TRIES = 3
+_VALUES_AT_ONCE_ON_AN_ENGINE = 20_000_000
+_CHUNKS_AT_ONCE_ON_AN_ENGINE = 200_000
 # Votes that the driver holds apart, and that ledgers hold, before they are added up: memory grows with them.
 _VALUES_AT_ONCE = 1_000_000
 
@@ -61,12 +71,12 @@ class Outcome:
         return self.share_of_alpha is None
 
 
-def run_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels, num_workers):
+def run_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels, num_workers, engine=None):
     """`run` with the votes that are kept in a folder, of this classifier under this noise.
 
     Args:
         root: `Path`; the votes are in root/votes.
-        sampler, ids, num_classes, plan, labels, num_workers: see `run`.
+        sampler, ids, num_classes, plan, labels, num_workers, engine: see `run`.
         loaded: what `sampler.load` returned.
         of: what tells the classifier from others, JSON values by name: its "model", "precision", ...
 
@@ -78,12 +88,15 @@ def run_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels, num_wor
     """
     identity = {**of, "sigma": sampler.sigma, "seed": sampler.seed, "n0": plan.n0, "noise": loaded.noise}
     folder = root / "votes" / fingerprint(identity)[:16]
-    store = VoteStore(folder, identity, plan.first_look, num_classes, plan.betas)
-    return run(sampler, ids, num_classes, plan, store, labels=labels, num_workers=num_workers, loaded=loaded)
+    handed_in = None if engine is None or engine.handed_in is None else places.absolute(engine.handed_in)
+    store = VoteStore(folder, identity, plan.first_look, num_classes, plan.betas, handed_in)
+    return run(
+        sampler, ids, num_classes, plan, store, labels=labels, num_workers=num_workers, loaded=loaded, engine=engine
+    )
 
 
-def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loaded=None):
-    """Draws on Beam's local runner what the plan asks for and the store does not hold.
+def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loaded=None, engine=None):
+    """Draws on Beam's local runner, or on an engine, what the plan asks for and the store does not hold.
 
     Args:
         sampler: `Sampler`.
@@ -94,13 +107,15 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
         labels: int64 [images], -1 where not known; or None.
         num_workers: threads that draw side by side.
         loaded: what `sampler.load` returned, where it was called before: images that are others by now get no votes.
+        engine: `Engine`; None: threads of this process.
 
     Returns:
         `Outcome`.
 
     Raises:
-        InputError: before any sampling, where the store's votes cannot be certified for this plan.
-        RuntimeError: if a worker fails; its own error is in the message.
+        InputError: before any sampling, where the store's votes cannot be certified for this plan, or the engine cannot
+            be used.
+        RuntimeError: if a worker fails, or jobs bring nothing any more; the cause is in the message.
     """
     share_of_alpha = plan.share_of_alpha(store.first_looks)
     if share_of_alpha is not None:
@@ -120,8 +135,13 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
     if tally.held:
         print(f"  {tally.held:,} samples were drawn before.")
     if tally.missing(1):
-        _forecast(loaded, tally)
-        _draw_all(sampler, shared, tally, store, num_workers)
+        if engine is None:
+            _forecast(loaded, tally)
+            _draw_all(sampler, shared, tally, store, num_workers)
+        else:
+            print(f"  To draw: {_amount(tally)} noisy samples, a forward pass each, on {engine.runner}.", flush=True)
+            self_check.run(engine, store.place)
+            _draw_all_on(engine, sampler, tally, store)
     store.compact()
     certified_ids = tally.ids_with_votes()
     votes = tally.votes(certified_ids.tolist())
@@ -144,7 +164,7 @@ def tasks(chunks):
 def _draw_all(sampler, shared, tally, store, num_workers):
     most_chunks = max(_VALUES_AT_ONCE // tally.values_of_a_piece, 1)
     on_ledgers = 0
-    with Follower(tally, store) as follower:
+    with Follower(tally, store.follow()) as follower:
         while chunks := tally.missing(most_chunks):
             _draw(sampler, shared, chunks, store, num_workers, follower)
             follower.poll()
@@ -192,18 +212,108 @@ def _draw(sampler, shared, chunks, store, num_workers, follower):
             raise RuntimeError(f"A certification worker failed: {_in_one_line(error)}") from error
 
 
+def long_tasks(chunks):
+    """`tasks`, but that adjacent chunks which are a task each are one: a job's description must not be a long list."""
+    lists = []
+    for task in tasks(chunks):
+        last = lists[-1][0] if lists and len(lists[-1]) == len(task) == 1 else None
+        if last and last[:3] == task[0][:3] and last.start + last.count == task[0].start:
+            lists[-1] = [last._replace(count=last.count + task[0].count)]
+        else:
+            lists.append(task)
+    return lists
+
+
+def _draw_all_on(engine, sampler, tally, store):
+    most_chunks = min(max(_VALUES_AT_ONCE_ON_AN_ENGINE // tally.values_of_a_piece, 1), _CHUNKS_AT_ONCE_ON_AN_ENGINE)
+    sampler, barren = sampler.for_engine(store.place), 0
+    reader = store.follow_bundles()
+    with Follower(tally, reader) as follower:
+        while chunks := tally.missing(most_chunks):
+            before = follower.taken
+            reader.samples.clear()
+            failure = _draw_on(engine, sampler, chunks, store, follower)
+            follower.poll()
+            if reader.samples:
+                follower.say(f"  {_shares(reader.samples)}")
+            barren = 0 if follower.taken > before else barren + 1
+            if barren:
+                _check_goes_on(engine, failure, barren)
+            if failure:
+                follower.say(f"  A job was lost ({failure.line}); what it owes is asked for again.")
+            store.compact()
+
+
+def _check_goes_on(engine, failure, barren):
+    """Raises RuntimeError if another job would bring nothing either."""
+    if failure is None:
+        raise RuntimeError(f"{engine.runner} says that the job is done, but its workers handed in nothing.")
+    if barren == _TRIES or failure.is_final:
+        raise RuntimeError(f"The certification job on {engine.runner} failed: {failure.line}")
+
+
+def _draw_on(engine, sampler, chunks, store, follower):
+    """Has an engine draw chunks. Returns the `Failure` of the job, or None."""
+    mark = Mark(store.place)
+    mark.set()
+
+    def build(pipeline):
+        _ = (
+            pipeline
+            | "Samples to draw" >> beam.Create([[tuple(chunk) for chunk in task] for task in long_tasks(chunks)])
+            | beam.ParDo(Explode(tally_lib.SAMPLES_PER_CHUNK))
+            | beam.Reshuffle()
+            | beam.ParDo(HandInVotes(sampler, Shared(), store.bundle_writer(), mark))
+        )
+
+    job = Job(engine.options(), build)
+    with before_interrupted(mark.remove), before_interrupted(job.cancel):
+        try:
+            with job:
+                return job.failure or _watch(engine, job, follower)
+        finally:
+            mark.remove()
+
+
+def _watch(engine, job, follower):
+    """Waits for a job's end, or until it has brought nothing for too long. Returns its `Failure`, or None."""
+    taken, since = follower.taken, time.monotonic()
+    while job.is_running():
+        if follower.error:
+            raise RuntimeError(f"Cannot read what workers handed in: {follower.error}") from follower.error
+        if follower.taken > taken:
+            taken, since = follower.taken, time.monotonic()
+        if time.monotonic() - since > engine.patience:
+            return Failure(f"no new votes for {duration(engine.patience)}")
+    return job.failure
+
+
+def _shares(samples):
+    """How much each worker drew, in words."""
+    total, most = sum(samples.values()), max(samples.values())
+    workers = f"{len(samples):,} workers, by the busiest" if len(samples) > 1 else "1 worker"
+    return f"{total:,} samples drawn by {workers} {100 * most / total:.0f} %."
+
+
 def _forecast(loaded, tally):
     """Prints how many forward passes are to be made, and how long that will take, from a short measurement."""
     rate = loaded.samples_per_second(chunk.example_id for chunk in tally.missing(1000))
     if rate is None:
         return
-    samples = tally.most - tally.held
-    at_most = "at most " if tally.spares or not tally.plan.is_fixed else ""
+    seconds = duration((tally.most - tally.held) / rate)
     print(
-        f"  To draw: {at_most}{samples:,} noisy samples, a forward pass each: {at_most or 'about '}"
-        f"{duration(samples / rate)} at {rate:,.0f} per second, as just measured.",
+        f"  To draw: {_amount(tally)} noisy samples, a forward pass each: {_at_most(tally) or 'about '}{seconds} at "
+        f"{rate:,.0f} per second, as just measured.",
         flush=True,
     )
+
+
+def _amount(tally):
+    return f"{_at_most(tally)}{tally.most - tally.held:,}"
+
+
+def _at_most(tally):
+    return "at most " if tally.spares or not tally.plan.is_fixed else ""
 
 
 def _in_one_line(error):

@@ -1,4 +1,4 @@
-"""Follows the ledgers while workers write them."""
+"""Follows what workers write down while they draw."""
 
 import threading
 import time
@@ -9,16 +9,21 @@ _SECONDS_BETWEEN_POLLS = 1.0
 
 
 class Follower:
-    """Follows the ledgers while workers write them, from a thread that also tells how far they are.
+    """Follows what workers write down, from a thread that also tells how far they are.
 
-    No local runner of Beam says how far it is.
+    No local runner of Beam says how far it is, and no portable one before its end.
+
+    Args:
+        tally: `Tally`, which is given the votes.
+        reader: `LedgerReader` or `BundleReader`.
 
     Attributes:
         error: what stopped the thread, or None.
+        taken: how many pieces and failures were written down.
     """
 
-    def __init__(self, tally, store):
-        self._tally, self._reader = tally, store.follow()
+    def __init__(self, tally, reader):
+        self._tally, self._reader, self.taken = tally, reader, 0
         self._by_images = tally.plan.radii is not None  # how many samples they will need is not known
         self._progress = Progress("Certification", *self._state()[::-1])
         self._started, self._first_held = time.monotonic(), tally.held
@@ -40,7 +45,13 @@ class Follower:
     def poll(self):
         """Takes what was written since the last call."""
         with self._lock:
-            self._tally.take(*self._reader.poll())
+            pieces, failures = self._reader.poll()
+            self._tally.take(pieces, failures)
+            self.taken += len(pieces) + len(failures)
+
+    def say(self, line):
+        """Prints a line between those of the progress."""
+        self._progress.say(line)
 
     def _follow(self):
         while not self._stop.wait(_SECONDS_BETWEEN_POLLS):

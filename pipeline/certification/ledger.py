@@ -1,4 +1,7 @@
-"""Ledgers: the files that workers append their votes to, a checksummed line for each chunk."""
+"""Ledgers: the files that the threads of this machine append their votes to, a checksummed line for each chunk.
+
+The lines are those of bundle files, too: see `bundles`.
+"""
 
 import json
 import uuid
@@ -28,17 +31,11 @@ class LedgerWriter:
 
     def record(self, pieces, failures):
         """Writes down pieces, and failures: example id -> why it cannot be certified."""
-        rows = [[*map(int, chunk), votes.tolist()] for chunk, votes in pieces]
-        rows += [[int(example_id), reason] for example_id, reason in failures.items()]
         # Opened anew each time: a worker that Ctrl-C leaves behind must not find it closed.
         with open(self._path, "a") as file:
             if not file.tell():
                 file.write(sealed.dumps(self._about) + "\n")
-            file.writelines(self._line(row) for row in rows)
-
-    def _line(self, row):
-        text = json.dumps(row, separators=(",", ":"))
-        return f"{zlib.crc32(text.encode(), self._key):08x} {text}\n"
+            file.writelines(encoded(self._key, pieces, failures))
 
 
 class LedgerReader:
@@ -46,24 +43,12 @@ class LedgerReader:
 
     def __init__(self, directory, kind, shape):
         self._directory, self._kind, self._shape = Path(directory), kind, shape
-        self._offsets, self._damaged = {}, set()
+        self._key, self._offsets, self._damaged = key(kind), {}, set()
 
     def poll(self):
         """The pieces, and the failures (example id -> reason), that were appended since the last call."""
-        pieces, failures = [], {}
-        for path in ledgers_of(self._directory, self._kind):
-            for line in self._appended(path):
-                row = self._row(line)
-                if row is None:
-                    continue
-                *address, votes = row
-                if len(address) == 1:
-                    failures[address[0]] = votes
-                    continue
-                chunk, votes = Chunk(*address), np.array(votes, np.int64)
-                if fits(chunk, votes, self._shape):
-                    pieces.append(Piece(chunk, votes))
-        return pieces, failures
+        lines = [line for path in ledgers_of(self._directory, self._kind) for line in self._appended(path)]
+        return decoded(self._key, lines, self._shape)
 
     def _appended(self, path):
         """The new lines that are whole, without the first; none if the first says something else, or is damaged."""
@@ -77,15 +62,40 @@ class LedgerReader:
         whole = appended[: appended.rfind(b"\n") + 1]
         self._offsets[path] = offset + len(whole)
         lines = whole.split(b"\n")[:-1]
-        if lines and not offset:
-            about = _ledger_about(lines.pop(0))
-            if about is None or any(about.get(name) != value for name, value in self._kind.items()):
-                self._damaged.add(path)
+        if lines and not offset and not is_of(self._kind, lines.pop(0)):
+            self._damaged.add(path)
         return [] if path in self._damaged else lines
 
-    def _row(self, line):
+
+def encoded(kind_key, pieces, failures):
+    """The lines of pieces and failures (example id -> reason), with their ends; `kind_key` is what `key` returned."""
+    rows = [[*map(int, chunk), votes.tolist()] for chunk, votes in pieces]
+    rows += [[int(example_id), reason] for example_id, reason in failures.items()]
+    texts = (json.dumps(row, separators=(",", ":")) for row in rows)
+    return [f"{zlib.crc32(text.encode(), kind_key):08x} {text}\n" for text in texts]
+
+
+def decoded(kind_key, lines, shape):
+    """The pieces and failures of lines, without their ends, that `encoded` made; damaged ones are passed over."""
+    pieces, failures = [], {}
+    for line in lines:
         checksum, _, text = line.partition(b" ")
-        return json.loads(text) if checksum == b"%08x" % zlib.crc32(text, key(self._kind)) else None
+        if checksum != b"%08x" % zlib.crc32(text, kind_key):
+            continue
+        *address, votes = json.loads(text)
+        if len(address) == 1:
+            failures[address[0]] = votes
+            continue
+        chunk, votes = Chunk(*address), np.array(votes, np.int64)
+        if fits(chunk, votes, shape):
+            pieces.append(Piece(chunk, votes))
+    return pieces, failures
+
+
+def is_of(kind, line):
+    """Whether a file's first line says that its votes are of this kind."""
+    about = ledger_about(line)
+    return about is not None and all(about.get(name) == value for name, value in kind.items())
 
 
 def ledgers_of(directory, kind):
@@ -102,13 +112,14 @@ def about_of_ledger(path):
     """What a ledger is of. One without a whole line has no votes, and was drawn for nothing."""
     with open(path, "rb") as file:
         line = file.readline()
-    about = _ledger_about(line[:-1]) if line.endswith(b"\n") else {"format": FORMAT, "first_looks": []}
+    about = ledger_about(line[:-1]) if line.endswith(b"\n") else {"format": FORMAT, "first_looks": []}
     if about is None:
         raise unreadable_votes(path, "its first line is damaged")
     return about
 
 
-def _ledger_about(line):
+def ledger_about(line):
+    """What a file's first line says that it is of; None if it is damaged."""
     try:
         about = sealed.loads(line)
     except ValueError:

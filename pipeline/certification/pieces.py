@@ -1,5 +1,6 @@
 """Chunks of samples of one image's noise stream, and how those that were drawn cover it."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +65,13 @@ def joined(pieces):
         else:
             whole.append(Piece(chunk, votes))
     return whole
+
+
+def split(chunk, size):
+    """A chunk as several, which end where a multiple of `size` samples does: wherever it begins, the same samples."""
+    first, stop = chunk.start, chunk.start + chunk.count
+    for start in itertools.chain((first,), range((first // size + 1) * size, stop, size)):
+        yield chunk._replace(start=start, count=min((start // size + 1) * size, stop) - start)
 
 
 def fits(chunk, votes, shape):

@@ -8,7 +8,7 @@ import numpy as np
 from macer_tf import noise
 from macer_tf.certificates import ABSTAIN
 from macer_tf.votes import SoftMoments, Votes
-from pipeline.certification.pieces import Chunk, cover
+from pipeline.certification.pieces import Chunk, cover, split
 
 # Long enough that Beam's overhead vanishes, short enough that little is lost by a kill.
 SAMPLES_PER_CHUNK = 2000
@@ -81,14 +81,13 @@ class Tally:
 
     def missing(self, most):
         """The first so many `Chunk`s to draw, always in the same order."""
-        size = SAMPLES_PER_CHUNK
         chunks = (
-            Chunk(example_id, image.digest, stream, start, min((start // size + 1) * size, stop) - start)
+            chunk
             for example_id, image in self._images.items()
             if image.outcome is None
             for stream, gaps in image.gaps.items()
             for first, stop in gaps
-            for start in itertools.chain((first,), range((first // size + 1) * size, stop, size))
+            for chunk in split(Chunk(example_id, image.digest, stream, first, stop - first), SAMPLES_PER_CHUNK)
         )
         return list(itertools.islice(chunks, most))
 

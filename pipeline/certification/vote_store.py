@@ -1,5 +1,6 @@
 """The vote store: a folder with every vote that was drawn for one classifier at one noise level.
 
+Workers of an engine hand in bundle files instead (`bundles`), in this folder or at a URL, which `compact` moves alike.
 While samples are drawn, every worker appends to a ledger of its own, one line per chunk. `compact` then moves
 the ledgers' lines into a shard, a Parquet file. A line that a kill cut off is passed over, and its chunk drawn again:
 as noise is addressed, the votes come out the same. Shards of other machines merge by being copied into the folder.
@@ -16,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.certification import bundles
+from pipeline.certification.bundles import SUFFIX, BundleReader, BundleWriter
 from pipeline.certification.ledger import (
     FORMAT,
     LedgerReader,
@@ -26,7 +29,7 @@ from pipeline.certification.ledger import (
     unreadable_votes,
 )
 from pipeline.certification.pieces import Chunk, Piece, fits, joined
-from pipeline.utils import sealed
+from pipeline.utils import places, sealed
 from pipeline.utils.atomic_files import write_bytes, write_text
 from pipeline.utils.errors import InputError
 from serving.files import flush
@@ -36,6 +39,8 @@ from serving.fingerprints import digest, fingerprint
 _NOISE = ("model", "sigma", "seed")
 _VOTES = "votes.json"
 _ABOUT = b"macer_tf"
+# A damaged one of these costs its votes, which are drawn again.
+_DRAWN_AGAIN = (".jsonl", SUFFIX)
 _ADDRESS = ("example_id", "digest", "stream", "start", "count")
 
 
@@ -45,6 +50,7 @@ class VoteStore:
     Attributes:
         directory: the folder.
         betas: as given, a list.
+        place: path or URL where workers of an engine hand in votes.
         first_looks: `SamplingPlan.first_look` of what the samples seen of this noise were first drawn for: one, unless
             votes of others were copied here; None among them stands for one that cannot be read any more. A certificate
             by a bound for a number of samples fixed beforehand is for the only one.
@@ -55,14 +61,18 @@ class VoteStore:
         first_look: JSON value, what the samples are to be drawn for now.
         num_classes: of the classifier.
         betas: inverse temperatures that soft votes are counted at.
+        handed_in: path or URL of a folder where workers of an engine hand in votes, below which each store has a folder
+            of its own; None: in `directory` itself.
 
     Raises:
         InputError: if the folder, or a shard in it, holds votes of something else, is of an older format, or
             cannot be read; or if the register of first looks is or cannot.
     """
 
-    def __init__(self, directory, identity, first_look, num_classes, betas=()):
+    def __init__(self, directory, identity, first_look, num_classes, betas=(), handed_in=None):
         self.directory = Path(directory)
+        self._handed_in = handed_in
+        self.place = places.join(handed_in or places.absolute(self.directory.parent), self.directory.name)
         self._identity = {"format": FORMAT, **identity, "num_classes": num_classes}
         self._num_classes, self.betas = num_classes, list(betas)
         self._shape = (1 + 2 * len(betas), num_classes)
@@ -77,6 +87,7 @@ class VoteStore:
         for path in _shards(self.directory):
             yield from self._read_shard(path)
         yield from self.follow().poll()[0]
+        yield from self.follow_bundles().poll()[0]
 
     @property
     def opened_at(self):
@@ -84,25 +95,34 @@ class VoteStore:
         return (self.directory / _VOTES).stat().st_mtime
 
     def follow(self):
-        """A `LedgerReader` of what the workers append."""
+        """A `LedgerReader` of what the threads of this machine append."""
         return LedgerReader(self.directory, self._kind, self._shape)
 
+    def follow_bundles(self):
+        """A `BundleReader` of what workers of an engine hand in."""
+        return BundleReader(self.place, self._kind, self._shape)
+
     def ledger(self):
-        """A new `LedgerWriter`, for a worker."""
+        """A new `LedgerWriter`, for a thread of this machine."""
         return LedgerWriter(self.directory, self._kind, self.first_looks)
 
-    def compact(self):
-        """Moves the ledgers' pieces into a new shard, adjacent ones as one; failures are forgotten.
+    def bundle_writer(self):
+        """A new `BundleWriter`, for a worker of an engine, which it can be sent to."""
+        return BundleWriter(self.place, self._kind, self.first_looks)
 
-        Only when no worker is writing.
+    def compact(self):
+        """Moves the pieces of ledgers and bundle files into a new shard, adjacent ones as one; failures are forgotten.
+
+        Only when no thread of this machine is drawing. What workers of an engine hand in meanwhile stays where it is.
         """
-        ledgers = ledgers_of(self.directory, self._kind)
-        pieces = joined(self.follow().poll()[0])
+        ledgers, handed_in = ledgers_of(self.directory, self._kind), self.follow_bundles()
+        pieces = joined([*self.follow().poll()[0], *handed_in.poll()[0]])
         if pieces:
             self._write_shard(pieces)
         # A kill before the last of these leaves votes twice, which overlap and count once.
         for ledger in ledgers:
             ledger.unlink()
+        places.remove(handed_in.read)
 
     @property
     def _kind(self):
@@ -125,7 +145,7 @@ class VoteStore:
             about, unreadable = _of_folder(folder)
             if folder == self.directory:
                 for path, error in unreadable:
-                    if path.suffix != ".jsonl":  # a ledger's votes are drawn again
+                    if path.suffix not in _DRAWN_AGAIN:
                         raise error
                 for path, one in about:
                     self._check(path, one)
@@ -135,10 +155,22 @@ class VoteStore:
             has_votes_json = any(path.name == _VOTES for path, _ in about)
             if unreadable and not (is_known or is_of_other_noise or has_votes_json):
                 looks.append(None)
+        if self._handed_in is not None:
+            looks += self._handed_in_elsewhere(is_known)
         return [look for place, look in enumerate(looks) if look not in looks[:place]]
 
+    def _handed_in_elsewhere(self, is_known):
+        """The first looks at whatever was seen of this noise and lies where workers hand in votes."""
+        looks = []
+        for about in bundles.abouts(self._handed_in):
+            if about is None:
+                looks += [] if is_known else [None]
+            elif all(about.get(name) == value for name, value in self._noise.items()):
+                looks += about["first_looks"]
+        return looks
+
     def _check(self, path, about):
-        if path.suffix == ".jsonl":  # passed over, unless they are of this very kind
+        if path.suffix in _DRAWN_AGAIN:  # passed over, unless they are of this very kind
             return
         _looks_of(path, about)
         for name, value in self._identity.items():
@@ -188,11 +220,17 @@ def _shards(directory):
 def _of_folder(folder):
     """What the files in a folder say they are of, [(path, about)]; and those that cannot be read, [(path, error)]."""
     about, unreadable = [], []
-    for path in [folder / _VOTES, *_shards(folder), *sorted(folder.glob("*.jsonl"))]:
+    drawn_again = [path for suffix in _DRAWN_AGAIN for path in sorted(folder.glob(f"*{suffix}"))]
+    for path in [folder / _VOTES, *_shards(folder), *drawn_again]:
         if not path.exists():
             continue
         try:
-            read = {".json": _read_sealed, ".parquet": lambda path: _read_shard(path)[0], ".jsonl": about_of_ledger}
+            read = {
+                ".json": _read_sealed,
+                ".parquet": lambda path: _read_shard(path)[0],
+                ".jsonl": about_of_ledger,
+                SUFFIX: bundles.about_of,
+            }
             about.append((path, read[path.suffix](path)))
         except InputError as error:
             unreadable.append((path, error))

@@ -1,9 +1,11 @@
-"""What runs in Beam's workers: from chunks of samples to votes on a ledger."""
+"""What runs in Beam's workers: from chunks of samples to votes that are written down."""
 
 import contextlib
+import dataclasses
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
@@ -11,7 +13,9 @@ import numpy as np
 from macer_tf import noise
 from macer_tf.smoothing import SmoothedClassifier, default_microbatch
 from pipeline.certification import classifiers
-from pipeline.certification.pieces import Chunk, Piece
+from pipeline.certification.pieces import Chunk, Piece, split
+from pipeline.data import sources
+from pipeline.utils import places
 from pipeline.utils.errors import InputError
 
 
@@ -25,6 +29,7 @@ class Sampler:
         sigma, seed, betas: see `SmoothedClassifier`.
         loading: `classifiers.Loading`.
         levels: see `SmoothedClassifier`; None is what the images say.
+        fingerprint: what `places.fingerprint_of` says of the model; None: it is not compared.
     """
 
     model_path: str
@@ -34,6 +39,23 @@ class Sampler:
     betas: tuple = ()
     loading: classifiers.Loading = classifiers.DEFAULT
     levels: int | None = None
+    fingerprint: str | None = None
+
+    def for_engine(self, place):
+        """The same for workers on any machine that sees `place`; a model on this machine alone is copied there.
+
+        Raises:
+            InputError: if that cannot be written, or the images could be read on this machine alone.
+        """
+        fingerprint, path = places.fingerprint_of(self.model_path), places.absolute(self.model_path)
+        if places.is_url(place):
+            folder = places.join(place, f"model-{fingerprint[:16]}")
+            try:
+                places.upload(path, places.join(folder, Path(path).name) if Path(path).is_dir() else folder)
+            except OSError as error:
+                raise InputError(f"Cannot write to {place} ({' '.join(str(error).split())[:200]}).") from None
+            path = places.join(folder, Path(path).name)
+        return dataclasses.replace(self, model_path=path, fingerprint=fingerprint, source=sources.anywhere(self.source))
 
     def load(self, model=None):
         """The `SmoothedClassifier` and the opened images.
@@ -44,7 +66,11 @@ class Sampler:
         Raises:
             InputError: in one line, if the model cannot be loaded or certified, or the images cannot be opened.
         """
-        model = classifiers.load(self.model_path, self.loading) if model is None else model
+        if model is None:
+            path = self.model_path
+            if self.fingerprint is not None:
+                path = str(places.local(path, self.fingerprint))
+            model = classifiers.load(path, self.loading)
         images = self.source.open()
         levels = self.levels or images.levels
         try:
@@ -179,3 +205,45 @@ class DrawVotes(beam.DoFn):
         with self._watch.at_work():
             if self._watch.error is None:
                 self._ledger.record(*self._loaded.draw([Chunk(*chunk) for chunk in chunks]))
+
+
+class Explode(beam.DoFn):
+    """A task, or one of a single long chunk -> tasks of as many samples as a worker draws at one go."""
+
+    def __init__(self, samples):
+        self._samples = samples
+
+    def process(self, chunks):
+        if len(chunks) > 1:
+            yield chunks
+        else:
+            yield from ([tuple(chunk)] for chunk in split(Chunk(*chunks[0]), self._samples))
+
+
+class HandInVotes(beam.DoFn):
+    """A list of `Chunk`s of one stream -> nothing; their votes, or why there are none, are handed in.
+
+    For workers of an engine, in any process on any machine. An error is Beam's: the engine does the bundle again, or
+    fails.
+
+    Args:
+        sampler: `Sampler.for_engine`.
+        shared: `Shared` of what it loads.
+        writer: `BundleWriter`.
+        mark: `Mark`; without it, nothing is drawn any more.
+    """
+
+    def __init__(self, sampler, shared, writer, mark):
+        self._sampler, self._shared, self._writer, self._mark = sampler, shared, writer, mark
+        self._loaded = None
+
+    def process(self, chunks):
+        # Not an error: a job that is cancelled comes to its end at once, even where the engine does not end it.
+        if not self._mark.is_set():
+            return
+        if self._loaded is None:
+            self._loaded = self._shared.acquire(self._sampler.load)
+        self._writer.record(*self._loaded.draw([Chunk(*chunk) for chunk in chunks]))
+
+    def finish_bundle(self):
+        self._writer.hand_in()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from macer_tf import checks
 from pipeline.utils.errors import InputError
+from pipeline.utils.places import is_url
 
 _LARGEST_INT32 = 2**31 - 1
 _SMALLEST_FLOAT32, _LARGEST_FLOAT32 = 2.0**-126, 3.4028234e38
@@ -90,6 +91,8 @@ def _parse_radii(text):
 
 TEXT = Kind("text", str)
 PATH = Kind("a path", lambda text: str(Path(text).expanduser()))
+# A URL's two slashes are not a path's.
+PLACE = Kind("a path or a URL", lambda text: text if is_url(text) else PATH.parse(text))
 FOLDER = Kind("a folder", PATH.parse)
 ABOVE_0 = number("a number above 0", float, lambda value: value > 0)
 FROM_0 = number("a number from 0", float, lambda value: value >= 0)
@@ -117,7 +120,7 @@ def default_in_words(setting):
     return setting.default_in_words or in_words(setting, setting.default)
 
 
-def given(arguments, groups, *, prog, usage, description, default=default_in_words, positional=None):
+def given(arguments, groups, *, prog, usage, description, default=default_in_words, positional=None, rest=None):
     """The settings that a command line gives: name -> value.
 
     Args:
@@ -126,6 +129,8 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
         prog, usage, description: for the help.
         default: `Setting` -> its default, as the help prints it.
         positional: name of the arguments without a flag, if the program takes any; their value is a list of texts.
+        rest: what takes over the arguments that are left and the settings' names, if anything does; its value is named
+            "beam".
 
     Raises:
         InputError: in one line, for an unknown flag or a value outside what its setting accepts.
@@ -150,9 +155,9 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     texts, unknown = parser.parse_known_intermixed_args(arguments)
     settings = {setting.name: setting for entries in groups.values() for setting in entries}
-    if unknown:
-        raise InputError(_unknown_argument(unknown[0], settings))
-    return {
+    if unknown and not rest:
+        raise InputError(unknown_argument(unknown[0], [f"--{name}" for name in settings]))
+    return ({"beam": rest(unknown, settings)} if unknown else {}) | {
         name: value(settings[name], text) if name in settings else text
         for name, text in vars(texts).items()
         if text is not None
@@ -185,7 +190,8 @@ def value(setting, text):
         raise InputError(f"--{setting.name} must be {setting.kind.accepts}. Received: {text}") from None
 
 
-def _unknown_argument(argument, names):
-    nearest = difflib.get_close_matches(argument.split("=")[0], [f"--{name}" for name in names], n=2)
+def unknown_argument(argument, flags):
+    """What is told of an argument that is none of these flags."""
+    nearest = difflib.get_close_matches(argument.split("=")[0], flags, n=2)
     hint = f"Did you mean {' or '.join(nearest)}?" if nearest else "See --help."
     return f"Unknown argument {argument}. {hint}"

@@ -36,6 +36,7 @@ def _votes(execution, path):
         plan,
         labels=split.labels["test"][ids],
         num_workers=execution.num_workers,
+        engine=execution.engine,
     )
     if outcome.failures:
         # An evaluation of the others would be of another image set.

@@ -4,6 +4,7 @@ A source is a few plain values, which any worker can be sent and opens by itself
 source. Images are never resized, cropped or padded unless a source says so: a radius is one of the pixels certified.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from macer_tf.checks import levels_of
 from pipeline.data import archives, datasets, image_files
 from pipeline.data.image_files import ImageError
+from pipeline.utils import places
 from pipeline.utils.errors import InputError
 from serving.fingerprints import short_digest
 from serving.terminal import printable
@@ -194,8 +196,29 @@ class Archive:
         return _of_arrays(self.path, images, labels, self.shape or images.shape[1:], 255, names)
 
 
+@dataclass(frozen=True)
+class AtURL:
+    """A `Folder` or an `Archive` at a URL, which each machine copies once; `fingerprint` is that of its content.
+
+    shape, classes: as theirs. An image's digest is compared whenever it is read, so that the copy is not read as one.
+    """
+
+    url: str
+    fingerprint: str
+    shape: tuple[int, int, int] | None = None
+    classes: dict[str, int] | None = None
+
+    def open(self):
+        """`Images`, of the copy.
+
+        Raises:
+            InputError: as theirs, or if there is something else at the URL by now.
+        """
+        return at(str(places.local(self.url, self.fingerprint, is_checked=False)), self.shape, self.classes).open()
+
+
 def at(path, shape, classes=None):
-    """The source of images at a path: a `Folder`, or the `Archive` that an .npz file is.
+    """The source of images at a path or URL: a `Folder`, or the `Archive` that an .npz file is.
 
     Args:
         path: of either.
@@ -205,6 +228,8 @@ def at(path, shape, classes=None):
     Raises:
         InputError: if it is neither, or has no folders that `classes` could number.
     """
+    if places.is_url(path):
+        return AtURL(path, places.fetched(path), shape, classes)
     if Path(path).is_dir():
         return Folder(path, shape, classes)
     if not Path(path).exists():
@@ -217,6 +242,13 @@ def at(path, shape, classes=None):
     if classes is not None:
         raise InputError(f"Class numbers are for a folder's sub-folders; an .npz file has its own. Received: {path}")
     return Archive(path, shape)
+
+
+def anywhere(source):
+    """The source for a process with another current folder: its paths are absolute ones."""
+    own = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
+    paths = {name: places.absolute(own[name]) for name in ("path", "data_dir") if own.get(name)}
+    return dataclasses.replace(source, **paths)
 
 
 def some(names):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from macer_tf import certificates, checks
 from pipeline.certification import sampling_plan
-from pipeline.cli import command_line
+from pipeline.cli import beam_options, command_line
 from pipeline.cli.command_line import in_words
 from pipeline.data import own_images
 from pipeline.data.datasets import SHORT_NAMES
@@ -20,6 +20,8 @@ _BETA = 16.0
 
 # Where things are and how many threads work changes no result.
 _NOT_LISTED = ("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "no_cache")
+# Only where Beam's own options are given, too: the help has no room for them.
+_OF_ENGINES = (beam_options.VOTES, beam_options.PATIENCE)
 
 
 def parse(arguments):
@@ -42,7 +44,8 @@ def parse(arguments):
         raise InputError(f"--dataset is missing. Accepted: {_DATASETS}; or --train_images and --test_images.")
     _refuse_settings_of_others(given, method)
     settings = {setting.name: setting.default for group in groups(method).values() for setting in group}
-    settings |= preset.settings | given
+    settings |= {"beam": ()} | {setting.name: setting.default for setting in _OF_ENGINES} | preset.settings | given
+    beam_options.check_engine(settings, given)
     if isinstance(settings["lr_drop_epochs"], tuple):
         settings["lr_drop_epochs"] = list(settings["lr_drop_epochs"])
     settings["soft_betas"] = settings["soft_betas"] or [settings.get("beta", _BETA)]
@@ -82,7 +85,8 @@ def _method(arguments):
 
 def _with_others(method):
     others = {setting.name: setting for name in methods.NAMES for setting in methods.find(name).settings}
-    return {**groups(method), None: tuple(others[name] for name in others.keys() - method.defaults().keys())}
+    of_others = (others[name] for name in others.keys() - method.defaults().keys())
+    return {**groups(method), None: (*of_others, *_OF_ENGINES)}
 
 
 def _refuse_another_method(given, preset):
@@ -161,7 +165,9 @@ def _given(arguments, method):
         prog="python -m pipeline.run",
         usage="%(prog)s --dataset NAME [options]",
         description="Trains, certifies, evaluates, validates and pushes a classifier. What was done before is kept. In "
-        "brackets: the default, or the presets' (--list_presets). --help --method=NAME: of another method.",
+        "brackets: the default, or the presets' (--list_presets). --help --method=NAME: of another method. "
+        + beam_options.NOTE,
+        rest=beam_options.checked,
         default=_default,
     )
 

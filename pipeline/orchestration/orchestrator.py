@@ -93,6 +93,7 @@ class Execution:
         root: the pipeline root.
         scratch: directory that outlives a kill: the next attempt at the same execution finds it as it was left.
         num_workers: how many threads to use; changes no result.
+        engine: Beam's engine to certify on, None for this machine; changes no result.
     """
 
     inputs: dict
@@ -101,9 +102,10 @@ class Execution:
     root: Path
     scratch: Path
     num_workers: int
+    engine: object = None
 
 
-def run(components, settings, root, num_workers, anew=False):
+def run(components, settings, root, num_workers, anew=False, engine=None):
     """Runs components in order, saying so.
 
     Args:
@@ -112,6 +114,7 @@ def run(components, settings, root, num_workers, anew=False):
         root: `Path` of the pipeline root, which exists.
         num_workers: see `Execution`.
         anew: whether components are executed even if they were before; what they made then is kept until they are done.
+        engine: see `Execution`.
 
     Returns:
         name -> `Artifact`, all of them.
@@ -147,7 +150,7 @@ def run(components, settings, root, num_workers, anew=False):
             with _told_if_no_room(component, directory):
                 if anew:
                     shutil.rmtree(_unfinished(directory), ignore_errors=True)
-                execution = _prepare(component, inputs, parameters, directory, root, num_workers)
+                execution = _prepare(component, inputs, parameters, directory, root, num_workers, engine)
                 seconds = _execute(component, execution, declaration, directory)
             print(f"{component.name:<15} done in {duration(seconds)}: {directory}", flush=True)
         artifacts.update(_finished_outputs(component, declaration, directory))
@@ -209,7 +212,7 @@ def _told_if_no_room(component, directory):
         ) from error
 
 
-def _prepare(component, inputs, parameters, directory, root, num_workers):
+def _prepare(component, inputs, parameters, directory, root, num_workers, engine):
     unfinished = _unfinished(directory)
     outputs = {name: unfinished / name for name in component.outputs}
     for path in outputs.values():
@@ -217,7 +220,7 @@ def _prepare(component, inputs, parameters, directory, root, num_workers):
         path.mkdir(parents=True)
     scratch = unfinished / _SCRATCH
     scratch.mkdir(exist_ok=True)
-    return Execution(inputs, outputs, parameters, root, scratch, num_workers)
+    return Execution(inputs, outputs, parameters, root, scratch, num_workers, engine)
 
 
 def _execute(component, execution, declaration, directory):

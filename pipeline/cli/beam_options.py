@@ -1,0 +1,88 @@
+"""Beam's own options on our command lines: what our parser does not know is Beam's, and listed nowhere here."""
+
+import argparse
+
+from pipeline.cli import command_line
+from pipeline.cli.command_line import ABOVE_0, PLACE, Setting
+from pipeline.utils.errors import InputError
+
+VOTES = Setting(
+    "votes", PLACE, "on an engine: where workers hand in votes, a shared folder or URL", None, "beside ours"
+)
+PATIENCE = Setting("patience", ABOVE_0, "on an engine: seconds without new votes until a job is lost", 300.0)
+NOTE = "Others: Beam's (docs/cluster.md)."
+_SECONDS_TO_ASK = 10.0
+
+
+def checked(flags, settings):
+    """A command line that is left over, if Beam knows it.
+
+    Args:
+        flags: texts.
+        settings: names of our own, for the hint about one that nobody knows.
+
+    Returns:
+        The same texts, as a tuple.
+
+    Raises:
+        InputError: in one line, for what neither knows, or if no runner is named.
+    """
+    # Only now: nobody else need wait for Beam.
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    parser = _Parser(allow_abbrev=False, add_help=False)
+    for options in {str(one): one for one in PipelineOptions.__subclasses__()}.values():
+        options._add_argparse_args(parser)
+    values, unknown = parser.parse_known_args(list(flags))
+    names = [name for action in parser._actions for name in action.option_strings]
+    if unknown and values.job_endpoint:
+        of_server = _options_of(values.job_endpoint)
+        names += of_server
+        unknown = _unknown(unknown, of_server)
+    if unknown:
+        raise InputError(command_line.unknown_argument(unknown[0], [*(f"--{name}" for name in settings), *names]))
+    if values.runner is None:
+        raise InputError(f"{flags[0].split('=')[0]} is an option of Beam's, for an engine: name it by --runner.")
+    return tuple(flags)
+
+
+def check_engine(settings, given):
+    """Raises InputError if something for an engine is given, and no engine."""
+    for setting in (VOTES, PATIENCE):
+        if setting.name in given and not settings["beam"]:
+            raise InputError(f"--{setting.name} is for an engine: name it by --runner.")
+
+
+class _Parser(argparse.ArgumentParser):
+    # Beam's own, which has one more kind of option.
+    def add_value_provider_argument(self, *names, **how):
+        self.add_argument(*names, **how)
+
+    def error(self, message):
+        raise InputError(f"{message[:1].upper()}{message[1:]} (an option of Beam's).")
+
+
+def _unknown(left, known):
+    """What is left of an unparsed command line but for known flags and their values."""
+    unknown, is_value = [], False
+    for text in left:
+        if text.startswith("--"):
+            is_value = text.split("=")[0] in known
+            unknown += [] if is_value else [text]
+        elif not is_value:
+            unknown.append(text)
+    return unknown
+
+
+def _options_of(endpoint):
+    """The flags that a job server knows; none if it does not answer, which is told when it is used."""
+    import grpc
+    from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
+
+    with grpc.insecure_channel(endpoint) as channel:
+        ask = beam_job_api_pb2_grpc.JobServiceStub(channel).DescribePipelineOptions
+        try:
+            answer = ask(beam_job_api_pb2.DescribePipelineOptionsRequest(), timeout=_SECONDS_TO_ASK)
+        except grpc.RpcError:
+            return []
+    return [f"--{option.name}" for option in answer.options]

@@ -1,0 +1,195 @@
+"""Places: paths and URLs, read and written by Beam's file systems; and copies of what lies at a URL, by fingerprint."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+
+from pipeline.utils.errors import InputError
+from serving.fingerprints import directory_fingerprint, file_digest
+
+_MARK = "://"
+
+
+def is_url(place):
+    """Whether a place is a URL, not a path."""
+    return _MARK in str(place)
+
+
+def absolute(place):
+    """The place as any process on any machine that shares it calls it: a URL, or an absolute path."""
+    return str(place) if is_url(place) else os.path.abspath(place)
+
+
+def join(place, *names):
+    """A place below another one."""
+    return "/".join([str(place).rstrip("/"), *names])
+
+
+def _file_systems():
+    # Only now: whoever stays on this machine need not wait for Beam.
+    from apache_beam.io.filesystems import FileSystems
+
+    return FileSystems
+
+
+def check(place):
+    """Raises InputError if no file system of Beam's knows the place, or it would take its name for a pattern."""
+    if is_url(place) and any(character in str(place) for character in "*?["):
+        raise InputError(f"Give a URL without *, ? and [, which match others. Received: {place}")
+    try:
+        _file_systems().get_filesystem(str(place))
+    except ValueError:
+        scheme = str(place).partition(_MARK)[0]
+        raise InputError(
+            f"Beam has no file system for {scheme}{_MARK} here: gs needs apache-beam[gcp], s3 apache-beam[aws], azfs "
+            f"apache-beam[azure] and hdfs apache-beam[hadoop], in the version that is installed. Received: {place}"
+        ) from None
+
+
+def read(place):
+    """The bytes of the file at a place. Raises OSError."""
+    with _file_systems().open(str(place), compression_type="uncompressed") as file:
+        return file.read()
+
+
+def write(place, content):
+    """Writes a new file of these bytes, with the folders above it. Raises OSError."""
+    if not is_url(place):
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+    with _file_systems().create(str(place), compression_type="uncompressed") as file:
+        file.write(content)
+
+
+def files(place, is_deep=False):
+    """Place -> size in bytes of each file in a folder, or also below it; none if it is not there. Raises OSError."""
+    if not is_url(place):
+        return _local_files(place, is_deep)
+    (found,) = _file_systems().match([join(place, "**" if is_deep else "*")])
+    return {one.path: one.size_in_bytes for one in found.metadata_list}
+
+
+def _local_files(folder, is_deep):
+    # Not by a pattern, in which brackets in the name of a folder would mean something.
+    sizes = {}
+    for above, folders, names in os.walk(folder):
+        if not is_deep:
+            folders.clear()
+        for path in (os.path.join(above, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):  # taken away meanwhile
+                sizes[path] = os.stat(path).st_size
+    return sizes
+
+
+def exists(place):
+    """Whether there is a file at a place. Raises OSError."""
+    return _file_systems().exists(str(place))
+
+
+def remove(places):
+    """Removes files; those that are gone already are no error."""
+    for place in places:
+        try:
+            _file_systems().delete([str(place)])
+        except OSError:
+            if exists(place):
+                raise
+
+
+def fingerprint_of(path):
+    """Hexadecimal SHA-256 of a file, or of the names and contents in a folder."""
+    return directory_fingerprint(path) if Path(path).is_dir() else file_digest(path)
+
+
+def upload(path, place):
+    """Copies a file or folder to a place, below which nothing else lies. Raises OSError."""
+    path = Path(path)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            write(join(place, name), file.read_bytes())
+
+
+def download(url, folder):
+    """Copies the file at a URL, or all files below it, into a folder. Returns the path of the copy.
+
+    Raises:
+        InputError: if there is neither, or it cannot be read.
+    """
+    check(url)
+    url, copy = url.rstrip("/"), Path(folder) / url.rstrip("/").rsplit("/", 1)[1]
+    try:
+        names = {one: copy / one.removeprefix(url).lstrip("/") for one in files(url, is_deep=True)}
+        names = names or {one: copy for one in files(url.rsplit("/", 1)[0]) if one == url}
+        for one, path in names.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(read(one))
+    except OSError as error:
+        raise InputError(f"Cannot read {url} ({' '.join(str(error).split())[:200]}).") from None
+    if not names:
+        raise InputError(f"There is nothing at {url}.")
+    return copy
+
+
+def fetched(url):
+    """The fingerprint of the file, or of the folder, at a URL, which `local` then finds without reading it again.
+
+    Raises:
+        InputError: as `download`.
+    """
+    unfinished = _cache() / uuid.uuid4().hex
+    try:
+        fingerprint = fingerprint_of(download(url, unfinished))
+        with contextlib.suppress(OSError):  # it is there already
+            unfinished.rename(_cache() / fingerprint)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return fingerprint
+
+
+def local(place, fingerprint, is_checked=True):
+    """A path on this machine of the file or folder of this fingerprint at a place.
+
+    A path is itself; what lies at a URL is copied once, into a folder of temporary files that other processes find.
+
+    Args:
+        place: path or URL.
+        fingerprint: as `fingerprint_of`.
+        is_checked: whether a path, or a copy that was there, must be read to compare; a new copy always is.
+
+    Raises:
+        InputError: if there is nothing, or something of another fingerprint.
+    """
+    path = _copied(place, fingerprint) if is_url(place) else Path(place)
+    try:
+        if is_checked and fingerprint_of(path) != fingerprint:
+            raise InputError(f"{place} is not what it was when the certification began; run the same command again.")
+    except OSError as error:
+        raise InputError(f"{place} cannot be read on {os.uname().nodename} ({error.strerror}).") from None
+    if not path.exists():
+        raise InputError(f"{place} cannot be read on {os.uname().nodename} (No such file or directory).")
+    return path
+
+
+def _cache():
+    return Path(tempfile.gettempdir()) / f"macer_tf-{os.getuid()}"
+
+
+def _copied(url, fingerprint):
+    cache = _cache()
+    copy = cache / fingerprint / url.rstrip("/").rsplit("/", 1)[1]
+    if not copy.exists():
+        unfinished = cache / f"{fingerprint}-{uuid.uuid4().hex}"
+        try:
+            downloaded = download(url, unfinished)
+            if fingerprint_of(downloaded) != fingerprint:
+                raise InputError(f"{url} is not what it was when the certification began; run the same command again.")
+            unfinished.rename(cache / fingerprint)
+        except OSError:
+            if not copy.exists():  # or another process was first
+                raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return copy
