@@ -19,10 +19,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import REPOSITORY, free_port, listens, start, wait_until
 
 from macer_tf import networks
 from pipeline.certification.engine import Engine
+from tests.cluster.conftest import REPOSITORY, free_port, listens, start, wait_until
 
 pytestmark = [
     pytest.mark.slow,
