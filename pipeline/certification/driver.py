@@ -235,12 +235,12 @@ def _draw_all_on(engine, sampler, tally, store):
             failure = _draw_on(engine, sampler, chunks, store, follower)
             follower.poll()
             if reader.samples:
-                follower.say(f"  {_shares(reader.samples)}")
+                print(f"  {_shares(reader.samples)}", flush=True)
             barren = 0 if follower.taken > before else barren + 1
             if barren:
                 _check_goes_on(engine, failure, barren)
             if failure:
-                follower.say(f"  A job was lost ({failure.line}); what it owes is asked for again.")
+                print(f"  A job was lost ({failure.line}); what it owes is asked for again.", flush=True)
             store.compact()
 
 

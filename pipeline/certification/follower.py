@@ -49,10 +49,6 @@ class Follower:
             self._tally.take(pieces, failures)
             self.taken += len(pieces) + len(failures)
 
-    def say(self, line):
-        """Prints a line between those of the progress."""
-        self._progress.say(line)
-
     def _follow(self):
         while not self._stop.wait(_SECONDS_BETWEEN_POLLS):
             try:

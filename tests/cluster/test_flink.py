@@ -21,8 +21,7 @@ import numpy as np
 import pytest
 
 from macer_tf import networks
-from pipeline.certification.engine import Engine
-from tests.cluster.conftest import REPOSITORY, free_port, listens, start, wait_until
+from tests.cluster.processes import REPOSITORY, free_port, listens, start, wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -148,4 +147,3 @@ def test_a_task_manager_that_is_killed_costs_no_vote(flink, certify, tmp_path):
     threading.Thread(target=kill, daemon=True).start()
     _, certificates = certify("two", *flink.flags, "--patience", "60")
     assert certificates == expected
-    assert Engine(flink.flags).check() is None
