@@ -38,5 +38,6 @@ $(VENV)/development: requirements-dev.lock $(VENV)/runtime
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	touch $@
 
+# What can be made anew without work: runs are not.
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) build dist site *.egg-info packaging/*/build packaging/*/dist packaging/*/*.egg-info

@@ -353,6 +353,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(arguments):
     parser = _Parser(prog="python -m serving.publish", description="Versions in a model server's base directory.")
+    parser.add_argument("--version", action="version", version=terminal.version())
     verbs = parser.add_subparsers(dest="verb", required=True)
     trust = {
         "action": "store_true",

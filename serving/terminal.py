@@ -4,6 +4,8 @@ import codecs
 import os
 import sys
 
+import macer_tf
+
 # As a shell tells of a program that SIGPIPE ended.
 _BROKEN_PIPE = 141
 _PLAIN = {"±": "+-", "·": "-", "…": "...", "→": "->"}
@@ -30,6 +32,11 @@ def run(main):
     sys.stderr.flush()
     # Threads that an error left in the middle of a forward pass would crash in what Python does at its end.
     os._exit(status)
+
+
+def version():
+    """What every command answers to --version, in one line."""
+    return f"macer_tf {macer_tf.__version__}"
 
 
 def printable(text):

@@ -10,6 +10,7 @@ from pathlib import Path
 from macer_tf import checks
 from pipeline.utils.errors import InputError
 from pipeline.utils.places import is_url
+from serving import terminal
 
 _LARGEST_INT32 = 2**31 - 1
 _SMALLEST_FLOAT32, _LARGEST_FLOAT32 = 2.0**-126, 3.4028234e38
@@ -153,6 +154,7 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
             switch = {"nargs": "?", "const": "yes"} if setting.kind is SWITCH else {}
             group.add_argument(f"--{setting.name}", metavar="", help=told, **switch)
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=terminal.version(), help=argparse.SUPPRESS)
     texts, unknown = parser.parse_known_intermixed_args(arguments)
     settings = {setting.name: setting for entries in groups.values() for setting in entries}
     if unknown and not rest:
