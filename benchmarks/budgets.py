@@ -98,7 +98,7 @@ def evaluated(certificates, correct, radii):
 def line(budget, with_labels, ours, samples, fixed, fixed_samples):
     """What a budget saved, and what it cost."""
     return (
-        f"  {type(budget).__name__:<16}{getattr(budget, 'radius', getattr(budget, 'precision', None)):<6g}"
+        f"  {type(budget).__name__:<16}{getattr(budget, 'radius', getattr(budget, 'tolerance', None)):<6g}"
         f"{'labels' if with_labels else '':<8}{fixed_samples / samples:7.1f} x fewer samples   "
         f"certified accuracy at {ours.radii[0]:<5g}{ours.certified_accuracy[0]:.4f} "
         f"({100 * (ours.certified_accuracy[0] - fixed.certified_accuracy[0]):+.2f} points)"

@@ -39,6 +39,7 @@ FIGURE_RADIUS = 1.0
 FIGURE_CAPS = (1000, 10_000, 100_000)
 FIGURE_N = (1000, 3000, 10_000, 30_000, 100_000)
 FIGURE_TOLERANCES = (0.1, 0.05, 0.02, 0.01)
+BLUE = "#0072B2"
 # Of a label beside its point, in points; the first that is clear is taken. Ours begin at the end.
 LABEL_PLACES = (
     ((6, -4), "left", "top"),
@@ -235,9 +236,9 @@ def drawn_figure(panels):
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    from pipeline.report.figures import BLUE, FAINT, GREY, INK, WIDTH
+    from pipeline.report.figures import FAINT, GREY, INK
 
-    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(7.2, 3.3), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2)
     styles = (
         {"color": INK, "linewidth": 1.4, "linestyle": (0, (5, 1.5)), "marker": "s"},

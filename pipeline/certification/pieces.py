@@ -15,7 +15,7 @@ class Chunk(NamedTuple):
     digest: int
     stream: int
     start: int
-    count: int
+    count: int  # type: ignore[assignment]  # of samples; a tuple's own method is of no use here
 
 
 class Piece(NamedTuple):

@@ -14,11 +14,11 @@ class Artifact:
     """What one execution made and later ones read.
 
     Attributes:
-        path: a directory.
+        path: a directory; None of what there is not.
         fingerprint: hexadecimal SHA-256 of its files' names and contents; hidden ones are left out.
     """
 
-    path: Path
+    path: Path | None
     fingerprint: str
 
     @classmethod

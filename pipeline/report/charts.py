@@ -5,7 +5,7 @@ thousandths, as the SVG stretches it to whatever width there is. Radii are l2 ra
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -87,7 +87,7 @@ class _Axis:
     def at(self, value):
         return np.round(100 * (np.asarray(value) - self.first) / (self.last - self.first), 2)
 
-    def ticks(self, values, form="g") -> list[Tick]:
+    def ticks(self, values: Iterable[float], form: str = "g") -> list[Tick]:
         return [Tick(float(self.at(value)), f"{value:{form}}") for value in values]
 
     def round_ticks(self, most: int) -> list[Tick]:
@@ -140,7 +140,8 @@ def certified_accuracy(
     if paper:
         furthest += [r for r, a in zip(paper["radii"], paper["certified_accuracy"], strict=True) if a > 0]
     x, y = _Axis(0.0, 1.06 * max([*furthest, limit[0] if limit else 0]) or 1.0), _Axis(1.0, 0.0)
-    paths, curves = [], []
+    paths: list[Path] = []
+    curves: list[Curve] = []
     for place, (name, values) in enumerate(radii.items()):
         own = looks(place if colors is None else colors[name])
         steps, accuracy = steps_of(values, x.last)

@@ -7,6 +7,7 @@ import io
 import math
 import textwrap
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -46,7 +47,7 @@ def radius_accuracy_curves(curves: Mapping[str, np.ndarray]) -> Figure:
     figure, axes, end = _radius_axes(max(max(radii.max(), 0.0) for radii in curves.values()))
     has_bands = len(curves) <= MAX_BANDS
     for place, (name, radii) in enumerate(curves.items()):
-        look = {"color": _COLORS[place % len(_COLORS)]}
+        look: dict[str, Any] = {"color": _COLORS[place % len(_COLORS)]}
         # It is constant on (steps[i - 1], steps[i]], which is what "steps-pre" draws.
         steps, accuracy = steps_of(radii, end)
         if has_bands:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import beam, budgets, budgets_mnist, certify, interleaved, serving, table3, train_step
+from benchmarks import beam, budgets, budgets_mnist, certify, interleaved, serving, table3, train_step, whole_table
 from macer_tf import certification_log
 from macer_tf.certificates import Certificates
 
@@ -210,6 +210,18 @@ def test_what_budgets_save_on_real_votes(shared_tfds, tmp_path, capsys):
     assert (again.out, again.err) == (drawn.out, "")
 
 
+def test_seconds_to_a_whole_table(shared_tfds, tmp_path, monkeypatch, capfd):
+    model = model_of((28, 28, 1), tmp_path, favourite=2)
+    monkeypatch.setattr(whole_table, "N", 1000)
+    monkeypatch.setattr(whole_table, "RADII", (0.0, 0.1))
+    whole_table.main(["--model", str(model), "--data_dir", str(shared_tfds), "--images", "4"])
+    out = capfd.readouterr().out
+    assert out.startswith(WITHOUT_AUTHORS)
+    assert re.search(r"^4 images; .* per image, bound: anytime", out, re.MULTILINE)
+    seconds = re.search(r"4 images of MNIST, sigma=0\.5, n=1,000, 2 cores: ours ([\d.]+) s from the start", out)
+    assert float(seconds[1]) > 1
+
+
 def test_the_budgets_figure_has_its_labels_inside_and_clear_of_markers_and_of_each_other():
     # As close as those of MNIST: the last of ours lie beside the last of the others.
     ns, precisions = [f"{n:,}" for n in budgets_mnist.FIGURE_N], ["0.1", "0.05", "0.02", "0.01"]
@@ -266,6 +278,6 @@ def test_every_benchmark_is_run_here():
     folder = Path(interleaved.__file__).parent
     run = {
         module.__name__.partition(".")[2]
-        for module in (beam, budgets, budgets_mnist, certify, serving, table3, train_step)
+        for module in (beam, budgets, budgets_mnist, certify, serving, table3, train_step, whole_table)
     }
     assert {path.stem for path in folder.glob("*.py")} == run | {"interleaved"}
