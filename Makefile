@@ -1,9 +1,9 @@
-# make run: the whole job on the embedded digits · make test: the whole suite · make attack: what tries to break it · make cluster-test: on Flink · make lint · make clean
+# make run: the whole job on the embedded digits · make test: the whole suite · make attack: what tries to break it · make cluster-test: on Flink · make lint · make docs · make clean
 PYTHON ?= python3.11
 VENV := .venv
 ARGS ?= --dataset digits
 
-.PHONY: run test attack cluster-test lint clean
+.PHONY: run test attack cluster-test lint docs clean
 
 run: $(VENV)/runtime
 	$(VENV)/bin/python -m pipeline.run $(ARGS)
@@ -26,6 +26,10 @@ lint: $(VENV)/development
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The pages, into site/; a warning, as of a link that leads nowhere, is an error. (The variable silences an advertisement.)
+docs: $(VENV)/development
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 # A stamp is written only after pip has succeeded, so an interrupted installation is taken up again.
 $(VENV)/runtime: requirements.lock

@@ -25,7 +25,7 @@ BOUNDS: dict[str, "Bound"] = {}
 class Bound:
     """A one-sided lower confidence bound on the selected class' probability, or on its mean soft score.
 
-    Example:
+    Examples:
         >>> from macer_tf import bounds
         >>> bound = bounds.get("clopper-pearson")
         >>> round(float(bound.unanimous(100, alpha=0.001)), 4)
@@ -94,7 +94,7 @@ def register(
 ) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
     """Decorator: makes a function the bound called `name`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from macer_tf import bounds
         >>> @bounds.register("hoeffding-of-counts")
@@ -106,7 +106,9 @@ def register(
 
     Args:
         name: what it is asked for by, as in `certify(votes, sigma, alpha, bound=name)`.
-        is_soft, needs_fixed_n, is_randomized: see `Bound`.
+        is_soft: see `Bound`.
+        needs_fixed_n: see `Bound`.
+        is_randomized: see `Bound`.
         kind: see `Bound`; by default `name`, of soft bounds "soft-<name>".
 
     Raises:
@@ -127,7 +129,7 @@ def register(
 def get(name: str) -> Bound:
     """The bound called `name`.
 
-    Example:
+    Examples:
         >>> from macer_tf import bounds
         >>> bounds.get("anytime").needs_fixed_n
         False
@@ -143,7 +145,7 @@ def get(name: str) -> Bound:
 def names(is_soft: bool | None = None) -> tuple[str, ...]:
     """Names of all bounds, or of the soft or the hard ones alone, in the order in which they were registered.
 
-    Example:
+    Examples:
         >>> from macer_tf import bounds
         >>> bounds.names(is_soft=True)
         ('hoeffding', 'empirical-bernstein')

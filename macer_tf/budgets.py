@@ -84,7 +84,7 @@ class _Budget:
 class FixedBudget(_Budget):
     """n estimation samples for every image, as in CERTIFY (Cohen et al. 2019).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from macer_tf import FixedBudget, Votes
         >>> votes = Votes(selection=np.array([[9, 1]]), estimation=np.array([[390, 10]]))
@@ -128,7 +128,7 @@ class RadiusBudget(_Budget):
     Certificates may hold beyond the radii, but there they are worth less than those of more samples: the ACR of such a
     run is not the model's.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from macer_tf import RadiusBudget, Votes
         >>> budget = RadiusBudget(radius=0.25, n=100_000)
@@ -207,7 +207,7 @@ class ToleranceBudget(_Budget):
     500 to 1,000 is worth its samples. Where all votes agree, the radius grows with every sample, and there is little to
     save: to be within 1 % of 100,000 samples, at alpha = 0.001, takes 85,800.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from macer_tf import ToleranceBudget, Votes
         >>> votes = Votes(selection=np.array([[1000, 0], [800, 200]]), estimation=np.zeros((2, 2), np.int64))

@@ -31,7 +31,7 @@ class Certificates:
 
     `len` is the number of images; an index, a slice or a mask gives the `Certificates` of those images.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from macer_tf import Votes, certify
         >>> votes = Votes(selection=np.array([[100, 0], [60, 40]]), estimation=np.array([[10_000, 0], [5_000, 5_000]]))
@@ -52,7 +52,8 @@ class Certificates:
         p_lower: float64 [images], lower confidence bound on the selected class' probability or mean soft score.
         selected: int64 [images], the class that selection chose, abstained on or not.
         sigma, alpha: what they hold for.
-        n0, n: samples of selection and of estimation for each image; n is int64 [images] where images differ.
+        n0: samples of selection for each image.
+        n: samples of estimation for each image; int64 [images] where images differ.
         bound: which bound p_lower is.
         beta: inverse temperature of the soft-smoothed classifier that they are about, None for the hard one.
     """
@@ -118,7 +119,7 @@ def certify(
 
     Others are registered with `bounds.register`. An image without estimation samples is abstained on.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from macer_tf import Votes, certify
         >>> votes = Votes(selection=np.array([[9, 1]]), estimation=np.array([[990, 10]]))
@@ -274,7 +275,7 @@ def check_predict_alpha(alpha: float) -> None:
 def max_radius(sigma: float, n: int, alpha: float, bound: str = bounds.DEFAULT) -> float:
     """The largest radius that n samples can certify at alpha, in units of a pixel in [0, 1]; 0 if none.
 
-    Example:
+    Examples:
         >>> from macer_tf import certificates
         >>> round(certificates.max_radius(sigma=1.0, n=100_000, alpha=0.001), 2)
         3.81

@@ -34,7 +34,7 @@ _CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 class CertificationLog:
     """A certification log, ours or anyone's. `evaluate` takes it in place of the certificates that it lists.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from macer_tf.certification_log import CertificationLog
         >>> one = np.array([1])
@@ -73,7 +73,7 @@ def write(
 
     The time column, which readers expect, is nan: seconds would make equal certificates unequal files.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import numpy as np
         >>> from macer_tf import Votes, certification_log, certify
@@ -114,7 +114,7 @@ def read(path: str | Path) -> CertificationLog:
     or missing; the radius may have any number of digits; lines may end in CRLF; blank lines and comments after # are
     skipped; the file may be gzipped. `CertificationLog.cut_off` says whether the last line was cut off.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from macer_tf import certification_log
         >>> with tempfile.NamedTemporaryFile("w") as file:

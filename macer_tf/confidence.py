@@ -26,7 +26,7 @@ def clopper_pearson_lower(successes: ArrayLike, n: ArrayLike, alpha: float) -> n
     Over the drawing of `successes`, the bound exceeds the true proportion with probability at most alpha, for n
     fixed before the samples were seen.
 
-    Example:
+    Examples:
         >>> from macer_tf.confidence import clopper_pearson_lower
         >>> clopper_pearson_lower([99_000, 100_000], 100_000, alpha=0.001).round(4)
         array([0.989 , 0.9999])

@@ -26,7 +26,7 @@ _MAX_RADII = 10
 class Evaluation:
     """Figures over a set of images. Means nothing without n, alpha and the image set: ACR grows with n.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from macer_tf import Votes, certify, evaluate
         >>> votes = Votes(selection=np.array([[99, 1], [60, 40]]), estimation=np.array([[9_900, 100], [5_000, 5_000]]))
@@ -103,7 +103,7 @@ def evaluate(
 ) -> Evaluation:
     """Certified accuracy and ACR of certificates; see `Evaluation` for how they are shown.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from macer_tf import Votes, certify, evaluate
         >>> votes = Votes(selection=np.array([[9, 1]]), estimation=np.array([[990, 10]]))
@@ -142,7 +142,7 @@ def evaluate(
 def default_radii(sigma: float, n: int, alpha: float, bound: str = bounds.DEFAULT) -> tuple[float, ...]:
     """Multiples of 0.25 up to the largest radius that n samples can certify, at most ten.
 
-    Example:
+    Examples:
         >>> from macer_tf import evaluation
         >>> evaluation.default_radii(sigma=0.25, n=100_000, alpha=0.001)
         (0.0, 0.25, 0.5, 0.75)

@@ -49,7 +49,7 @@ class GridNoise:
     d * 2^-97 * (24 * levels * sigma + 4) in total variation: below 2^-54 for d up to 2^24, which is half the spacing of
     float64 below 1. `certificates` rounds p_lower down by more than that.
 
-    Example:
+    Examples:
         >>> from macer_tf.grid_noise import GridNoise
         >>> GridNoise(sigma=0.25).draw((2, 2, 1), seed=0, example_id=7, stream=1, start=0, count=1000).shape
         TensorShape([1000, 2, 2, 1])

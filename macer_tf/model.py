@@ -43,7 +43,7 @@ class MACERModel(NoisyTrainingModel):
       within `noise_radius` of eps_j on which copy j does worse (`attacks.worst_noise`, after Jeong et al. 2023).
     - `num_samples` may rise while training: few copies first, many at the end.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from macer_tf import MACERModel, SGD, networks
         >>> images, labels = np.random.default_rng(0).random((8, 8, 8, 1)), np.arange(8)

@@ -29,7 +29,7 @@ BUILDERS: dict[str, Callable[..., keras.Model]] = {}
 def register(name: str) -> Callable[[Callable[..., keras.Model]], Callable[..., keras.Model]]:
     """Decorator: makes a function (input_shape, num_classes) -> Keras model of logits the network called `name`.
 
-    Example:
+    Examples:
         >>> import keras
         >>> from macer_tf import networks
         >>> @networks.register("linear<width>")
@@ -59,7 +59,7 @@ def register(name: str) -> Callable[[Callable[..., keras.Model]], Callable[..., 
 def build(name: str, input_shape: Shape, num_classes: int) -> keras.Model:
     """The network called `name`, one of `BUILDERS`.
 
-    Example:
+    Examples:
         >>> from macer_tf import networks
         >>> networks.build("cifar_resnet20", (32, 32, 3), 10).output_shape
         (None, 10)
@@ -83,7 +83,7 @@ def build(name: str, input_shape: Shape, num_classes: int) -> keras.Model:
 def small_cnn(input_shape: Shape = (8, 8, 1), num_classes: int = 10) -> keras.Model:
     """Two 3x3 convolutions (32, 64), each max-pooled, and a hidden layer of 128 units, for very small images.
 
-    Example:
+    Examples:
         >>> from macer_tf import networks
         >>> networks.small_cnn((8, 8, 1), num_classes=10).output_shape
         (None, 10)
@@ -100,7 +100,7 @@ def small_cnn(input_shape: Shape = (8, 8, 1), num_classes: int = 10) -> keras.Mo
 def lenet(input_shape: Shape = (28, 28, 1), num_classes: int = 10) -> keras.Model:
     """LeNet as the authors use it for MNIST.
 
-    Example:
+    Examples:
         >>> from macer_tf import networks
         >>> networks.lenet().count_params()
         431080
@@ -118,7 +118,7 @@ def lenet(input_shape: Shape = (28, 28, 1), num_classes: int = 10) -> keras.Mode
 def cifar_resnet(depth: int, input_shape: Shape = (32, 32, 3), num_classes: int = 10) -> keras.Model:
     """ResNet of He et al. (2016) for 32x32 images: 1,730,714 trainable parameters at depth 110.
 
-    Example:
+    Examples:
         >>> from macer_tf import networks
         >>> networks.cifar_resnet(20, (28, 28, 1), num_classes=7).output_shape
         (None, 7)
@@ -147,7 +147,7 @@ def cifar_resnet(depth: int, input_shape: Shape = (32, 32, 3), num_classes: int 
 def resnet50(input_shape: Shape = (224, 224, 3), num_classes: int = 1000) -> keras.Model:
     """ResNet-50, stride in the 3x3 convolutions as in torchvision: 25,557,032 trainable parameters at 224x224x3.
 
-    Example:
+    Examples:
         >>> from macer_tf import networks
         >>> networks.resnet50((32, 32, 3), num_classes=10).output_shape
         (None, 10)

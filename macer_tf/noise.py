@@ -55,7 +55,7 @@ def gaussian(
 def uniforms(seed: int, example_ids: Sequence[int]) -> np.ndarray:
     """U of each image, uniform on [0, 1) and independent of its noise, for a bound that is randomised.
 
-    Example:
+    Examples:
         >>> from macer_tf import noise
         >>> bool((noise.uniforms(0, [7, 8]) == noise.uniforms(0, [8, 7])[::-1]).all())
         True

@@ -79,7 +79,7 @@ class NoisyTrainingModel(keras.Model):
     Training and evaluation draw different noise. That of training never repeats; each evaluation begins with the same,
     so evaluating changes neither training nor the next evaluation.
 
-    Example:
+    Examples:
         Gaussian training, whose loss is the mean cross-entropy of an image's noisy copies:
 
         >>> import keras

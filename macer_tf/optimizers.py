@@ -21,7 +21,7 @@ class SGD(keras.optimizers.Optimizer):
     g alone, as `torch.nn.utils.clip_grad_norm_` before a step does; under a distribution strategy, on the sum over the
     replicas, where Keras' own optimizers clip each replica's part.
 
-    Example:
+    Examples:
         >>> import keras
         >>> from macer_tf import SGD
         >>> weight = keras.Variable([1.0])

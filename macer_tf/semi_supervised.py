@@ -28,7 +28,7 @@ class SemiSupervisedMACERModel(MACERModel):
     Before the first step the average is empty, and no image without a label counts. Labels are class indices, not
     one-hot rows; `evaluate` needs all of them. `smoothed_accuracy` is against the classes that were taken.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from macer_tf import SGD, SemiSupervisedMACERModel, networks
         >>> images, labels = np.random.default_rng(0).random((8, 8, 8, 1)), np.array([0, 1, 2, 3, -1, -1, -1, -1])
@@ -37,7 +37,10 @@ class SemiSupervisedMACERModel(MACERModel):
         >>> history = model.fit(images, labels, verbose=0)
 
     Args:
-        classifier, sigma, **kwargs: as in `MACERModel`.
+        classifier: as in `MACERModel`.
+        sigma: as in `MACERModel`.
+        *args: further arguments of `MACERModel`, by their place.
+        **kwargs: further arguments of `MACERModel`, by name.
         threshold: what the majority class' share must be above, in [0, 1].
         teacher_samples: noisy copies that the teacher sees of each image.
 

@@ -60,7 +60,7 @@ class SmoothedClassifier:
     bit of a row's outputs, nor, as far as was found, does the number of rows. Another kind of machine or
     another build of TensorFlow may round differently. `count` and `draw` may be called from several threads at once.
 
-    Example:
+    Examples:
         >>> import keras
         >>> import numpy as np
         >>> from macer_tf import SmoothedClassifier
@@ -274,7 +274,8 @@ class SmoothedClassifier:
 
         Args:
             images: float [images, height, width, channels] in [0, 1], multiples of 1 / levels.
-            n0, n: whole numbers from 1.
+            n0: samples that choose the class, a whole number from 1.
+            n: samples that bound its probability, a whole number from 1.
             example_ids: one whole number in [0, 2**32) per image, all different; by default 0, 1, 2, ...
             verbose: 0 for silence, 1 for a progress bar of samples, 2 for one line at the end, as in Keras.
 
@@ -313,7 +314,8 @@ class SmoothedClassifier:
                 `certificates.certify_without_selection`.
             n: independent samples that bound its probability.
             alpha: probability that an image's certificate is false, at most.
-            example_ids, verbose: see `votes`.
+            example_ids: see `votes`.
+            verbose: see `votes`.
 
         Returns:
             `certificates.Certificates`.

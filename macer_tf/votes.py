@@ -59,7 +59,7 @@ class Votes:
     Votes of disjoint samples add: `a + b`, to the same bit in any order. The caller must make sure that no sample is
     counted twice.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from macer_tf import Votes
         >>> votes = Votes(selection=np.array([[8, 2], [1, 9]]), estimation=np.array([[95, 5], [30, 70]]))

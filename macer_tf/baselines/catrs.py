@@ -31,7 +31,7 @@ class CATRSModel(NoisyTrainingModel):
 
     Images, labels, noise and metrics as in `MACERModel`.
 
-    Example:
+    Examples:
         >>> import tensorflow as tf
         >>> from macer_tf import CATRSModel, networks
         >>> model = CATRSModel(networks.small_cnn(), sigma=0.25, attack_steps=2, num_samples=2, seed=0)
@@ -46,7 +46,8 @@ class CATRSModel(NoisyTrainingModel):
         attack_steps: gradient steps on the noise (T in the paper).
         noise_radius: l2 radius within which they move it, in [0, 1] pixel units.
         num_samples: noisy copies of each image (m here, M in the paper).
-        seed, microbatch: as in `MACERModel`.
+        seed: as in `MACERModel`.
+        microbatch: as in `MACERModel`.
 
     Raises:
         ValueError: for a hyper-parameter out of range or a classifier that does not return logits.

@@ -24,7 +24,7 @@ class ConsistencyModel(NoisyTrainingModel):
 
     Images, labels, noise and metrics as in `MACERModel`, which with lam=0 and average_cross_entropy=True has this loss.
 
-    Example:
+    Examples:
         >>> import tensorflow as tf
         >>> from macer_tf import ConsistencyModel, networks
         >>> model = ConsistencyModel(networks.small_cnn(), sigma=0.25, consistency=10.0, seed=0)
@@ -38,7 +38,8 @@ class ConsistencyModel(NoisyTrainingModel):
         consistency: weight of the copies' mean divergence from their mean prediction.
         entropy: weight of the mean prediction's entropy.
         num_samples: noisy copies of each image (m in the paper).
-        seed, microbatch: as in `MACERModel`.
+        seed: as in `MACERModel`.
+        microbatch: as in `MACERModel`.
 
     Raises:
         ValueError: for a hyper-parameter out of range or a classifier that does not return logits.

@@ -28,7 +28,7 @@ class SmoothAdvModel(NoisyTrainingModel):
 
     Images, labels, noise and metrics as in `MACERModel`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from macer_tf import SGD, SmoothAdvModel, networks
         >>> images, labels = np.random.default_rng(0).random((8, 8, 8, 1)), np.arange(8)
@@ -46,7 +46,8 @@ class SmoothAdvModel(NoisyTrainingModel):
         attack: "pgd" or "ddn".
         attack_steps: gradient steps of the attack.
         num_samples: noise samples of each image (m in Salman et al.).
-        seed, microbatch: as in `MACERModel`.
+        seed: as in `MACERModel`.
+        microbatch: as in `MACERModel`.
 
     Raises:
         ValueError: for a hyper-parameter out of range or a classifier that does not return logits.

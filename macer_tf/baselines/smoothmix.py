@@ -29,7 +29,7 @@ class SmoothMixModel(NoisyTrainingModel):
 
     Images, labels, noise and metrics as in `MACERModel`.
 
-    Example:
+    Examples:
         >>> import tensorflow as tf
         >>> from macer_tf import SmoothMixModel, networks
         >>> model = SmoothMixModel(networks.small_cnn(), sigma=0.25, attack_steps=2, num_samples=2, seed=0)
@@ -45,7 +45,8 @@ class SmoothMixModel(NoisyTrainingModel):
         attack_steps: gradient steps of the attack (T in the paper).
         step_size: of each, in [0, 1] pixel units (alpha in the paper).
         num_samples: noisy copies of each image (m in the paper).
-        seed, microbatch: as in `MACERModel`.
+        seed: as in `MACERModel`.
+        microbatch: as in `MACERModel`.
 
     Raises:
         ValueError: for a hyper-parameter out of range or a classifier that does not return logits.

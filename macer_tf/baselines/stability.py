@@ -23,7 +23,7 @@ class StabilityModel(NoisyTrainingModel):
 
     Images, labels, noise and metrics as in `MACERModel`.
 
-    Example:
+    Examples:
         >>> import tensorflow as tf
         >>> from macer_tf import StabilityModel, networks
         >>> model = StabilityModel(networks.small_cnn(), sigma=0.25, stability=2.0, seed=0)
@@ -36,7 +36,8 @@ class StabilityModel(NoisyTrainingModel):
         sigma: noise level, the standard deviation of the noise in units of a pixel in [0, 1].
         stability: weight of the stability term.
         num_samples: noisy copies of each image.
-        seed, microbatch: as in `MACERModel`.
+        seed: as in `MACERModel`.
+        microbatch: as in `MACERModel`.
 
     Raises:
         ValueError: for a hyper-parameter out of range or a classifier that does not return logits.
