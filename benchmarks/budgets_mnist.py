@@ -177,7 +177,8 @@ def report(samples, arguments):
         + ", ".join(f"{radius:g}: {np.mean(fixed >= radius):.3f}" for radius in (0, *RADII))
     )
     budgets = [(f"RadiusBudget({radius:g})", RadiusBudget(radius, N), N0) for radius in RADII]
-    budgets.append(("RadiusBudget(the table)", RadiusBudget(TABLE, N), N0))
+    tables = (TABLE[:-2], TABLE[:-1], TABLE)
+    budgets += [(f"RadiusBudget(0 to {table[-1]:g})", RadiusBudget(table, N), N0) for table in tables]
     budgets += [(f"FixedBudget({n:,})", FixedBudget(n), N0) for n in FIGURE_N[:-1]]
     budgets.append((f"ToleranceBudget({arguments.tolerance:g})", ToleranceBudget(arguments.tolerance, N), arguments.n0))
     for name, budget, n0 in budgets:
