@@ -18,7 +18,7 @@ attack: $(VENV)/development
 # On Flink, if Java and Maven are there and serve its parts (or FLINK_HOME and FLINK_JOB_SERVER_JAR name them); else it says so.
 FLINK ?= $(CURDIR)/.flink
 cluster-test: $(VENV)/development
-	if [ -z "$$FLINK_JOB_SERVER_JAR" ]; then bash tests/cluster/flink/get.sh $(FLINK) $(abspath $(VENV)/bin/python) || echo "SKIPPED: no Flink"; fi
+	if [ -z "$$FLINK_JOB_SERVER_JAR" ]; then bash tests/cluster/flink/get.sh $(FLINK) $(abspath $(VENV)/bin/python) || echo "SKIPPED: no Flink could be had, so the tests on Flink do not run"; fi
 	[ -n "$$FLINK_JOB_SERVER_JAR" ] || [ ! -e $(FLINK)/flink-job-server.jar ] || { export FLINK_JOB_SERVER_JAR=$(FLINK)/flink-job-server.jar FLINK_HOME=$(FLINK)/home; }; \
 	$(VENV)/bin/python -m pytest -rs tests/cluster
 

@@ -102,12 +102,21 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
-def _register(keras: ModuleType) -> None:
-    # Their common base, if it is the first to import Keras, has not got far enough to be derived from.
-    if keras.config.backend() == "tensorflow" and "macer_tf.noisy_training" not in sys.modules:
+def _register(_: ModuleType) -> None:
+    # What derives from these two, if one of them is the first to import Keras, cannot until they are whole.
+    halves = {"macer_tf.noisy_training", "macer_tf.model"} - _WHOLE
+    if sys.modules["keras"].config.backend() == "tensorflow" and halves.isdisjoint(sys.modules):
         for module in _SAVED:
             importlib.import_module(module)
 
 
+def _register_after(module: ModuleType) -> None:
+    _WHOLE.add(module.__name__)
+    _register(module)
+
+
 # As soon as there is a Keras to load a model with, and not before: command lines print their help without TensorFlow.
+_WHOLE: set[str] = set()
 wrapt.register_post_import_hook(_register, "keras")
+wrapt.register_post_import_hook(_register_after, "macer_tf.noisy_training")
+wrapt.register_post_import_hook(_register_after, "macer_tf.model")

@@ -5,6 +5,7 @@ writes each file once, under a name of its own that ends in the checksum of the 
 again has the same addresses and the same votes, as noise is addressed: each sample counts once all the same.
 """
 
+import contextlib
 import os
 import time
 import uuid
@@ -17,7 +18,7 @@ from pipeline.utils.errors import InputError
 from serving.fingerprints import digest
 
 SUFFIX = ".votes"
-_WANTED = ".wanted"
+_WANTED, _REFUSED = ".wanted", ".refused"
 _SECONDS_BETWEEN_FILES = 5.0
 _SECONDS_BETWEEN_LOOKS = 2.0
 _READERS = 8
@@ -26,7 +27,9 @@ _READERS = 8
 class Mark:
     """A file beside the bundle files that stands as long as the votes of a job are wanted; plain values.
 
-    Not every engine ends its workers when a job is cancelled: they look for the mark, and draw no more without it.
+    Not every engine ends its workers when a job is cancelled: they look for the mark, and draw no more without it. Nor
+    does every engine tell at once what stops a worker: one that restarts jobs tries again first. So a worker says it
+    beside the mark.
 
     Attributes:
         place: of the bundle files.
@@ -38,7 +41,7 @@ class Mark:
     def set(self):
         """Sets it, in place of those that killed runs left. Raises InputError if nothing can be written there."""
         try:
-            places.remove(path for path in places.files(self.place) if path.endswith(_WANTED))
+            places.remove(path for path in places.files(self.place) if path.endswith((_WANTED, _REFUSED)))
             places.write(self._path, b"The workers of a job look for this file: without it they draw no more.\n")
         except OSError as error:
             raise InputError(f"Cannot write to {self.place} ({' '.join(str(error).split())[:200]}).") from None
@@ -46,6 +49,19 @@ class Mark:
     def remove(self):
         """Takes it away."""
         places.remove([self._path])
+
+    def refuse(self, why):
+        """Says, for a worker, in one line why it cannot draw at all."""
+        places.write(f"{self._path}-{uuid.uuid4().hex}{_REFUSED}", why.encode())
+
+    def refusal(self):
+        """Why a worker cannot draw; None if none has said so, or the place cannot be read just now."""
+        name = self._path.rsplit("/", 1)[-1]
+        with contextlib.suppress(OSError):
+            for path in places.files(self.place):
+                if path.rsplit("/", 1)[-1].startswith(name) and path.endswith(_REFUSED):
+                    return _content(path).decode() or None
+        return None
 
     def check(self):
         """Raises InputError, for a worker that begins, if it does not see the mark."""

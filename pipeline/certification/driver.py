@@ -41,6 +41,8 @@ _SECONDS_OF_SILENCE = 120.0
 _TRIES = 3
 _VALUES_AT_ONCE_ON_AN_ENGINE = 20_000_000
 _CHUNKS_AT_ONCE_ON_AN_ENGINE = 200_000
+# How often it is seen whether a worker says that it cannot draw.
+_SECONDS_BETWEEN_LOOKS = 2.0
 # Votes that the driver holds apart, and that ledgers hold, before they are added up: memory grows with them.
 _VALUES_AT_ONCE = 1_000_000
 
@@ -270,15 +272,17 @@ def _draw_on(engine, sampler, chunks, store, follower):
     with before_interrupted(mark.remove), before_interrupted(job.cancel):
         try:
             with job:
-                return job.failure or _watch(engine, job, follower)
+                return job.failure or _watch(engine, job, follower, mark)
         finally:
             mark.remove()
 
 
-def _watch(engine, job, follower):
+def _watch(engine, job, follower, mark):
     """Waits for a job's end, or until it has brought nothing for too long. Returns its `Failure`, or None."""
     taken, since = follower.taken, time.monotonic()
-    while job.is_running():
+    while job.is_running(_SECONDS_BETWEEN_LOOKS):
+        if refusal := mark.refusal():
+            return Failure(refusal, is_final=True)
         if follower.error:
             raise RuntimeError(f"Cannot read what workers handed in: {follower.error}") from follower.error
         if follower.taken > taken:

@@ -230,7 +230,7 @@ class HandInVotes(beam.DoFn):
         sampler: `Sampler.for_engine`.
         shared: `Shared` of what it loads.
         writer: `BundleWriter`.
-        mark: `Mark`; without it, nothing is drawn any more.
+        mark: `Mark`; without it, nothing is drawn any more. What cannot be loaded is told beside it.
     """
 
     def __init__(self, sampler, shared, writer, mark):
@@ -242,7 +242,11 @@ class HandInVotes(beam.DoFn):
         if not self._mark.is_set():
             return
         if self._loaded is None:
-            self._loaded = self._shared.acquire(self._sampler.load)
+            try:
+                self._loaded = self._shared.acquire(self._sampler.load)
+            except InputError as error:
+                self._mark.refuse(str(error))
+                raise
         self._writer.record(*self._loaded.draw([Chunk(*chunk) for chunk in chunks]))
 
     def finish_bundle(self):

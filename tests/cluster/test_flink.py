@@ -134,7 +134,10 @@ def test_certificates_are_those_of_one_machine(flink, certify, budget):
     _, expected = certify("one", *budget)
     out, certificates = certify("two", *budget, *flink.flags)
     assert certificates == expected
-    assert "2 workers" in out
+    if not budget:  # an adaptive one asks for a task or two at a time
+        shares = re.findall(r"by 2 workers, by the busiest (\d+) %", out)
+        assert shares, out
+        assert int(shares[-1]) <= 60
 
 
 def test_a_task_manager_that_is_killed_costs_no_vote(flink, certify, tmp_path):
@@ -145,5 +148,5 @@ def test_a_task_manager_that_is_killed_costs_no_vote(flink, certify, tmp_path):
         flink.kill_task_manager()
 
     threading.Thread(target=kill, daemon=True).start()
-    _, certificates = certify("two", *flink.flags, "--patience", "60")
+    _, certificates = certify("two", *flink.flags, "--patience", "180")
     assert certificates == expected

@@ -25,7 +25,15 @@ def run(program, *arguments, **environment):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-@pytest.mark.parametrize("first", ["import macer_tf, keras", "import keras; from macer_tf import SmoothedClassifier"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import macer_tf, keras",
+        "import keras; from macer_tf import SmoothedClassifier",
+        "import macer_tf.smoothing, keras",
+        "import macer_tf.model, keras",
+    ],
+)
 def test_importing_the_package_is_enough_to_load_what_its_models_saved(first, tmp_path):
     for kind, options in ((MACERModel, {}), (SmoothAdvModel, {"epsilon": 0.5})):
         model = kind(networks.small_cnn(), 0.25, **options)

@@ -2,6 +2,9 @@
 # Flink 1.19 from PyPI and Beam's job server for it from Maven Central, into a folder: get.sh FOLDER PYTHON. Needs Java and Maven.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+for program in java mvn; do
+  command -v "$program" > /dev/null || { echo "Flink needs $program, which is not in PATH" >&2; exit 1; }
+done
 mkdir -p "$1" && cd "$1"
 version=1.19.3
 if [ ! -e home/.whole ]; then

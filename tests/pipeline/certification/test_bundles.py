@@ -1,12 +1,18 @@
 """Bundle files: each sample counts once however often it is handed in, and nothing that is not whole is believed."""
 
+import pickle
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from apache_beam.utils.shared import Shared
 
 from macer_tf import noise
 from pipeline.certification.bundles import Mark
 from pipeline.certification.pieces import Chunk, Piece, split
 from pipeline.certification.vote_store import VoteStore
+from pipeline.certification.workers import HandInVotes
+from pipeline.utils.errors import InputError
 
 LOOK = {"n0": 1, "n": 1000, "radii": None, "tolerance": None}
 IDENTITY = {"model": "abc", "sigma": 0.5, "seed": 3}
@@ -79,6 +85,31 @@ def test_a_mark_stands_alone_and_is_gone_for_those_who_look(tmp_path):
     second.remove()
     second.remove()
     assert list(tmp_path.glob("*.wanted")) == []
+
+
+def test_what_a_worker_cannot_do_is_told_beside_its_own_mark_and_gone_with_the_next(tmp_path):
+    first = Mark(str(tmp_path))
+    first.set()
+    assert first.refusal() is None
+    pickle.loads(pickle.dumps(first)).refuse("The model is not here.")
+    assert first.refusal() == "The model is not here."
+    second = Mark(str(tmp_path))
+    assert second.refusal() is None
+    second.set()
+    assert first.refusal() is None
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_worker_that_cannot_load_the_model_says_so_beside_the_mark(tmp_path):
+    def load():
+        raise InputError("The model is not here.")
+
+    mark = Mark(str(tmp_path))
+    mark.set()
+    at_work = HandInVotes(SimpleNamespace(load=load), Shared(), None, mark)
+    with pytest.raises(InputError):
+        at_work.process([(0, 0, 0, 1, "")])
+    assert mark.refusal() == "The model is not here."
 
 
 @pytest.mark.parametrize(("start", "count"), [(0, 10), (3, 4), (3, 20), (8, 8)])
