@@ -16,6 +16,8 @@ from pipeline.utils import code, places
 from pipeline.utils.errors import InputError
 
 _ELEMENTS = 16
+# Workers may have to be started for the first job, however soon a later one is taken for lost.
+_SECONDS_TO_START = 60.0
 _CODE = "pipeline.certification.workers"
 
 
@@ -72,12 +74,12 @@ def _wait(engine, mark, answers):
         elements = pipeline | beam.Create(list(range(_ELEMENTS)))
         _ = elements | beam.Reshuffle() | beam.ParDo(Answer(mark, answers))
 
-    started = time.monotonic()
+    started, patience = time.monotonic(), max(engine.patience, _SECONDS_TO_START)
     with Job(engine.options(), build) as job:
         while job.is_running():
-            if time.monotonic() - started > engine.patience:
+            if time.monotonic() - started > patience:
                 raise InputError(
-                    f"{engine.runner} did not end a job of {_ELEMENTS} elements within {engine.patience:.0f} s: has it "
+                    f"{engine.runner} did not end a job of {_ELEMENTS} elements within {patience:.0f} s: has it "
                     "workers, and can they be reached from it?"
                 )
         if job.failure:
