@@ -511,7 +511,6 @@ class TestKeras:
             ("sigma", -1.0),
             ("gamma", 2.0),
             ("beta", 1.0),
-            ("num_samples", 2),
             ("seed", 3),
             ("microbatch", 1),
         ],
