@@ -407,7 +407,7 @@ def _read_split(
     """Reads one split in full and checks all of it."""
     count = builder.info.splits[split].num_examples
     where = f"{dataset}: split {split!r} in {builder.data_dir}"
-    images, labels = None, np.empty(count, np.int64)
+    images, labels = None, np.empty(0, np.int64)
     ids: list[bytes] = []
     end = 0
     with _told_in_one_line(f"{where} cannot be read", _RENEW):
@@ -416,6 +416,7 @@ def _read_split(
             shape = batch["image"].shape[1:]
             if images is None:
                 images = allocate(dataset, role, (count, *shape), scratch)
+                labels = np.empty(count, np.int64)
             if shape != images.shape[1:]:
                 raise InputError(
                     f"{dataset}: the images of split {split!r} have several shapes, {_by(images.shape[1:])} "

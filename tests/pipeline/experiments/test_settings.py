@@ -257,14 +257,17 @@ OVERRIDES = {
     "no_cache": ("yes", True),
     "serving_n": ("222", 222), "push_dir": ("out", "out"), "pipeline_root": ("here", "here"), "num_workers": ("3", 3),
 }  # fmt: skip
+# They are for an engine alone, see `test_beam_options`.
+OF_ENGINES = {"votes": ("shared", "shared"), "patience": ("60", 60.0)}
 
 
 def test_every_setting_can_be_overridden():
-    assert set(OVERRIDES) == set(FLAGS) - {"dataset", "preset", "sweep", "train_images", "test_images"}
+    assert set(OVERRIDES) == set(FLAGS) - {"dataset", "preset", "sweep", "train_images", "test_images", *OF_ENGINES}
     overrides = {name: override for name, override in OVERRIDES.items() if name not in OF_OTHERS}
     arguments = [part for name, (text, _) in overrides.items() for part in (f"--{name}", text)]
     settings, preset = settings_lib.parse(["--dataset", "mnist", *arguments])
     others = dict.fromkeys(("preset", "sweep", "train_images", "test_images"))
+    others |= {"beam": (), "votes": None, "patience": 300.0}
     assert settings == {"dataset": "mnist"} | others | {name: value for name, (_, value) in overrides.items()}
     assert (preset.dataset, preset.sigma, preset.paper) == ("mnist", 0.3, None)
 
@@ -310,7 +313,7 @@ def test_the_plan_tells_every_setting_that_can_change_a_result():
         name: (value, meaning) for group in settings_lib.listing(settings).values() for name, value, meaning in group
     }
     no_results = {"preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "no_cache"}
-    assert set(listing) == set(FLAGS) - no_results - set(OF_OTHERS)
+    assert set(listing) == set(FLAGS) - no_results - set(OF_OTHERS) - set(OF_ENGINES)
     assert listing["lr_drop_epochs"][0] == "200,400"
     assert (listing["clip_norm"][0], listing["flip"][0], listing["num_test_examples"][0]) == ("none", "no", "500")
     assert all(value and meaning for value, meaning in listing.values())
@@ -323,7 +326,7 @@ def test_the_push_folder_is_named_after_data_and_sigma():
 
 def test_a_setting_in_words_is_accepted_as_it_is_printed():
     for setting in SETTINGS:
-        text, value = OVERRIDES.get(setting.name, ("mnist", "mnist"))
+        text, value = (OVERRIDES | OF_ENGINES).get(setting.name, ("mnist", "mnist"))
         assert setting.kind.parse(settings_lib.in_words(setting, value)) == value
         assert setting.kind.parse(text) == value
 
