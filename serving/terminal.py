@@ -4,8 +4,6 @@ import codecs
 import os
 import sys
 
-import macer_tf
-
 # As a shell tells of a program that SIGPIPE ended.
 _BROKEN_PIPE = 141
 _PLAIN = {"±": "+-", "·": "-", "…": "...", "→": "->"}
@@ -36,6 +34,8 @@ def run(main):
 
 def version():
     """What every command answers to --version, in one line."""
+    import macer_tf  # only now: a server validates models without it
+
     return f"macer_tf {macer_tf.__version__}"
 
 
