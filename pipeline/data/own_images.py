@@ -17,7 +17,7 @@ def load(train_images, test_images, scratch=None):
         scratch: as for `datasets.load`.
 
     Raises:
-        InputError: in one line, if one cannot be read, has no labels, an image that cannot be read or is not of 8 bits,
+        InputError: in one line, if one cannot be read, lacks labels, or holds an image that cannot be read or is not 8-bit,
             or if the two disagree in shape or classes.
     """
     if Path(train_images).resolve() == Path(test_images).resolve():
