@@ -211,10 +211,7 @@ class MACERModel(NoisyTrainingModel):
         return objective.macer_terms(logits, labels, self.sigma, self.gamma, self.beta, self.average_cross_entropy)
 
     def _logits_at_worst_noise(self, images, targets, noise, training):
-        def inference(noisy):
-            return self.classifier(noisy, training=False)
-
-        moved = attacks.worst_noise(inference, images, targets, noise, self.noise_radius, self.noise_steps)
+        moved = attacks.worst_noise(self.inference, images, targets, noise, self.noise_radius, self.noise_steps)
         return self.noisy_logits(images, moved, training)
 
     def get_config(self) -> dict[str, Any]:

@@ -269,6 +269,10 @@ class NoisyTrainingModel(keras.Model):
         noise = noise_lib.gaussian(shape, self.seed, replica, stream, first, count)
         return self.sigma * tf.reshape(noise, [-1, num_samples, *shape])
 
+    def inference(self, images: tf.Tensor) -> tf.Tensor:
+        """The classifier on images [N, height, width, channels] in inference mode, as attacks see it: [N, classes]."""
+        return self.classifier(images, training=False)
+
     def noisy_logits(self, images: tf.Tensor, noise: tf.Tensor, training: bool) -> tf.Tensor:
         """The classifier on the noisy copies, float32 [batch, num_samples, classes]."""
         logits = self.classifier(noise_lib.noisy_copies(images, noise), training=training)

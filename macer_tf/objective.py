@@ -97,10 +97,8 @@ def smoothed_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         logits: float [batch, num_samples, classes].
         labels: integer [batch].
     """
-    is_label = tf.one_hot(labels, logits.shape[-1], on_value=True, off_value=False)
-    log_probability = tf.reduce_sum(tf.where(is_label[:, None], tf.nn.log_softmax(logits), 0), axis=-1)
     num_samples = tf.cast(tf.shape(logits)[1], logits.dtype)
-    return tf.math.log(num_samples) - tf.reduce_logsumexp(log_probability, axis=-1)
+    return tf.math.log(num_samples) - tf.reduce_logsumexp(_label_log_probability(logits, labels), axis=-1)
 
 
 def averaged_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -108,15 +106,13 @@ def averaged_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
     By Jensen's inequality it is at least `smoothed_cross_entropy`, `-log mean_j p_jy`, so the bound that Eq. (17) rests
     on holds with it too. Its gradient weights all copies alike, where that of the other weights a copy by p_jy and so
-    hardly sees one that is wrong (Cohen et al. 2019 train with it, one copy a step).
+    hardly sees one that is wrong (Cohen et al. 2019 train with it, one copy per step).
 
     Args:
         logits: float [batch, num_samples, classes].
         labels: integer [batch].
     """
-    is_label = tf.one_hot(labels, logits.shape[-1], on_value=True, off_value=False)
-    log_probability = tf.reduce_sum(tf.where(is_label[:, None], tf.nn.log_softmax(logits), 0), axis=-1)
-    return -tf.reduce_mean(log_probability, axis=1)
+    return -tf.reduce_mean(_label_log_probability(logits, labels), axis=1)
 
 
 class Consistency(NamedTuple):
@@ -148,6 +144,12 @@ def consistency(logits: tf.Tensor) -> Consistency:
         divergence=tf.reduce_sum(mean * (log_mean - tf.reduce_mean(log_p, axis=1)), axis=-1),
         entropy=-tf.reduce_sum(mean * log_mean, axis=-1),
     )
+
+
+def _label_log_probability(logits, labels):
+    """log of the label's softmax on each copy, [batch, num_samples]."""
+    is_label = tf.one_hot(labels, logits.shape[-1], on_value=True, off_value=False)
+    return tf.reduce_sum(tf.where(is_label[:, None], tf.nn.log_softmax(logits), 0), axis=-1)
 
 
 def _clipped(logits):

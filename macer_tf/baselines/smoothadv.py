@@ -89,10 +89,7 @@ class SmoothAdvModel(NoisyTrainingModel):
         self._epsilon.assign(value)
 
     def loss_terms(self, images: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor, training: bool) -> LossTerms:
-        def inference(noisy):
-            return self.classifier(noisy, training=False)
-
-        attacked = _ATTACKS[self.attack](inference, images, labels, noise, self._epsilon, self.attack_steps)
+        attacked = _ATTACKS[self.attack](self.inference, images, labels, noise, self._epsilon, self.attack_steps)
         logits = self.noisy_logits(attacked, noise, training)
         copies = tf.repeat(labels[:, None], self.num_samples, axis=1)
         return LossTerms(

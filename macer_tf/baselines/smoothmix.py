@@ -87,10 +87,7 @@ class SmoothMixModel(NoisyTrainingModel):
         self._mixup.assign(value)
 
     def loss_terms(self, images: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor, training: bool) -> LossTerms:
-        def inference(noisy):
-            return self.classifier(noisy, training=False)
-
-        attacked = attacks.free_ascent(inference, images, labels, noise, self.step_size, self.attack_steps)
+        attacked = attacks.free_ascent(self.inference, images, labels, noise, self.step_size, self.attack_steps)
         logits = self.noisy_logits(images, noise, training)
         mean = tf.reduce_mean(tf.nn.softmax(logits), axis=1)
         share = (noise_lib.uniforms_of_noise(noise, self.sigma) / 2)[:, None]

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from macer_tf import certification_log, evaluation, noise
+from macer_tf import certification_log, evaluation
 from macer_tf.grid_noise import GridNoise
 from pipeline.certification import certificate_files
 from pipeline.data import examples as examples_lib
@@ -92,11 +92,7 @@ def _from_settings(settings):
 
 def _pixels(settings, examples, ids):
     grid = GridNoise(settings["sigma"], examples.levels)
-
-    def noise_of(position):
-        drawn = grid.draw(examples.image_shape, settings["seed"], int(ids[position]), noise.ESTIMATION, 0, 1)
-        return drawn.numpy()[0] / grid.levels
-
+    noise_of = certification_report.first_noise(grid, examples.image_shape, settings["seed"], ids)
     return {"image": lambda position: examples.scaled("test", ids[position]), "noise": noise_of}
 
 

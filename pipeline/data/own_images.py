@@ -17,8 +17,8 @@ def load(train_images, test_images, scratch=None):
         scratch: as for `datasets.load`.
 
     Raises:
-        InputError: in one line, if one cannot be read, lacks labels, or holds an image that cannot be read or is not 8-bit,
-            or if the two disagree in shape or classes.
+        InputError: in one line, if one cannot be read, lacks labels, or holds an image that cannot be read or is not
+            8-bit, or if the two disagree in shape or classes.
     """
     if Path(train_images).resolve() == Path(test_images).resolve():
         raise InputError(f"Test images must not be trained on. Received: {train_images} as both")

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import special
 
 import macer_tf
+from macer_tf import noise
 from macer_tf.certificates import ABSTAIN, Certificates, max_radius
 from macer_tf.votes import Votes
 from pipeline.report import charts, figures, page, single_images, words
@@ -86,6 +87,16 @@ class Evaluated:
     def limit(self):
         """The largest radius that n and alpha can certify."""
         return max_radius(*(self.metrics[name] for name in ("sigma", "n", "alpha", "bound")))
+
+
+def first_noise(grid, image_shape, seed, ids):
+    """A function: position in `ids` -> the noise of the image's first estimation sample, in [0, 1] pixel units."""
+
+    def noise_of(position):
+        drawn = grid.draw(image_shape, seed, int(ids[position]), noise.ESTIMATION, 0, 1)
+        return drawn.numpy()[0] / grid.levels
+
+    return noise_of
 
 
 def write(directory, evaluated):

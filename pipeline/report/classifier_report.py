@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from macer_tf import evaluation, noise
+from macer_tf import evaluation
 from macer_tf.certificates import ABSTAIN
 from macer_tf.grid_noise import GridNoise
 from macer_tf.votes import Votes
@@ -64,10 +64,6 @@ def write(directory, settings, metrics, found, *, listing, command):
     grid = GridNoise(settings["sigma"], settings["levels"] or opened.levels)
     shape = next((image.shape for image in map(found.image, range(len(ids))) if image is not None), None)
 
-    def noise_of(position):
-        drawn = grid.draw(shape, settings["seed"], int(ids[position]), noise.ESTIMATION, 0, 1)
-        return drawn.numpy()[0] / grid.levels
-
     certification_report.write(
         directory,
         certification_report.Evaluated(
@@ -81,7 +77,7 @@ def write(directory, settings, metrics, found, *, listing, command):
             labels=found.labels,
             class_names=class_names if len(class_names) == num_classes else [str(one) for one in range(num_classes)],
             image=found.image,
-            noise=noise_of,
+            noise=certification_report.first_noise(grid, shape, settings["seed"], ids),
             names=names if any(names) else None,
             command=command,
             finished_at=found.outcome.drawn_since,
