@@ -42,7 +42,7 @@ def main(arguments=None):
         f"{arguments.network}, {samples:,} samples of {arguments.images} images, {arguments.threads} threads; {rounds}"
     )
     for name in ("plain loop", "pipeline"):
-        print(f"  {name:<12}{rounds.median(name):8.2f} s, {1e6 * rounds.median(name) / samples:8.1f} us a sample")
+        print(f"  {name:<12}{rounds.median(name):8.2f} s, {1e6 * rounds.median(name) / samples:8.1f} us per sample")
     print(f"  Beam and the vote store add {100 * (rounds.ratio('pipeline', 'plain loop') - 1):.1f} %")
 
 

@@ -21,8 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.interleaved import has_reference
 
-# network: image shape, multiply-adds of one forward pass, samples in a round
-NETWORKS = {"lenet": ((28, 28, 1), 2_293_000, 4096), "cifar_resnet110": ((32, 32, 3), 255_270_000, 1024)}
+# network: image shape, classes, multiply-adds of one forward pass, samples in a round
+NETWORKS = {
+    "lenet": ((28, 28, 1), 10, 2_293_000, 4096),
+    "cifar_resnet110": ((32, 32, 3), 10, 255_270_000, 1024),
+    "resnet50": ((224, 224, 3), 1000, 4_089_000_000, 128),  # the authors have none
+}
 SIGMA = 0.25
 MATRIX_SIDE = 2048
 # Of the cores asked for, in the matrix product that closes a round.
@@ -36,17 +40,19 @@ def main(arguments=None):
     parser.add_argument("--reference", type=Path, help="clone of the authors' code (default: without)")
     parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
     parser.add_argument("--rounds", type=int, default=11, help="rounds (default: 11)")
-    parser.add_argument("--samples", type=int, help="samples in a round (default: 4096, ResNet-110: 1024)")
+    parser.add_argument(
+        "--samples", type=int, help="samples in a round (default: 4096, ResNet-110: 1024, ResNet-50: 128)"
+    )
     parser.add_argument("--microbatch", type=int, help="our noisy copies in a forward pass (default: ours)")
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[1000, 100], help="the authors' batch sizes (default: 1000 100)"
     )
     arguments = parser.parse_args(arguments)
-    arguments.samples = arguments.samples or NETWORKS[arguments.network][2]
+    arguments.samples = arguments.samples or NETWORKS[arguments.network][3]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     contestants = {}
-    if has_reference(arguments.reference, ("torch", "statsmodels")):
+    if arguments.network != "resnet50" and has_reference(arguments.reference, ("torch", "statsmodels")):
         smooth = authors_smooth(arguments)
         for batch in arguments.batches:
             contestants[f"authors, batch {batch}"] = authors_sampling(arguments, smooth, batch)
@@ -72,7 +78,7 @@ def main(arguments=None):
 
 def report(arguments, rounds):
     """Prints the median time of a sample, the median ratios to the authors' code, and the share of the matrix peak."""
-    multiply_adds = NETWORKS[arguments.network][1]
+    multiply_adds = NETWORKS[arguments.network][2]
     *names, matrix = rounds[0]
     references = [name for name in names if name.startswith("authors")]
     peak = statistics.median(2 * MATRIX_SIDE**3 / seconds[matrix] for seconds in rounds)
@@ -86,7 +92,7 @@ def report(arguments, rounds):
             other: statistics.median(seconds[other] / seconds[name] for seconds in rounds) for other in references
         }
         print(
-            f"  {name:<20}{1e6 * wall:9.1f} us a sample"
+            f"  {name:<20}{1e6 * wall:9.1f} us per sample"
             + "".join(f"{ratio:7.2f} x {other.removeprefix('authors, ')}" for other, ratio in ratios.items())
             + f"{100 * 2 * multiply_adds / wall / peak:6.0f} % of the matrix peak"
         )
@@ -131,8 +137,8 @@ def our_sampling(arguments, precision):
     from macer_tf import networks, noise
     from macer_tf.smoothing import SmoothedClassifier
 
-    shape = NETWORKS[arguments.network][0]
-    classifier = networks.build(arguments.network, shape, 10)
+    shape, classes, *_ = NETWORKS[arguments.network]
+    classifier = networks.build(arguments.network, shape, classes)
     smoothed = SmoothedClassifier(
         classifier, SIGMA, seed=0, microbatch=arguments.microbatch, precision=precision
     )  # fmt: skip
@@ -166,8 +172,8 @@ def float_noise_sampling(arguments, precision):
     from macer_tf.inference import InferenceGraph
     from macer_tf.smoothing import default_microbatch, draw_pass, passes
 
-    shape = NETWORKS[arguments.network][0]
-    graph = InferenceGraph(networks.build(arguments.network, shape, 10), precision)
+    shape, classes, *_ = NETWORKS[arguments.network]
+    graph = InferenceGraph(networks.build(arguments.network, shape, classes), precision)
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
     drawn = list(passes([arguments.samples], arguments.microbatch or default_microbatch(shape)))
     draw = {

@@ -470,8 +470,8 @@ def _votes(outputs, owners, pieces, betas=()):
 
 
 def default_microbatch(image_shape: Sequence[int]) -> int:
-    """Noisy copies in one forward pass: 512 at 32x32x3 pixels, as many more or fewer as fit the same, 32 to 2048."""
-    return int(np.clip(512 * 32 * 32 * 3 // math.prod(image_shape), _ROWS, 2048)) // _ROWS * _ROWS
+    """Noisy copies in one forward pass: 512 at 32x32x3 pixels, as many more or fewer as take the same, 32 to 2048."""
+    return min(-(-512 * 32 * 32 * 3 // (_ROWS * math.prod(image_shape))) * _ROWS, 2048)
 
 
 def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tuple[np.ndarray, list[int]]:

@@ -127,7 +127,7 @@ def test_a_sample_when_certifying(cores_are_free, capsys):
     times = {}
     for (noise, precision), row in zip(kinds, rows, strict=True):
         time_of_one, share = re.fullmatch(
-            rf"  {noise}, {precision} +([\d.]+) us a sample +(\d+) % of the matrix peak", row
+            rf"  {noise}, {precision} +([\d.]+) us per sample +(\d+) % of the matrix peak", row
         ).groups()
         times[noise, precision] = float(time_of_one)
         expected = 100 * 2 * 2_293_000 / (float(time_of_one) * 1e-6) / (float(peak[1]) * 1e9)
@@ -143,8 +143,8 @@ def test_what_beam_adds(times, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "lenet, 400 samples of 2 images, 2 threads; medians of 1 rounds (0 dropped)"
     assert lines[1:3] == [
-        "  plain loop      2.00 s,   5000.0 us a sample",
-        "  pipeline        2.20 s,   5500.0 us a sample",
+        "  plain loop      2.00 s,   5000.0 us per sample",
+        "  pipeline        2.20 s,   5500.0 us per sample",
     ]
     assert lines[3] == "  Beam and the vote store add 10.0 %"
 
