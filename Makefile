@@ -20,7 +20,7 @@ FLINK ?= $(CURDIR)/.flink
 cluster-test: $(VENV)/development
 	if [ -z "$$FLINK_JOB_SERVER_JAR" ]; then bash tests/cluster/flink/get.sh $(FLINK) $(abspath $(VENV)/bin/python) || echo "SKIPPED: no Flink could be had, so the tests on Flink do not run"; fi
 	[ -n "$$FLINK_JOB_SERVER_JAR" ] || [ ! -e $(FLINK)/flink-job-server.jar ] || { export FLINK_JOB_SERVER_JAR=$(FLINK)/flink-job-server.jar FLINK_HOME=$(FLINK)/home; }; \
-	$(VENV)/bin/python -m pytest -rs tests/cluster
+	$(VENV)/bin/python -m pytest -rs tests/cluster/test_flink.py
 
 lint: $(VENV)/development
 	$(VENV)/bin/ruff check .

@@ -251,7 +251,10 @@ def _check_goes_on(engine, failure, barren):
     if failure is None:
         raise RuntimeError(f"{engine.runner} says that the job is done, but its workers handed in nothing.")
     if barren == _TRIES or failure.is_final:
-        raise RuntimeError(f"The certification job on {engine.runner} failed: {failure.line}")
+        raise RuntimeError(
+            f"The certification job on {engine.runner} failed: {failure.line}. What was drawn is kept: the same command "
+            "goes on from there"
+        )
 
 
 def _draw_on(engine, sampler, chunks, store, follower):
