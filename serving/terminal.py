@@ -54,7 +54,8 @@ class _Stream:
         # None if it was closed.
         self._stream = stream or open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         self.lost = None
-        self._stream.reconfigure(errors="macer_tf.plain")
+        # By lines, so that a pipe or a log has what was said before a kill.
+        self._stream.reconfigure(errors="macer_tf.plain", line_buffering=True)
 
     def __getattr__(self, name):
         return getattr(self._stream, name)

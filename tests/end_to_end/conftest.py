@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.forks import REPOSITORY, Fork
+
 _SECONDS = 300
 
 
@@ -26,7 +26,14 @@ class Command:
     def run(self):
         return self.wait(self.start())
 
+    def run_afresh(self):
+        """In an interpreter that has not imported anything yet."""
+        return self.wait(self._start_afresh())
+
     def start(self):
+        return Fork(["-m", "pipeline.run", *self._arguments])
+
+    def _start_afresh(self):
         # A process that a shell starts in the background ignores Ctrl-C; this one must not.
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline.run", *self._arguments],

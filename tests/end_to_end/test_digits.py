@@ -20,7 +20,7 @@ TINY = (
 def finished(command, tmp_path_factory):
     """An undisturbed run: its root, the command and its certificates."""
     root = tmp_path_factory.mktemp("undisturbed")
-    done = command(*TINY, "--pipeline_root", root).run()
+    done = command(*TINY, "--pipeline_root", root).run_afresh()
     assert (done.status, done.err) == (0, ""), done.err
     return root, done, certificates(root)
 

@@ -1,26 +1,18 @@
 """The scripts and the notebook of examples/ run, and print what they are about."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+from tests import forks
+
+EXAMPLES = forks.REPOSITORY / "examples"
 ACR = re.compile(r"100 images: ACR ([\d.]+) ± ")
 
 
 def printed_by(arguments, folder):
-    process = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "MPLBACKEND": "agg"},
-        capture_output=True,
-        text=True,
-    )
+    process = forks.run(arguments, folder, MPLBACKEND="agg")
     assert process.returncode == 0, process.stderr
     return process.stdout
 

@@ -1,18 +1,14 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests import forks
 
 SHORT = ("--epochs", "20", "--n", "1000")
 
 
 def run(root, *flags):
-    command = [sys.executable, "-m", "pipeline.run", "--dataset", "digits", "--pipeline_root", root, *SHORT]
-    process = subprocess.run([*command, *flags], cwd=REPOSITORY, capture_output=True, text=True)
+    process = forks.run(["-m", "pipeline.run", "--dataset", "digits", "--pipeline_root", root, *SHORT, *flags])
     assert process.returncode == 0, process.stderr
     return process.stdout
 

@@ -1,15 +1,12 @@
 """The scripts and commands of README.md and of the pages do what they are said to do."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests import forks
+from tests.forks import REPOSITORY
 
 
 def page(name):
@@ -22,13 +19,7 @@ def scripts_of(name):
 
 def run(arguments, folder, **environment):
     """What a command printed that was run in `folder`; it must succeed."""
-    process = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
-        capture_output=True,
-        text=True,
-    )
+    process = forks.run(arguments, folder, **environment)
     assert process.returncode == 0, process.stderr
     return process.stdout
 

@@ -53,15 +53,24 @@ def build(kind, clip_norm=None, ema=None, **options):
 BEYOND_EQUATION_17 = {"average_cross_entropy": True, "consistency": 2.0, "entropy": 0.5, "noise_steps": 1}
 
 
-def train(images, labels, weights, scope, clip_norm=None, **options):
-    with scope:
+def train(parts, scope, clip_norm=None, **options):
+    """[weights, epoch losses, evaluation] of each part by itself, on one model that begins anew as it was made."""
+    with scope():
         model = build(GivenNoise, clip_norm, lam=1.0, **options)
+        model.optimizer.build(model.trainable_variables)
     model.lam = 5.0
-    dataset = tf.data.Dataset.from_tensor_slices((images, labels, weights)).batch(4)
-    history = model.fit(dataset, epochs=2, shuffle=False, verbose=0).history
-    evaluation = model.evaluate(dataset, verbose=0, return_dict=True)
-    flat = np.concatenate([weight.ravel() for weight in model.classifier.get_weights()])
-    return flat.tolist(), history, evaluation
+    variables = [*model.variables, *model.optimizer.variables]
+    as_made = [np.array(variable) for variable in variables]
+    results = []
+    for part in parts:
+        for variable, value in zip(variables, as_made, strict=True):
+            variable.assign(value)
+        dataset = tf.data.Dataset.from_tensor_slices(part).batch(4)
+        history = model.fit(dataset, epochs=2, shuffle=False, verbose=0).history
+        evaluation = model.evaluate(dataset, verbose=0, return_dict=True)
+        flat = np.concatenate([weight.ravel() for weight in model.classifier.get_weights()])
+        results.append([flat.tolist(), history, evaluation])
+    return results
 
 
 def main():
@@ -69,16 +78,12 @@ def main():
     images, labels = rng.random((12, 6, 6, 1), np.float32), rng.integers(3, size=12)
     weights = rng.random(12).astype(np.float32) * 2
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    result = {}
-    for count in (12, 10, 9):
-        part = images[:count], labels[:count], weights[:count]
-        result[str(count)] = [train(*part, contextlib.nullcontext()), train(*part, strategy.scope())]
-
-    part = images[:10], labels[:10], weights[:10]
-    result["clipped"] = [train(*part, contextlib.nullcontext(), 0.01), train(*part, strategy.scope(), 0.01)]
-
-    scopes = contextlib.nullcontext(), strategy.scope()
-    result["beyond"] = [train(*part, scope, ema=0.9, **BEYOND_EQUATION_17) for scope in scopes]
+    parts = {count: (images[:count], labels[:count], weights[:count]) for count in (12, 10, 9)}
+    scopes = contextlib.nullcontext, strategy.scope
+    one, two = (train(parts.values(), scope) for scope in scopes)
+    result = dict(zip(map(str, parts), zip(one, two, strict=True), strict=True))
+    for name, options in {"clipped": {"clip_norm": 0.01}, "beyond": {"ema": 0.9, **BEYOND_EQUATION_17}}.items():
+        result[name] = [train([parts[10]], scope, **options)[0] for scope in scopes]
 
     keras.config.set_dtype_policy("mixed_float16")
     with strategy.scope():

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -11,6 +8,7 @@ import tensorflow as tf
 from macer_tf import networks
 from macer_tf.layers import FusedBatchNormalization
 from macer_tf.model import MACERModel
+from tests import forks
 
 SHAPE = (3, 4, 5, 6)
 # What each type of activation resolves where |x| < 12 and |y| < 5.
@@ -224,10 +222,7 @@ print(json.dumps([outputs, moving, history["loss"][0], [weight.tolist() for weig
 
 @pytest.mark.slow
 def test_two_replicas_take_the_statistics_of_their_own_images():
-    process = subprocess.run(
-        [sys.executable, "-c", REPLICAS],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=300,
-    )  # fmt: skip
+    process = forks.run(["-c", REPLICAS])
     assert process.returncode == 0, process.stderr[-2000:]
     assert "deprecated" not in process.stderr
     outputs, (mean, variance), loss, norm = json.loads(process.stdout.splitlines()[-1])

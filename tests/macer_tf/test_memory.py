@@ -1,11 +1,10 @@
 """What a training step needs in memory, as the operating system saw it, each in a process of its own."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+
+from tests import forks
 
 SCRIPT = r"""
 import json
@@ -45,10 +44,7 @@ BATCH, FLOAT = 64, 4
 
 def measure(*arguments):
     """(peak resident bytes with one copy of each of 64 images, with num_samples, outputs of all layers per copy)."""
-    process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=300,
-    )  # fmt: skip
+    process = forks.run(["-c", SCRIPT, *arguments])
     assert process.returncode == 0, process.stderr[-2000:]
     return json.loads(process.stdout.splitlines()[-1])
 

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 import threading
 
 import keras
@@ -17,6 +14,7 @@ from macer_tf.grid_noise import GridNoise
 from macer_tf.inference import InferenceGraph
 from macer_tf.model import MACERModel
 from macer_tf.smoothing import SmoothedClassifier
+from tests import forks
 
 SIGMA = 0.5
 
@@ -294,11 +292,8 @@ print(json.dumps([logits, drawn]))
 
 
 def run_script(script, *arguments):
-    """What a fresh process prints on its last line, as JSON."""
-    process = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=300,
-    )  # fmt: skip
+    """What a process of its own prints on its last line, as JSON."""
+    process = forks.run(["-c", script, *arguments])
     assert process.returncode == 0, process.stderr[-2000:]
     return json.loads(process.stdout.splitlines()[-1])
 

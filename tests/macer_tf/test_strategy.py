@@ -1,27 +1,18 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests import forks
 
 SCRIPT = Path(__file__).with_name("strategy_script.py")
 
 
 @pytest.fixture(scope="module")
 def result():
-    """What strategy_script.py printed: two logical devices can only be made in a fresh process."""
-    root = SCRIPT.parents[2]
-    done = subprocess.run(
-        [sys.executable, SCRIPT],
-        env=os.environ | {"PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    """What strategy_script.py printed: two logical devices can only be made before a process uses TensorFlow."""
+    done = forks.run([SCRIPT])
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 

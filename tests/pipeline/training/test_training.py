@@ -9,8 +9,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +25,7 @@ from pipeline.experiments import methods
 from pipeline.training import backups, curves, input_pipeline, live, models, schedules, watchdogs
 from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
+from tests.forks import Fork
 
 MAKE = methods.find("macer").model
 SETTINGS = {
@@ -273,11 +272,7 @@ def start(examples, *runs, devices=()):
     """The Trainer in a process of its own; runs are (execution, settings, steps after which it is interrupted)."""
     runs = json.dumps([(str(execution.root), settings, after) for execution, settings, after in runs])
     arguments = [str(examples), runs, *map(str, devices)]
-    return subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("training_script.py"), *arguments],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return Fork([Path(__file__).with_name("training_script.py"), *arguments])
 
 
 @pytest.mark.slow
