@@ -2,6 +2,7 @@
 
 import ast
 import email
+import functools
 import importlib
 import re
 import shutil
@@ -74,6 +75,9 @@ def required(wheel, extra=""):
     }
 
 
+packages_distributions = functools.cache(metadata.packages_distributions)  # it reads what every wheel lists
+
+
 def imported(package):
     """The distributions whose modules the package's files import, wherever in a file."""
     names = set()
@@ -86,7 +90,7 @@ def imported(package):
     # Namespace packages have the distributions of all their parts.
     names = {"protobuf" if name.startswith("google.protobuf") else name.split(".")[0] for name in names}
     names -= {*sys.stdlib_module_names, "macer_tf", "serving", "pipeline"}
-    found = metadata.packages_distributions()
+    found = packages_distributions()
     return {name if name == "protobuf" else found.get(name, [name])[0].lower().replace("_", "-") for name in names}
 
 

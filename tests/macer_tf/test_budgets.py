@@ -1,3 +1,4 @@
+import functools
 import math
 
 import numpy as np
@@ -87,28 +88,46 @@ def test_soft_bounds_refuse_images_left_out_by_their_hard_votes():
         FixedBudget(100).certify(some, SIGMA, ALPHA, "hoeffding", 1.0)
 
 
-def stopped(budget, p, alpha):
-    """Each count at which RadiusBudget stops and its exact probability: (n, successes, probability), in rows."""
-    n, probability, rows = 0, np.ones(1), []
+@functools.cache
+def looks(budget, alpha):
+    """At each look of RadiusBudget: n, by the number of successes whether it stops, and how many more it asks for."""
+    n, rows = 0, []
     while True:
-        votes = two_classes(9, 10, np.arange(n + 1), n)
-        more = budget.more(votes, SIGMA, alpha)
-        stops = more == 0
-        rows += [(n, successes, probability[successes]) for successes in np.flatnonzero(stops)]
-        if stops.all():
-            return np.array(rows).T
-        (step,) = set(more[~stops].tolist())
-        steps = stats.binom.pmf(np.arange(step + 1), step, p)
-        probability, n = np.convolve(np.where(stops, 0, probability), steps), n + step
+        more = budget.more(two_classes(9, 10, np.arange(n + 1), n), SIGMA, alpha)
+        step = int(more.max())
+        assert set(more.tolist()) <= {0, step}
+        rows.append((n, more == 0, step))
+        if not step:
+            return rows
+        n += step
+
+
+@functools.cache
+def certified_where_it_stops(budget, alpha):
+    """n wherever RadiusBudget may stop, and the `Certificates` there."""
+    counts = [(n, successes) for n, stops, _ in looks(budget, alpha) for successes in np.flatnonzero(stops)]
+    n, successes = np.array(counts).T
+    return n, budget.certify(two_classes(9, 10, successes, n), SIGMA, alpha)
+
+
+def stopped(budget, p, alpha):
+    """n wherever RadiusBudget may stop, the exact probability that it stops there, and the `Certificates` there."""
+    probability, parts = np.ones(1), []
+    for _, stops, step in looks(budget, alpha):
+        parts.append(probability[stops])
+        if step:
+            steps = stats.binom.pmf(np.arange(step + 1), step, p)
+            probability = np.convolve(np.where(stops, 0, probability), steps)
+    n, certified = certified_where_it_stops(budget, alpha)
+    return n, np.concatenate(parts), certified
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.05, 0.001])
 @pytest.mark.parametrize("p", [0.5, 0.65, 0.69, THRESHOLD - 1e-9, THRESHOLD + 1e-9, 0.7, 0.75, 0.9])
 def test_exactly_how_often_a_stopped_certificate_is_false(p, alpha):
     budget = RadiusBudget(0.25, 2000)
-    n, successes, probability = stopped(budget, p, alpha)
+    n, probability, result = stopped(budget, p, alpha)
     assert probability.sum() == pytest.approx(1, abs=1e-9)
-    result = budget.certify(two_classes(9, 10, successes, n), SIGMA, alpha)
     # Any radius beyond the true one is false, not only those beyond 0.25.
     assert probability[result.p_lower > p].sum() <= alpha
     certified = result.radii >= 0.25
@@ -125,8 +144,8 @@ def test_an_image_that_n_samples_may_certify_is_given_up_with_probability_alpha_
     budget = RadiusBudget(0.25, 2000)
     fewest = np.searchsorted(clopper_pearson_lower(np.arange(2001), 2000, alpha / 2), THRESHOLD)
     for p in fewest / 2000 + np.array([1e-9, 0.005, 0.02]):
-        n, successes, probability = stopped(budget, p, alpha)
-        certified = budget.certify(two_classes(9, 10, successes, n), SIGMA, alpha).radii >= 0.25
+        n, probability, result = stopped(budget, p, alpha)
+        certified = result.radii >= 0.25
         assert probability[~certified & (n < 2000)].sum() <= alpha
 
 
@@ -136,8 +155,8 @@ def test_giving_up_loses_exactly_so_few_images(alpha):
     budget = RadiusBudget(0.25, 2000)
     fewest = np.searchsorted(clopper_pearson_lower(np.arange(2001), 2000, alpha / 2), THRESHOLD)
     for p in (0.6, THRESHOLD, *(fewest / 2000 + np.array([-0.01, 0, 0.01, 0.02])), 0.75, 0.85):
-        n, successes, probability = stopped(budget, p, alpha)
-        certified = budget.certify(two_classes(9, 10, successes, n), SIGMA, alpha).radii >= 0.25
+        n, probability, result = stopped(budget, p, alpha)
+        certified = result.radii >= 0.25
         assert probability[certified].sum() >= stats.binom.sf(fewest - 1, 2000, p) - 0.005
         # Without giving up, an image of 0.6 takes 1,900 samples and more.
         if p == 0.6:
@@ -205,12 +224,14 @@ def test_exactly_how_often_a_planned_certificate_is_false(n0, alpha):
     selected = np.arange(n0 // 2 + 1, n0 + 1)
     planned = budget.more(two_classes(selected, n0, 0, 0), SIGMA, alpha)
     assert len(set(planned.tolist())) > 3
+    p_lower = {
+        n: budget.certify(two_classes(selected[planned == n][0], n0, np.arange(n + 1), n), SIGMA, alpha).p_lower
+        for n in set(planned.tolist())
+    }
     for p in (0.55, 0.7, 0.9, 0.99, 0.9999):
         false = 0.0
         for chance, n in zip(stats.binom.pmf(selected, n0, p), planned.tolist(), strict=True):
-            successes = np.arange(n + 1)
-            result = budget.certify(two_classes(selected[planned == n][0], n0, successes, n), SIGMA, alpha)
-            false += chance * stats.binom.pmf(successes, n, p)[result.p_lower > p].sum()
+            false += chance * stats.binom.pmf(np.arange(n + 1), n, p)[p_lower[n] > p].sum()
         assert false <= alpha
 
 

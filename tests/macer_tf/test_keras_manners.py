@@ -167,7 +167,7 @@ def named_outputs():
 
 
 def callbacks(kit, *some, **options):
-    return fit(made(kit), X, Y, epochs=2, validation_data=(X, Y), callbacks=list(some), **options)
+    return fit(shared(kit), X, Y, epochs=2, validation_data=(X, Y), callbacks=list(some), **options)
 
 
 def saved_and_loaded(model, path):
@@ -362,8 +362,8 @@ USES = {
     "compile: without scaling the loss": lambda kit, tmp: fit(made(kit, auto_scale_loss=False), X, Y),
     "compile: a loss": lambda kit, tmp: fit(made(kit, loss="sparse_categorical_crossentropy"), X, Y),
     "compile: again": lambda kit, tmp: fit(kit.compile(kit.compile(kit.wrap(network())), "adam"), X, Y),
-    "save: .keras": lambda kit, tmp: fit(saved_and_loaded(made(kit), tmp / "m.keras"), X, Y),
-    "save: .h5": lambda kit, tmp: fit(kit.compile(saved_and_loaded(made(kit), tmp / "m.h5")), X, Y),
+    "save: .keras": lambda kit, tmp: fit(saved_and_loaded(shared(kit), tmp / "m.keras"), X, Y),
+    "save: .h5": lambda kit, tmp: fit(kit.compile(saved_and_loaded(shared(kit), tmp / "m.h5")), X, Y),
     "save: weights": lambda kit, tmp: weights_saved_and_loaded(kit, tmp / "m.weights.h5"),
     "export: after fit": lambda kit, tmp: exported(kit, shared(kit), tmp / "e"),
     "export: at once": lambda kit, tmp: exported(kit, kit.wrap(network()), tmp / "e"),

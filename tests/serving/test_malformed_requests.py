@@ -47,23 +47,27 @@ def is_known_to_the_client(images):
     return not is_batch or not bool(((images >= 0) & (images <= 1)).all())
 
 
-def attack(saved_model, count):
+@pytest.fixture(scope="module")
+def server(exported):
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        yield Server(session, exported)
+
+
+def attack(server, count):
     random = np.random.default_rng(count)
     # Nobody listens there: what is sent by mistake ends in another error.
     clients = GrpcClient("127.0.0.1:1", "m", timeout=0.1), RestClient("http://127.0.0.1:1", "m", timeout=0.1)
     known = 0
-    with tf.compat.v1.Session(graph=tf.Graph()) as session:
-        server = Server(session, saved_model)
-        for number in range(count):
-            images = malformed(random)
-            if is_known_to_the_client(images):
-                refused_by_clients(clients, images)
-                known += 1
-            if images.dtype == np.float32 and images.dtype.isnative and images.shape != (0, 8, 8, 1):
-                signature = ("serving_default", "predict", "certify_custom")[number % 3]
-                with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):
-                    server(signature, images=images)
-            scalars_are_refused(clients[0], random)
+    for number in range(count):
+        images = malformed(random)
+        if is_known_to_the_client(images):
+            refused_by_clients(clients, images)
+            known += 1
+        if images.dtype == np.float32 and images.dtype.isnative and images.shape != (0, 8, 8, 1):
+            signature = ("serving_default", "predict", "certify_custom")[number % 3]
+            with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):
+                server(signature, images=images)
+        scalars_are_refused(clients[0], random)
     clients[0].close()
     assert known > count / 3
 
@@ -80,14 +84,14 @@ def scalars_are_refused(client, random):
     assert "\n" not in str(error.value)
 
 
-def test_malformed_requests_are_refused(exported):
-    attack(exported, 300)
+def test_malformed_requests_are_refused(server):
+    attack(server, 300)
 
 
 @pytest.mark.slow  # so that -m "not slow" leaves it out, too
 @pytest.mark.attack
-def test_thousands_of_malformed_requests_are_refused(exported):
-    attack(exported, 13_500)
+def test_thousands_of_malformed_requests_are_refused(server):
+    attack(server, 13_500)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +100,11 @@ def test_thousands_of_malformed_requests_are_refused(exported):
      {"n": [50, 0]}, {"n": [50, 50, 50]}, {"alpha": 0.0}, {"alpha": math.nan}, {"alpha": math.inf},
      {"alpha": -0.001}, {"alpha": 0.2}, {"alpha": 1e-7}, {"alpha": [0.001, 0.2]}, {"alpha": [0.01] * 3}, {"alpha": []}],
 )  # fmt: skip
-def test_scalars_that_are_none_are_refused_by_the_model(exported, scalars):
+def test_scalars_that_are_none_are_refused_by_the_model(server, scalars):
     kinds = {"n": np.int64, "alpha": np.float64}
     images = np.full((2, 8, 8, 1), 0.5, np.float32)
-    with tf.compat.v1.Session(graph=tf.Graph()) as session:
-        server = Server(session, exported)
-        with pytest.raises(tf.errors.InvalidArgumentError):
-            server("certify_custom", images=images, **{name: kinds[name](value) for name, value in scalars.items()})
-        # And it goes on to answer.
-        check_certificates(server("serving_default", images=images), {"n": 300, "alpha": 0.001, "sigma": 0.25,
-                                                                       "class_names": range(10)})  # fmt: skip
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        server("certify_custom", images=images, **{name: kinds[name](value) for name, value in scalars.items()})
+    # And it goes on to answer.
+    check_certificates(server("serving_default", images=images), {"n": 300, "alpha": 0.001, "sigma": 0.25,
+                                                                   "class_names": range(10)})  # fmt: skip

@@ -418,14 +418,19 @@ def test_what_the_evaluator_writes_blesses_what_the_exporter_makes_of_the_same_m
         assert "is for other weights" in judge(folder / "blessing.json", saved_model)[1]
 
 
-@pytest.fixture
-def saved_model(tmp_path):
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
     from macer_tf import networks
     from macer_tf.model import MACERModel
 
-    model = MACERModel(networks.small_cnn(), sigma=0.25, seed=0)
-    export(model, tmp_path / "saved_model", n0=10, n=50, alpha=0.01, pixel_max=16)
-    return tmp_path / "saved_model"
+    folder = tmp_path_factory.mktemp("exported") / "saved_model"
+    export(MACERModel(networks.small_cnn(), sigma=0.25, seed=0), folder, n0=10, n=50, alpha=0.01, pixel_max=16)
+    return folder
+
+
+@pytest.fixture
+def saved_model(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "saved_model")
 
 
 def infra(execution, saved_model, examples):
