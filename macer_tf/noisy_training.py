@@ -491,7 +491,8 @@ def _sum_over_replicas(value):
 
 def _batch_check(condition, message):
     """An assertion whose message holds no data of the batch."""
-    return tf.debugging.Assert(condition, [_BAD_BATCH + message])
+    # The bare operation: tf.debugging.Assert puts it behind a tf.cond, which is traced for longer than it ever saves.
+    return tf.raw_ops.Assert(condition=condition, data=[_BAD_BATCH + message])
 
 
 @contextlib.contextmanager
@@ -502,5 +503,5 @@ def _one_line_errors():
     except tf.errors.InvalidArgumentError as error:
         if _BAD_BATCH not in error.message:
             raise
-        line = error.message[error.message.index(_BAD_BATCH) :].split("\n")[0]
+        line = error.message[error.message.index(_BAD_BATCH) :].split("\n")[0].split("] [Op:")[0]
         raise ValueError(line.rstrip("]'\" ")) from None
