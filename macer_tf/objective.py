@@ -4,7 +4,6 @@ import math
 from typing import NamedTuple
 
 import tensorflow as tf
-import tensorflow_probability as tfp
 from scipy import special
 
 _LOGIT_LIMIT = 1e30
@@ -160,6 +159,8 @@ def _clipped(logits):
 
 def _xi(others_sum, runner_up, correct, gamma, num_classes):
     """xi = Phi^-1(z_y) - Phi^-1(runner-up) where `correct` and within the hinge's reach, gamma elsewhere."""
+    import tensorflow_probability as tfp  # takes a second, and who certifies what was trained needs none of it
+
     standard_normal = tfp.distributions.Normal(tf.zeros([], tf.float64), tf.ones([], tf.float64))
     reachable = correct & (runner_up >= _smallest_runner_up(gamma, num_classes))
 
