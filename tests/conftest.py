@@ -7,7 +7,29 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+HERE = Path(__file__).resolve().parent
+SHARED = HERE.parents[1] / "shared"
+# The files that take longest, which begin first: or one of two processes would end long after the other.
+_LONGEST = (
+    "end_to_end/test_stability.py",
+    "pipeline/training/test_training.py",
+    "macer_tf/test_keras_manners.py",
+    "end_to_end/test_digits.py",
+    "pipeline/certification/test_driver.py",
+    "pipeline/test_certify.py",
+    "end_to_end/test_readme.py",
+    "pipeline/experiments/test_presets.py",
+    "end_to_end/test_real_data.py",
+    "cluster/test_portable.py",
+    "serving/test_publish.py",
+    "end_to_end/test_examples.py",
+    "macer_tf/test_model.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {HERE / name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture
