@@ -4,6 +4,7 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 # isort: split
 
+import functools
 import math
 import numbers
 import secrets
@@ -115,7 +116,7 @@ class SmoothedClassifier:
         if microbatch is not None and not (isinstance(microbatch, numbers.Integral) and microbatch >= 1):
             raise ValueError(f"microbatch must be a whole number from 1. Received: microbatch={microbatch!r}")
         self._classifier = classifier
-        self._noise = GridNoise(float(sigma), levels)
+        self._noise = _traced_noise(float(sigma), levels)
         self._seed = secrets.randbits(32) if seed is None else check_seed(seed)
         self._betas = tuple(betas)
         for beta in self._betas:
@@ -358,6 +359,21 @@ class SmoothedClassifier:
         return self.draw(images, example_ids, noise.ESTIMATION, [0] * len(images), [n] * len(images), progress).counts
 
 
+class _TracedNoise(NamedTuple):
+    """What `draw_pass` takes of a `GridNoise`; `draw` is a graph of its own."""
+
+    sigma: float
+    levels: int
+    draw: Callable[..., tf.Tensor]
+
+
+@functools.lru_cache(maxsize=32)
+def _traced_noise(sigma, levels):
+    """`GridNoise` whose draws are traced once for all classifiers and numbers of rows: they know neither."""
+    grid = GridNoise(sigma, levels)
+    return _TracedNoise(grid.sigma, grid.levels, tf.function(grid.draw, autograph=False))
+
+
 def passes(counts: Sequence[int], microbatch: int) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
     """How to draw `counts[i]` samples of each image i in forward passes of two numbers of rows, the last one padded.
 
@@ -414,7 +430,7 @@ def draw_pass(
 
     def add_piece(i, noisy):
         seed, example_id, stream, start = tf.unstack(addresses[i])
-        samples = noise_of.draw(images.shape[1:], seed, example_id, stream, start, drawn[i])
+        samples = noise_of.draw(tuple(images.shape[1:]), seed, example_id, stream, start, drawn[i])
         return i + 1, noisy.write(i, images[i] + samples)
 
     _, noisy = tf.while_loop(lambda i, _: i < pieces, add_piece, (0, noisy))
