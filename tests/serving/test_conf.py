@@ -14,6 +14,33 @@ from tests.serving.model_server import ModelServer
 
 CONF = Path(__file__).resolve().parents[2] / "serving" / "conf"
 _FIELD = descriptor_pb2.FieldDescriptorProto
+# Of KServe's InferenceService (serving.kserve.io/v1beta1) and of the Kubernetes types in it: fields that it may have
+# and their types, a list of one for lists of it; those with a star must be there.
+_QUANTITIES = {"cpu": str, "memory": str}
+_INFERENCE_SERVICE = {
+    "apiVersion*": str,
+    "kind*": str,
+    "metadata*": {"name*": str, "namespace": str, "labels": dict, "annotations": dict},
+    "spec*": {
+        "predictor*": {
+            "minReplicas": int, "maxReplicas": int, "timeout": int, "containerConcurrency": int,
+            "serviceAccountName": str, "automountServiceAccountToken": bool,
+            "volumes": [{"name*": str, "emptyDir": {"medium": str, "sizeLimit": str}}],
+            "model": {
+                "modelFormat*": {"name*": str, "version": str},
+                "protocolVersion": str, "runtime": str, "runtimeVersion": str, "storageUri": str, "args": [str],
+                "ports": [{"containerPort*": int, "name": str, "protocol": str}],
+                "resources": {"requests": _QUANTITIES, "limits": _QUANTITIES},
+                "securityContext": {
+                    "runAsNonRoot": bool, "runAsUser": int, "readOnlyRootFilesystem": bool,
+                    "allowPrivilegeEscalation": bool, "capabilities": {"drop": [str], "add": [str]},
+                    "seccompProfile": {"type*": str},
+                },
+                "volumeMounts": [{"name*": str, "mountPath*": str, "readOnly": bool}],
+            },
+        }
+    },
+}  # fmt: skip
 _INT64, _BOOL = ".google.protobuf.Int64Value", _FIELD.TYPE_BOOL
 
 
@@ -62,6 +89,28 @@ def compose():
 def service(compose):
     (service,) = compose["services"].values()
     return service
+
+
+@pytest.fixture(scope="module")
+def inference_service():
+    return yaml.safe_load((CONF / "inference_service.yml").read_text())
+
+
+def differences(value, schema, where=""):
+    """Where a YAML value is not as the schema has it."""
+    if isinstance(schema, list):
+        items = value if isinstance(value, list) else [None]
+        return [found for i, item in enumerate(items) for found in differences(item, schema[0], f"{where}[{i}]")]
+    if not isinstance(schema, dict):
+        return [] if type(value) is schema else [where]
+    if not isinstance(value, dict):
+        return [where]
+    fields = {name.removesuffix("*"): of for name, of in schema.items()}
+    missing = [f"{where}.{name[:-1]}" for name in schema if name.endswith("*") and name[:-1] not in value]
+    unknown = [f"{where}.{name}" for name in value.keys() - fields.keys()]
+    for name in value.keys() & fields.keys():
+        missing += differences(value[name], fields[name], f"{where}.{name}")
+    return missing + unknown
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +176,47 @@ def test_the_image_is_of_the_tensorflow_that_exports(service):
     name, tag = default.split(":")
     assert (chosen, name) == ("MACER_SERVING_IMAGE", "tensorflow/serving")
     assert tag.split(".")[:2] == version.split(".")[:2]
+
+
+def test_the_inference_service_is_as_kserve_has_it(inference_service):
+    assert (inference_service["apiVersion"], inference_service["kind"]) == (
+        "serving.kserve.io/v1beta1",
+        "InferenceService",
+    )
+    assert differences(inference_service, _INFERENCE_SERVICE) == []
+    model = inference_service["spec"]["predictor"]["model"]
+    assert (model["modelFormat"]["name"], model["protocolVersion"]) == ("tensorflow", "v1")
+    quantities = [value for of in model["resources"].values() for value in of.values()]
+    assert all(re.fullmatch(r"[0-9]+(m|[KMG]i)?", value) for value in quantities)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [("storageUri", "storageURI", ".spec.predictor.model.storageURI"),
+     ("maxReplicas: 1", 'maxReplicas: "1"', ".spec.predictor.maxReplicas"),
+     ("        name: tensorflow\n", "        {}\n", ".spec.predictor.model.modelFormat.name"),
+     ("[ALL]", "ALL", ".spec.predictor.model.securityContext.capabilities.drop[0]")],
+)  # fmt: skip
+def test_an_inference_service_that_is_none_would_not_pass(old, new, where):
+    text = (CONF / "inference_service.yml").read_text()
+    assert text.count(old) == 1
+    assert differences(yaml.safe_load(text.replace(old, new)), _INFERENCE_SERVICE) == [where]
+
+
+def test_the_inference_service_serves_what_compose_serves_and_may_as_little(inference_service, service, models):
+    predictor = inference_service["spec"]["predictor"]
+    model = predictor["model"]
+    assert inference_service["metadata"]["name"] == models[0].name
+    assert model["storageUri"].endswith(models[0].base_path.removeprefix("/models"))
+    tag = re.fullmatch(r"\$\{\w+:-.+:(.+)\}", service["image"])[1]
+    assert model["runtimeVersion"] == tag
+    assert set(model["args"]) < set(service["command"])
+    allowed = model["securityContext"]
+    assert allowed["runAsNonRoot"] is allowed["readOnlyRootFilesystem"] is True
+    assert allowed["allowPrivilegeEscalation"] is predictor["automountServiceAccountToken"] is False
+    assert f"{allowed['runAsUser']}" == service["user"].split(":")[0]
+    assert allowed["capabilities"] == {"drop": ["ALL"]}
+    assert {mount["name"] for mount in model["volumeMounts"]} == {volume["name"] for volume in predictor["volumes"]}
 
 
 def test_the_health_check_tells_a_server_that_serves_from_one_that_does_not(service, tmp_path):
