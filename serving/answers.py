@@ -28,7 +28,19 @@ _MAX_COUNT = 2**53
 
 
 class ServingError(RuntimeError):
-    """The server cannot be reached, or it refused: in one line, what it said and what to do."""
+    """Whatever a server does that is no answer to a request: in one line, what it said and what to do."""
+
+
+class UnavailableError(ServingError):
+    """Nobody listens at the address, or nobody to trust, which is told at once; or the model was still loading."""
+
+
+class DeadlineError(ServingError):
+    """The server did not answer within the time-out."""
+
+
+class RefusedError(ServingError):
+    """The server refused the request, or does not have the model, version or signature that it is for."""
 
 
 class AnswerError(ServingError):

@@ -1,13 +1,19 @@
 """Clients of a served smoothed classifier, by gRPC and by REST: NumPy images in, checked answers out.
 
 Both speak to TensorFlow Serving. A call is repeated only where the server was unavailable, so that no answer was seen:
-drawing again after an answer, until one pleases, would void the certificates' failure probability.
+drawing again after an answer, until one pleases, would void the certificates' failure probability. Where nobody listens
+it is told at once.
+
+What can go wrong is a ValueError, where nothing was sent, or a `ServingError`: an `UnavailableError`, a
+`DeadlineError`, a `RefusedError` or an `AnswerError`.
 """
 
 import http.client
+import ipaddress
 import json
 import math
 import random
+import re
 import ssl
 import time
 import urllib.parse
@@ -17,8 +23,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from serving import answers
-from serving.answers import AnswerError, ServingError
-from serving.deadlines import TooLargeError, connected
+from serving.answers import AnswerError, DeadlineError, RefusedError, ServingError, UnavailableError
+from serving.deadlines import TooLargeError, connected, is_nobody, reason_nobody_listens
+
+__all__ = [
+    "AnswerError",
+    "DeadlineError",
+    "GrpcClient",
+    "RefusedError",
+    "RestClient",
+    "ServingError",
+    "UnavailableError",
+]
 
 _CERTIFY, _CERTIFY_CUSTOM, _PREDICT = "serving_default", "certify_custom", "predict"
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 2.0
@@ -29,6 +45,8 @@ _MAX_REPLY_BYTES = 2**25
 _PART_BYTES = 2**16
 _NAME_HINT = "check the model's name, version and label"
 _TOO_LARGE_HINT = "send fewer images at once"
+_NOBODY_HINT = "does a model server listen there?"
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 # As the `signatures` have them: one row for each image, of one or two dimensions.
 _MAX_DIMENSIONS = 2
 
@@ -37,14 +55,14 @@ class GrpcClient:
     """Asks a model server by gRPC. Thread-safe; close it, or use it in a `with`.
 
     Args:
-        address: "host:port" of the server; port 8500 by TensorFlow Serving's default.
+        address: "host:port" of the server, "[address]:port" for IPv6; port 8500 by TensorFlow Serving's default.
         model_name: name that the server has for the model.
         timeout: seconds for a call, all of its repetitions together: none takes longer, whatever the server does.
         version: version to ask, by number; the server's latest by default.
         label: version to ask, by label; instead of a number.
 
     Raises:
-        ValueError: for a time-out, version or label that is none.
+        ValueError: for an address, name, time-out, version or label that is none.
     """
 
     def __init__(
@@ -56,13 +74,14 @@ class GrpcClient:
         version: int | None = None,
         label: str | None = None,
     ) -> None:
-        _check_selection(timeout, version, label)
+        _check_selection(model_name, timeout, version, label)
+        host_and_port = _host_and_port(address)
         # Here, since these import TensorFlow, which the REST client does without.
         import grpc
         from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
         self._grpc, self._request_type = grpc, predict_pb2.PredictRequest
-        self._address, self._timeout = address, timeout
+        self._address, self._host_and_port, self._timeout = address, host_and_port, timeout
         self._name, self._version, self._label = model_name, version, label
         self._channel = grpc.insecure_channel(
             address,
@@ -86,7 +105,9 @@ class GrpcClient:
 
         Raises:
             ValueError: for images that no model takes; nothing was sent.
-            ServingError: if the server cannot be reached or refuses.
+            UnavailableError: if nobody listens there, at once; or if the model is still unavailable after `timeout`.
+            DeadlineError: if the server does not answer within `timeout`.
+            RefusedError: if it refuses.
             AnswerError: if its answer is broken.
         """
         images = answers.check_images(images)
@@ -104,7 +125,7 @@ class GrpcClient:
 
         Raises:
             ValueError: also for an n or an alpha that is none.
-            ServingError, AnswerError: see `certify`.
+            ServingError: see `certify`.
         """
         images = answers.check_images(images)
         if n is not None and not (_whole(n) and 1 <= n < 2**63):
@@ -123,7 +144,7 @@ class GrpcClient:
         """Images float32 [batch, H, W, C] in [0, 1] -> `Predicted`: the class without a radius, from fewer samples.
 
         Raises:
-            ValueError, ServingError, AnswerError: see `certify`.
+            ValueError, ServingError: see `certify`.
         """
         images = answers.check_images(images)
         return answers.predicted(self._ask(_PREDICT, images, answers.PREDICT_OUTPUTS), len(images))
@@ -148,37 +169,80 @@ class GrpcClient:
             request.model_spec.version_label = self._label
         for name, value in {"images": images, **(scalars or {})}.items():
             _fill(request.inputs[name], value)
-        response = _repeat_while_unavailable(lambda seconds: self._call(request, seconds), self._timeout)
+        response = _repeat_while_loading(lambda seconds: self._call(request, seconds), self._timeout)
         return {name: _array(name, response.outputs[name]) for name in expected if name in response.outputs}
 
     def _call(self, request, seconds):
-        code = self._grpc.StatusCode
+        code, deadline = self._grpc.StatusCode, time.monotonic() + seconds
         try:
             return self._stub.Predict(request, timeout=seconds)
         except self._grpc.RpcError as error:
             said = _first_line(error.details())
             status = error.code()
         if status == code.UNAVAILABLE:
-            raise _UnavailableError(f"{self._address} is unavailable; does a model server listen there? {said}")
+            # gRPC has one status for a server that is loading and for none at all.
+            if nobody := reason_nobody_listens(*self._host_and_port, deadline):
+                raise UnavailableError(f"{self._address} is unavailable; {_NOBODY_HINT} {nobody}")
+            raise _LoadingError(f"{self._address} is unavailable; {_NOBODY_HINT} {said}")
         if status == code.DEADLINE_EXCEEDED:
-            raise ServingError(f"{self._address} did not answer within {self._timeout:g} s; {_DEADLINE_HINT}.")
+            raise DeadlineError(f"{self._address} did not answer within {self._timeout:g} s; {_DEADLINE_HINT}.")
         hint = {code.NOT_FOUND: f"; {_NAME_HINT}", code.RESOURCE_EXHAUSTED: f"; {_TOO_LARGE_HINT}"}.get(status, "")
-        raise ServingError(f"{self._address} refused ({status.name}{hint}): {said}")
+        raise RefusedError(f"{self._address} refused ({status.name}{hint}): {said}")
+
+
+def _host_and_port(address):
+    """Host and port of a gRPC address.
+
+    Raises:
+        ValueError: in one line, unless it is host:port.
+    """
+    like = "address must be host:port, such as localhost:8500 or [::1]:8500"
+    text = address if isinstance(address, str) else ""
+    found = re.fullmatch(r"(\[[^\[\]]*\]|[^\[\]:]*):([0-9]{1,5})", text)
+    if found and _is_host(found[1]) and 1 <= int(found[2]) < 2**16:
+        return found[1].strip("[]"), int(found[2])
+    hint = ""
+    if "//" in text:
+        hint = ", without a scheme (RestClient takes a URL)"
+    elif text.count(":") > 1 and "[" not in text:
+        hint = "; an IPv6 address stands in brackets"
+    elif text and not re.search(r":[0-9]+$", text):
+        hint = "; the port is missing"
+    raise ValueError(f"{like}{hint}. Received: {address!r}")
+
+
+def _is_host(host):
+    """Whether it is a host's name, an IPv4 address, or an IPv6 address in brackets."""
+    if not host.startswith("["):
+        return _HOST_NAME.fullmatch(host) is not None
+    try:
+        ipaddress.IPv6Address(host[1:-1])
+    except ValueError:
+        return False
+    return True
 
 
 def _parts(url):
-    """Scheme, host, port or None, and path of the URL of a model server."""
+    """Scheme, host, port or None, and path of the URL of a model server.
+
+    Raises:
+        ValueError: in one line, unless it is one.
+    """
+    like = "url must be like http://localhost:8501"
     try:
         parts = urllib.parse.urlsplit(url)
         found = parts.scheme, parts.hostname, parts.port, parts.path
         # What `http.client` would stumble over, or what would be dropped without a word.
         is_plain = url.isascii() and url.isprintable() and " " not in url
-        is_more = parts.query or parts.fragment or "@" in parts.netloc
-        is_fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and is_plain and not is_more
+        is_more = "?" in url or "#" in url or "@" in parts.netloc or parts.netloc.endswith(":")
+        is_fine = parts.scheme in ("http", "https") and parts.port != 0 and is_plain and not is_more
+        is_fine = is_fine and _is_host(re.sub(r":[0-9]*$", "", parts.netloc))
     except (ValueError, TypeError, AttributeError):  # a port that is none, or brackets that do not match
         is_fine = False
     if not is_fine:
-        raise ValueError(f"url must be like http://localhost:8501. Received: {url!r}")
+        raise ValueError(f"{like}. Received: {url!r}")
+    if re.search(r"/v[0-9]+(/|$)", found[3]):
+        raise ValueError(f"{like}, without the model's path, which is made of its name. Received: {url!r}")
     return found
 
 
@@ -188,11 +252,12 @@ class RestClient:
     There is no `certify_custom` here: TensorFlow Serving's REST has no optional inputs; use `GrpcClient`.
 
     Args:
-        url: "http://host:port" of the server, or https; port 8501 by TensorFlow Serving's default.
+        url: "http://host:port" of the server, or https, with the path of a proxy before it; port 8501 by TensorFlow
+            Serving's default.
         model_name, timeout, version, label: see `GrpcClient`.
 
     Raises:
-        ValueError: also for a URL that is none.
+        ValueError: as `GrpcClient`, for a URL that is none.
     """
 
     def __init__(
@@ -204,7 +269,7 @@ class RestClient:
         version: int | None = None,
         label: str | None = None,
     ) -> None:
-        _check_selection(timeout, version, label)
+        _check_selection(model_name, timeout, version, label)
         scheme, host, port, path = _parts(url)
         self._url, self._timeout = url, timeout
         self._server = scheme, host, port
@@ -222,9 +287,9 @@ class RestClient:
         """Refuses.
 
         Raises:
-            ServingError: always, and says what to use.
+            RefusedError: always, and says what to use.
         """
-        raise ServingError(
+        raise RefusedError(
             "certify_custom has optional scalar inputs, which TensorFlow Serving's REST cannot take; use GrpcClient."
         )
 
@@ -236,7 +301,7 @@ class RestClient:
     def _ask(self, signature, images, expected):
         # Every float32 is a float64 exactly, and JSON carries the digits that bring a float64 back.
         request = json.dumps({"signature_name": signature, "inputs": {"images": images.tolist()}}).encode()
-        body = _repeat_while_unavailable(lambda seconds: self._call(request, seconds), self._timeout)
+        body = _repeat_while_loading(lambda seconds: self._call(request, seconds), self._timeout)
         try:
             outputs = json.loads(body, object_pairs_hook=_without_repetition)["outputs"]
             # One output alone comes without its name; every signature here has several.
@@ -257,18 +322,19 @@ class RestClient:
                 if response.length:
                     raise http.client.IncompleteRead(bytes(body), response.length)
         except TimeoutError:
-            raise ServingError(f"{self._url} did not answer within {self._timeout:g} s; {_DEADLINE_HINT}.") from None
+            raise DeadlineError(f"{self._url} did not answer within {self._timeout:g} s; {_DEADLINE_HINT}.") from None
         except TooLargeError:
             raise AnswerError(
                 f"{self._url} answered with more than {_MAX_REPLY_BYTES:,} bytes; {_TOO_LARGE_HINT}."
             ) from None
         except ssl.SSLError as error:
-            raise ServingError(f"{self._url} has no TLS to trust: {_first_line(error)}") from None
+            raise UnavailableError(f"{self._url} has no TLS to trust: {_first_line(error)}") from None
         except OSError as error:
-            said = _first_line(error)
+            said = _first_line(error.strerror or error)
             if response:
                 raise AnswerError(f"{self._url} broke off in the middle of an answer: {said}") from None
-            raise _UnavailableError(f"{self._url} is unavailable; does a model server listen there? {said}") from None
+            kind = UnavailableError if is_nobody(error) else _LoadingError
+            raise kind(f"{self._url} is unavailable; {_NOBODY_HINT} {said}") from None
         # ValueError: for what `http.client` takes for a number and is none.
         except (http.client.HTTPException, ValueError) as error:
             raise AnswerError(f"{self._url} did not answer in whole HTTP: {type(error).__name__}") from None
@@ -276,22 +342,22 @@ class RestClient:
             return body
         said = _error_message(body)
         if response.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
-            raise _UnavailableError(f"{self._url} is unavailable; does a model server listen there? {said}")
+            raise _LoadingError(f"{self._url} is unavailable; {_NOBODY_HINT} {said}")
         hint = f"; {_NAME_HINT}" if response.status == http.HTTPStatus.NOT_FOUND else ""
-        raise ServingError(f"{self._url} refused (HTTP {response.status}{hint}): {said}")
+        raise RefusedError(f"{self._url} refused (HTTP {response.status}{hint}): {said}")
 
 
-class _UnavailableError(ServingError):
-    """No answer was seen, so the call may be repeated."""
+class _LoadingError(UnavailableError):
+    """Somebody may be about to answer, and no answer was seen, so the call is repeated."""
 
 
-def _repeat_while_unavailable(call, timeout):
+def _repeat_while_loading(call, timeout):
     """The result of `call(seconds left)`, repeated with growing waits until it is available or time is up."""
     deadline, wait = time.monotonic() + timeout, _FIRST_WAIT_SECONDS
     while True:
         try:
             return call(max(deadline - time.monotonic(), 1e-3))
-        except _UnavailableError:
+        except _LoadingError:
             # Not all clients of a server that comes back at once.
             pause = wait * random.uniform(0.5, 1)
             if time.monotonic() + pause >= deadline:
@@ -300,9 +366,14 @@ def _repeat_while_unavailable(call, timeout):
         wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
 
 
-def _check_selection(timeout, version, label):
-    if not (math.isfinite(timeout) and timeout > 0):
-        raise ValueError(f"timeout must be a number of seconds above 0. Received: {timeout}")
+def _check_selection(model_name, timeout, version, label):
+    if not (isinstance(model_name, str) and model_name):
+        raise ValueError(f"model_name must be the name that the server has for the model. Received: {model_name!r}")
+    is_number = isinstance(timeout, int | float | np.integer | np.floating) and not isinstance(timeout, bool)
+    if not (is_number and math.isfinite(timeout) and timeout > 0):
+        raise ValueError(f"timeout must be a number of seconds above 0. Received: {timeout!r}")
+    if not (label is None or (isinstance(label, str) and label)):
+        raise ValueError(f"label must be text. Received: {label!r}")
     if version is not None and label is not None:
         raise ValueError(f"Give a version or a label, not both. Received: version={version!r}, label={label!r}")
     if version is not None and not (_whole(version) and 0 <= version < 2**63):

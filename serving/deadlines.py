@@ -9,6 +9,8 @@ import threading
 import time
 
 _PORTS = {"http": 80, "https": 443}
+# And not EAI_AGAIN, which may pass.
+_NO_SUCH_HOST = (socket.EAI_NONAME, socket.EAI_NODATA)
 
 
 class TooLargeError(Exception):
@@ -45,6 +47,27 @@ def connected(scheme, host, port, deadline, max_bytes):
         sock.close()
 
 
+def reason_nobody_listens(host, port, deadline):
+    """Why nobody listens at a port, so that waiting is in vain, in words; None if that is not certain.
+
+    Args:
+        host, port: a name or a number, and a number.
+        deadline: by `time.monotonic()`.
+    """
+    try:
+        _open_socket(host, port, deadline).close()
+    except OSError as error:
+        return error.strerror if is_nobody(error) else None
+    return None
+
+
+def is_nobody(error):
+    """Whether an OSError says for certain that nobody listens there: the connection was refused, or no such host is."""
+    return isinstance(error, ConnectionRefusedError) or (
+        isinstance(error, socket.gaierror) and error.errno in _NO_SUCH_HOST
+    )
+
+
 def _open_socket(host, port, deadline):
     failure = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in _addresses(host, port, deadline):
@@ -55,7 +78,8 @@ def _open_socket(host, port, deadline):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             sock.close()
-            failure = error
+            # Of several addresses, some may not even exist on this machine.
+            failure = failure if isinstance(failure, ConnectionRefusedError) else error
         else:
             return sock
     raise failure
@@ -69,7 +93,8 @@ def _addresses(host, port, deadline):
         try:
             found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except (OSError, UnicodeError) as error:
-            found.append(error if isinstance(error, OSError) else OSError(f"{host!r} is no host's name"))
+            no_name = socket.gaierror(socket.EAI_NONAME, f"{host!r} is no host's name")
+            found.append(error if isinstance(error, OSError) else no_name)
 
     thread = threading.Thread(target=look_up, daemon=True)
     thread.start()

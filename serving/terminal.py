@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import signal
 import sys
 
 # As a shell tells of a program that SIGPIPE ended.
@@ -37,6 +38,25 @@ def version():
     import macer_tf  # only now: a server validates models without it
 
     return f"macer_tf {macer_tf.__version__}"
+
+
+def import_tensorflow():
+    """Imports TensorFlow, and returns it, without the page that its C++ side writes before its log level counts."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    # Until what Ctrl-C says can be read.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        import tensorflow
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    tensorflow.get_logger().setLevel("ERROR")
+    return tensorflow
 
 
 def printable(text):

@@ -24,6 +24,8 @@ COMMAND_LINES = (
     "pipeline/experiments/settings.py",
     "pipeline/experiments/setting_list.py",
     "serving/publish.py",
+    "serving/local.py",
+    "serving/arguments.py",
     "serving/terminal.py",
     "serving/exit.py",
 )

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,10 +19,20 @@ import pytest
 from scipy import special, stats
 
 from serving import answers
-from serving.answers import AnswerError, ServingError
-from serving.client import GrpcClient, RestClient
+from serving import client as client_lib
+from serving.client import (
+    AnswerError,
+    DeadlineError,
+    GrpcClient,
+    RefusedError,
+    RestClient,
+    ServingError,
+    UnavailableError,
+)
+from serving.local import StatusError
+from serving.rest_format import decimal
 from tests.serving import threshold_model
-from tests.serving.model_server import ModelServer, RefusedError, decimal, wait_until
+from tests.serving.model_server import ModelServer, wait_until
 
 TRANSPORTS = ("grpc", "rest")
 # Means 0, 0.25, 0.5, 0.75 and 1 of images of 2x2x1 pixels.
@@ -111,7 +122,7 @@ def test_certify_custom_by_hand(server):
 
 
 def test_certify_custom_over_rest_says_what_to_use(server):
-    with pytest.raises(ServingError, match="use GrpcClient") as error:
+    with pytest.raises(RefusedError, match="use GrpcClient") as error:
         client_of("rest", server).certify_custom(IMAGES, n=100)
     one_line(error)
     assert server.count == 0
@@ -185,14 +196,14 @@ def test_bad_images_are_not_sent(client, server, name):
 
 
 def test_a_refusal_says_what_the_server_said(client):
-    with pytest.raises(ServingError, match=r"refused .*(INVALID_ARGUMENT|HTTP 400)") as error:
+    with pytest.raises(RefusedError, match=r"refused .*(INVALID_ARGUMENT|HTTP 400)") as error:
         client.certify(np.zeros((1, 3, 3, 1), np.float32))
     assert "shape" in one_line(error)
 
 
 def test_a_refusal_of_many_lines_is_told_in_one(client, server):
     def refuse(number):
-        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, "assertion\x1b[31m failed: [x]\n\t [[{{node Assert}}]]")
+        raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, "assertion\x1b[31m failed: [x]\n\t [[{{node Assert}}]]")
 
     server.before = refuse
     with pytest.raises(ServingError, match=r"assertion\[31m failed: \[x\]$") as error:
@@ -204,7 +215,7 @@ def test_a_refusal_of_many_lines_is_told_in_one(client, server):
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("options", [{"model": "other"}, {"version": 9}, {"label": "canary"}])
 def test_what_is_not_served_is_named(server, transport, options):
-    with pytest.raises(ServingError, match="check the model's name, version and label") as error:
+    with pytest.raises(RefusedError, match="check the model's name, version and label") as error:
         client_of(transport, server, **options).certify(IMAGES)
     one_line(error)
 
@@ -218,6 +229,10 @@ def test_a_version_can_be_chosen(server, transport):
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"timeout": 0}, "timeout must be"), ({"timeout": math.nan}, "timeout must be"),
+     ({"timeout": "5"}, "timeout must be"), ({"timeout": None}, "timeout must be"),
+     ({"timeout": True}, "timeout must be"), ({"label": ""}, "label must be"), ({"label": 5}, "label must be"),
+     ({"model": ""}, "model_name must be"),
+     ({"model": None}, "model_name must be"),
      ({"version": -1}, "version must be"), ({"version": "1"}, "version must be"),
      ({"version": 1, "label": "a"}, "a version or a label")],
 )  # fmt: skip
@@ -230,11 +245,64 @@ def test_bad_options_are_refused(server, transport, options, message):
     "url",
     ["localhost:8501", "ftp://localhost", "http://", "http://a:99999", "http://a?b=c", "http://a:0", "http://a:b",
      "http://[::1", "http://user:secret@a", "http://a b", "http://a/b c", "http://a\n", "http://a/\r\nX: y",
-     "http://\u00e4", "http://a/\x00", "", None, 8501, b"http://a"],
+     "http://\u00e4", "http://a/\x00", "", None, 8501, b"http://a", "http://a:", "http://a?", "http://a#",
+     "http://a,b:80", "http://::1:8501", "http://[localhost]:8501", "http://[::1]x:8501", "http://-a", "//a:8501",
+     "http:a:8501"],
 )  # fmt: skip
 def test_bad_urls_are_refused(url):
     with pytest.raises(ValueError, match=r"^url must be like http://localhost:8501\. Received: "):
         RestClient(url, "classifier")
+
+
+@pytest.mark.parametrize("path", ["/v1/models/classifier:predict", "/v1/models/classifier", "/v1", "/proxy/v1/"])
+def test_a_url_that_holds_the_models_path_is_refused(path):
+    with pytest.raises(ValueError, match=r"^url must be like .*, without the model's path, which is made of its name"):
+        RestClient(f"http://localhost:8501{path}", "classifier")
+
+
+@pytest.mark.parametrize(
+    ("address", "hint"),
+    [("localhost", "; the port is missing"), ("localhost:", "; the port is missing"), ("a:b", "; the port is missing"),
+     ("[::1]", "; the port is missing"), ("http://localhost:8500", ", without a scheme (RestClient takes a URL)"),
+     ("dns:///a:8500", ", without a scheme (RestClient takes a URL)"),
+     ("::1:8500", "; an IPv6 address stands in brackets"), ("unix:/tmp/socket", "; the port is missing"),
+     ("localhost :8500", ""), (" localhost:8500", ""),
+     ("localhost:8500\n", ""), ("localhost:0", ""), ("localhost:65536", ""), ("localhost:+80", "; the port is missing"),
+     ("localhost:\u0663", "; the port is missing"), (":8500", ""), ("[]:8500", ""), ("[localhost]:8500", ""),
+     ("\u00e4:8500", ""), ("a/b:8500", ""), ("user@a:8500", ""), ("a,b:8500", ""), ("-a:8500", ""), ("", ""),
+     (None, ""), (8500, ""), (b"a:8500", "")],
+)  # fmt: skip
+def test_bad_addresses_are_refused(address, hint):
+    like = re.escape(f"address must be host:port, such as localhost:8500 or [::1]:8500{hint}. Received: ")
+    with pytest.raises(ValueError, match=f"^{like}") as error:
+        GrpcClient(address, "classifier")
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost:8500", "127.0.0.1:1", "[::1]:65535", "[fe80::1%eth0]:80", "a-b.example.:80", "a_b:80"]
+)
+def test_good_addresses_are_taken(address):
+    GrpcClient(address, "classifier").close()
+    RestClient(f"http://{address}", "classifier")
+    RestClient(f"https://{address}/behind/a/proxy/", "classifier")
+
+
+def test_a_server_is_asked_at_its_ipv6_address(threshold_saved_model):
+    if not socket.has_ipv6 or not can_bind("::1"):
+        pytest.skip("NEEDS IPv6: ::1 cannot be listened at")
+    with ModelServer(threshold_saved_model, host="::1") as server:
+        assert server.grpc_address.startswith("[::1]:")
+        for transport in TRANSPORTS:
+            assert client_of(transport, server).certify(IMAGES).predictions.tolist() == [0, 0, -1, 1, 1]
+
+
+def can_bind(host):
+    try:
+        socket.create_server((host, 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -242,7 +310,7 @@ def test_the_deadline_holds(server, transport):
     over = threading.Event()
     server.before = lambda number: over.wait(30)
     client = client_of(transport, server, timeout=0.2)
-    with pytest.raises(ServingError, match=r"did not answer within 0\.2 s; raise timeout") as error:
+    with pytest.raises(DeadlineError, match=r"did not answer within 0\.2 s; raise timeout") as error:
         client.certify(IMAGES)
     over.set()
     one_line(error)
@@ -277,7 +345,7 @@ def test_an_answer_that_drips_does_not_outlast_the_deadline():
 def test_unavailable_is_tried_again_until_it_answers(server, transport):
     def recovers(number):
         if number < 4:
-            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "still loading")
+            raise StatusError(grpc.StatusCode.UNAVAILABLE, "still loading")
 
     server.before = recovers
     assert client_of(transport, server, timeout=30).certify(IMAGES).predictions.tolist() == [0, 0, -1, 1, 1]
@@ -289,40 +357,72 @@ def test_unavailable_is_tried_again_until_it_answers(server, transport):
 @pytest.mark.parametrize("code", ["INTERNAL", "INVALID_ARGUMENT", "NOT_FOUND"])
 def test_nothing_else_is_tried_again(server, transport, code):
     def refuse(number):
-        raise RefusedError(grpc.StatusCode[code], "no")
+        raise StatusError(grpc.StatusCode[code], "no")
 
     server.before = refuse
-    with pytest.raises(ServingError, match="refused"):
+    with pytest.raises(RefusedError, match="refused"):
         client_of(transport, server).certify(IMAGES)
     assert server.count == 1
 
 
+def client_at(transport, address, **options):
+    if transport == "grpc":
+        return GrpcClient(address, "classifier", **options)
+    return RestClient(f"http://{address}", "classifier", **options)
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_where_no_server_listens_it_says_so_in_time(transport):
-    port = free_port()
-    address = f"127.0.0.1:{port}"
-    client = (
-        GrpcClient(address, "m", timeout=0.5)
-        if transport == "grpc"
-        else RestClient(f"http://{address}", "m", timeout=0.5)
-    )
-    with pytest.raises(ServingError, match=f"{port} is unavailable; does a model server listen there") as error:
-        client.certify(IMAGES)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_where_nobody_listens_it_says_so_at_once(transport, host):
+    address = f"{host}:{free_port()}"
+    started = time.monotonic()
+    with pytest.raises(UnavailableError, match=f"{address} is unavailable; does a model server listen there") as error:
+        client_at(transport, address, timeout=60).certify(IMAGES)
+    assert time.monotonic() - started < 20
     one_line(error)
 
 
-def test_a_server_that_comes_up_late_is_reached(threshold_saved_model):
-    """The first attempts find no one; REST, where the port is known before."""
-    with ModelServer(threshold_saved_model) as first:
-        port = first._rest.server_port
+def test_a_host_that_is_none_is_told_at_once_and_one_that_cannot_be_looked_up_now_is_tried_again(monkeypatch):
+    client = RestClient("http://somewhere:8501", "classifier", timeout=0.5)
+    for number, is_final in ((socket.EAI_NONAME, True), (socket.EAI_AGAIN, False)):
+        looked_up = []
+
+        def look_up(host, *_, looked_up=looked_up, number=number, **__):
+            looked_up.append(host)
+            raise socket.gaierror(number, "no")
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        with pytest.raises(UnavailableError, match="somewhere:8501 is unavailable"):
+            client.certify(IMAGES)
+        assert (len(looked_up) == 1) is is_final
+
+
+def test_every_error_that_is_no_bad_input_is_a_serving_error():
+    kinds = [getattr(client_lib, name) for name in client_lib.__all__ if name.endswith("Error")]
+    assert set(kinds) == {ServingError, UnavailableError, DeadlineError, RefusedError, AnswerError}
+    assert all(issubclass(kind, ServingError) and kind.__doc__ for kind in kinds)
+    assert not any(issubclass(a, b) for a in kinds for b in kinds if a is not b and b is not ServingError)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_server_that_stays_unavailable_is_given_up_at_the_time_out(server, transport):
+    def refuse(number):
+        raise StatusError(grpc.StatusCode.UNAVAILABLE, "still loading")
+
+    server.before = refuse
+    with pytest.raises(UnavailableError, match=r"is unavailable; .* still loading") as error:
+        client_of(transport, server, timeout=0.5).certify(IMAGES)
+    one_line(error)
+    assert server.count > 1
+
+
+def test_what_is_cut_off_before_a_word_of_the_answer_is_asked_again():
+    """Nothing was seen; REST, where a test can write the answer by hand."""
     answered = []
-    client = RestClient(f"http://127.0.0.1:{port}", "classifier", timeout=30)
-    thread = threading.Thread(target=lambda: answered.append(client.certify(IMAGES)))
-    thread.start()
-    time.sleep(0.3)
-    assert not answered
-    with socket.create_server(("127.0.0.1", port)) as listener:
-        # Cut off before a word of the answer: nothing was seen, so it is tried again.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = RestClient(f"http://127.0.0.1:{listener.getsockname()[1]}", "classifier", timeout=30)
+        thread = threading.Thread(target=lambda: answered.append(client.certify(IMAGES)))
+        thread.start()
         listener.accept()[0].close()
         connection, _ = listener.accept()
         with connection:

@@ -88,7 +88,7 @@ def test_a_full_disk_ends_no_work_and_is_told(shell, says):
 @pytest.mark.parametrize(
     "command",
     ["pipeline.run --help", "pipeline.run --list_presets", "pipeline.certify --help", "pipeline.compare --help",
-     "serving.publish --help"],
+     "serving.publish --help", "serving.local --help"],
 )  # fmt: skip
 def test_every_command_may_be_read_in_part_or_not_at_all(shell, command):
     ended = shell(f"{{ $PYTHON -m {command}; echo $? >&2; }} | true")
