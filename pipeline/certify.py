@@ -383,7 +383,7 @@ def _print_result(output, metrics, failures):
         rows = [results.row(name, of_kind) for name, of_kind in metrics["certificates"].items()]
         print(console.table(results.header("certificates", metrics["radii"]), rows))
         chance = results.twice_chance(metrics["num_classes"])
-        if not metrics["decided_radii"] and metrics["certified_accuracy"][0] < chance:
+        if not metrics["decided_radii"] and metrics["certified_accuracy"][0] <= chance:
             print("Hardly above chance: does the model expect images in [0, 1], and was it trained at this noise?")
     elif metrics["num_images"]:
         median = metrics["median_radius"]

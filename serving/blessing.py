@@ -5,6 +5,7 @@ manifest vouches for its graph, card and warm-up requests. Both are checksums: t
 and not from somebody who can write these files and means harm.
 """
 
+import math
 from pathlib import Path
 
 from serving import card as card_lib
@@ -22,13 +23,17 @@ def _are_lines(values):
     return isinstance(values, list) and all(isinstance(value, str) and value.isprintable() for value in values)
 
 
-# field of blessing.json: what it accepts, in words, and the check; the fields that are not here do not matter here
+# field of blessing.json: what it accepts, in words, and the check; the fields that are in neither do not matter here
 _SCHEMA = {
     "blessed": ("true or false", lambda value: isinstance(value, bool)),
     "reasons": ("a list of texts, one line each", _are_lines),
     "model": card_lib.OPTIONAL["model"],
     "weights": card_lib.SCHEMA["fingerprint"],
     "sigma": card_lib.SCHEMA["sigma"],
+}
+_OPTIONAL = {
+    "acr": ("a number from 0", lambda value: type(value) in (int, float) and 0 <= value < math.inf),
+    "n": card_lib.SCHEMA["n"],
 }
 
 
@@ -69,7 +74,7 @@ def check(blessing, name):
     for field in _SCHEMA:
         if not isinstance(blessing, dict) or field not in blessing:
             raise ValueError(f"{name} is no blessing of the pipeline's Evaluator: it has no {field}")
-    card_lib.check_fields(blessing, _SCHEMA, name)
+    card_lib.check_fields(blessing, {**_SCHEMA, **_OPTIONAL}, name)
     if blessing["blessed"] and blessing["reasons"]:
         raise ValueError(f"{name} says blessed, and reasons against it: {'; '.join(blessing['reasons'])}")
     if unsealed(blessing) is None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from serving import blessing as blessing_lib
 from serving import card as card_lib
 from serving import manifest, terminal
+from serving.arguments import TRUST_MODEL, Parser
 from serving.exit import exit_status
 from serving.files import EXTRA, flush, read_extra
 from serving.fingerprints import directory_fingerprint, sealed, unsealed
@@ -89,6 +90,9 @@ def publish(
 ) -> Path:
     """Copies a SavedModel to `<base>/<next version number>`; see `serving.versions.add`.
 
+    Nothing is copied, and the highest version is returned, if that is this very model and its standing is as good: it
+    is blessed, or neither is.
+
     Args:
         saved_model: directory of a SavedModel with a model card.
         base: the model's base directory; made if it is not there.
@@ -98,7 +102,7 @@ def publish(
         check: called with the directory of the copy before the rename; None where it was loaded already.
 
     Returns:
-        `Path` of the new version.
+        `Path` of the new version, or of the one that was there.
 
     Raises:
         ValueError: if it is not blessed; if it is no SavedModel, has no model card or was changed since it was
@@ -109,14 +113,23 @@ def publish(
     saved_model = Path(saved_model)
     _require_exported(saved_model)
 
+    def judged(directory):
+        found, reason = _earlier_blessing(directory) if blessing is None else blessing_lib.judge(blessing, directory)
+        if reason and not force:
+            raise ValueError(f"{saved_model} is not blessed: {reason}; give its blessing by --blessing, or --force.")
+        return found
+
     def finish(copy):
         # Of the copy, which nobody else writes to.
         _require_undamaged(copy, saved_model)
-        found, reason = _earlier_blessing(copy) if blessing is None else blessing_lib.judge(blessing, copy)
-        if reason and not force:
-            raise ValueError(f"{saved_model} is not blessed: {reason}; give its blessing by --blessing, or --force.")
-        _finish(copy, check, blessing=found, forced=bool(reason))
+        found = judged(copy)
+        _finish(copy, check, blessing=found, forced=found is None)
 
+    latest = next(reversed(versions(base)), None)
+    if latest and _is_same_model(saved_model, latest):
+        found, standing = judged(saved_model), _standing(latest, read_publication(latest), _card(latest))
+        if standing == "blessed" or (standing == "forced" and found is None):
+            return latest
     return add(saved_model, base, finish)
 
 
@@ -178,6 +191,9 @@ class Listed:
         blessing: "blessed", "forced", "unblessed", or "changed" where its files are not those that were published.
         fingerprint: the model card's, or else of the files; hexadecimal.
         rolled_back_to: see `Publication`.
+        sigma, n, alpha: of the certificates that it answers with; None without a card.
+        acr, acr_n: average certified radius (l2, pixels in [0, 1]) that the Evaluator measured, and the n it was
+            measured at; None where no blessing says so.
     """
 
     version: int
@@ -186,6 +202,11 @@ class Listed:
     blessing: str
     fingerprint: str
     rolled_back_to: int | None
+    sigma: float | None
+    n: int | None
+    alpha: float | None
+    acr: float | None
+    acr_n: int | None
 
 
 def listing(base: str | Path) -> list[Listed]:
@@ -200,6 +221,7 @@ def listing(base: str | Path) -> list[Listed]:
     for path in published:
         publication, fingerprint, card = read_publication(path), content_fingerprint(path), _card(path)
         changed = _time(path.stat().st_mtime)
+        measured = (publication and publication.blessing) or {}
         lines.append(
             Listed(
                 version=int(path.name),
@@ -208,6 +230,9 @@ def listing(base: str | Path) -> list[Listed]:
                 blessing=_standing(path, publication, card),
                 fingerprint=card.get("fingerprint", fingerprint),
                 rolled_back_to=publication.rolled_back_to if publication else None,
+                **{name: card.get(name) for name in ("sigma", "n", "alpha")},
+                acr=measured.get("acr"),
+                acr_n=measured.get("n"),
             )
         )
     return lines
@@ -305,6 +330,12 @@ def _model_fingerprint(directory):
     return directory_fingerprint(directory, without=(f"{EXTRA}/{PUBLICATION}", f"{EXTRA}/{card_lib.NAME}"))
 
 
+def _is_same_model(directory, version):
+    """Whether a version has the files of a SavedModel, whatever was said of it when it was published."""
+    exported = card_lib.unforced(_card(version)) == card_lib.unforced(card_lib.read(directory))
+    return exported and _model_fingerprint(version) == _model_fingerprint(directory)
+
+
 def _before(published, served, served_model):
     """Number of the version that `rollback` goes to if none is named."""
     origin = served
@@ -344,31 +375,20 @@ def _time(seconds):
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line like all others."""
-
-    def error(self, message):
-        raise ValueError(f"{message}; see {self.prog} --help")
-
-
 def _parse(arguments):
-    parser = _Parser(prog="python -m serving.publish", description="Versions in a model server's base directory.")
+    parser = Parser(prog="python -m serving.publish", description="Versions in a model server's base directory.")
     parser.add_argument("--version", action="version", version=terminal.version())
     verbs = parser.add_subparsers(dest="verb", required=True)
-    trust = {
-        "action": "store_true",
-        "help": "load it although its graph could reach files, the network or this process",
-    }
     verb = verbs.add_parser("publish", help="copy a SavedModel to the next version, after loading it")
     verb.add_argument("saved_model", help="directory of a SavedModel")
     verb.add_argument("base", help="the model's base directory")
     verb.add_argument("--blessing", metavar="FILE", help="blessing.json, which the pipeline's Evaluator wrote")
     verb.add_argument("--force", action="store_true", help="also if it is not blessed; its card then says so")
-    verb.add_argument("--trust_model", **trust)
+    verb.add_argument("--trust_model", **TRUST_MODEL)
     verb = verbs.add_parser("rollback", help="publish an older version again, under a new number")
     verb.add_argument("base", help="the model's base directory")
     verb.add_argument("--to", type=_version_number, metavar="N", help="version; the model before the served one")
-    verb.add_argument("--trust_model", **trust)
+    verb.add_argument("--trust_model", **TRUST_MODEL)
     verb = verbs.add_parser("list", help="show the versions, and which one is served")
     verb.add_argument("base", help="the model's base directory")
     return parser.parse_args(arguments)
@@ -385,11 +405,30 @@ def _print_listing(base):
     if not lines:
         print(f"There is no version in {base}.")
         return
-    print(f"{'version':>7}  {'published':25}  {'':6}  {'':9}  fingerprint")
+    print(
+        f"{'version':>7}  {'published':25}  {'':6}  {'':9}  {'sigma':>5}  {'n':>7}  {'alpha':>6}  {'ACR':>18}  "
+        "fingerprint"
+    )
     for line in lines:
         served, copied = "served" if line.served else "", line.rolled_back_to
         note = "" if copied is None else f"  rolled back to {copied}"
-        print(f"{line.version:>7}  {line.published:25}  {served:6}  {line.blessing:9}  {line.fingerprint[:12]}{note}")
+        sigma, n, alpha = (f"{value:{of}}" if value else "-" for value, of in _numbers(line))
+        print(
+            f"{line.version:>7}  {line.published:25}  {served:6}  {line.blessing:9}  {sigma:>5}  {n:>7}  {alpha:>6}  "
+            f"{_acr_in_words(line):>18}  {line.fingerprint[:12]}{note}"
+        )
+    print("sigma, n, alpha: of the certificates that a version answers with. ACR: by the Evaluator, at its n.")
+
+
+def _numbers(line):
+    """What the card says, each with its format."""
+    return (line.sigma, "g"), (line.n, ","), (line.alpha, "g")
+
+
+def _acr_in_words(line):
+    if line.acr is None:
+        return "-"
+    return f"{line.acr:.3f}" + ("" if line.acr_n is None else f" (n={line.acr_n:,})")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -407,10 +446,13 @@ def _carry_out(options):
     if options.verb == "list":
         _print_listing(options.base)
         return 0
-    check = partial(load_test, trust=options.trust_model)
+    check, before = partial(load_test, trust=options.trust_model), versions(options.base)
     if options.verb == "publish":
         given = {"blessing": options.blessing, "force": options.force}
         version = publish(options.saved_model, options.base, **given, check=check)
+        if version in before:
+            print(f"{version} is this very model already; nothing was published.")
+            return 0
         publication = read_publication(version)
         said = ", forced: it is not blessed" if publication and publication.forced else ""
     else:

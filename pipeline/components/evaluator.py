@@ -18,6 +18,9 @@ from pipeline.utils.atomic_files import write_text
 from serving import blessing as blessing_lib
 from serving import card
 
+# An accuracy's standard error is then 0.05 at most, sqrt(0.25 / 100), whatever it is, and normal enough for the two
+# standard errors that a model is compared by.
+MIN_IMAGES = 100
 _NO_BASELINE = Artifact(None, "none")
 _COMPARABLE = ("sigma", "n0", "n", "alpha", "certify", "budget")
 
@@ -42,7 +45,7 @@ def evaluate(execution):
     )
     model = private_copy(execution.inputs["model"], execution.scratch / "model")
     reasons = _reasons_against(metrics, difference, settings["min_accuracy"], examples.num_classes)
-    blessing = _blessing(execution, model, reasons, len(ids), certified.bound)
+    blessing = _blessing(execution, model, reasons, metrics, certified.bound)
     write_text(output / "blessing.json", json.dumps(blessing, indent=1))
     kinds = {name: evaluation.correct_radii(of_kind, labels) for name, of_kind in kinds.items()}
     certification_report.write(
@@ -64,14 +67,15 @@ def evaluate(execution):
     )
 
 
-def _blessing(execution, model, reasons, num_test_examples, bound):
+def _blessing(execution, model, reasons, metrics, bound):
     return blessing_lib.make(
         execution.inputs["model"].fingerprint,
         card.fingerprint(models.load(model / "model.keras").classifier),
         reasons=reasons,
         examples=execution.inputs["examples"].fingerprint,
-        num_test_examples=num_test_examples,
+        num_test_examples=metrics["num_images"],
         bound=bound,
+        **{name: metrics[name] for name in ("acr", "acr_standard_error")},
         **{name: execution.parameters[name] for name in _COMPARABLE},
     )
 
@@ -149,10 +153,14 @@ def _paired_difference(baseline, certified, labels):
 def _reasons_against(metrics, difference, min_accuracy, num_classes):
     """Why the model is not blessed; empty if it is."""
     reasons = []
+    if metrics["num_images"] < MIN_IMAGES:
+        reasons.append(
+            f"{metrics['num_images']} certified images are too few to judge a model by; it takes {MIN_IMAGES} or more"
+        )
     min_accuracy = min_accuracy or results.twice_chance(num_classes)
     accuracy = metrics["certified_accuracy"][0]
-    if not accuracy >= min_accuracy:
-        reasons.append(f"certified accuracy at radius 0 is {accuracy:.3f}, below {min_accuracy:.3f}")
+    if not accuracy > min_accuracy:
+        reasons.append(f"certified accuracy at radius 0 is {accuracy:.3f}, not above {min_accuracy:.3f}")
     if difference and difference["mean"] < -2 * difference["standard_error"]:
         reasons.append(
             f"ACR is {words.mean(-difference['mean'], difference['standard_error'])} below the last blessed model's "

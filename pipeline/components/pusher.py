@@ -7,7 +7,7 @@ from pipeline.orchestration.orchestrator import Component
 from pipeline.utils.atomic_files import write_text
 from pipeline.utils.errors import InputError
 from serving.blessing import judge
-from serving.publish import content_fingerprint, publish, read_publication
+from serving.publish import content_fingerprint, publish
 from serving.versions import versions
 
 
@@ -29,22 +29,17 @@ def push(execution):
     if not reasons:
         base = Path(execution.parameters["push_dir"])
         try:
-            pushed = _pushed_before(base, saved_model) or publish(saved_model, base, blessing=blessing, check=check)
+            before = versions(base)
+            pushed = publish(saved_model, base, blessing=blessing, check=check)
         except OSError as error:
             raise InputError(f"Cannot push to {base} ({error.strerror}); give another one by push_dir.") from None
         except ValueError as error:
             raise InputError(f"Cannot push to {base}: {error}") from None
+        if pushed in before:  # by an earlier run, or by this one before it was killed
+            print(f"  {pushed} is this very model already; it is not pushed again.")
         pushed_to = str(pushed)
     result = {"pushed_to": pushed_to, "reasons": reasons}
     write_text(execution.outputs["push"] / "push.json", json.dumps(result, indent=1))
-
-
-def _pushed_before(base, saved_model):
-    """The latest version under `base` if it is `saved_model`, as after a kill right behind the push; or None."""
-    latest = versions(base)[-1:]
-    publication = read_publication(latest[0]) if latest else None
-    is_same = publication and publication.blessed and content_fingerprint(latest[0]) == content_fingerprint(saved_model)
-    return latest[0] if is_same else None
 
 
 PUSHER = Component(

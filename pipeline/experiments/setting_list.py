@@ -84,7 +84,7 @@ GROUPS = {
         Setting("soft_betas", sampling_plan.SOFT_BETAS.kind, sampling_plan.SOFT_BETAS.meaning, None, "beta, or 16"),
     ),
     "Blessing, push and run": (
-        Setting("min_accuracy", INSIDE_0_1, "certified accuracy to bless from", None, "twice chance"),
+        Setting("min_accuracy", INSIDE_0_1, "a blessed model is above this certified accuracy", None, "twice chance"),
         Setting("serving_n", whole(1), "n of the served model", 1000),
         Setting("push_dir", FOLDER, "model server's folder", None, "<pipeline_root>/serving/<name>"),
         Setting("sweep", TEXT, "compare values of a setting: lam=0,1,4", None, "off"),

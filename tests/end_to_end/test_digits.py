@@ -11,8 +11,8 @@ pytestmark = pytest.mark.slow
 
 # Tiny, but long enough to be killed in the middle of training and of certification.
 TINY = (
-    "--dataset", "digits", "--epochs", "6", "--num_samples", "8", "--lam", "0", "--learning_rate", "0.1", "--n", "8000",
-    "--num_test_examples", "60", "--serving_n", "50", "--num_workers", "2",
+    "--dataset", "digits", "--epochs", "6", "--num_samples", "8", "--lam", "0", "--learning_rate", "0.1", "--n", "4800",
+    "--num_test_examples", "100", "--serving_n", "50", "--num_workers", "2",
 )  # fmt: skip
 
 
@@ -47,20 +47,20 @@ def test_a_run_says_what_it_does_and_where_everything_is(finished):
     root, done, _ = finished
     out = done.out
     assert out.startswith(f"macer on digits, preset macer-digits-0.25, in {root}\n")
-    for setting in ("dataset=digits", "sigma=0.25", "epochs=6", "lam=0.0", "n=8000", "alpha=0.001", "clip_norm=1.0"):
+    for setting in ("dataset=digits", "sigma=0.25", "epochs=6", "lam=0.0", "n=4800", "alpha=0.001", "clip_norm=1.0"):
         assert setting in out
     components = re.findall(r"^(\w+) +done in \d+ s: (.*)$", out, re.MULTILINE)
     assert [name for name, _ in components] == [
         "ExampleGen", "Trainer", "Certifier", "Evaluator", "Exporter", "InfraValidator", "Pusher"
     ]  # fmt: skip
     assert re.search(r"Training: 100 %, took .* epoch 6/6, loss [\d.]+ = ", out)
-    assert "To draw: at most 486,000 noisy samples, a forward pass each: at most " in out
+    assert "To draw: at most 490,000 noisy samples, a forward pass each: at most " in out
     assert re.search(
-        r"Certification: 100 %, took .* · [\d,]+ samples, [\d,]+ per second, 60 of 60 images, .* correct", out
+        r"Certification: 100 %, took .* · [\d,]+ samples, [\d,]+ per second, 100 of 100 images, .* correct", out
     )
     assert re.search(r"^radius +0 +0\.25 +0\.5 .*ACR$", out, re.MULTILINE)
     assert re.search(r"^this model +[\d.]+ .*± [\d.]+$", out, re.MULTILINE)
-    assert "n=8,000, n0=100, alpha=0.001, sigma=0.25; images: 60, evenly spaced, of the last 360" in out
+    assert "n=4,800, n0=100, alpha=0.001, sigma=0.25; images: 100, evenly spaced, of the last 360" in out
     assert re.search(r"^[\d,]+ samples per image, bound: clopper-pearson; .* % abstained", out, re.MULTILINE)
     report = one(root, "Evaluator-*/evaluation/report.html")
     assert f"Report: {report}\n" in out
@@ -79,13 +79,15 @@ def test_what_it_certifies_makes_sense(finished):
     for line in finished[2].splitlines():
         row = json.loads(line)
         # Images whose selected class is not the label are spared.
-        assert (sum(row["selection"]), sum(row["estimation"])) in ((100, 8000), (100, 0))
+        assert (sum(row["selection"]), sum(row["estimation"])) in ((100, 4800), (100, 0))
 
 
 def test_the_report_stands_alone(finished):
     html = one(finished[0], "Evaluator-*/evaluation/report.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
-    assert sum(source.startswith("data:image/png;base64,") for source in sources) == 2 * 60  # each image and its noise
+    assert (
+        sum(source.startswith("data:image/png;base64,") for source in sources) == 2 * 96
+    )  # each image that is shown, and its noise
     assert all(source.startswith(("data:", "#")) for source in sources)
     assert html.count("<script") == 1
     assert "url(" not in html
@@ -144,11 +146,11 @@ def test_interrupted_and_killed_it_ends_where_an_undisturbed_run_does(finished, 
     assert reached < 6
     assert not list(tmp_path.glob("Certifier-*"))
 
-    disturbed.stop(signal.SIGINT, lambda: len(ledger_lines(tmp_path)) >= 70)  # 60 of selection
+    disturbed.stop(signal.SIGINT, lambda: len(ledger_lines(tmp_path)) >= 110)  # 100 of selection
     is_told_in_one_line()
     assert f"Training goes on after epoch {reached} of 6." in disturbed.out
     drawn = len(ledger_lines(tmp_path))
-    assert 70 <= drawn < 250
+    assert 110 <= drawn < 350
 
     # What is on ledgers becomes a shard first.
     ledgers = set(tmp_path.glob("votes/*/*.jsonl"))

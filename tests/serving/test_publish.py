@@ -141,12 +141,48 @@ def test_what_is_forced_says_so(saved_model, base, blessing):
 
 def test_what_was_forced_and_is_blessed_later_is_the_same_as_if_it_had_never_been(saved_model, base, blessing):
     forced = publish(saved_model, base, force=True, check=None)
-    again = publish(forced, base, force=True, check=None)
-    assert content_fingerprint(again) == content_fingerprint(forced)
     blessed = publish(forced, base, blessing=blessing, check=None)
     assert "forced" not in card.read(blessed)
     assert content_fingerprint(blessed) == content_fingerprint(saved_model)
-    assert [line.blessing for line in listing(base)] == ["forced", "forced", "blessed"]
+    assert [line.blessing for line in listing(base)] == ["forced", "blessed"]
+
+
+@pytest.mark.parametrize("standing", ["blessed", "forced"])
+def test_what_is_served_already_is_not_published_again(push, saved_model, base, blessing, standing):
+    given = {"blessing": blessing} if standing == "blessed" else {"force": True}
+    loaded = []
+    first = publish(saved_model, base, **given, check=loaded.append)
+    before = {path: path.stat().st_mtime_ns for path in base.rglob("*")}
+    # By force it would not be served as less than it is.
+    for again in (given, {**given, "force": True}, {"force": True}):
+        assert publish(saved_model, base, **again, check=loaded.append) == first
+    assert {path: path.stat().st_mtime_ns for path in base.rglob("*")} == before
+    assert len(loaded) == 1
+    # Back to it, from another: that is a new version.
+    push("other")
+    assert publish(saved_model, base, **given, check=None) == base / "3"
+
+
+def test_what_is_served_already_and_is_not_blessed_is_refused_all_the_same(saved_model, base, tmp_path, blessing):
+    publish(saved_model, base, blessing=blessing, check=None)
+    bad = saved_models.write_blessing(tmp_path / "bad.json", blessed=False, reasons=["too bad"])
+    for given, reason in (({}, "nothing says"), ({"blessing": bad}, "too bad")):
+        with pytest.raises(ValueError, match=f"is not blessed: {reason}"):
+            publish(saved_model, base, **given, check=None)
+
+
+@pytest.mark.parametrize("change", ["graph", "card", "publication"])
+def test_a_served_version_that_was_changed_is_published_anew(saved_model, base, blessing, change):
+    first = publish(saved_model, base, blessing=blessing, check=None)
+    match change:
+        case "graph":
+            (first / "saved_model.pb").write_text("grapf")
+        case "card":
+            saved_models.write_card(first, {**card.read(first), "scaling": "none"})
+        case "publication":
+            (first / "assets.extra" / "publication.json").unlink()
+    assert publish(saved_model, base, blessing=blessing, check=None) == base / "2"
+    assert [line.blessing for line in listing(base)][1] == "blessed"
 
 
 def test_force_does_not_make_up_for_a_missing_or_broken_card(saved_model, base):
@@ -445,10 +481,13 @@ def test_publishers_at_once_all_succeed_and_what_is_seen_is_whole(tmp_path, base
             assert content(version) in models
             assert read_publication(version).fingerprint == content_fingerprint(version)
     published = {name: process.communicate()[0].split() for name, process in processes.items()}
-    assert sorted(int(number) for mine in published.values() for number in mine) == list(range(1, 41))
     for name, mine in published.items():
         assert [content(base / number) for number in mine] == [name] * 10
-    assert {path.name for path in base.iterdir()} == {str(number) for number in range(1, 41)}
+    assert {path.name for path in base.iterdir()} == {number for mine in published.values() for number in mine}
+    last = len(versions(base))
+    assert numbers(base) == list(range(1, last + 1))
+    # Only what was not the last one was published.
+    assert all(content(base / str(number)) != content(base / str(number + 1)) for number in range(1, last))
 
 
 def test_a_living_publisher_is_left_alone_and_a_killed_one_cleaned_up(saved_model, push, base):
@@ -484,8 +523,9 @@ def test_a_rollback_is_a_new_version_of_the_old_model(push, base):
 
 
 def test_a_rollback_passes_over_the_same_model(push, base):
-    for name in ("a", "b", "b"):
+    for name in ("a", "b"):
         push(name)
+    shutil.copytree(base / "2", base / "3")
     (base / "2" / "saved_model.pb").touch()
     assert content(rollback(base, check=None)) == "a"
 
@@ -504,8 +544,8 @@ def test_a_rollback_keeps_what_was_forced_forced(push, saved_model, base):
 def test_a_rollback_passes_over_the_same_model_that_was_forced(push, saved_model, base, blessing):
     """They differ in what their cards say of the publication, and would serve the same."""
     push("a")
-    publish(saved_model, base, blessing=blessing, check=None)
     publish(saved_model, base, force=True, check=None)
+    publish(saved_model, base, blessing=blessing, check=None)
     assert content_fingerprint(base / "2") != content_fingerprint(base / "3")
     with pytest.raises(ValueError, match="is version 2 already"):
         rollback(base, 2, check=None)
@@ -537,8 +577,9 @@ def test_a_version_from_before_records_can_be_rolled_back_to(push, base):
     assert [line.blessing for line in listing(base)] == ["unblessed", "blessed", "unblessed"]
 
 
-def test_the_listing(push, saved_model, base, capsys):
-    push("a")
+def test_the_listing(push, saved_model, base, tmp_path, capsys):
+    measured = saved_models.write_blessing(tmp_path / "measured.json", "a", acr=0.49825, n=10_000)
+    publish(saved_models.write(tmp_path / "a", "a"), base, blessing=measured, check=None)
     shutil.copytree(saved_model, base / "2")
     (base / "2" / "assets.extra" / "model_card.json").unlink()
     publish(saved_model, base, force=True, check=None)
@@ -547,12 +588,27 @@ def test_the_listing(push, saved_model, base, capsys):
     lines = capsys.readouterr().out.splitlines()
     date = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
     a, graph = (weights_fingerprint([saved_models.weights(name)])[:12] for name in ("a", "graph"))
-    assert re.fullmatch(rf" +1  {date} +blessed +{a}", lines[1])
+    of_card, acr = r"0\.25 +1,000 +0\.001", r"0\.498 \(n=10,000\)"
+    assert lines[0].split() == ["version", "published", "sigma", "n", "alpha", "ACR", "fingerprint"]
+    assert re.fullmatch(rf" +1  {date} +blessed +{of_card} +{acr}  {a}", lines[1])
     # Without a card, the fingerprint of its files.
-    assert re.fullmatch(rf" +2  {date} +unblessed +{content_fingerprint(base / '2')[:12]}", lines[2])
-    assert re.fullmatch(rf" +3  {date} +forced +{graph}", lines[3])
-    assert re.fullmatch(rf" +4  {date}  served  blessed +{a}  rolled back to 1", lines[4])
-    assert len(lines) == 5
+    assert re.fullmatch(rf" +2  {date} +unblessed( +-){{4}}  {content_fingerprint(base / '2')[:12]}", lines[2])
+    assert re.fullmatch(rf" +3  {date} +forced +{of_card} +-  {graph}", lines[3])
+    assert re.fullmatch(rf" +4  {date}  served  blessed +{of_card} +{acr}  {a}  rolled back to 1", lines[4])
+    assert len({line.index(line.split()[-1]) for line in lines[:4]}) == 1  # columns
+    assert lines[5] == (
+        "sigma, n, alpha: of the certificates that a version answers with. ACR: by the Evaluator, at its n."
+    )
+    assert len(lines) == 6
+    first = listing(base)[0]
+    assert (first.sigma, first.n, first.alpha, first.acr, first.acr_n) == (0.25, 1000, 0.001, 0.49825, 10_000)
+
+
+@pytest.mark.parametrize("acr", [-0.1, "0.5", None, True, 1e400, [0.5]])
+def test_an_acr_that_is_none_is_no_blessing(saved_model, base, tmp_path, acr):
+    odd = saved_models.write_blessing(tmp_path / "odd.json", acr=acr)
+    with pytest.raises(ValueError, match=r"is not blessed: acr in .*odd\.json must be a number from 0\. Received: "):
+        publish(saved_model, base, blessing=odd, check=None)
 
 
 @pytest.mark.parametrize("fingerprint", ["\x1b[2J" + "a" * 60, "A" * 64, 5, None, "a" * 65])
@@ -628,6 +684,8 @@ def test_the_command_line_loads_what_it_publishes_in_a_fresh_process(exported, b
     saved_models.write_blessing(tmp_path / "blessing.json", "trained", weights=card.read(exported)["fingerprint"])
     assert main(["publish", str(exported), "base", "--blessing", "blessing.json"]) == 0
     assert capsys.readouterr().out == "Published base/2.\n"
+    assert main(["publish", str(exported), "base", "--force"]) == 0
+    assert capsys.readouterr().out == "base/2 is this very model already; nothing was published.\n"
     assert [line.blessing for line in listing(base)] == ["forced", "blessed"]
 
 

@@ -173,7 +173,8 @@ def no_report(monkeypatch):
 
 
 @pytest.fixture
-def evaluations(tmp_path, write_examples, threshold_model):
+def evaluations(tmp_path, write_examples, threshold_model, monkeypatch):
+    monkeypatch.setattr(evaluator, "MIN_IMAGES", 3)
     images = np.random.default_rng(0).integers(0, 16, (5, 4, 4, 1)).astype(np.uint8)
     labels = np.array([row[0] for row in ROWS])
     root = tmp_path / "root"
@@ -287,13 +288,35 @@ def test_the_reports_columns_end_at_the_largest_radius_that_n_can_certify(evalua
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize(("min_accuracy", "blessed"), [(0.6, True), (0.61, False), (None, False)])
-def test_blessing_against_the_threshold(evaluations, min_accuracy, blessed):
-    """Accuracy 0.6; by default the threshold is twice chance, 2 / 3."""
+@pytest.mark.parametrize(("min_accuracy", "blessed"), [(0.59, True), (0.6, False), (0.61, False), (None, False)])
+def test_a_blessed_model_is_above_the_threshold(evaluations, min_accuracy, blessed):
+    """Accuracy 0.6, which is not above itself; by default the threshold is twice chance, 2 / 3."""
     blessing = read(evaluations.run("A", min_accuracy=min_accuracy), "blessing.json")
     assert blessing["blessed"] is blessed
-    reason = f"certified accuracy at radius 0 is 0.600, below {min_accuracy or 2 / 3:.3f}"
+    reason = f"certified accuracy at radius 0 is 0.600, not above {min_accuracy or 2 / 3:.3f}"
     assert blessing["reasons"] == ([] if blessed else [reason])
+
+
+def test_a_blessing_takes_so_many_images_that_an_accuracy_is_known_to_a_twentieth():
+    """sqrt(p (1 - p) / N) is at most sqrt(1/4 / N)."""
+    assert (0.25 / evaluator.MIN_IMAGES) ** 0.5 <= 0.05 < (0.25 / (evaluator.MIN_IMAGES - 1)) ** 0.5
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(("least", "blessed"), [(5, True), (6, False)])
+def test_fewer_images_than_it_takes_bless_nothing(evaluations, monkeypatch, least, blessed):
+    monkeypatch.setattr(evaluator, "MIN_IMAGES", least)
+    blessing = read(evaluations.run("A"), "blessing.json")
+    assert blessing["blessed"] is blessed
+    reason = "5 certified images are too few to judge a model by; it takes 6 or more"
+    assert blessing["reasons"] == ([] if blessed else [reason])
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_blessing_tells_what_was_measured(evaluations):
+    blessing = read(evaluations.run("A"), "blessing.json")
+    assert (blessing["num_test_examples"], blessing["n"]) == (5, 100)
+    assert (blessing["acr"], blessing["acr_standard_error"]) == (pytest.approx(0.3), pytest.approx(0.2))
 
 
 @pytest.mark.usefixtures("no_report")
@@ -394,7 +417,7 @@ def test_the_exporters_card_names_the_model_as_the_orchestrator_does(
 
 
 @pytest.mark.usefixtures("no_report")
-@pytest.mark.parametrize(("min_accuracy", "reason"), [(0.6, None), (0.61, "certified accuracy at radius 0 is 0.600")])
+@pytest.mark.parametrize(("min_accuracy", "reason"), [(0.59, None), (0.6, "certified accuracy at radius 0 is 0.600")])
 def test_what_the_evaluator_writes_blesses_what_the_exporter_makes_of_the_same_model_alone(
     evaluations, execution, write_examples, threshold_model, tmp_path, min_accuracy, reason
 ):
@@ -510,13 +533,17 @@ class TestPusher:
         assert (base / "10" / "saved_model.pb").read_text() == "two"
         assert sorted(path.name for path in base.iterdir()) == ["1", "10", "9", "notes"]
 
-    def test_a_kill_right_behind_the_push_does_not_push_twice(self, push, tmp_path):
+    def test_what_is_there_already_is_not_pushed_twice_and_it_says_so(self, push, tmp_path, capsys):
+        """As after a kill right behind the push."""
         base = tmp_path / "serving" / "m"
         push("one")
+        assert capsys.readouterr().out == ""
         assert push("one")["pushed_to"] == str(base / "1")
+        assert capsys.readouterr().out == f"  {base / '1'} is this very model already; it is not pushed again.\n"
         push("two")
         # Back to an earlier model: that is a new version.
         assert push("one")["pushed_to"] == str(base / "3")
+        assert capsys.readouterr().out == ""
 
     @pytest.mark.parametrize(
         ("blessed", "passed", "reasons"),
