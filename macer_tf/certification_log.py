@@ -1,4 +1,4 @@
-"""The field's tab-separated certification log: idx, label, predict, radius, correct, time."""
+"""The field's tab-separated certification log: idx, label, predict, radius, correct, time; and the images' files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import csv
 import gzip
 import io
 import math
+import os
 import re
+import urllib.parse
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from macer_tf import files
 from macer_tf.certificates import ABSTAIN, Certificates
 
 HEADER = ("idx", "label", "predict", "radius", "correct", "time")
+_FILE = "file"
 
 _ACCEPTED = f"Accepted: lines of {', '.join(HEADER)} between tabs or commas, with that header or without"
 _MOST_BYTES = 2**28  # of four million images
@@ -68,10 +71,13 @@ def write(
     certificates: Certificates | CertificationLog,
     labels: Sequence[int] | np.ndarray,
     ids: Sequence[int] | np.ndarray,
+    names: Sequence[str | None] | None = None,
 ) -> None:
     """Writes one line per image, radii with all their digits.
 
-    The time column, which readers expect, is nan: seconds would make equal certificates unequal files.
+    The columns are idx, label, predict, radius and correct; time only for a `CertificationLog` that tells it; and file
+    only for `names`. It is the last one, as the field's readers take columns by name, or by place from the left, and
+    percent-encoded as in a URL, so that no name is taken for two fields, a comment or a quotation.
 
     Examples:
         >>> import tempfile
@@ -88,22 +94,25 @@ def write(
         certificates: `Certificates`, or a `CertificationLog`.
         labels: integers [images].
         ids: integers [images], each image's place in its split.
+        names: one for each image, of its file or as its data set calls it; None for one that has none.
     """
+    predictions, radii = certificates.predictions, certificates.radii
+    columns = {
+        "idx": [int(index) for index in ids],
+        "label": [int(label) for label in labels],
+        "predict": [int(prediction) for prediction in predictions],
+        "radius": [repr(float(radius)) for radius in radii],
+        "correct": [int(_is_correct(*pair)) for pair in zip(labels, predictions, strict=True)],
+    }
+    if isinstance(certificates, CertificationLog) and not np.isnan(certificates.seconds).all():
+        columns["time"] = [repr(float(seconds)) for seconds in certificates.seconds]
+    if names is not None:
+        columns[_FILE] = [urllib.parse.quote(os.fsencode(name or "")) for name in names]
+    rows = list(zip(*columns.values(), strict=True))
     with open(path, "w", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(HEADER)
-        rows = zip(ids, labels, certificates.predictions, certificates.radii, strict=True)
-        for index, label, prediction, radius in rows:
-            writer.writerow(
-                [
-                    int(index),
-                    int(label),
-                    int(prediction),
-                    repr(float(radius)),
-                    int(_is_correct(label, prediction)),
-                    "nan",
-                ]
-            )
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def read(path: str | Path) -> CertificationLog:
@@ -231,7 +240,7 @@ def _columns(path, first):
 
 def _is_cut_off(fields, columns, width):
     """Whether the last line ends too early: a field is missing, or its last one, the time, is no time."""
-    if len(fields) < width:
+    if len(fields) < width or (columns["correct"] == width - 1 and not fields[-1]):
         return True
     if columns.get("time") != width - 1:
         return False

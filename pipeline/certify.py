@@ -333,16 +333,12 @@ def _write(directory, settings, num_classes, labels, outcome, opened):
 
     certified = certificate_files.read(directory)
     about, ids, votes, kinds = certified
-    rows = io.StringIO()
-    writer = csv.writer(rows, delimiter="\t", lineterminator="\n")
-    writer.writerow(("idx", "reason"))
-    writer.writerows((example_id, reason(why)) for example_id, why in sorted(outcome.failures.items()))
-    write_text(directory / "failed.tsv", rows.getvalue())
+    write_text(directory / "failed.tsv", _failed(outcome.failures, opened))
     metrics = results.write(
         directory,
         certified,
         labels,
-        names=[opened.name(example_id) for example_id in ids.tolist()],
+        names=opened.names(ids),
         **{name: value for name, value in about.items() if name not in ("format", "radii")},
         decided_radii=about["radii"],
         num_failed=len(outcome.failures),
@@ -354,6 +350,16 @@ def _write(directory, settings, num_classes, labels, outcome, opened):
         found = classifier_report.Found(ids, votes, kinds, labels, outcome, opened)
         classifier_report.write(directory, settings, metrics, found, **told)
     return metrics
+
+
+def _failed(failures, opened):
+    """The text of failed.tsv, which has the images' files where they have some."""
+    rows, file = io.StringIO(), ["file"] if opened.name(0) is not None else []
+    writer = csv.writer(rows, delimiter="\t", lineterminator="\n")
+    writer.writerow(["idx", "reason", *file])
+    for example_id, why in sorted(failures.items()):
+        writer.writerow([example_id, reason(why), *(printable(opened.name(example_id)) for _ in file)])
+    return rows.getvalue()
 
 
 def _listing(settings):
@@ -396,9 +402,8 @@ def _print_result(output, metrics, failures):
     if failures:
         example_id, why = min(failures.items())
         print(f"{len(failures):,} images failed and have no certificate, image {example_id} first: {reason(why)}")
-    print(
-        f"\nCertificates: {printable(output / 'certificates.tsv')}; failed images: {printable(output / 'failed.tsv')}"
-    )
+    failed = f"; failed images: {printable(output / 'failed.tsv')}" if failures else ""
+    print(f"\nCertificates: {printable(output / 'certificates.tsv')}{failed}")
     if metrics["num_images"]:
         print(f"Page: {printable(output / 'report.html')}")
 

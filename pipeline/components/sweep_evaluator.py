@@ -60,7 +60,7 @@ def _member(inputs, radii, log_path):
     _, ids, votes, kinds = certificate_files.read(inputs["certificates"])
     certified = next(iter(kinds.values()))
     labels = examples.labels["test"][ids]
-    certification_log.write(log_path, certified, labels, ids)
+    certification_log.write(log_path, certified, labels, ids, examples.names_of(ids))
     measured = results.of(kinds, votes, labels, radii)
     evaluated = {
         "seconds_per_epoch": seconds_per_epoch(inputs["model"] / "seconds.csv"),

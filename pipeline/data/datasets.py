@@ -9,6 +9,7 @@ MNIST and ImageNet as TFDS stores them do not tell that order; they keep TFDS's,
 import contextlib
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 import os
@@ -35,6 +36,8 @@ SHORT_NAMES = {
 _DEFAULT_TEST_SPLITS = {"imagenet2012": "validation"}
 # Builders whose 'id' feature (train_00001, ...) numbers the examples as the published files do.
 _BUILDERS_WITH_FILE_ORDER = ("cifar10", "svhn_cropped", "svhn_cropped_partial")
+# What a data set calls the text that tells which image it is, the best first.
+_NAME_FEATURES = ("file_name", "image/file_name", "filename", "image/filename", "id")
 _DIGITS_TRAIN = 1437
 _DIGITS_MAX = 16
 _IN_MEMORY_BYTES = 8 * 2**30
@@ -55,11 +58,13 @@ class Split:
     images: uint8 [N, H, W, C], an array or, for a very large split, a memory map; C is 1 or 3.
     labels: int64 [N], each in [0, num_classes).
     description: what the images are, e.g. "test split of mnist 3.0.1 (10,000 images)".
+    names: of each image, that of its file or what the data set calls it; None if they have none.
     """
 
     images: np.ndarray
     labels: np.ndarray
     description: str
+    names: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +153,13 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
         )
     held_out = np.zeros(total, bool)
     held_out[np.arange(count) * total // count] = True
+    names = dataset.train.names
     train, test = (
         Split(
             dataset.train.images[chosen],
             dataset.train.labels[chosen],
             f"{chosen.sum():,} {role}, of the {dataset.train.description.removeprefix('the ')}",
+            names and tuple(itertools.compress(names, chosen)),
         )
         for chosen, role in ((~held_out, "not held out"), (held_out, "held out for validation, evenly spaced"))
     )
@@ -409,6 +416,8 @@ def _read_split(
     where = f"{dataset}: split {split!r} in {builder.data_dir}"
     images, labels = None, np.empty(0, np.int64)
     ids: list[bytes] = []
+    names: list[bytes] = []
+    name_feature = _name_feature(builder)
     end = 0
     with _told_in_one_line(f"{where} cannot be read", _RENEW):
         for batch in _batches(builder, split, image_size):
@@ -426,7 +435,10 @@ def _read_split(
                 break
             images[start:end] = batch["image"]
             labels[start:end] = batch["label"]
-            ids.extend(batch.get("id", ()))
+            if builder.name in _BUILDERS_WITH_FILE_ORDER:
+                ids.extend(batch["id"])
+            if name_feature:
+                names.extend(batch[name_feature])
     if images is None or end != count:
         raise InputError(
             f"{where} holds {'at least ' if end > count else ''}{end:,} examples where its description says "
@@ -436,8 +448,18 @@ def _read_split(
     if ids:
         order = np.argsort(ids)
         images, labels = images[order], labels[order]
+        names = [names[place] for place in order]
     full_name = " ".join(builder.info.full_name.rsplit("/", 1))
-    return Split(images, labels, printable(f"{split} split of {full_name} ({count:,} images)"))
+    description = printable(f"{split} split of {full_name} ({count:,} images)")
+    return Split(images, labels, description, tuple(name.decode(errors="backslashreplace") for name in names) or None)
+
+
+def _name_feature(builder: Any) -> str | None:
+    """The feature that tells which image an example is, or None."""
+    import tensorflow_datasets as tfds
+
+    features = dict(builder.info.features.items())
+    return next((name for name in _NAME_FEATURES if isinstance(features.get(name), tfds.features.Text)), None)
 
 
 def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
@@ -450,11 +472,12 @@ def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
 
 
 def _batches(builder: Any, split: str, image_size: int | None) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of image, label and, where it gives the order, id; one example each if shapes may differ."""
+    """Batches of image, label and, where it has them, id and name; one example each if shapes may differ."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    keys = ["image", "label"] + ["id"] * (builder.name in _BUILDERS_WITH_FILE_ORDER)
+    name = _name_feature(builder)
+    keys = {"image", "label", *(["id"] if builder.name in _BUILDERS_WITH_FILE_ORDER else []), *([name] if name else [])}
     read_config = tfds.ReadConfig(
         try_autocache=False,
         interleave_cycle_length=1,

@@ -12,6 +12,7 @@ from pipeline.utils.atomic_files import write_text, writing
 from serving.fingerprints import short_digest
 
 _SPLITS = ("train", "test")
+_NAMES = "test_names.json"
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Examples:
         descriptions: split name -> what the images are, in words.
         pixel_max: a pixel in [0, 1] is image / pixel_max.
         class_names: one for each class.
+        names: of each test image, that of its file or what the data set calls it; None if they have none.
     """
 
     images: dict
@@ -30,6 +32,7 @@ class Examples:
     descriptions: dict
     pixel_max: int
     class_names: tuple
+    names: tuple | None
 
     @property
     def num_classes(self):
@@ -47,6 +50,10 @@ class Examples:
     def scaled(self, split, ids):
         """float32 [len(ids), H, W, C] in [0, 1]."""
         return self.images[split][ids].astype(np.float32) / np.float32(self.pixel_max)
+
+    def names_of(self, ids):
+        """The names of the test images `ids`, or None."""
+        return self.names and [self.names[example_id] for example_id in ids]
 
     def image(self, example_id, digest=None):
         """float32 [H, W, C] in [0, 1], of the test split, from one read.
@@ -92,6 +99,7 @@ def write(dataset, directory):
         "class_names": list(dataset.class_names),
     }
     write_text(directory / "examples.json", json.dumps(about, indent=1))
+    write_text(directory / _NAMES, json.dumps(dataset.test.names))
 
 
 def _save(path, array):
@@ -102,13 +110,14 @@ def _save(path, array):
 
 def read(directory):
     """The `Examples` in an artifact's directory."""
-    about = json.loads((directory / "examples.json").read_text())
+    about, names = (json.loads((directory / name).read_text()) for name in ("examples.json", _NAMES))
     return Examples(
         images={name: np.load(directory / f"{name}_images.npy", mmap_mode="r") for name in _SPLITS},
         labels={name: np.load(directory / f"{name}_labels.npy") for name in _SPLITS},
         descriptions=about["descriptions"],
         pixel_max=about["pixel_max"],
         class_names=tuple(about["class_names"]),
+        names=names and tuple(names),
     )
 
 

@@ -28,7 +28,12 @@ def load(train_images, test_images, scratch=None):
     labels = [_labels(opened, path) for opened, path in ((train, train_images), (test, test_images))]
     class_names = _class_names(train, test, *labels)
     splits = [
-        datasets.Split(_images(opened, path, role, shape, scratch), of_split, f"images in {Path(path).name}")
+        datasets.Split(
+            _images(opened, path, role, shape, scratch),
+            of_split,
+            f"images in {Path(path).name}",
+            opened.names(opened.ids),
+        )
         for role, opened, of_split, path in zip(
             ("train", "test"), (train, test), labels, (train_images, test_images), strict=True
         )

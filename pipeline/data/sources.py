@@ -5,6 +5,7 @@ source. Images are never resized, cropped or padded unless a source says so: a r
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,13 @@ class Images:
         return self._label(self._checked(example_id))
 
     def name(self, example_id):
-        """The path of the image's file in its folder; None if it has no file of its own."""
+        """The path of the image's file in its folder, or what its data set calls it; None if it has no name."""
         return self._name(self._checked(example_id))
+
+    def names(self, ids):
+        """The names of these images, or None if none has one."""
+        names = tuple(self.name(example_id) for example_id in ids.tolist())
+        return names if any(names) else None
 
     def digest(self, example_id):
         """What tells this image from others, wherever it lies: a whole number from 0, below 2**63.
@@ -104,7 +110,7 @@ class TFDSSplit:
             InputError: as `datasets.load`, or if the images have another shape.
         """
         split, pixel_max, class_names = datasets.load_split(self.dataset, self.data_dir, self.split, self.image_size)
-        return _of_arrays(self.dataset, split.images, split.labels, self.shape, pixel_max, class_names)
+        return _of_arrays(self.dataset, split.images, split.labels, self.shape, pixel_max, class_names, split.names)
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,8 @@ class Folder:
             _label=lambda i: None if labels is None else labels[i],
             _content=lambda i: image_files.content(files[i]),
             _pixels=lambda i, content: image_files.decode(files[i], content, shape),
-            _name=lambda i: files[i].relative_to(root).as_posix(),
+            # A file's name need not be text.
+            _name=lambda i: os.fsencode(files[i].relative_to(root).as_posix()).decode(errors="backslashreplace"),
         )
 
     def _labels(self, root, files, names):
@@ -279,7 +286,7 @@ def select(ids, *, skip=1, start=0, max=None):
     return np.array(chosen, np.int64)
 
 
-def _of_arrays(name, images, labels, shape, pixel_max, class_names):
+def _of_arrays(name, images, labels, shape, pixel_max, class_names, names=None):
     """`Images` of uint8 [N, H, W, C] up to `pixel_max`, or of floats."""
     shape = _checked_shape(shape)
     if images.shape[1:] != shape or not len(images):
@@ -302,6 +309,7 @@ def _of_arrays(name, images, labels, shape, pixel_max, class_names):
         _label=lambda i: None if labels is None else int(labels[i]),
         _content=content,
         _pixels=pixels,
+        _name=lambda i: names and names[i],
     )
 
 

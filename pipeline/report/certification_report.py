@@ -52,7 +52,7 @@ class Evaluated:
         class_names: one for each class.
         image: function of an image's position: its pixels [H, W, C], or None where they cannot be had any more.
         noise: function of an image's position: noise that was added to it for a vote, of the same shape.
-        names: of the images' files, one for each, or None.
+        names: of the images, one for each, of its file or as its data set calls it; or None.
         paper: a `presets.PaperRow` as a dictionary, or None.
         history: structured array, one row for each epoch, or None.
         command: what makes these certificates.

@@ -60,7 +60,6 @@ def write(directory, settings, metrics, found, *, listing, command):
     ids, opened, num_classes = found.ids, found.opened, metrics["num_classes"]
     images = printable(settings["dataset"] or settings["images"])
     class_names = opened.class_names or ()
-    names = [opened.name(example_id) for example_id in ids.tolist()]
     grid = GridNoise(settings["sigma"], settings["levels"] or opened.levels)
     shape = next((image.shape for image in map(found.image, range(len(ids))) if image is not None), None)
 
@@ -78,7 +77,7 @@ def write(directory, settings, metrics, found, *, listing, command):
             class_names=class_names if len(class_names) == num_classes else [str(one) for one in range(num_classes)],
             image=found.image,
             noise=certification_report.first_noise(grid, shape, settings["seed"], ids),
-            names=names if any(names) else None,
+            names=opened.names(ids),
             command=command,
             finished_at=found.outcome.drawn_since,
         ),

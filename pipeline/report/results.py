@@ -25,7 +25,7 @@ def write(directory, certified, labels, radii=None, names=None, **also):
         labels: int64 [images], or -1 for all where they are not known.
         radii: l2 radii to report certified accuracy at; by default those that were decided, where the samples were
             drawn to decide some, else `evaluation.default_radii`.
-        names: of the images' files, see `table.write`.
+        names: of the images, as `certification_log.write` takes them.
         also: what else metrics.json is to hold, JSON values.
 
     Returns:
@@ -33,7 +33,8 @@ def write(directory, certified, labels, radii=None, names=None, **also):
     """
     about, ids, votes, kinds = certified
     for place, (name, certificates) in enumerate(kinds.items()):
-        certification_log.write(directory / certificate_files.file_name(place, name, "tsv"), certificates, labels, ids)
+        log = directory / certificate_files.file_name(place, name, "tsv")
+        certification_log.write(log, certificates, labels, ids, names)
         path = directory / certificate_files.file_name(place, name, "parquet")
         table.write(path, certificates, votes, labels, ids, names)
     # At other radii than those that were decided, the share certified is not the model's.

@@ -37,7 +37,7 @@ def write(path, certificates, votes, labels, ids, names=None):
         votes: `Votes`; the column is the estimation samples' votes for each class.
         labels: int64 [images], -1 where not known, which is null in the file.
         ids: int64 [images].
-        names: of the images' files, one for each; None where they have none.
+        names: one for each image, of its file or as its data set calls it; None where it has none.
     """
     labels = np.asarray(labels)
     holds_for = {name: getattr(certificates, name) for name in ("sigma", "alpha", "n0", "bound", "beta")}

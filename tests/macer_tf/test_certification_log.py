@@ -1,5 +1,6 @@
 import gzip
 import os
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -30,12 +31,65 @@ def log(tmp_path):
 def test_what_the_file_holds(tmp_path):
     certification_log.write(tmp_path / "log.tsv", CERTIFICATES, np.array([5, 1, 3, -1]), np.array([0, 20, 40, 60]))
     assert (tmp_path / "log.tsv").read_bytes().decode() == (
-        "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
-        "0\t5\t5\t0.30000000000000004\t1\tnan\n"
-        "20\t1\t-1\t0.0\t0\tnan\n"
-        "40\t3\t2\t0.3333333333333333\t0\tnan\n"
-        "60\t-1\t-1\t0.25000000000000006\t0\tnan\n"
+        "idx\tlabel\tpredict\tradius\tcorrect\n"
+        "0\t5\t5\t0.30000000000000004\t1\n"
+        "20\t1\t-1\t0.0\t0\n"
+        "40\t3\t2\t0.3333333333333333\t0\n"
+        "60\t-1\t-1\t0.25000000000000006\t0\n"
     )
+
+
+NAMES = ["dog/a.png", 'tab\t"quoted" #1, 100%.png', "caf\u00e9/\udcff\n.png", None]
+
+
+def test_the_last_column_names_the_images_as_a_url_would(tmp_path):
+    certification_log.write(tmp_path / "log.tsv", CERTIFICATES, [5, 1, 3, 4], [0, 20, 40, 60], NAMES)
+    lines = (tmp_path / "log.tsv").read_text().splitlines()
+    assert lines[0] == "idx\tlabel\tpredict\tradius\tcorrect\tfile"
+    assert [line.split("\t")[5] for line in lines[1:]] == [
+        "dog/a.png",
+        "tab%09%22quoted%22%20%231%2C%20100%25.png",
+        "caf%C3%A9/%FF%0A.png",
+        "",
+    ]
+    told = [os.fsdecode(urllib.parse.unquote_to_bytes(line.split("\t")[5])) for line in lines[1:]]
+    assert told == [name or "" for name in NAMES]
+
+
+def test_names_change_nothing_for_those_who_read_the_columns_before_them(tmp_path):
+    """By header, as the field does with pandas, at tabs or at any white space; and by place with NumPy."""
+    arguments = (CERTIFICATES, [5, 1, 3, 4], [0, 20, 40, 60])
+    certification_log.write(tmp_path / "bare.tsv", *arguments)
+    certification_log.write(tmp_path / "named.tsv", *arguments, [name or "x" for name in NAMES])
+    bare, named = (certification_log.read(tmp_path / name) for name in ("bare.tsv", "named.tsv"))
+    for name in ("ids", "labels", "predictions", "radii", "seconds", "correct"):
+        np.testing.assert_array_equal(getattr(named, name), getattr(bare, name))
+    for separator in ("\t", None):
+        with open(tmp_path / "named.tsv", newline="") as file:
+            header, *rows = (line.rstrip("\n").split(separator) for line in file)
+        assert {len(row) for row in rows} == {len(header)} == {6}
+        assert [float(row[header.index("radius")]) for row in rows] == RADII.tolist()
+    columns = np.genfromtxt(tmp_path / "named.tsv", delimiter="\t", skip_header=1, usecols=(0, 3, 4))
+    np.testing.assert_array_equal(columns[:, 1], RADII)
+
+
+def test_the_time_is_written_where_it_is_known(tmp_path, log):
+    read = certification_log.read(log(COHEN))
+    certification_log.write(tmp_path / "again.tsv", read, read.labels, read.ids, ["a", "b", "c"])
+    lines = (tmp_path / "again.tsv").read_text().splitlines()
+    assert lines[0].split("\t")[5:] == ["time", "file"]
+    assert [line.split("\t")[5:] for line in lines[1:]] == [["15.4", "a"], ["15.6", "b"], ["16.9", "c"]]
+    assert certification_log.read(tmp_path / "again.tsv").seconds.tolist() == [15.4, 15.6, 16.9]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 12])
+def test_a_log_of_ours_that_was_cut_off_is_read_up_to_the_cut(tmp_path, cut):
+    certification_log.write(tmp_path / "log.tsv", CERTIFICATES, [5, 1, 3, 4], [0, 20, 40, 60])
+    content = (tmp_path / "log.tsv").read_text()
+    (tmp_path / "log.tsv").write_text(content[: len(content) - cut])
+    read = certification_log.read(tmp_path / "log.tsv")
+    # Without its last newline it is whole.
+    assert (read.ids.tolist(), read.cut_off) == (([0, 20, 40, 60], None) if cut == 1 else ([0, 20, 40], 5))
 
 
 def test_it_is_read_back_to_the_last_bit(tmp_path):
@@ -54,6 +108,9 @@ def test_it_is_read_back_to_the_last_bit(tmp_path):
 def test_an_image_is_not_dropped_silently(tmp_path):
     with pytest.raises(ValueError, match="zip"):
         certification_log.write(tmp_path / "log.tsv", CERTIFICATES, [5, 1, 3], [0, 20, 40, 60])
+    with pytest.raises(ValueError, match="zip"):
+        certification_log.write(tmp_path / "log.tsv", CERTIFICATES, [5, 1, 3, 4], [0, 20, 40, 60], ["a"])
+    assert not (tmp_path / "log.tsv").exists()
 
 
 @pytest.mark.parametrize(

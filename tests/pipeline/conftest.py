@@ -22,15 +22,15 @@ def write_examples(tmp_path):
     """A function: test (and train) images uint8 and labels -> directory of an examples artifact."""
     from pipeline.data import examples
 
-    def write(images, labels, train=None, class_names=None, pixel_max=16, name="examples"):
+    def write(images, labels, train=None, class_names=None, pixel_max=16, name="examples", names=None):
         directory = tmp_path / name
         directory.mkdir()
         train_images, train_labels = train or (images, labels)
         examples.write(
             SimpleNamespace(
                 name="tiny",
-                train=SimpleNamespace(images=train_images, labels=train_labels, description="tiny train"),
-                test=SimpleNamespace(images=images, labels=labels, description="tiny test"),
+                train=SimpleNamespace(images=train_images, labels=train_labels, description="tiny train", names=None),
+                test=SimpleNamespace(images=images, labels=labels, description="tiny test", names=names),
                 pixel_max=pixel_max,
                 class_names=class_names or tuple(str(i) for i in range(10)),
             ),

@@ -87,6 +87,7 @@ def test_every_kind_of_file_gets_the_certificates_of_the_library(run, classifier
     assert f"precision: {'float32' if kind else 'as saved'}" in out
     assert "6 of 360 of digits (ids 0 to 300)" in out
     assert (tmp_path / "output" / "failed.tsv").read_text() == "idx\treason\n"
+    assert "failed" not in out
 
 
 def test_a_model_trained_here_brings_its_sigma(run, classifier, write_model, tmp_path):
@@ -147,10 +148,14 @@ def test_a_failed_image_stops_no_other_and_is_written_down(run, model, folder, t
     assert log.ids.tolist() == [0, 1, 2, *range(4, 12)]
     assert set(log.labels) == {-1}
     header, row = (tmp_path / "output" / "failed.tsv").read_text().splitlines()
-    assert header == "idx\treason"
+    assert header == "idx\treason\tfile"
     assert row.startswith("3\t")
+    assert row.endswith("\t03.png")
     assert "03.png cannot be read" in row
     assert "1 images failed and have no certificate, image 3 first:" in out
+    assert f"; failed images: {tmp_path / 'output' / 'failed.tsv'}\n" in out
+    lines = (tmp_path / "output" / "certificates.tsv").read_text().splitlines()
+    assert [line.split("\t")[-1] for line in lines] == ["file", *(f"{i:02}.png" for i in range(12) if i != 3)]
     assert "without labels" in out
     assert "Certified accuracy" not in out
     # Mended, it is drawn alone and all are certified.
@@ -171,7 +176,7 @@ def test_if_every_image_fails_there_is_no_certificate(run, model, folder, tmp_pa
     status, out, _ = run("--model", model, "--images", folder)
     assert status == 1
     assert "12 images failed" in out
-    assert (tmp_path / "output" / "certificates.tsv").read_text() == "\t".join(certification_log.HEADER) + "\n"
+    assert (tmp_path / "output" / "certificates.tsv").read_text() == "idx\tlabel\tpredict\tradius\tcorrect\n"
     assert len((tmp_path / "output" / "failed.tsv").read_text().splitlines()) == 13
 
 

@@ -237,14 +237,29 @@ def test_metrics_by_hand(evaluations):
 @pytest.mark.usefixtures("no_report")
 def test_the_fields_log(evaluations):
     lines = (evaluations.run("A") / "certificates.tsv").read_text().splitlines()
-    assert lines[0].split("\t") == ["idx", "label", "predict", "radius", "correct", "time"]
-    assert [line.split("\t")[:5] for line in lines[1:]] == [
+    assert lines[0].split("\t") == ["idx", "label", "predict", "radius", "correct"]
+    assert [line.split("\t") for line in lines[1:]] == [
         ["0", "0", "0", "1.0", "1"],
         ["1", "1", "1", "0.5", "1"],
         ["2", "2", "0", "2.0", "0"],
         ["3", "0", "-1", "0.0", "0"],
         ["4", "1", "1", "0.0", "1"],
     ]
+
+
+def test_an_evaluation_names_its_images(tmp_path, write_examples, threshold_model, monkeypatch):
+    from pyarrow import parquet
+
+    monkeypatch.setattr(evaluator, "MIN_IMAGES", 3)
+    labels = np.array([row[0] for row in ROWS])
+    names = tuple(f"{label}/{i} .png" for i, label in enumerate(labels))
+    examples = write_examples(np.zeros((5, 4, 4, 1), np.uint8), labels, class_names=("a", "b", "c"), names=names)
+    (tmp_path / "root").mkdir()
+    folder = Evaluations(tmp_path / "root", examples, threshold_model(0.9)).run("A", num_test_examples=2)
+    lines = (folder / "certificates.tsv").read_text().splitlines()
+    assert [line.split("\t")[-1] for line in lines] == ["file", "0/0%20.png", "1/1%20.png"]
+    assert parquet.read_table(folder / "certificates.parquet")["file"].to_pylist() == list(names[:2])
+    assert "image 1, 1/1 .png" in (folder / "report.html").read_text()
 
 
 def test_an_evaluation_has_the_report_and_its_figure(evaluations):

@@ -198,6 +198,25 @@ def test_builders_with_configs(tmp_path):
     assert f"cannot look into {tmp_path / 'zoo'}" in refused("zoo", tmp_path)
 
 
+@pytest.mark.parametrize("features", [("id",), ("file_name",), ("id", "file_name"), ("id", "image/file_name")])
+def test_images_are_called_as_the_data_set_calls_them(tmp_path, features):
+    """By the file's name, or else by the id; the order of this data set's ids is no order of files."""
+    import tensorflow_datasets as tfds
+
+    rows = [row | {name: f"{name} {9 - i}\u00e9" for name in features} for i, row in enumerate(examples(4))]
+    prepare(tmp_path, splits={"train": rows, "test": rows[:2]}, **{name: tfds.features.Text() for name in features})
+    split, *_ = datasets.load_split("tiny", tmp_path, "train")
+    assert split.names == tuple(f"{features[-1]} {9 - i}\u00e9" for i in range(4))
+    assert split.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert datasets.load("tiny", tmp_path).test.names == split.names[:2]
+
+
+def test_what_is_no_text_is_no_name(tmp_path):
+    rows = [row | {"id": i} for i, row in enumerate(examples(4))]
+    prepare(tmp_path, splits={"train": rows, "test": rows}, id=np.int64)
+    assert datasets.load("tiny", tmp_path).test.names is None
+
+
 def test_slices_are_splits(tmp_path):
     prepare(tmp_path)
     tiny = datasets.load("tiny", tmp_path, train_split="train[:6]", test_split="train[6:]")
