@@ -24,6 +24,7 @@ from pipeline.cli.command_line import (
     PATH,
     PLACE,
     SEED,
+    SWITCH,
     TEXT,
     Setting,
     choice,
@@ -53,7 +54,8 @@ _GROUPS = {
         Setting("data_dir", FOLDER, "folder of prepared TFDS data", None, "TFDS's own"),
         Setting("image_size", none_or("none", whole(1)), "resize and crop a data set to this side, pixels", None),
         Setting("images", PLACE, "a folder of image files, or an .npz file; path or URL", None, "or --dataset"),
-        Setting("classes", PATH, "file that numbers the folder's sub-folders", None, "by sorted name"),
+        Setting("classes", PATH, "file that numbers the folder's sub-folders", None, "by their names"),
+        Setting("resize", SWITCH, "resize and crop image files to the model's size: that is what is certified", False),
         Setting("skip", whole(1), "certify images 0, skip, 2 skip, ...", 1),
         Setting("start", whole(0), "of these, from this image on", 0),
         Setting("max", none_or("all", whole(1)), "and up to this image: a bound on its number, not a count", None),
@@ -144,6 +146,8 @@ def _settings(arguments):
         )
     if settings["classes"] and settings["images"] is None:
         raise InputError("--classes is for the folders of --images, not for --dataset.")
+    if settings["resize"] and settings["images"] is None:
+        raise InputError("--resize is for the files of --images; --image_size resizes a --dataset.")
     asked = [name for name in ("radii", "tolerance") if settings[name] is not None]
     if settings["budget"] == "adaptive" and len(asked) != 1:
         raise InputError("--budget adaptive needs --radii or --tolerance, one of them: when is an image decided?")
@@ -170,7 +174,7 @@ def _certify(settings, output, snapshot, engine):
     classifier, opened = loaded.smoothed.classifier, loaded.images
     ids = sources.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
-    labels = _labels(sampler.source, opened, ids, num_classes)
+    labels = _labels(settings, opened, ids, num_classes)
     _check_grid(loaded, ids)
     precision = classifiers.precision(snapshot.path, classifier)
     _print_settings(settings, plan, classifier, precision, opened, ids)
@@ -237,28 +241,30 @@ def _source(settings, shape, classes):
         )
     if settings["dataset"] is not None:
         return sources.TFDSSplit(settings["dataset"], shape, settings["data_dir"], settings["split"], size)
-    return sources.at(settings["images"], shape, classes)
+    return sources.at(settings["images"], shape, classes, settings["resize"])
 
 
-def _labels(source, opened, ids, num_classes):
+def _labels(settings, opened, ids, num_classes):
     """int64 [images], -1 where the source does not tell."""
     from pipeline.data import sources
 
     if not opened.has_labels:
         return np.full(len(ids), -1)
     labels = np.array([opened.label(example_id) for example_id in ids.tolist()], np.int64)
-    names = opened.class_names
+    names, are_folders = opened.class_names, settings["images"] and opened.name(0) is not None
     # Numbers would mean other classes here than there.
     line = f"The model has {num_classes} classes, the images have"
     if names is not None and len(names) != num_classes:
-        remedy = ""
-        if isinstance(source, sources.Folder):
-            remedy = " Number the folders by --classes, or make an empty one for each class that is not there."
-        raise InputError(f"{line} {len(names)}, {sources.some(names)}: their numbers must mean the same.{remedy}")
+        remedy = " Number the folders by --classes, or make an empty one for each class that is not there."
+        said = f"{line} {len(names)}, {sources.some(names)}: their numbers must mean the same."
+        raise InputError(said + (remedy if are_folders else ""))
     if labels.max() >= num_classes:
+        example_id = int(ids[labels.argmax()])
+        name, remedy = opened.name(example_id), " Number the folders from 0, by their names or by --classes."
         raise InputError(
-            f"{line} {labels.max() + 1}: their numbers must mean the same. Image {ids[labels.argmax()]} is of class "
-            f"{labels.max()}; accepted: 0 to {num_classes - 1}."
+            f"{line} {labels.max() + 1}: their numbers must mean the same. Image {example_id}"
+            f"{f', {printable(name)},' if name else ''} is of class {labels.max()}; accepted: 0 to {num_classes - 1}."
+            f"{remedy if are_folders else ''}"
         )
     return labels
 
@@ -312,7 +318,7 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
     print(f"{model}: images {shape} to {classifier.output_shape[-1]} classes, precision: {precision}")
     print(
         f"  Images: {len(ids):,} of {len(opened.ids):,} of {images} (ids {ids[0]} to {ids[-1]})"
-        f"{'' if opened.has_labels else ', without labels'}, given to the model in [0, 1]"
+        f"{'' if opened.has_labels else ', without labels'}, {_resized(settings)}given to the model in [0, 1]"
     )
     entries = [
         [setting.name, command_line.in_words(setting, settings[setting.name])] for setting in _GROUPS["Certification"]
@@ -324,6 +330,14 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
             f"  The largest radius that n samples can certify is {words.at_least(largest, 3)}.",
             flush=True,
         )
+
+
+def _resized(settings):
+    """What was done to the images first, in words."""
+    size = settings["image_size"]
+    if settings["resize"]:
+        return "resized to that and cropped, "
+    return f"resized and cropped to {size}x{size}, " if size else ""
 
 
 def _write(directory, settings, num_classes, labels, outcome, opened):
@@ -342,6 +356,8 @@ def _write(directory, settings, num_classes, labels, outcome, opened):
         **{name: value for name, value in about.items() if name not in ("format", "radii")},
         decided_radii=about["radii"],
         num_failed=len(outcome.failures),
+        resize=settings["resize"],
+        image_size=settings["image_size"],
         seed=settings["seed"],
         num_classes=num_classes,
     )

@@ -1,4 +1,7 @@
-"""Image files of anyone's: found in a folder, read once, decoded to the pixels that are in them or refused."""
+"""Image files of anyone's: found in a folder, read once, decoded to the pixels that are in them or refused.
+
+Only if they are asked to be resized, they are: a radius is one of the pixels that were certified.
+"""
 
 import contextlib
 import io
@@ -8,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from macer_tf import files
@@ -15,6 +19,11 @@ from pipeline.utils.errors import InputError, reason
 from serving.terminal import printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# Images as well, which would be missed without a word: what is in them decides.
+_OTHER_SUFFIXES = (
+    *(".jpe", ".jfif", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".dib", ".psd", ".dng"),
+)
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _GREY, _COLOUR = ("1", "L", "LA", "I;16"), ("RGB", "RGBA", "P", "PA")
 # Exact in the wanted number of channels, if opaque. A printer's colours are not; nor is colour, as greyscale.
@@ -23,7 +32,7 @@ _PIL_MODES = {1: "L", 3: "RGB"}
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_BIT_DEPTH = 24  # byte of the file
 _MOST_BYTES = 2**26
-_RULE = b"upright "
+UPRIGHT = b"upright "
 # What claims to be so large is an error of its own, not a page on the terminal.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 # What archivers and network drives put beside images.
@@ -72,44 +81,69 @@ def find(root):
         for path in (os.path.join(folder, name) for name in subfolders):
             if os.path.islink(path):
                 _check_is_new(path, os.path.realpath(path), ways, above)
-        found += [Path(folder, name) for name in names if not is_hidden(name) and name.lower().endswith(SUFFIXES)]
+        found += [Path(folder, name) for name in names if _is_image(name)]
     found.sort(key=in_order)
-    if any(map(os.path.islink, found)):
-        _check_no_file_twice(found)
+    _check_no_file_twice(found)
     return found
 
 
+def _is_image(name):
+    return not is_hidden(name) and name.lower().endswith((*SUFFIXES, *_OTHER_SUFFIXES))
+
+
 def _check_no_file_twice(found):
+    """Raises InputError if two paths are one file, by a symbolic link or a hard one; a copy is a file of its own."""
+    if any(map(os.path.islink, found)):
+        _check_different(found, map(os.path.realpath, found))
+    linked = [(path, status) for path in found if (status := _status(path)) and status.st_nlink > 1]
+    _check_different([path for path, _ in linked], [(status.st_dev, status.st_ino) for _, status in linked])
+
+
+def _check_different(found, files_of):
     paths = {}
-    # Copies are files of their own, and so are hard links.
-    for path in found:
-        before = paths.setdefault(os.path.realpath(path), path)
+    for path, file in zip(found, files_of, strict=True):
+        before = paths.setdefault(file, path)
         if before is not path:
             raise InputError(f"{path} and {before} are one file, which would count twice; remove the link.")
 
 
-def content(path):
-    """What an image is told from others by, and decoded from: its file's bytes, read once.
+def _status(path):
+    try:
+        return os.stat(path)
+    except OSError:  # told when it is read
+        return None
+
+
+def resized_to(shape):
+    """The rule by which images are `decode`d to the height and width of a shape, instead of being `UPRIGHT` alone."""
+    # Another version may compute other pixels.
+    return f"upright, resized to {shape[0]}x{shape[1]} by Pillow {PIL.__version__} ".encode()
+
+
+def content(path, rule=UPRIGHT):
+    """What an image is told from others by, and decoded from: its file's bytes, read once, and the rule.
 
     Raises:
         ImageError: if it cannot be read, is no plain file, or is larger than 64 MiB.
     """
     try:
         # What would be decoded to other pixels under another rule must have another digest.
-        return _RULE + files.read(path, _MOST_BYTES)
+        return rule + files.read(path, _MOST_BYTES)
     except OSError as error:
         raise ImageError(f"{printable(path)} cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise ImageError(reason(error).removesuffix(".")) from None
 
 
-def decode(path, content, shape):
+def decode(path, content, shape, rule=UPRIGHT):
     """float32 [H, W, C] in [0, 1], of this shape: the pixels that the content of a file shows, upright.
 
     Args:
         path: of the file, for messages.
         content: as `content` returns it.
         shape: (H, W, C).
+        rule: as `content` was given. By `resized_to(shape)`, the largest part in the middle that has the shape's ratio
+            of sides is resized, antialiased and bilinear, to whole levels of the file's.
 
     8 bits are divided by 255, 16 bits of greyscale by 65,535; greyscale is taken as colour where 3 channels are asked
     for. An image's EXIF orientation is applied.
@@ -118,9 +152,16 @@ def decode(path, content, shape):
         ImageError: if it is damaged, of another size, not opaque, animated, or of a kind that these channels cannot
             hold exactly. The line names `path`.
     """
-    file = content.removeprefix(_RULE)
-    with _opened(printable(path), file) as image:
-        return _pixels(printable(path), _upright(printable(path), image, shape), _is_deep(file), shape)
+    name, file = printable(path), content.removeprefix(rule)
+    height, width, channels = shape
+    with _opened(name, file) as image:
+        upright = _upright(name, image, shape if rule == UPRIGHT else None)
+        picture = _in_channels(name, upright, _is_deep(file), channels)
+        if picture.size != (width, height):
+            picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
+        largest = 65535 if _is_deep(file) else 255
+        pixels = np.asarray(picture).astype(np.float32) / np.float32(largest)
+        return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], channels, axis=-1)
 
 
 def shape(path, content):
@@ -129,7 +170,7 @@ def shape(path, content):
     Raises:
         ImageError: if it is damaged. The line names `path`.
     """
-    with _opened(printable(path), content.removeprefix(_RULE)) as image:
+    with _opened(printable(path), content.removeprefix(UPRIGHT)) as image:
         is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         width, height = reversed(image.size) if is_turned else image.size
         return height, width, 1 if image.mode in _GREY else 3
@@ -144,7 +185,7 @@ def _opened(name, file):
     except ImageError:
         raise
     except UnidentifiedImageError:
-        why = "it is no PNG, JPEG, WebP or BMP image, or is damaged"
+        why = "it is no PNG, JPEG, WebP or BMP image, or is damaged; save it as one of these"
     except Exception as error:  # Pillow raises every kind of these for damaged files
         why = reason(error)
     raise ImageError(f"{name} cannot be read ({why})")
@@ -164,36 +205,47 @@ def _is_deep(content):
 
 
 def _upright(name, image, shape):
-    height, width, _ = shape
+    """The image as it is seen, which must be of a shape unless that is None."""
+    height, width, _ = shape or (*reversed(image.size), None)
     # Looked at before a pixel is decoded: a few bytes can claim to be gigabytes.
     if image.size not in ((width, height), (height, width)):
-        raise ImageError(f"{name} is {image.height}x{image.width}, not {height}x{width}")
+        raise _other_size(name, image, height, width)
     # A photograph may have a preview beside it; what moves is no image.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"{name} is animated: it has {image.n_frames} images")
+        raise ImageError(f"{name} is animated: it has {image.n_frames} images; save the one that is meant")
     image = ImageOps.exif_transpose(image)
-    if image.size != (width, height):
-        raise ImageError(f"{name} is {image.height}x{image.width}, not {height}x{width}")
+    if shape and image.size != (width, height):
+        raise _other_size(name, image, height, width)
     return image
 
 
-def _pixels(name, image, is_deep, shape):
-    channels = shape[-1]
-    accepted = _EXACT_MODES[channels]
+def _other_size(name, image, height, width):
+    size = f"{image.height}x{image.width}, not {height}x{width}"
+    return ImageError(f"{name} is {size}; save it in that size, or certify it resized")
+
+
+def _in_channels(name, image, is_deep, channels):
+    """The image in 8 bits per channel; or, in one channel of whole numbers, in 16."""
     # Pillow reads 16 bits a colour without a word, and drops half of them.
-    if image.mode not in accepted or is_deep != (image.mode == "I;16"):
-        kind = f"{image.mode}, 16 bits deep" if is_deep else image.mode
-        raise ImageError(
-            f"{name} is of the kind {kind}; accepted for {channels} channel{'s' if channels > 1 else ''}: "
-            f"{', '.join(accepted)}, opaque, and 16 bits deep only as I;16, greyscale"
-        )
+    if image.mode not in _EXACT_MODES[channels] or is_deep != (image.mode == "I;16"):
+        raise ImageError(f"{name} is {_kind_and_remedy(image.mode, is_deep, channels)}")
     if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
         layers = image if is_deep else image.convert("RGBA")
         if is_deep or layers.getchannel("A").getextrema() != (255, 255):
             raise ImageError(f"{name} is not opaque: what lies behind it is not known; save it on a background")
         image = layers if image.mode in _COLOUR else image
     if is_deep:
-        deep = np.asarray(image).astype(np.float32) / np.float32(65535)
-        return np.repeat(deep[..., None], channels, axis=-1)
-    pixels = np.asarray(image.convert(_PIL_MODES[channels]))
-    return pixels.reshape(shape).astype(np.float32) / np.float32(255)
+        # Of a kind that can be resized.
+        return Image.fromarray(np.asarray(image).astype(np.int32))
+    return image.convert(_PIL_MODES[channels])
+
+
+def _kind_and_remedy(mode, is_deep, channels):
+    kind = "in greyscale" if channels == 1 else "in RGB"
+    if mode in ("CMYK", "YCCK"):
+        return f"of the kind {mode}, a printer's colours, which no screen has exactly; save it {kind}"
+    if is_deep and mode != "I;16":
+        return f"of the kind {mode}, 16 bits deep; save it {kind} with 8 bits (of 16, greyscale alone is taken)"
+    if mode in _COLOUR and channels == 1:
+        return f"of the kind {mode}, in colour, and greyscale is needed; save it in greyscale"
+    return f"of the kind {mode}; save it {kind} with 8 bits"

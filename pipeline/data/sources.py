@@ -6,6 +6,7 @@ source. Images are never resized, cropped or padded unless a source says so: a r
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from serving.terminal import printable
 
 _CHANNELS = (1, 3)
 _ARCHIVE = ".npz"
+_NUMBER = re.compile("[0-9]{1,9}")
 _NAMED = 5
 
 
@@ -117,24 +119,25 @@ class TFDSSplit:
 class Folder:
     """A folder of PNG, JPEG, WebP and BMP files, in the order of their paths; others and hidden ones are passed over.
 
-    If they lie in sub-folders these are the classes, numbered by sorted name ("10" comes before "2"), empty ones too,
-    unless `classes` says their numbers. If they lie in the folder itself there are no labels. What is made of a file is
-    `image_files.decode`'s to say.
+    If they lie in sub-folders these are the classes: each a number if all are named by one, else numbered by sorted
+    name, empty ones too, unless `classes` says their numbers. If they lie in the folder itself there are no labels.
+    What is made of a file is `image_files.decode`'s to say.
 
     shape: (H, W, C) that the images must have; None: that of the first one. classes: a sub-folder's name -> its class,
-    from 0.
+    from 0. resize: whether images are resized to the shape.
     """
 
     path: str
     shape: tuple[int, int, int] | None = None
     classes: dict[str, int] | None = None
+    resize: bool = False
 
     def open(self):
         """`Images`; reads the names only.
 
         Raises:
-            InputError: if it is no folder, has no such file, has some in sub-folders and some not, has a folder that
-                can be reached in two ways, or one that `classes` has no number for.
+            InputError: if it is no folder, has no such file, has some in sub-folders and some not, has a folder or a
+                file that can be reached in two ways, two folders of one number, or one that `classes` has none for.
         """
         root = Path(self.path)
         try:
@@ -147,14 +150,16 @@ class Folder:
             raise InputError(f"{root} holds no image. Accepted: files that end in {', '.join(image_files.SUFFIXES)}.")
         labels = self._labels(root, files, names)
         shape = _checked_shape(self.shape or _shape_of(files[0]))
+        rule = image_files.resized_to(shape) if self.resize else image_files.UPRIGHT
+        are_named = labels is not None and self.classes is None and not _are_numbers(names)
         return Images(
             ids=np.arange(len(files)),
-            class_names=None if labels is None or self.classes is not None else tuple(names),
+            class_names=tuple(names) if are_named else None,
             has_labels=labels is not None,
             levels=255,
             _label=lambda i: None if labels is None else labels[i],
-            _content=lambda i: image_files.content(files[i]),
-            _pixels=lambda i, content: image_files.decode(files[i], content, shape),
+            _content=lambda i: image_files.content(files[i], rule),
+            _pixels=lambda i, content: image_files.decode(files[i], content, shape, rule),
             # A file's name need not be text.
             _name=lambda i: os.fsencode(files[i].relative_to(root).as_posix()).decode(errors="backslashreplace"),
         )
@@ -168,7 +173,7 @@ class Folder:
                 "in sub-folders: put all into sub-folders, one for each class, or none."
             )
         if self.classes is None:
-            places = {name: place for place, name in enumerate(names)}
+            places = _numbers(root, names) if _are_numbers(names) else {name: i for i, name in enumerate(names)}
             return None if loose else [places[file.relative_to(root).parts[0]] for file in files]
         if loose:
             raise InputError(f"Class numbers are for sub-folders, and the images lie in {root} itself.")
@@ -178,6 +183,20 @@ class Folder:
         if without:
             raise InputError(f"No class number is given for the sub-folders {some(without)} of {root}.")
         return [numbers[image_files.spelling(file.relative_to(root).parts[0])] for file in files]
+
+
+def _are_numbers(names):
+    return all(_NUMBER.fullmatch(name) for name in names)
+
+
+def _numbers(root, names):
+    """Sub-folder -> the number that it is named by."""
+    folders = {}
+    for name in names:
+        before = folders.setdefault(int(name), name)
+        if before != name:
+            raise InputError(f"The sub-folders {before} and {name} of {root} are one number; join them.")
+    return {name: number for number, name in folders.items()}
 
 
 @dataclass(frozen=True)
@@ -207,13 +226,15 @@ class Archive:
 class AtURL:
     """A `Folder` or an `Archive` at a URL, which each machine copies once; `fingerprint` is that of its content.
 
-    shape, classes: as theirs. An image's digest is compared whenever it is read, so that the copy is not read as one.
+    shape, classes, resize: as theirs. An image's digest is compared whenever it is read, so that the copy is not read
+    as one.
     """
 
     url: str
     fingerprint: str
     shape: tuple[int, int, int] | None = None
     classes: dict[str, int] | None = None
+    resize: bool = False
 
     def open(self):
         """`Images`, of the copy.
@@ -221,24 +242,25 @@ class AtURL:
         Raises:
             InputError: as theirs, or if there is something else at the URL by now.
         """
-        return at(str(places.local(self.url, self.fingerprint, is_checked=False)), self.shape, self.classes).open()
+        local = str(places.local(self.url, self.fingerprint, is_checked=False))
+        return at(local, self.shape, self.classes, self.resize).open()
 
 
-def at(path, shape, classes=None):
+def at(path, shape, classes=None, resize=False):
     """The source of images at a path or URL: a `Folder`, or the `Archive` that an .npz file is.
 
     Args:
         path: of either.
         shape: (H, W, C) that the images must have; None: that of the first one.
-        classes: see `Folder`.
+        classes, resize: see `Folder`.
 
     Raises:
-        InputError: if it is neither, or has no folders that `classes` could number.
+        InputError: if it is neither, or has no folders that `classes` could number, or no files to resize.
     """
     if places.is_url(path):
-        return AtURL(path, places.fetched(path), shape, classes)
+        return AtURL(path, places.fetched(path), shape, classes, resize)
     if Path(path).is_dir():
-        return Folder(path, shape, classes)
+        return Folder(path, shape, classes, resize)
     if not Path(path).exists():
         raise InputError(f"There is no folder or file {path}.")
     if Path(path).suffix.lower() != _ARCHIVE:
@@ -248,6 +270,8 @@ def at(path, shape, classes=None):
         )
     if classes is not None:
         raise InputError(f"Class numbers are for a folder's sub-folders; an .npz file has its own. Received: {path}")
+    if resize:
+        raise InputError(f"Files in a folder are resized, and not arrays; resize those before. Received: {path}")
     return Archive(path, shape)
 
 

@@ -59,6 +59,7 @@ def write(directory, settings, metrics, found, *, listing, command):
     """
     ids, opened, num_classes = found.ids, found.opened, metrics["num_classes"]
     images = printable(settings["dataset"] or settings["images"])
+    resized = ", resized and cropped" if settings["resize"] or settings["image_size"] else ""
     class_names = opened.class_names or ()
     grid = GridNoise(settings["sigma"], settings["levels"] or opened.levels)
     shape = next((image.shape for image in map(found.image, range(len(ids))) if image is not None), None)
@@ -67,7 +68,7 @@ def write(directory, settings, metrics, found, *, listing, command):
         directory,
         certification_report.Evaluated(
             title=f"{printable(Path(settings['model']).name)} on {images}, sigma = {settings['sigma']:g}",
-            metrics={**metrics, "image_set": f"{len(ids):,} of {len(opened.ids):,} images of {images}"},
+            metrics={**metrics, "image_set": f"{len(ids):,} of {len(opened.ids):,} images of {images}{resized}"},
             listing=listing,
             correct_radii={name: found.correct_radii(certified) for name, certified in found.kinds.items()},
             certificates=next(iter(found.kinds.values())),

@@ -235,8 +235,53 @@ def test_folders_are_numbered_as_a_file_says(run, model, digits, tmp_path):
     (tmp_path / "classes.csv").write_text("two,2\nseven,17\n")
     _, _, err = run("--model", model, "--images", tmp_path / "images", "--classes", tmp_path / "classes.csv")
     assert err.endswith(
-        "the images have 18: their numbers must mean the same. Image 0 is of class 17; accepted: 0 to 9.\n"
+        "the images have 18: their numbers must mean the same. Image 0, seven/a.png, is of class 17; accepted: 0 to 9. "
+        "Number the folders from 0, by their names or by --classes.\n"
     )
+
+
+def test_folders_that_are_named_by_numbers_need_no_file(run, model, tmp_path):
+    for name in ("10", "2", "07"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "images" / name / "a.png")
+    status, _, err = run("--model", model, "--images", tmp_path / "images")
+    assert status == 2
+    assert "Image 1, 10/a.png, is of class 10; accepted: 0 to 9." in err
+    (tmp_path / "images" / "10").rename(tmp_path / "images" / "9")
+    assert run("--model", model, "--images", tmp_path / "images")[0] == 0
+    assert certification_log.read(tmp_path / "output" / "certificates.tsv").labels.tolist() == [7, 2, 9]
+
+
+def test_images_are_resized_only_if_asked_to_and_it_is_told_wherever_the_certificates_are(run, model, tmp_path):
+    (tmp_path / "images").mkdir()
+    random = np.random.default_rng(0)
+    large = random.integers(0, 256, (16, 20), np.uint8)
+    Image.fromarray(large).save(tmp_path / "images" / "large.png")
+    Image.fromarray(random.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "images" / "right.png")
+    output = tmp_path / "output"
+    status, out, _ = run("--model", model, "--images", tmp_path / "images")
+    assert status == 1
+    assert "large.png is 16x20, not 8x8; save it in that size, or certify it resized" in out
+    assert "resized to" not in out
+    assert json.loads((output / "metrics.json").read_text())["resize"] is False
+    # Of the image that had the size, no vote counts for the other rule.
+    status, out, _ = run("--model", model, "--images", tmp_path / "images", "--resize")
+    assert status == 0
+    assert "drawn before" not in out
+    assert "without labels, resized to that and cropped, given to the model in [0, 1]" in out
+    assert json.loads((output / "metrics.json").read_text())["resize"] is True
+    html = (output / "report.html").read_text()
+    assert "2 of 2 images of" in html
+    assert "resized and cropped" in html
+    assert "--resize=yes" in html
+    # The middle 16x16, each 2x2 block of which weighs most.
+    middle = Image.fromarray(large).resize((8, 8), Image.Resampling.BILINEAR, box=(2, 0, 18, 16))
+    (tmp_path / "small").mkdir()
+    middle.save(tmp_path / "small" / "large.png")
+    shutil.copy(tmp_path / "images" / "right.png", tmp_path / "small")
+    lines = (output / "certificates.tsv").read_text()
+    assert run("--model", model, "--images", tmp_path / "small")[0] == 0
+    assert (output / "certificates.tsv").read_text() == lines
 
 
 def test_an_archive_that_is_replaced_after_it_was_read_is_certified_as_it_was_read(
@@ -469,6 +514,8 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*on_digits, "--images", folder), "Give the images by --dataset or by --images, one of them."),
         ((*ours, "--images", folder, "--split", "test"), "--split is for --dataset, not for --images."),
         ((*on_digits, "--classes", "x"), "--classes is for the folders of --images, not for --dataset."),
+        ((*on_digits, "--resize"), "--resize is for the files of --images; --image_size resizes a --dataset."),
+        ((*ours, "--images", tmp_path / "eleven.npz", "--resize"), "Files in a folder are resized, and not arrays"),
         (("--model", tmp_path / "none.keras", "--dataset", "digits"), "There is no model"),
         (("--model", tmp_path / "text.txt", "--dataset", "digits"), "A model is a .keras, .h5, .hdf5 file or"),
         (("--model", folder, "--dataset", "digits"), "A model is a .keras, .h5, .hdf5 file or"),

@@ -50,6 +50,21 @@ def test_two_folders_are_a_data_set(folder):
     assert data.train.images[:, 0, 0, 0].tolist() == [0, 7, 255]
     assert data.train.labels.tolist() == [0, 0, 1]
     assert (data.test.images[0, 3, 5, 2], data.test.labels.tolist()) == (9, [1])
+    assert (data.train.names, data.test.names) == (("cat/0.png", "cat/1.png", "dog/0.png"), ("dog/0.png",))
+
+
+def test_held_out_images_keep_their_names(folder):
+    from pipeline.data import datasets
+
+    train, test = folder("train", {"a": grey(0, 1, 2), "b": grey(3)}), folder("test", {"a": grey(4), "b": grey(5)})
+    held_out = datasets.hold_out(own_images.load(train, test), 2)
+    assert (held_out.train.names, held_out.test.names) == (("a/1.png", "b/0.png"), ("a/0.png", "a/2.png"))
+
+
+def test_folders_that_are_named_by_numbers_need_not_be_the_same(folder):
+    data = own_images.load(folder("train", {"0": grey(1), "2": grey(2), "10": grey(3)}), folder("test", {"2": grey(4)}))
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([0, 10, 2], [2])
+    assert data.class_names == tuple(map(str, range(11)))
 
 
 def test_an_archive_goes_with_a_folder_or_an_archive(folder, npz):

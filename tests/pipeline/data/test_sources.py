@@ -219,7 +219,9 @@ def test_links_to_folders_elsewhere_and_to_files_are_followed(save, tmp_path):
     path = save("cat/a.png", pixels(0))
     (path.parent / "b.png").symlink_to(path.rename(tmp_path / "elsewhere.png"))
     path = save("cat/a.png", pixels(0))
-    (path.parent / "c.png").hardlink_to(path)
+    # Of two names of a file, one alone may be here.
+    save("../first.png", pixels(0)).rename(tmp_path / "elsewhere2.png")
+    (path.parent / "c.png").hardlink_to(tmp_path / "elsewhere2.png")
     (path.parent / "d.png").symlink_to(tmp_path / "gone.png")
     opened = open_folder(tmp_path)
     for i in range(3):
@@ -229,7 +231,7 @@ def test_links_to_folders_elsewhere_and_to_files_are_followed(save, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["cat/b.png", "dog/a.png"])
-@pytest.mark.parametrize("target", ["inside", "outside"])
+@pytest.mark.parametrize("target", ["inside", "outside", "hard"])
 def test_a_file_that_two_links_reach_is_refused(save, tmp_path, place, target):
     """It would count twice, and under two labels."""
     path = save("cat/a.png", pixels(0))
@@ -238,9 +240,19 @@ def test_a_file_that_two_links_reach_is_refused(save, tmp_path, place, target):
         outside = path.rename(tmp_path / "outside.png")
         path.symlink_to(outside)
     (tmp_path / "folder" / place).parent.mkdir(exist_ok=True)
-    (tmp_path / "folder" / place).symlink_to(path)
+    if target == "hard":
+        (tmp_path / "folder" / place).hardlink_to(path)
+    else:
+        (tmp_path / "folder" / place).symlink_to(path)
     said = refused(sources.Folder(str(tmp_path / "folder"), SHAPE))
     assert "are one file, which would count twice; remove the link." in said
+
+
+def test_copies_of_an_image_are_images_of_their_own(save, tmp_path):
+    for name in ("cat/a.png", "cat/b.png", "dog/a.png"):
+        save(name, pixels(0))
+    opened = open_folder(tmp_path)
+    assert (len(opened.ids), len({opened.digest(i) for i in range(3)})) == (3, 1)
 
 
 def test_hidden_files_are_nobodys_content(save, tmp_path):
@@ -280,6 +292,43 @@ def test_class_numbers_are_those_that_are_given(save, tmp_path):
     assert "Class numbers are for sub-folders" in refused(sources.Folder(str(tmp_path / "flat"), SHAPE, numbers))
 
 
+@pytest.mark.parametrize(
+    ("folders", "labels"),
+    [
+        (["0", "1", "2"], [0, 1, 2]),
+        (["10", "2", "9"], [10, 2, 9]),  # in the order of the files
+        (["007", "1"], [7, 1]),
+        (["10", "2", "x"], [0, 1, 2]),  # names, by their order
+        (["1.5", "2"], [0, 1]),
+        (["-1", "2"], [0, 1]),
+        (["\u0663", "2"], [1, 0]),
+    ],
+)
+def test_folders_that_are_all_named_by_numbers_have_these(save, tmp_path, folders, labels):
+    for name in folders:
+        save(f"{name}/a.png", pixels(0))
+    opened = open_folder(tmp_path)
+    found = {opened.name(i).split("/")[0]: opened.label(i) for i in opened.ids.tolist()}
+    assert found == dict(zip(folders, labels, strict=True))
+    assert (opened.class_names is None) is all(name.isascii() and name.isdigit() for name in folders)
+
+
+def test_two_folders_of_one_number_are_refused(save, tmp_path):
+    save("1/a.png", pixels(0))
+    save("01/a.png", pixels(1))
+    assert "The sub-folders 01 and 1 of " in refused(sources.Folder(str(tmp_path / "folder"), SHAPE))
+
+
+def test_images_have_the_names_of_their_files(save, archive, tmp_path):
+    for name in ("dog/b c.png", "cat/deep/a.png", os.fsdecode(b"cat/\xff.png")):
+        save(name, pixels(0))
+    opened = open_folder(tmp_path)
+    assert opened.names(opened.ids[[2, 0]]) == ("dog/b c.png", "cat/deep/a.png")
+    assert opened.name(1) == r"cat/\xff.png"
+    opened = sources.Archive(archive(images=pixels(0, (2, *SHAPE))), SHAPE).open()
+    assert (opened.names(opened.ids), opened.name(0)) == (None, None)
+
+
 def test_a_flat_folder_has_no_labels(save, tmp_path):
     save("b.png", pixels(0))
     save("a.jpg", pixels(1), quality=95)
@@ -304,10 +353,10 @@ def test_greyscale_and_palettes_are_taken_exactly(save, tmp_path):
 @pytest.mark.parametrize(
     ("shape", "array", "mode", "said"),
     [
-        (SHAPE, pixels(0, (6, 4, 3)), None, "bad.png is 6x4, not 4x6"),
+        (SHAPE, pixels(0, (6, 4, 3)), None, "bad.png is 6x4, not 4x6; save it in that size, or certify it resized"),
         (SHAPE, pixels(0, (4, 6, 4)), None, "bad.png is not opaque: what lies behind it is not known; save it on a"),
-        ((4, 6, 1), pixels(0), None, "bad.png is of the kind RGB; accepted for 1 channel: 1, L, LA, I;16, opaque"),
-        ((4, 6, 1), pixels(0, (4, 6, 4)), None, "bad.png is of the kind RGBA; accepted for 1 channel"),
+        ((4, 6, 1), pixels(0), None, "bad.png is of the kind RGB, in colour, and greyscale is needed; save it in g"),
+        ((4, 6, 1), pixels(0, (4, 6, 4)), None, "bad.png is of the kind RGBA, in colour, and greyscale is needed; sa"),
     ],
 )
 def test_an_image_of_another_kind_is_an_error_of_its_own(save, tmp_path, shape, array, mode, said):
@@ -358,7 +407,7 @@ def test_sixteen_bits_of_colour_are_refused(tmp_path):
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.png").write_bytes(png + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
-    with pytest.raises(sources.ImageError, match=r"a\.png is of the kind RGB, 16 bits deep; accepted for 3 channels"):
+    with pytest.raises(sources.ImageError, match=r"a\.png is of the kind RGB, 16 bits deep; save it in RGB with 8 bi"):
         open_folder(tmp_path).image(0)
 
 
@@ -369,17 +418,32 @@ def test_webp_and_bmp_are_taken_and_a_printers_colours_are_not(save, tmp_path):
     opened = open_folder(tmp_path)
     for i in (0, 1):
         np.testing.assert_array_equal(opened.image(i), pixels(i) / np.float32(255))
-    with pytest.raises(
-        sources.ImageError, match=r"c\.jpg is of the kind CMYK; accepted for 3 channels: 1, L, LA, I;16, RGB"
-    ):
+    with pytest.raises(sources.ImageError, match=r"c\.jpg is of the kind CMYK, a printer's .*; save it in RGB$"):
         opened.image(2)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.TIF", "a.tiff", "a.ppm", "a.tga"])
+def test_an_image_of_another_format_is_refused_and_not_missed(save, tmp_path, name):
+    save(name, pixels(0))
+    save("b.png", pixels(1))
+    opened = open_folder(tmp_path)
+    with pytest.raises(
+        sources.ImageError, match=rf"{name} cannot be read \(it is no PNG, .*; save it as one of these\)"
+    ):
+        opened.image(0)
+    np.testing.assert_array_equal(opened.image(1) * 255, pixels(1))
+
+
+def test_what_is_in_a_file_decides_and_not_its_suffix(save, tmp_path):
+    save("a.png", pixels(0)).rename(tmp_path / "folder" / "a.jfif")
+    np.testing.assert_array_equal(open_folder(tmp_path).image(0) * 255, pixels(0))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.webp"])
 def test_what_moves_is_refused(save, tmp_path, name):
     more = [Image.fromarray(pixels(1))]
     save(name, pixels(0), save_all=True, append_images=more)
-    with pytest.raises(sources.ImageError, match=r"is animated: it has 2 images"):
+    with pytest.raises(sources.ImageError, match=r"is animated: it has 2 images; save the one that is meant"):
         open_folder(tmp_path).image(0)
 
 
@@ -396,6 +460,60 @@ def test_images_are_upright_as_their_orientation_says(save, tmp_path, orientatio
     exif[0x0112] = orientation
     save("a.png", np.ascontiguousarray(stored), exif=exif)
     np.testing.assert_array_equal(open_folder(tmp_path).image(0), as_seen / np.float32(255))
+
+
+def resized(tmp_path, shape=SHAPE):
+    return sources.Folder(str(tmp_path / "folder"), shape, resize=True).open()
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_half_the_size_weighs_four_pixels_by_1_3_3_1(save, tmp_path, dtype, largest):
+    """A triangle of twice the width of a pixel, in both directions; the sides are in the ratio of the shape's."""
+    stored = 64 * np.random.default_rng(0).integers(0, largest // 64, (8, 12, 1)).astype(dtype)
+    save("a.png", stored)
+    image = resized(tmp_path, (4, 6, 1)).image(0)
+    weights = np.zeros((6, 12))
+    for place in range(1, 5):
+        weights[place, 2 * place - 1 : 2 * place + 3] = np.array([1, 3, 3, 1]) / 8
+    expected = weights[1:3, :8] @ stored[..., 0] @ weights.T
+    np.testing.assert_array_equal(np.rint(image[1:3, 1:5, 0] * largest), expected[:, 1:5])
+    np.testing.assert_array_equal(image, np.rint(image * largest).astype(np.float32) / np.float32(largest))
+
+
+def test_what_is_resized_is_the_middle_upright(save, tmp_path):
+    """Of 4x12 as it is seen, columns 3 to 8."""
+    as_seen = np.zeros((4, 12, 3), np.uint8)
+    as_seen[:, 3:9] = pixels(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save("a.png", np.ascontiguousarray(np.rot90(as_seen, 1)), exif=exif)
+    np.testing.assert_array_equal(resized(tmp_path).image(0) * 255, pixels(0))
+
+
+def test_resized_images_have_digests_of_their_own_for_each_size(save, tmp_path, monkeypatch):
+    save("a.png", pixels(0))
+    before = open_folder(tmp_path).digest(0)
+    digests = [before, *(resized(tmp_path, shape).digest(0) for shape in (SHAPE, (2, 3, 3), (23, 2, 3)))]
+    assert len(set(digests)) == 4
+    # Another version may compute other pixels, of resized images alone.
+    monkeypatch.setattr("PIL.__version__", "99.0")
+    assert resized(tmp_path).digest(0) not in digests
+    assert open_folder(tmp_path).digest(0) == before
+    # It has the size already.
+    np.testing.assert_array_equal(resized(tmp_path).image(0), open_folder(tmp_path).image(0))
+
+
+def test_resizing_takes_nothing_that_is_refused_otherwise(save, tmp_path, archive):
+    save("a.png", pixels(0, (8, 12, 4)))
+    save("b.jpg", pixels(0, (8, 12, 3)), mode="CMYK")
+    (tmp_path / "folder" / "c.png").write_bytes(b"no image")
+    opened = resized(tmp_path)
+    for i, said in enumerate(("is not opaque", "is of the kind CMYK", "cannot be read")):
+        with pytest.raises(sources.ImageError, match=said):
+            opened.image(i)
+    path = archive(images=pixels(0, (2, *SHAPE)))
+    with pytest.raises(InputError, match="Files in a folder are resized, and not arrays"):
+        sources.at(path, SHAPE, resize=True)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder's name"])
@@ -449,7 +567,8 @@ def test_no_line_about_an_image_differs_from_run_to_run_or_commands_a_terminal(t
     with pytest.raises(sources.ImageError) as refusal:
         open_folder(tmp_path).image(0)
     assert str(refusal.value).endswith(
-        r"\x1b[2Jb\nad\u202e.png cannot be read (it is no PNG, JPEG, WebP or BMP image, or is damaged)"
+        r"\x1b[2Jb\nad\u202e.png cannot be read (it is no PNG, JPEG, WebP or BMP image, or is damaged; save it as one "
+        "of these)"
     )
     assert "0x" not in str(refusal.value)
 
