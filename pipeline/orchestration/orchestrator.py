@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -34,9 +35,14 @@ from serving.fingerprints import (
 )
 
 _RECORD = "execution.json"
+# <component>-<fingerprint>
+_DIRECTORY = re.compile(r"([A-Za-z]+)-[0-9a-f]{16}")
 _SCRATCH = "scratch"
+# Folder of a root where training curves are.
+TENSORBOARD = "tensorboard"
 _UNFINISHED, _REPLACED = ".unfinished", ".replaced"
 _FORMAT = 3
+_TRIES_TO_LOCK, _SECONDS_BETWEEN_TRIES = 4, 0.05
 # How the system says that there is no room to write: on the disk, in a quota, below the limit of a file.
 _NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 _SCHEMA = {
@@ -94,6 +100,7 @@ class Execution:
         scratch: directory that outlives a kill: the next attempt at the same execution finds it as it was left.
         num_workers: how many threads to use; changes no result.
         engine: Beam's engine to certify on, None for this machine; changes no result.
+        name: of its directory, once it is finished.
     """
 
     inputs: dict
@@ -103,9 +110,59 @@ class Execution:
     scratch: Path
     num_workers: int
     engine: object = None
+    name: str = ""
 
 
-def run(components, settings, root, num_workers, anew=False, engine=None):
+@dataclass(frozen=True)
+class Step:
+    """What a run would do with a component.
+
+    Attributes:
+        component: the `Component`.
+        state: "cached"; "begun", if an earlier run was stopped in it; or "to do".
+        directory: of the execution; None where what it reads is still to be made.
+        scratch: what an earlier run left to go on from; None if there is nothing.
+    """
+
+    component: Component
+    state: str
+    directory: Path | None = None
+    scratch: Path | None = None
+
+
+def planned(components, settings, root, anew=False):
+    """What `run` would do, by which nothing is executed or written.
+
+    Args:
+        components, settings, root, anew: see `run`; the root need not exist.
+
+    Returns:
+        The `Step`s, and name -> `Artifact` of those that there are.
+
+    Raises:
+        InputError: as `run`.
+    """
+    steps, artifacts = [], {}
+    for component in components:
+        if isinstance(component, Resolver):
+            with contextlib.suppress(KeyError):  # it looks at what is still to be made
+                artifacts[component.output] = component.resolve(artifacts, settings, root)
+            continue
+        if not artifacts.keys() >= {*component.inputs}:
+            steps.append(Step(component, "to do"))
+            continue
+        declaration, directory = _declared(component, artifacts, settings, root)
+        # What a run would put back first.
+        finished = next((path for path in (directory, _replaced(directory)) if path.exists()), None)
+        scratch = None if anew or not _unfinished(directory).exists() else _unfinished(directory) / _SCRATCH
+        state = "cached" if finished and not anew else "begun" if scratch else "to do"
+        steps.append(Step(component, state, directory, scratch))
+        if finished:
+            artifacts.update(_finished_outputs(component, declaration, finished))
+    return steps, artifacts
+
+
+def run(components, settings, root, num_workers, anew=False, engine=None, starting=lambda directory: None):
     """Runs components in order, saying so.
 
     Args:
@@ -115,6 +172,7 @@ def run(components, settings, root, num_workers, anew=False, engine=None):
         num_workers: see `Execution`.
         anew: whether components are executed even if they were before; what they made then is kept until they are done.
         engine: see `Execution`.
+        starting: called with the directory of each execution before it is carried out; not of those that are cached.
 
     Returns:
         name -> `Artifact`, all of them.
@@ -127,29 +185,18 @@ def run(components, settings, root, num_workers, anew=False, engine=None):
         if isinstance(component, Resolver):
             artifacts[component.output] = component.resolve(artifacts, settings, root)
             continue
-        inputs = {name: artifacts[name] for name in component.inputs}
-        parameters = {name: settings[name] for name in component.parameters}
-        modules = code.modules(*(parameters[name] for name in component.references))
-        # Those behind it load what it saves, even if it is cached.
-        _import(modules)
-        declaration = {
-            "component": component.name,
-            "inputs": {name: artifact.fingerprint for name, artifact in inputs.items()},
-            "outputs": list(component.outputs),
-            "parameters": parameters,
-            "version": macer_tf.__version__,
-            "code": _code(component, modules),
-            "files": _files(component, parameters),
-        }
-        directory = root / f"{component.name}-{fingerprint(declaration)[:16]}"
+        declaration, directory = _declared(component, artifacts, settings, root)
         _put_back(directory)
         if directory.exists() and not anew:
             print(f"{component.name:<15} cached in {directory}", flush=True)
         else:
             print(f"{component.name:<15} running", flush=True)
             with _told_if_no_room(component, directory):
+                starting(directory)
                 if anew:
                     shutil.rmtree(_unfinished(directory), ignore_errors=True)
+                inputs = {name: artifacts[name] for name in component.inputs}
+                parameters = declaration["parameters"]
                 execution = _prepare(component, inputs, parameters, directory, root, num_workers, engine)
                 seconds = _execute(component, execution, declaration, directory)
             print(f"{component.name:<15} done in {duration(seconds)}: {directory}", flush=True)
@@ -173,6 +220,30 @@ def finished(root, name):
     return [outputs for _, outputs in sorted(found, key=lambda entry: entry[0], reverse=True)]
 
 
+def executions(root):
+    """Directory -> record, of each execution under root: a dictionary; None if it is unfinished, or not to be read.
+
+    A finished one has among others its `component`, `inputs` and `output_fingerprints`, its `parameters`, and
+    `started_at` and `finished_at` in seconds since 1970. Names of unfinished ones end in `.unfinished`, of those that a
+    later one was about to replace in `.replaced`.
+    """
+    names = re.compile(rf"{_DIRECTORY.pattern}({re.escape(_UNFINISHED)}|{re.escape(_REPLACED)})?")
+    found = [path for path in sorted(root.glob("*-*")) if names.fullmatch(path.name) and path.is_dir()]
+    return {path: None if path.suffix == _UNFINISHED else _read_record(path) for path in found}
+
+
+def is_locked(root):
+    """Whether a run is at work in a root."""
+    try:
+        with open(root / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def locked(root, name="pipeline_root"):
     """Holds the root, which the setting `name` gives, for one run at a time.
@@ -188,11 +259,19 @@ def locked(root, name="pipeline_root"):
     except OSError as error:
         raise InputError(f"Cannot write to the folder {root} ({error.strerror}); give another one by {name}.") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"Another run is at work in {root}; wait for it, or give another {name}.") from None
+        if not any(_try_to_lock(file) for _ in range(_TRIES_TO_LOCK)):
+            raise InputError(f"Another run is at work in {root}; wait for it, or give another {name}.")
         yield
+
+
+def _try_to_lock(file):
+    """Whether the lock is ours now; `is_locked` may hold it for a moment."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -212,6 +291,24 @@ def _told_if_no_room(component, directory):
         ) from error
 
 
+def _declared(component, artifacts, settings, root):
+    """What tells an execution from others, as JSON values, and its directory."""
+    parameters = {name: settings[name] for name in component.parameters}
+    modules = code.modules(*(parameters[name] for name in component.references))
+    # Those behind it load what it saves, even if it is cached.
+    _import(modules)
+    declaration = {
+        "component": component.name,
+        "inputs": {name: artifacts[name].fingerprint for name in component.inputs},
+        "outputs": list(component.outputs),
+        "parameters": parameters,
+        "version": macer_tf.__version__,
+        "code": _code(component, modules),
+        "files": _files(component, parameters),
+    }
+    return declaration, root / f"{component.name}-{fingerprint(declaration)[:16]}"
+
+
 def _prepare(component, inputs, parameters, directory, root, num_workers, engine):
     unfinished = _unfinished(directory)
     outputs = {name: unfinished / name for name in component.outputs}
@@ -220,7 +317,7 @@ def _prepare(component, inputs, parameters, directory, root, num_workers, engine
         path.mkdir(parents=True)
     scratch = unfinished / _SCRATCH
     scratch.mkdir(exist_ok=True)
-    return Execution(inputs, outputs, parameters, root, scratch, num_workers, engine)
+    return Execution(inputs, outputs, parameters, root, scratch, num_workers, engine, directory.name)
 
 
 def _execute(component, execution, declaration, directory):

@@ -1,0 +1,357 @@
+"""The runs of a pipeline root: a folder of links for each in `history`, the last whole one's also called `latest`.
+
+A run that is at work, or was stopped, has a folder too, with what was asked for; its name ends in `.unfinished` until
+the run is finished and the folder renamed, and from then on nothing in it changes. What a finished run uses is known
+from the executions' own records, so a root of before there was a history has its runs, too.
+"""
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.orchestration import orchestrator
+from pipeline.orchestration.orchestrator import TENSORBOARD
+from pipeline.utils import sealed
+from pipeline.utils.atomic_files import write_text
+from pipeline.utils.errors import InputError
+from serving.exit import in_one_line
+from serving.files import flush
+from serving.fingerprints import fingerprint
+
+LATEST, SETTINGS = "latest", "settings.yaml"
+_HISTORY, _RECORD, _TRASH = "history", "run.json", ".pruned"
+_UNFINISHED = ".unfinished"
+_FORMAT = 1
+_SCHEMA = {
+    "format": int, "state": str, "executions": list, "began_at": float, "ended_at": float | None, "reason": str | None,
+    "about": dict, "result": dict,
+}  # fmt: skip
+# The last executions of a run: what they lead back to is in use.
+_LAST = ("Pusher", "SweepEvaluator")
+# It may have taken days, and the command of an unfinished run goes on from it.
+_KEPT = "Trainer"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a root.
+
+    Attributes:
+        name: of its folder in the history; of a run of before there was one, of its last execution.
+        state: "finished"; "running"; "failed"; "interrupted"; or "damaged", if its record cannot be read.
+        executions: directories of those that it used, if it is finished, or else that it began.
+        folder: its folder in the history; None for a run of before there was one.
+        about, result: what was recorded of it, and of what came of it, JSON values by name.
+        reason: why it failed, in one line, or None.
+        began_at, ended_at: in seconds since 1970; None where it is not known, or not over.
+    """
+
+    name: str
+    state: str
+    executions: tuple[Path, ...]
+    folder: Path | None = None
+    about: dict | None = None
+    result: dict | None = None
+    reason: str | None = None
+    began_at: float | None = None
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Unused:
+    """What of a root no finished run uses.
+
+    Attributes:
+        paths: what `remove` removes: unfinished executions and finished ones, records of unfinished runs, and curves
+            of models that are gone.
+        models: finished executions that trained a model; they are kept.
+        unreadable: directories of executions whose records cannot be read; they are left alone.
+    """
+
+    paths: tuple[Path, ...]
+    models: tuple[Path, ...]
+    unreadable: tuple[Path, ...]
+
+
+@contextlib.contextmanager
+def recorded(root, name, about, settings):
+    """A `Recorder` of these, in a context: an error in it is what stopped the run."""
+    recorder = Recorder(root, name, about, settings)
+    try:
+        yield recorder
+    except Exception as error:
+        with contextlib.suppress(InputError):  # of the disk that was full before
+            recorder.failed(in_one_line(error, None, InputError))
+        raise
+
+
+def name_of(told, given):
+    """A run's name: what tells it to people, and a few digits that tell `given`, a JSON value, from all others."""
+    told = re.sub(r"[^\w.+-]", "_", told)
+    return f"{told}-{fingerprint(given)[:8]}"
+
+
+def curves_of(root, directory):
+    """Where the curves are that the execution in a directory wrote, or None."""
+    return next((root / TENSORBOARD).glob(f"*-{directory.name.rpartition('-')[2][:8]}"), None)
+
+
+class Recorder:
+    """Writes down a run: that it began, once something is executed for it, and how it ended.
+
+    A run that finds everything cached, and was recorded before, writes nothing.
+
+    Args:
+        root: `Path` of the pipeline root, which is locked.
+        name: a file's name, the same for the same settings and for no others.
+        about: what tells the run, JSON values by name.
+        settings: text of its file of settings.
+    """
+
+    def __init__(self, root, name, about, settings):
+        self._root, self._name, self._about, self._settings = root, name, about, settings
+        self._folder = root / _HISTORY / f"{name}{_UNFINISHED}"
+        self._executions, self._began_at = [], None
+
+    def starting(self, directory):
+        """For `orchestrator.run`: an execution is about to be carried out."""
+        if self._began_at is None:
+            self._began_at = _now()
+            # What an earlier attempt finished is this run's, too.
+            before = _read(self._folder)
+            self._executions = [] if before is None else before["executions"]
+        if directory.name not in self._executions:
+            self._executions.append(directory.name)
+        self._write("running")
+
+    def failed(self, reason):
+        """An error has stopped the run, told in one line."""
+        if self._began_at is not None:
+            self._write("failed", reason=reason)
+
+    def finish(self, artifacts, links, result, is_whole=True):
+        """The run is finished.
+
+        Args:
+            artifacts: `Artifact`s, all that it used.
+            links: name -> path under root, for links in the run's folder.
+            result: what came of it, JSON values by name.
+            is_whole: whether `latest` is to be this run.
+
+        Returns:
+            `Path` of its folder.
+        """
+        used = sorted({artifact.path.parent.name for artifact in artifacts if artifact.path is not None})
+        folder = self._finished_before(used)
+        if folder is None:
+            self._executions = used
+            self._write("finished", result=result)
+            for name, path in links.items():
+                _link(self._folder / name, os.path.relpath(path, self._folder))
+            folder = self._free_name()
+            flush(self._folder)
+            os.rename(self._folder, folder)
+            flush(folder.parent)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if is_whole:
+            _link(self._root / LATEST, str(folder.relative_to(self._root)))
+        return folder
+
+    def _finished_before(self, used):
+        """The folder of this run, from these very executions, if there is one."""
+        for folder in itertools.takewhile(os.path.lexists, self._numbered()):
+            record = _read(folder)
+            if record and record["executions"] == used:
+                return folder
+        return None
+
+    def _free_name(self):
+        return next(folder for folder in self._numbered() if not os.path.lexists(folder))
+
+    def _numbered(self):
+        """The folders that it may have: the same settings make other artifacts by another version of the code."""
+        for number in itertools.count(1):
+            yield self._folder.with_name(self._name if number == 1 else f"{self._name}-{number}")
+
+    def _write(self, state, reason=None, result=None):
+        now = _now()
+        record = {
+            "format": _FORMAT,
+            "state": state,
+            "executions": self._executions,
+            "began_at": self._began_at or now,
+            "ended_at": None if state == "running" else now,
+            "reason": reason,
+            "about": self._about,
+            "result": result or {},
+        }
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_text(self._folder / SETTINGS, self._settings)
+            write_text(self._folder / _RECORD, sealed.dumps(record, indent=1))
+        except OSError as error:
+            raise InputError(f"Cannot write {self._folder} ({error.strerror}); make room and run again.") from None
+
+
+def runs(root):
+    """The `Run`s of a root, the latest last."""
+    executions, is_locked = orchestrator.executions(root), orchestrator.is_locked(root)
+    found, recorded = [], set()
+    for folder in sorted(path for path in (root / _HISTORY).glob("*") if path.is_dir()):
+        record = _read(folder)
+        name = folder.name.removesuffix(_UNFINISHED)
+        if record is None:
+            found.append(Run(name, "damaged", (), folder))
+            continue
+        used = tuple(root / name for name in record["executions"])
+        told = {name: record[name] for name in ("state", "about", "result", "reason", "began_at", "ended_at")}
+        found.append(Run(name, executions=used, folder=folder, **told))
+        recorded |= {*used}
+    for path in _last(executions):
+        if path not in recorded:
+            record = executions[path]
+            used = tuple(sorted(_leading_to({path}, executions)))
+            found.append(Run(path.name, "finished", used, ended_at=record["finished_at"]))
+    found.sort(key=lambda run: run.ended_at or run.began_at or 0)
+    return _with_interrupted(found, is_locked)
+
+
+def unused(root):
+    """`Unused`.
+
+    Raises:
+        InputError: if a run is at work in the root.
+    """
+    if orchestrator.is_locked(root):
+        raise InputError(f"A run is at work in {root}; wait for it.")
+    return _unused(root)
+
+
+def remove(root):
+    """Removes what is unused, a kill in between leaving nothing half removed.
+
+    Returns:
+        `Unused`, of before, and how many bytes its paths had.
+
+    Raises:
+        InputError: if a run is at work in the root, or something cannot be removed.
+    """
+    with orchestrator.locked(root):
+        trash = root / _TRASH
+        try:
+            shutil.rmtree(trash, ignore_errors=True)
+            found = _unused(root)
+            size = sum(map(size_of, found.paths))
+            trash.mkdir()
+            for number, path in enumerate(found.paths):
+                os.rename(path, trash / str(number))
+            shutil.rmtree(trash)
+        except OSError as error:
+            raise InputError(f"Cannot remove {error.filename} ({error.strerror}).") from None
+    return found, size
+
+
+def size_of(path):
+    """Bytes of all files in a directory; links are not followed."""
+    return sum(os.lstat(os.path.join(folder, name)).st_size for folder, _, names in os.walk(path) for name in names)
+
+
+def _unused(root):
+    executions = orchestrator.executions(root)
+    found = runs(root)
+    last = _last(executions)
+    finished = {path for run in found if run.state == "finished" for path in run.executions}
+    # A kill may have come behind the last execution.
+    used = _leading_to(finished | last, executions)
+    others = {path: record for path, record in executions.items() if path not in used}
+    # Of those that are finished; one that is to be replaced by one that is not there is put back by the next run.
+    whole = {path: record for path, record in others.items() if record is not None and not path.suffix}
+    models = {path for path, record in whole.items() if record["component"] == _KEPT}
+    left_over = {path for path in others if path.suffix == _UNFINISHED or _is_replaced(path)}
+    gone = left_over | (whole.keys() - models)
+    runs_gone = {
+        run.folder
+        for run in found
+        if run.folder is not None and run.folder.suffix == _UNFINISHED and (models | last).isdisjoint(run.executions)
+    }
+    left = {path.name.rpartition("-")[2] for path in executions if path not in gone}
+    curves = [path for path in sorted((root / TENSORBOARD).glob("*-*")) if path.is_dir()]
+    curves_gone = {path for path in curves if not any(name.startswith(path.name.rpartition("-")[2]) for name in left)}
+    return Unused(
+        paths=tuple(sorted(gone | runs_gone | curves_gone)),
+        models=tuple(sorted(models)),
+        unreadable=tuple(sorted(path for path in others if others[path] is None and not path.suffix)),
+    )
+
+
+def _last(executions):
+    """The directories of the finished ones with which a run ends."""
+    finished = {path: record for path, record in executions.items() if record and not path.suffix}
+    return {path for path, record in finished.items() if record["component"] in _LAST}
+
+
+def _leading_to(paths, executions):
+    """Those executions and all whose outputs they read, directly or not."""
+    made = {}
+    for path, record in executions.items():
+        for output in record["output_fingerprints"].values() if record and not _is_replaced(path) else ():
+            made.setdefault(output, set()).add(path)
+    waiting, found = [*paths], set()
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            record = executions.get(path)
+            inputs = record["inputs"].values() if record else ()
+            waiting += [one for output in inputs for one in made.get(output, ())]
+    return found
+
+
+def _is_replaced(path):
+    """Whether an execution was replaced by one that is there."""
+    return bool(path.suffix) and path.with_suffix("").exists()
+
+
+def _with_interrupted(found, is_locked):
+    """Of those that were left at work only the last can still be, and only if somebody holds the root."""
+    began = [run.began_at for run in found if run.state == "running"]
+    last = max(began, default=None) if is_locked else None
+    return [
+        replace(run, state="interrupted") if run.state == "running" and run.began_at != last else run for run in found
+    ]
+
+
+def _read(folder):
+    """The record of a run, or None if there is none or it is damaged."""
+    try:
+        record = sealed.loads((folder / _RECORD).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(record, dict) or record.keys() != _SCHEMA.keys() or record["format"] != _FORMAT:
+        return None
+    is_ours = all(isinstance(record[name], kind) for name, kind in _SCHEMA.items())
+    return record if is_ours and all(_is_name(name) for name in record["executions"]) else None
+
+
+def _is_name(name):
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z]+-[0-9a-f]{16}", name) is not None
+
+
+def _link(path, target):
+    """Makes a link at one stroke, also in the place of another; leaves one that is right as it is."""
+    if path.is_symlink() and os.readlink(path) == target:
+        return
+    beside = path.with_name(f".{path.name}.writing")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    os.replace(beside, path)
+    flush(path.parent)
+
+
+def _now():
+    return round(time.time(), 3)
