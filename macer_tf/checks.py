@@ -2,6 +2,8 @@
 
 import math
 import numbers
+import re
+from collections.abc import Iterable
 from typing import Any
 
 # float32 flushes probabilities below 1.2e-38 = Phi(-12.9) to zero; a hinge at 24 reaches down to about Phi(-12.4).
@@ -10,6 +12,9 @@ MAX_GAMMA = 24.0
 MAX_GAMMA_XLA = 14.0
 
 ATTACKS = ("pgd", "ddn")
+
+# The names in `networks.BUILDERS`.
+NETWORKS = ("small_cnn", "lenet", "cifar_resnet<depth>", "resnet50")
 
 
 _RULES = {
@@ -92,6 +97,25 @@ def check(**hyperparameters: Any) -> None:
         is_comparable = name == "attack" or value is None or _is_number(value)
         if not (is_comparable and (value is not None or name == "microbatch") and accepts(value)):
             raise ValueError(f"{line} Received: {name}={value!r}")
+
+
+def check_network(name: str, accepted: Iterable[str] = NETWORKS) -> tuple[str, tuple[int, ...]]:
+    """The entry of `accepted` that a network's name is one of, and its whole numbers, for which <depth> or so stands.
+
+    Raises:
+        ValueError: in one line, if there is none.
+    """
+    for registered in accepted:
+        pattern = r"(\d+)".join(map(re.escape, re.split(r"<\w+>", registered)))
+        if found := re.fullmatch(pattern, name):
+            return registered, tuple(map(int, found.groups()))
+    raise ValueError(f"Unknown network. Received: {name}; accepted: {', '.join(accepted)}, e.g. cifar_resnet20.")
+
+
+def check_depth(depth: int) -> None:
+    """Raises ValueError, in one line, unless a cifar_resnet can have this depth."""
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"The depth of a cifar_resnet must be 6n + 2, e.g. 20 or 110. Received: depth={depth}")
 
 
 def _is_number(value):

@@ -10,12 +10,12 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 # isort: split
 
-import re
 from collections.abc import Callable
 
 import keras
 from keras import layers
 
+from macer_tf import checks
 from macer_tf.layers import FusedBatchNormalization
 
 # (height, width, channels)
@@ -72,11 +72,8 @@ def build(name: str, input_shape: Shape, num_classes: int) -> keras.Model:
     Raises:
         ValueError: for an unknown name, or an image shape that the network does not take.
     """
-    for registered, builder in BUILDERS.items():
-        pattern = r"(\d+)".join(map(re.escape, re.split(r"<\w+>", registered)))
-        if found := re.fullmatch(pattern, name):
-            return builder(*map(int, found.groups()), input_shape, num_classes)
-    raise ValueError(f"Unknown network. Received: {name}; accepted: {', '.join(BUILDERS)}, e.g. cifar_resnet20.")
+    registered, numbers = checks.check_network(name, BUILDERS)
+    return BUILDERS[registered](*numbers, input_shape, num_classes)
 
 
 @register("small_cnn")
@@ -131,8 +128,7 @@ def cifar_resnet(depth: int, input_shape: Shape = (32, 32, 3), num_classes: int 
     Raises:
         ValueError: if depth is not 6n + 2.
     """
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"The depth of a cifar_resnet must be 6n + 2, e.g. 20 or 110. Received: depth={depth}")
+    checks.check_depth(depth)
     _check_side(f"cifar_resnet{depth}", input_shape, 8)
     inputs = keras.Input(input_shape)
     x = layers.ReLU()(_conv_norm(inputs, 16, 3, 1, ("conv1", "bn1")))

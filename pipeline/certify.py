@@ -9,13 +9,15 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from macer_tf import certificates as certificates_lib
+from pipeline import early_checks
 from pipeline.certification import certificate_files, sampling_plan
-from pipeline.cli import beam_options, command_line, console
+from pipeline.cli import beam_options, command_line, config, console, saying
 from pipeline.cli.command_line import (
     ABOVE_0,
     FOLDER,
@@ -81,33 +83,44 @@ _GROUPS = {
         Setting("num_workers", whole(1), "certification threads", None, "one per core"),
         beam_options.VOTES,
         beam_options.PATIENCE,
+        *saying.SETTINGS,
     ),
 }
+_PROGRAM = "python -m pipeline.certify"
+_CHEAPER = ("n", "max")
 
 
 def main(arguments=None):
     """Certifies. Returns the exit status: 0, 1 if an image or the job failed, 2 for bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     console.quiet()
+    with saying.Saying(arguments) as said:
 
-    def parse():
-        settings = _settings(sys.argv[1:] if arguments is None else arguments)
-        return settings, Path(settings["output"])
+        def parse():
+            settings = _settings(config.expand(arguments, lambda _: _GROUPS))
+            return settings, None if settings["dry_run"] else Path(settings["output"])
 
-    def work(settings):
-        output = Path(settings["output"])
-        engine = _engine(settings)
-        with orchestrator.locked(output, "output"):
-            certificate_files.check_room(output)
-            # Only now, so that --help and a typo do not wait for TensorFlow.
-            console.import_tensorflow()
-            from pipeline.certification import classifiers
+        def work(settings):
+            if settings["dry_run"]:
+                with tempfile.TemporaryDirectory() as folder:
+                    return _in_snapshot(settings, said, Path(folder), None)
+            output, engine = Path(settings["output"]), _engine(settings)
+            with orchestrator.locked(output, "output"):
+                certificate_files.check_room(output)
+                return _in_snapshot(settings, said, output, engine)
 
-            with classifiers.snapshot(settings["model"], output / ".model") as snapshot:
-                return _certify(settings, output, snapshot, engine)
+        interrupted = "What was drawn is kept; run the same command again to go on."
+        how = {"bad_input": InputError, "at_once": True, "on_error": said.failed}
+        return said.end(exit_status(parse, work, interrupted, **how))
 
-    return exit_status(
-        parse, work, "What was drawn is kept; run the same command again to go on.", bad_input=InputError, at_once=True
-    )
+
+def _in_snapshot(settings, said, folder, engine):
+    # Only now, so that --help and a typo do not wait for TensorFlow.
+    console.import_tensorflow()
+    from pipeline.certification import classifiers
+
+    with classifiers.snapshot(settings["model"], folder / ".model") as snapshot:
+        return _certify(settings, said, snapshot, engine)
 
 
 def _engine(settings):
@@ -123,7 +136,7 @@ def _settings(arguments):
     given = command_line.given(
         arguments,
         _GROUPS,
-        prog="python -m pipeline.certify",
+        prog=_PROGRAM,
         usage="%(prog)s --model PATH (--dataset NAME | --images PATH) [options]",
         description="Certifies a classifier that returns logits or probabilities for images in [0, 1]: which class "
         "the smoothed classifier returns, and within which l2 radius it cannot change. In brackets: the default. "
@@ -134,6 +147,36 @@ def _settings(arguments):
     beam_options.check_engine(settings, given)
     if settings["model"] is None:
         raise InputError("--model is missing: a .keras or .h5 file, or a SavedModel's folder.")
+    _check_images(settings, given)
+    asked = [name for name in ("radii", "tolerance") if settings[name] is not None]
+    if settings["budget"] == "adaptive" and len(asked) != 1:
+        raise InputError("--budget adaptive needs --radii or --tolerance, one of them: when is an image decided?")
+    if settings["budget"] == "fixed" and asked:
+        raise InputError(f"--{asked[0]} is for --budget adaptive.")
+    saying.check(settings)
+    command_line.refuse_idle(given, _idle(settings))
+    early_checks.check_classifier(settings)
+    return settings
+
+
+def _idle(settings):
+    """Name -> why, of the settings that do nothing beside the others."""
+    found = {}
+    if not _plan(settings).betas:
+        found["soft_betas"] = f"certify={settings['certify']} asks for no soft certificates"
+    if settings["certify"] != sampling_plan.HARD:
+        found["skip_wrong"] = f"certify={settings['certify']} estimates every image"
+    if settings["dataset"] == "digits":
+        found["data_dir"] = "the digits are embedded"
+    if not places.is_url(settings["model"]) and Path(settings["model"]).is_dir():
+        found["custom_objects"] = "a SavedModel brings what it computes itself"
+    elif not places.is_url(settings["model"]):
+        found["trust_model"] = "it is for the folder of a SavedModel"
+    return found
+
+
+def _check_images(settings, given):
+    """Raises InputError unless it is said once, and without contradiction, which images are meant."""
     if (settings["dataset"] is None) == (settings["images"] is None):
         raise InputError("Give the images by --dataset or by --images, one of them.")
     of_data_sets = [name for name in ("split", "data_dir", "image_size") if settings["images"] and name in given]
@@ -148,13 +191,6 @@ def _settings(arguments):
         raise InputError("--classes is for the folders of --images, not for --dataset.")
     if settings["resize"] and settings["images"] is None:
         raise InputError("--resize is for the files of --images; --image_size resizes a --dataset.")
-    asked = [name for name in ("radii", "tolerance") if settings[name] is not None]
-    if settings["budget"] == "adaptive" and len(asked) != 1:
-        raise InputError("--budget adaptive needs --radii or --tolerance, one of them: when is an image decided?")
-    if settings["budget"] == "fixed" and asked:
-        raise InputError(f"--{asked[0]} is for --budget adaptive.")
-    _plan(settings)
-    return settings
 
 
 def _plan(settings):
@@ -163,10 +199,11 @@ def _plan(settings):
     )
 
 
-def _certify(settings, output, snapshot, engine):
+def _certify(settings, said, snapshot, engine):
     from pipeline.certification import classifiers, driver
     from pipeline.data import sources
 
+    output = Path(settings["output"])
     plan, code = _plan(settings), _code(settings)
     sampler, loaded = _load(settings, snapshot, plan)
     if code != _code(settings):
@@ -180,26 +217,39 @@ def _certify(settings, output, snapshot, engine):
     _print_settings(settings, plan, classifier, precision, opened, ids)
 
     own_output = {name: settings[name] for name in ("model_output",) if settings[name]}
-    outcome = driver.run_in(
-        output,
-        sampler,
-        loaded,
-        {"model": snapshot.fingerprint, "precision": precision, **own_output, **code},
-        ids,
-        num_classes,
-        plan,
-        labels=labels,
-        num_workers=settings["num_workers"] or os.cpu_count(),
-        engine=engine,
-    )
+    of = {"model": snapshot.fingerprint, "precision": precision, **own_output, **code}
+    what = (output, sampler, loaded, of, ids, num_classes, plan)
+    if settings["dry_run"]:
+        return _tell(settings, said, driver.forecast_in(*what, labels=labels))
+    how = {"num_workers": settings["num_workers"] or os.cpu_count(), "engine": engine, "cheaper": _cheaper(settings)}
+    outcome = driver.run_in(*what, labels=labels, **how)
     _check_unchanged(settings, snapshot)
     unfinished = _empty_folder(output / "unfinished")
     certificate_files.write(unfinished, outcome, plan, settings["sigma"], precision)
     of_certified = labels[np.searchsorted(ids, outcome.ids)]
     metrics = _write(unfinished, settings, num_classes, of_certified, outcome, opened)
+    write_text(unfinished / "settings.yaml", config.dumps(_PROGRAM, _written(settings)))
+    names = sorted(path.name for path in unfinished.iterdir())
     certificate_files.finish(unfinished, output)
-    _print_result(output, metrics, outcome.failures)
+    failed = {str(example_id): reason(why) for example_id, why in sorted(outcome.failures.items())}
+    paths = {name: str((output / name).absolute()) for name in names}
+    with said.result(command=_command(settings), metrics=metrics, failed=failed, paths=paths):
+        _print_result(output, metrics, outcome.failures)
     return 1 if outcome.failures else 0
+
+
+def _tell(settings, said, forecast):
+    """Says what would be drawn. Returns the exit status."""
+    with said.result(command=_command(settings), dry_run=forecast.as_json()):
+        print(f"  To draw: {forecast}." if forecast.samples else "  Every sample was drawn before.")
+        console.print_if_long(forecast.seconds or 0, _cheaper(settings))
+        print("Nothing was certified or written.")
+    return 0
+
+
+def _cheaper(settings):
+    is_plain = settings["budget"] == "fixed" and settings["certify"] == sampling_plan.HARD
+    return (*_CHEAPER, *(("budget=adaptive",) if is_plain else ()))
 
 
 def _load(settings, snapshot, plan):
@@ -323,7 +373,8 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
     entries = [
         [setting.name, command_line.in_words(setting, settings[setting.name])] for setting in _GROUPS["Certification"]
     ]
-    console.print_listing({"Certification": entries})
+    listing = _listing(settings) if settings["verbose"] else {"Certification": entries}
+    console.print_listing(listing, sampling_plan.notes_on(settings["sigma"]))
     if plan.radii is None:
         largest = certificates_lib.max_radius(settings["sigma"], plan.n, plan.alpha, plan.kinds[0][1])
         print(
@@ -388,13 +439,21 @@ def _listing(settings):
 
 def _command(settings):
     """A command line that makes these certificates."""
-    values = [
-        f"--{one.name}={command_line.in_words(one, settings[one.name])}"
+    defaults = {one.name: one.default for group in _GROUPS.values() for one in group}
+    values = [f"--{name}={text}" for name, text in _written(settings).items() if settings[name] != defaults[name]]
+    return shlex.join([*_PROGRAM.split(), *map(printable, values)])
+
+
+def _written(settings):
+    """Name -> text of the settings as a file has them: all that can change a result."""
+    idle = _idle(settings)
+    texts = {
+        one.name: one.kind.none if settings[one.name] is None else command_line.in_words(one, settings[one.name])
         for title, group in _GROUPS.items()
         for one in group
-        if title != "Run" and settings[one.name] != one.default
-    ]
-    return shlex.join(["python", "-m", "pipeline.certify", *map(printable, values)])
+        if title != "Run" and one.name not in idle
+    }
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _print_result(output, metrics, failures):

@@ -15,6 +15,11 @@ def certify():
     _command("pipeline.certify")
 
 
+def runs():
+    """Lists the runs of a pipeline root."""
+    _command("pipeline.runs")
+
+
 def compare():
     """Puts certification logs side by side."""
     _command("pipeline.compare")

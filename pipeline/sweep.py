@@ -9,10 +9,10 @@ import difflib
 import json
 import sys
 
-from pipeline.cli import command_line, console
+from pipeline.cli import command_line, config, console, saying
 from pipeline.experiments import methods, presets
 from pipeline.experiments import settings as settings_lib
-from pipeline.orchestration import orchestrator
+from pipeline.orchestration import history, orchestrator
 from pipeline.orchestration.orchestrator import Resolver
 from pipeline.report import results, words
 from pipeline.utils.errors import InputError
@@ -31,6 +31,7 @@ _CHANGE_NOTHING = (
         "no_cache",
         "sweep",
     ),
+    *(setting.name for setting in saying.SETTINGS),
 )
 _NOT_COMPARED = "Blessing, push and run"
 
@@ -69,19 +70,53 @@ def parse(arguments):
     if any(argument.split("=")[0] == f"--{name}" for argument in others):
         raise InputError(f"--{name} is swept: leave --{name} out. Received: --sweep {texts[0]}")
     swept = [methods.find(value) for value in values] if name == "method" else []
-    members, notes = [], []
+    members, notes, idle = [], [], []
     for value in values:
         fitting, left_out = _fitting(others, value, swept) if name == "method" else (others, [])
         notes += [f"{flag} is not a setting of the method {value}, and left out there." for flag in left_out]
         try:
-            members.append(Member(value, *settings_lib.parse([*fitting, f"--{name}={value}"])))
+            settings, preset, given = settings_lib.resolve([*fitting, f"--{name}={value}"])
+            idle.append(settings_lib.idle(settings))
+            command_line.refuse_idle([name], idle[-1])
         except InputError as error:
             raise InputError(f"--sweep {name}={value}: {error}") from None
-    notes += [member.preset.note for member in members if member.preset.note]
+        members.append(Member(value, settings, preset))
+        notes += settings_lib.notes(settings, preset, given)
+    # What does something for one member need not for all.
+    command_line.refuse_idle(given, {one: why for one, why in idle[0].items() if all(one in other for other in idle)})
     return Sweep(name, tuple(members), tuple(dict.fromkeys(notes)))
 
 
-def run(sweep, root, engine=None):
+def print_plan(sweep, root):
+    """Prints what will be done: of each setting its values in the sweep's order, or only of those that differ."""
+    listing, first = _listing(sweep), sweep.members[0].settings
+    print(f"Sweep of {sweep.name}: {', '.join(member.value for member in sweep.members)}; in {root}")
+    if first["verbose"]:
+        console.print_listing(listing, sweep.notes)
+        return
+    differing = {sweep.name}
+    for member in sweep.members:
+        plan = settings_lib.listing(member.settings)
+        differing |= {name for name, *_ in settings_lib.differing(plan, member.settings["preset"])}
+    entries = [entry for group in listing.values() for entry in group if entry[0] in differing]
+    console.print_differing([[name, value, None] for name, value, *_ in entries], sweep.notes)
+
+
+def print_member(sweep, place):
+    """Prints which member's turn it is."""
+    print(f"\n{sweep.name}={sweep.members[place].value} ({place + 1} of {len(sweep.members)})")
+
+
+def components(settings):
+    """What is carried out for each member."""
+    from pipeline.components import trainer
+    from pipeline.components.certifier import CERTIFIER
+    from pipeline.components.example_gen import EXAMPLE_GEN
+
+    return EXAMPLE_GEN, trainer.component(settings), CERTIFIER
+
+
+def run(sweep, root, said, command, engine=None):
     """Trains and certifies every member, then compares them, saying so.
 
     A member that fails is reported in one line, and the others go on.
@@ -89,6 +124,8 @@ def run(sweep, root, engine=None):
     Args:
         sweep: a `Sweep`.
         root: `Path` of the pipeline root, which exists.
+        said: `Saying`, which is told the result.
+        command: as it was typed.
         engine: see `orchestrator.Execution`.
 
     Returns:
@@ -97,44 +134,81 @@ def run(sweep, root, engine=None):
     Raises:
         InputError: if a data set or a network of it cannot be had, before any training.
     """
-    listing = _listing(sweep)
-    first = sweep.members[0].settings
-    print(f"Sweep of {sweep.name}: {', '.join(member.value for member in sweep.members)}; in {root}")
-    console.print_listing(listing, " ".join(sweep.notes))
+    print_plan(sweep, root)
     console.import_tensorflow()
+    listing = settings_lib.without_meanings(_listing(sweep))
+    about = {
+        "command": command,
+        "sweep": {"name": sweep.name, "values": [member.value for member in sweep.members]},
+        **{name: _in_common(sweep).get(name) for name in ("method", "dataset", "sigma")},
+    }
+    name = history.name_of(f"sweep-{sweep.name}", {"name": sweep.name, "listing": listing})
+    with history.recorded(root, name, about, _settings_file(sweep)) as recorder:
+        made, entries = _run_members(sweep, root, engine, recorder)
+        if not made:
+            print("error: every value failed: there is nothing to compare.", file=sys.stderr)
+            recorder.failed("every value failed")
+            return 1
+        compared = _compare(sweep, root, made, entries, recorder)
+        directory = compared["comparison"].path
+        links = {"comparison": directory, "sweep.html": directory / "sweep.html"}
+        used = [*(artifact for _, artifact in made), *compared.values()]
+        folder = recorder.finish(used, links, {}, is_whole=False)
+    comparison = json.loads((directory / "sweep.json").read_text())
+    paths = {path.name: str(path.absolute()) for path in sorted(folder.iterdir())}
+    with said.result(run=folder.name, **about, comparison=comparison, paths=paths):
+        _print_results(directory, comparison)
+        print(f"Run: {folder}")
+        print(console.curves(root / orchestrator.TENSORBOARD))
+    return 1 if any(entry["failure"] for entry in entries) else 0
+
+
+def _run_members(sweep, root, engine, recorder):
+    """[name, `Artifact`] of all that was made, and the members as JSON values."""
     import keras
 
-    from pipeline.components import sweep_evaluator, trainer
-    from pipeline.components.certifier import CERTIFIER
-    from pipeline.components.example_gen import EXAMPLE_GEN
-
-    _check_data_and_networks(sweep, EXAMPLE_GEN, root)
+    first = sweep.members[0].settings
+    _check_data_and_networks(sweep, root, recorder)
     made, entries = [], []
     for place, member in enumerate(sweep.members):
-        print(f"\n{sweep.name}={member.value} ({place + 1} of {len(sweep.members)})")
+        print_member(sweep, place)
         # What the members before leave behind: graphs, and numbers in the names of layers.
         keras.utils.clear_session()
         failure = None
         try:
-            components = (EXAMPLE_GEN, trainer.component(member.settings), CERTIFIER)
-            settings = member.settings
-            artifacts = orchestrator.run(components, settings, root, first["num_workers"], first["no_cache"], engine)
+            how = (member.settings, root, first["num_workers"], first["no_cache"], engine, recorder.starting)
+            artifacts = orchestrator.run(components(member.settings), *how)
             made += [(f"{name}_{place}", artifact) for name, artifact in artifacts.items()]
         except Exception as error:
             failure = in_one_line(error, root, InputError)
             print(f"error: {sweep.name}={member.value} failed: {failure}", file=sys.stderr)
         entries.append(_entry(member, failure))
-    failed = any(entry["failure"] for entry in entries)
-    if not made:
-        print("error: every value failed: there is nothing to compare.", file=sys.stderr)
-        return 1
+    return made, entries
+
+
+def _compare(sweep, root, made, entries, recorder):
+    """Name -> `Artifact` of the comparison."""
+    from pipeline.components import sweep_evaluator
+
     print()
-    settings = {"sweep": {"name": sweep.name, "listing": settings_lib.without_meanings(listing), "members": entries}}
+    listing = settings_lib.without_meanings(_listing(sweep))
+    settings = {"sweep": {"name": sweep.name, "listing": listing, "members": entries}}
     resolvers = [Resolver(name, lambda *_, artifact=artifact: artifact) for name, artifact in made]
     component = sweep_evaluator.component(tuple(name for name, _ in made))
-    compared = orchestrator.run((*resolvers, component), settings, root, first["num_workers"])
-    _print_results(compared["comparison"].path)
-    return 1 if failed else 0
+    num_workers = sweep.members[0].settings["num_workers"]
+    return orchestrator.run((*resolvers, component), settings, root, num_workers, starting=recorder.starting)
+
+
+def _in_common(sweep):
+    """Name -> text of the settings that all members are given alike."""
+    first, *others = (settings_lib.written(member.settings) for member in sweep.members)
+    return {name: text for name, text in first.items() if all(other.get(name) == text for other in others)}
+
+
+def _settings_file(sweep):
+    values = ";".join(member.value for member in sweep.members)
+    settings = {**_in_common(sweep), "sweep": f"{sweep.name}={values}"}
+    return config.dumps("python -m pipeline.run", settings)
 
 
 def _take(arguments):
@@ -209,17 +283,19 @@ def _listing(sweep):
     return merged
 
 
-def _check_data_and_networks(sweep, example_gen, root):
+def _check_data_and_networks(sweep, root, recorder):
+    from pipeline.components.example_gen import EXAMPLE_GEN
     from pipeline.data import examples as examples_lib
     from pipeline.training import models
 
     checked = set()
     for member in sweep.members:
-        data = [member.settings[name] for name in example_gen.parameters]
+        data = [member.settings[name] for name in EXAMPLE_GEN.parameters]
         if (key := json.dumps([data, member.settings["network"]])) in checked:
             continue
         checked.add(key)
-        artifacts = orchestrator.run((example_gen,), member.settings, root, member.settings["num_workers"])
+        num_workers = member.settings["num_workers"]
+        artifacts = orchestrator.run((EXAMPLE_GEN,), member.settings, root, num_workers, starting=recorder.starting)
         examples = examples_lib.read(artifacts["examples"].path)
         try:
             models.network(member.settings, examples.image_shape, examples.num_classes)
@@ -238,10 +314,9 @@ def _entry(member, failure):
     }
 
 
-def _print_results(directory):
+def _print_results(directory, comparison):
     from pipeline.report import sweep_report
 
-    comparison = json.loads((directory / "sweep.json").read_text())
     columns = sweep_report.columns_behind_acr(comparison)
     header = results.header(comparison["setting"], comparison["radii"])
     rows = [

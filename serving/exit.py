@@ -55,6 +55,7 @@ def exit_status(
     bad_input: type[Exception] = ValueError,
     foreseen: tuple[type[Exception], ...] = (),
     at_once: bool = False,
+    on_error: Callable[[str], object] = lambda line: None,
 ) -> int:
     """Carries out a command, and tells what stops it in one line.
 
@@ -65,6 +66,7 @@ def exit_status(
         bad_input, foreseen: see `in_one_line`.
         at_once: whether Ctrl-C ends the process there and then, and not as an exception, which can get lost in a
             callback: for what a kill leaves in order.
+        on_error: called with the line that tells what went wrong.
 
     Returns:
         The exit status: that of `work`, 1 if it failed, 2 for bad input, 130 for Ctrl-C.
@@ -79,7 +81,9 @@ def exit_status(
             _print_error(interrupted)
             return INTERRUPTED
         except Exception as error:
-            _print_error(f"error: {in_one_line(error, root, bad_input, foreseen)}")
+            line = in_one_line(error, root, bad_input, foreseen)
+            on_error(line)
+            _print_error(f"error: {line}")
             return 2 if isinstance(error, bad_input) else 1
 
 

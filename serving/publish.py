@@ -448,7 +448,9 @@ def _carry_out(options):
         return 0
     check, before = partial(load_test, trust=options.trust_model), versions(options.base)
     if options.verb == "publish":
-        given = {"blessing": options.blessing, "force": options.force}
+        # Who names a link means what it leads to, as `latest/blessing.json` of a pipeline root.
+        blessing = options.blessing and Path(options.blessing).resolve()
+        given = {"blessing": blessing, "force": options.force}
         version = publish(options.saved_model, options.base, **given, check=check)
         if version in before:
             print(f"{version} is this very model already; nothing was published.")

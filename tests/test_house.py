@@ -18,6 +18,7 @@ COMMAND_LINES = (
     "pipeline/run.py",
     "pipeline/sweep.py",
     "pipeline/certify.py",
+    "pipeline/runs.py",
     "pipeline/compare.py",
     "pipeline/worker.py",
     "pipeline/cli/",

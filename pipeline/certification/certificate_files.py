@@ -26,7 +26,7 @@ _FORMAT = 2
 # What `finish` may find of a run before.
 _FILES = (
     *("certificates*.jsonl", "certificates*.tsv", "certificates*.parquet", _ABOUT, "failed.tsv", "metrics.json"),
-    *("radius_accuracy.png", "report.html"),
+    *("radius_accuracy.png", "report.html", "settings.yaml"),
 )
 
 

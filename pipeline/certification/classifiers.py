@@ -15,13 +15,12 @@ import tensorflow as tf
 from macer_tf import base_classifier
 from macer_tf.inference import own_precision
 from macer_tf.noisy_training import NoisyTrainingModel
+from pipeline.certification import model_files
 from pipeline.training import models
 from pipeline.utils import code, places
 from pipeline.utils.errors import InputError
 from serving.graph_safety import check_effects
 
-_KERAS_3, _HDF5 = ".keras", (".h5", ".hdf5")
-_SUFFIXES = (_KERAS_3, *_HDF5)
 _SIGNATURE = "serving_default"
 _TRIES = 3
 # Characters of someone else's error in ours.
@@ -82,7 +81,7 @@ def snapshot(path, folder):
         InputError: in one line, if there is no such model, it cannot be copied, or it changes all the time.
     """
     if not places.is_url(path):
-        _check_kind(Path(path), str(path))
+        model_files.check(path)
     return _snapshot(path, Path(folder))
 
 
@@ -97,7 +96,7 @@ def _snapshot(path, folder):
 def _downloaded(url, folder):
     shutil.rmtree(folder, ignore_errors=True)
     copy = places.download(url, folder)
-    _check_kind(copy, url)
+    model_files.check(copy, url)
     return Snapshot(copy, model_fingerprint(copy))
 
 
@@ -144,7 +143,7 @@ def load(path, loading=DEFAULT):
     """
     path = Path(path)
     name = loading.name or str(path)
-    _check_kind(path, name)
+    model_files.check(path, name)
     custom_objects = _custom_objects(loading.custom_objects)
     try:
         if path.is_dir():
@@ -167,13 +166,6 @@ def base(model):
 def precision(path, classifier):
     """What the classifier that was loaded from `path` computes in, e.g. "float32"; a SavedModel does not tell."""
     return "as saved" if Path(path).is_dir() else own_precision(classifier)
-
-
-def _check_kind(path, name):
-    if not path.exists():
-        raise InputError(f"There is no model {name}.")
-    if not (path.is_dir() and (path / "saved_model.pb").exists()) and not (path.suffix in _SUFFIXES and path.is_file()):
-        raise InputError(f"A model is a {', '.join(_SUFFIXES)} file or a SavedModel's folder. Received: {name}")
 
 
 def _check(name, classifier):
@@ -303,7 +295,7 @@ def _why_not_loaded(path, name, error):
 def _keras_version(path):
     """What a model's file says that it was written by; empty if it does not say."""
     try:
-        if path.suffix in _HDF5:
+        if path.suffix in model_files.HDF5:
             with h5py.File(path, "r") as file:
                 version = file.attrs.get("keras_version", "")
                 return version.decode() if isinstance(version, bytes) else str(version)

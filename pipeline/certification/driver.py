@@ -17,14 +17,14 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_ha
 from apache_beam.utils.shared import Shared
 
 from macer_tf.votes import Votes
-from pipeline.certification import sampling_plan, self_check
+from pipeline.certification import sampling_plan, self_check, vote_store
 from pipeline.certification import tally as tally_lib
 from pipeline.certification.bundles import Mark
 from pipeline.certification.engine import Failure, Job
 from pipeline.certification.follower import Follower
 from pipeline.certification.vote_store import VoteStore
 from pipeline.certification.workers import DrawVotes, Explode, HandInVotes, Watch
-from pipeline.cli.console import duration
+from pipeline.cli.console import duration, print_if_long
 from pipeline.utils import places
 from serving.exit import before_interrupted
 from serving.fingerprints import fingerprint
@@ -73,12 +73,60 @@ class Outcome:
         return self.share_of_alpha is None
 
 
-def run_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels, num_workers, engine=None):
+@dataclass(frozen=True)
+class Forecast:
+    """What drawing will take.
+
+    Attributes:
+        samples: how many are to be drawn, at most.
+        is_at_most: whether it may turn out to be fewer.
+        per_second: how many are drawn in a second, as measured; None if it could not be.
+    """
+
+    samples: int
+    is_at_most: bool
+    per_second: float | None
+
+    @property
+    def seconds(self):
+        """How long it takes, at most; None if that could not be measured."""
+        return self.samples / self.per_second if self.per_second else None
+
+    def as_json(self):
+        """The same as JSON values, by name."""
+        return {"samples": self.samples, "is_at_most": self.is_at_most, "seconds": self.seconds}
+
+    def __str__(self):
+        at_most = "at most " if self.is_at_most else ""
+        amount = f"{at_most}{self.samples:,} noisy samples, a forward pass each"
+        if self.per_second is None:
+            return amount
+        seconds = duration(self.seconds)
+        return f"{amount}: {at_most or 'about '}{seconds} at {self.per_second:,.0f} per second, as just measured"
+
+
+def forecast_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels):
+    """The `Forecast` of what `run_in` would draw; nothing is written.
+
+    Args, Raises: as `run_in`.
+    """
+    identity = _identity(sampler, loaded, of, plan)
+    store, share_of_alpha = None, None
+    if (_folder(root, identity) / vote_store.ABOUT).exists():
+        store = VoteStore(_folder(root, identity), identity, plan.first_look, num_classes, plan.betas)
+        share_of_alpha = plan.share_of_alpha(store.first_looks)
+    tally = tally_lib.Tally(plan, sampler.sigma, sampler.seed, num_classes, loaded.images, ids, labels, share_of_alpha)
+    if store is not None:
+        tally.take(store.pieces())
+    return _forecast(loaded, tally)
+
+
+def run_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels, num_workers, engine=None, cheaper=()):
     """`run` with the votes that are kept in a folder, of this classifier under this noise.
 
     Args:
         root: `Path`; the votes are in root/votes.
-        sampler, ids, num_classes, plan, labels, num_workers, engine: see `run`.
+        sampler, ids, num_classes, plan, labels, num_workers, engine, cheaper: see `run`.
         loaded: what `sampler.load` returned.
         of: what tells the classifier from others, JSON values by name: its "model", "precision", ...
 
@@ -88,16 +136,22 @@ def run_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels, num_wor
     Raises:
         InputError, RuntimeError: as `run`, and as `VoteStore`.
     """
-    identity = {**of, "sigma": sampler.sigma, "seed": sampler.seed, "n0": plan.n0, "noise": loaded.noise}
-    folder = root / "votes" / fingerprint(identity)[:16]
+    identity = _identity(sampler, loaded, of, plan)
     handed_in = None if engine is None or engine.handed_in is None else places.absolute(engine.handed_in)
-    store = VoteStore(folder, identity, plan.first_look, num_classes, plan.betas, handed_in)
-    return run(
-        sampler, ids, num_classes, plan, store, labels=labels, num_workers=num_workers, loaded=loaded, engine=engine
-    )
+    store = VoteStore(_folder(root, identity), identity, plan.first_look, num_classes, plan.betas, handed_in)
+    how = {"labels": labels, "num_workers": num_workers, "loaded": loaded, "engine": engine, "cheaper": cheaper}
+    return run(sampler, ids, num_classes, plan, store, **how)
 
 
-def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loaded=None, engine=None):
+def _identity(sampler, loaded, of, plan):
+    return {**of, "sigma": sampler.sigma, "seed": sampler.seed, "n0": plan.n0, "noise": loaded.noise}
+
+
+def _folder(root, identity):
+    return root / "votes" / fingerprint(identity)[:16]
+
+
+def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loaded=None, engine=None, cheaper=()):
     """Draws on Beam's local runner, or on an engine, what the plan asks for and the store does not hold.
 
     Args:
@@ -110,6 +164,7 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
         num_workers: threads that draw side by side.
         loaded: what `sampler.load` returned, where it was called before: images that are others by now get no votes.
         engine: `Engine`; None: threads of this process.
+        cheaper: names of settings that would make it shorter, for `console.print_if_long`.
 
     Returns:
         `Outcome`.
@@ -138,10 +193,13 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
         print(f"  {tally.held:,} samples were drawn before.")
     if tally.missing(1):
         if engine is None:
-            _forecast(loaded, tally)
+            forecast = _forecast(loaded, tally)
+            if forecast.per_second:
+                print(f"  To draw: {forecast}.", flush=True)
+                print_if_long(forecast.seconds, cheaper)
             _draw_all(sampler, shared, tally, store, num_workers)
         else:
-            print(f"  To draw: {_amount(tally)} noisy samples, a forward pass each, on {engine.runner}.", flush=True)
+            print(f"  To draw: {_to_draw(tally)}, on {engine.runner}.", flush=True)
             self_check.run(engine, store.place)
             _draw_all_on(engine, sampler, tally, store)
     store.compact()
@@ -303,24 +361,13 @@ def _shares(samples):
 
 
 def _forecast(loaded, tally):
-    """Prints how many forward passes are to be made, and how long that will take, from a short measurement."""
+    """The `Forecast` of what is missing, from a short measurement."""
     rate = loaded.samples_per_second(chunk.example_id for chunk in tally.missing(1000))
-    if rate is None:
-        return
-    seconds = duration((tally.most - tally.held) / rate)
-    print(
-        f"  To draw: {_amount(tally)} noisy samples, a forward pass each: {_at_most(tally) or 'about '}{seconds} at "
-        f"{rate:,.0f} per second, as just measured.",
-        flush=True,
-    )
+    return dataclasses.replace(_to_draw(tally), per_second=rate)
 
 
-def _amount(tally):
-    return f"{_at_most(tally)}{tally.most - tally.held:,}"
-
-
-def _at_most(tally):
-    return "at most " if tally.spares or not tally.plan.is_fixed else ""
+def _to_draw(tally):
+    return Forecast(tally.most - tally.held, bool(tally.spares or not tally.plan.is_fixed), None)
 
 
 def _in_one_line(error):

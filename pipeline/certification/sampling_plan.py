@@ -62,6 +62,20 @@ N = Setting("n", whole(1), "samples that bound its probability", 100_000)
 ALPHA = Setting("alpha", INSIDE_0_1, "probability that a certificate is false", 0.001)
 
 
+# Nobody certifies in more noise, with pixels in [0, 1].
+_LARGEST_USUAL_SIGMA = 4.0
+
+
+def notes_on(sigma):
+    """What is to be said of a noise level that is far outside of what pixels in [0, 1] bear, a line each."""
+    if sigma <= _LARGEST_USUAL_SIGMA:
+        return []
+    return [
+        f"sigma={sigma:g} drowns every image: it is in units of pixels in [0, 1]. Of pixels from 0 to 255 it would be "
+        f"{sigma / 255:.3g} here."
+    ]
+
+
 @dataclass(frozen=True)
 class SamplingPlan:
     """What is drawn, and what is certified by it.

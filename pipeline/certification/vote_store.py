@@ -37,7 +37,8 @@ from serving.fingerprints import digest, fingerprint
 
 # Where what is drawn for one plan would show what will be drawn for another: n0 and precision do not change the noise.
 _NOISE = ("model", "sigma", "seed")
-_VOTES = "votes.json"
+# What the folder's votes are of.
+ABOUT = "votes.json"
 _ABOUT = b"macer_tf"
 # A damaged one of these costs its votes, which are drawn again.
 _DRAWN_AGAIN = (".jsonl", SUFFIX)
@@ -80,7 +81,7 @@ class VoteStore:
         self.first_looks = self._seen() or [first_look]
         # Before the first sample: what is planned later has seen votes.
         _write_if_new(self._register, {"format": FORMAT, **self._noise, "first_looks": self.first_looks})
-        _write_if_new(self.directory / _VOTES, {**self._identity, "first_looks": self.first_looks})
+        _write_if_new(self.directory / ABOUT, {**self._identity, "first_looks": self.first_looks})
 
     def pieces(self):
         """Every `Piece` in shards and ledgers that has soft votes at all betas wanted. They may overlap."""
@@ -92,7 +93,7 @@ class VoteStore:
     @property
     def opened_at(self):
         """When the folder was first made ready to be drawn into, seconds since the epoch."""
-        return (self.directory / _VOTES).stat().st_mtime
+        return (self.directory / ABOUT).stat().st_mtime
 
     def follow(self):
         """A `LedgerReader` of what the threads of this machine append."""
@@ -152,7 +153,7 @@ class VoteStore:
             same = [pair for pair in about if all(pair[1].get(name) == value for name, value in self._noise.items())]
             looks += [look for pair in same for look in _looks_of(*pair)]
             is_of_other_noise = about and not same
-            has_votes_json = any(path.name == _VOTES for path, _ in about)
+            has_votes_json = any(path.name == ABOUT for path, _ in about)
             if unreadable and not (is_known or is_of_other_noise or has_votes_json):
                 looks.append(None)
         if self._handed_in is not None:
@@ -221,7 +222,7 @@ def _of_folder(folder):
     """What the files in a folder say they are of, [(path, about)]; and those that cannot be read, [(path, error)]."""
     about, unreadable = [], []
     drawn_again = [path for suffix in _DRAWN_AGAIN for path in sorted(folder.glob(f"*{suffix}"))]
-    for path in [folder / _VOTES, *_shards(folder), *drawn_again]:
+    for path in [folder / ABOUT, *_shards(folder), *drawn_again]:
         if not path.exists():
             continue
         try:

@@ -1,8 +1,10 @@
 """Command lines: settings and the kinds of value they accept; what is wrong is told in one line."""
 
 import argparse
+import decimal
 import difflib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from pipeline.utils.places import is_url
 from serving import terminal
 
 _LARGEST_INT32 = 2**31 - 1
+# As 1e5 and 2.5e4: at most two digits of an exponent, or a text could be a number that fills the memory.
+_WITH_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE]\+?\d{1,2}")
 _SMALLEST_FLOAT32, _LARGEST_FLOAT32 = 2.0**-126, 3.4028234e38
 
 
@@ -47,15 +51,15 @@ class Setting:
 
 
 def number(accepts, parse_number, is_accepted):
-    """A finite number that 32 bits hold, as TensorFlow computes; `parse_number` is int or float."""
+    """A finite number that 32 bits hold, as TensorFlow computes; `parse_number` returns an int or a float."""
 
     def parse(text):
         value = parse_number(text)
         if not (math.isfinite(value) and is_accepted(value)):
             raise ValueError
-        if parse_number is int and abs(value) > _LARGEST_INT32:
+        if isinstance(value, int) and abs(value) > _LARGEST_INT32:
             raise InputError(f"must be at most {_LARGEST_INT32}")
-        if parse_number is float and value != 0 and not _SMALLEST_FLOAT32 <= abs(value) <= _LARGEST_FLOAT32:
+        if isinstance(value, float) and value != 0 and not _SMALLEST_FLOAT32 <= abs(value) <= _LARGEST_FLOAT32:
             raise InputError(f"must be of a size that float32 holds, {_SMALLEST_FLOAT32:.2g} to {_LARGEST_FLOAT32:.2g}")
         return value
 
@@ -63,8 +67,17 @@ def number(accepts, parse_number, is_accepted):
 
 
 def whole(first):
-    """A whole number from `first`."""
-    return number(f"a whole number from {first}", int, lambda value: value >= first)
+    """A whole number from `first`, also written as 1e5."""
+    return number(f"a whole number from {first}", _parse_whole, lambda value: value >= first)
+
+
+def _parse_whole(text):
+    if not _WITH_EXPONENT.fullmatch(text):
+        return int(text)
+    written = decimal.Decimal(text)
+    if written != int(written):
+        raise ValueError
+    return int(written)
 
 
 def none_or(word, kind):
@@ -100,11 +113,11 @@ FROM_0 = number("a number from 0", float, lambda value: value >= 0)
 INSIDE_0_1 = number("a number above 0 and below 1", float, lambda value: 0 < value < 1)
 FROM_0_BELOW_1 = number("a number from 0 and below 1", float, lambda value: 0 <= value < 1)
 MODULE = Kind("a module such as package.layers", _module)
-LEVELS = number("a whole number from 1 to 65535", int, lambda value: 1 <= value < 2**16)
+LEVELS = number("a whole number from 1 to 65535", _parse_whole, lambda value: 1 <= value < 2**16)
 RADII = Kind("rising radii such as 0,0.25,0.5", _parse_radii)
 SWITCH = choice(yes=True, no=False)
 EPOCHS = Kind("epochs such as 200,400", lambda text: [whole(1).parse(epoch) for epoch in text.split(",")])
-SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_seed(int(text)))
+SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_seed(_parse_whole(text)))
 
 
 def in_words(setting, value):
@@ -152,7 +165,7 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
             told = argparse.SUPPRESS if title is None else f"{setting.meaning} [{default(setting)}]"
             # A switch needs no yes.
             switch = {"nargs": "?", "const": "yes"} if setting.kind is SWITCH else {}
-            group.add_argument(f"--{setting.name}", metavar="", help=told, **switch)
+            group.add_argument(f"--{setting.name}", metavar="", help=told, action=_Once, **switch)
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=terminal.version(), help=argparse.SUPPRESS)
     texts, unknown = parser.parse_known_intermixed_args(arguments)
@@ -177,6 +190,23 @@ def last(arguments, name):
     return text
 
 
+def is_on(arguments, name):
+    """Whether a command line that is not parsed yet turns a switch on."""
+    return any(
+        argument == f"--{name}=yes" or (argument == f"--{name}" and arguments[place + 1 : place + 2] != ["no"])
+        for place, argument in enumerate(arguments)
+    )
+
+
+class _Once(argparse.Action):
+    """Of a flag that is given twice, one would do nothing."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if (before := getattr(namespace, self.dest)) is not None:
+            raise InputError(f"--{self.dest} is given twice: {before} and {values}. Give it once.")
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         raise InputError(message)
@@ -190,6 +220,13 @@ def value(setting, text):
         raise InputError(f"--{setting.name} {error}. Received: {text}") from None
     except (ValueError, KeyError, OverflowError, RuntimeError):
         raise InputError(f"--{setting.name} must be {setting.kind.accepts}. Received: {text}") from None
+
+
+def refuse_idle(given, idle):
+    """Raises InputError, in one line, for the first of the given settings that does nothing; `idle` says why."""
+    for name in given:
+        if name in idle:
+            raise InputError(f"--{name} would do nothing here: {idle[name]}. Leave it out, or change that.")
 
 
 def unknown_argument(argument, flags):

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import time
 
 from rich.console import Console
@@ -16,6 +18,11 @@ from pipeline.utils.errors import InputError
 from serving.terminal import printable
 
 _SECONDS_BETWEEN_LINES = 15
+# What the first steps took says nothing: they trace graphs, load models and wake threads.
+_SECONDS_TO_MEASURE = 2
+# Where nobody says how wide the lines may be.
+_WIDTH = 100
+_LONG = 3600  # seconds, from which it is told what would make it shorter
 _BAR = 16  # columns
 _IN_ONE_LINE = {"no_wrap": True, "overflow": "ellipsis"}
 
@@ -38,6 +45,8 @@ def import_tensorflow():
         from macer_tf import tensorflow_backend  # noqa: F401
     except ImportError as error:
         raise InputError(str(error)) from None
+    if "tensorflow" not in sys.modules:
+        print("Loading TensorFlow ...", flush=True)
     sys.stderr.flush()
     # Until what Ctrl-C says can be read.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -67,6 +76,7 @@ class Progress:
     def __init__(self, title, total, done=0):
         self._title, self._total, self._first = title, total, done
         self._started = self._printed = time.monotonic()
+        self._measured_from = None  # when, and how much was done
         # Whatever FORCE_COLOR says: a file is no terminal.
         screen = Console(force_terminal=sys.stdout.isatty())
         is_live = screen.is_terminal and not screen.is_dumb_terminal and not screen.no_color
@@ -76,6 +86,8 @@ class Progress:
         """Shows that `done` of the total, or of a new one, is done; `details` is appended."""
         self._total = total or self._total
         now = time.monotonic()
+        if self._measured_from is None and done > self._first:
+            self._measured_from = now, done
         if now - self._printed < (0.2 if self._live else _SECONDS_BETWEEN_LINES):
             return
         self._printed = now
@@ -85,6 +97,14 @@ class Progress:
         row = Table.grid(padding=(0, 1, 0, 0))
         row.add_row(ProgressBar(self._total, done, width=_BAR), Text(self._line(done, details), **_IN_ONE_LINE))
         self._draw(row)
+
+    def speed(self, done):
+        """The amount of work per second since the first that was done, or None as long as that says nothing."""
+        if self._measured_from is None:
+            return None
+        since, first = self._measured_from
+        seconds = time.monotonic() - since
+        return (done - first) / seconds if done > first and seconds >= _SECONDS_TO_MEASURE else None
 
     def finish(self, done, details="", total=None):
         """Prints the last state for good."""
@@ -108,22 +128,63 @@ class Progress:
         self._live.update(what, refresh=True)
 
     def _line(self, done, details):
-        elapsed = time.monotonic() - self._started
         line = f"  {self._title}: {100 * done / self._total:3.0f} %"
         if done >= self._total:
-            line += f", took {duration(elapsed)}"
-        elif done > self._first:
-            line += f", {duration(elapsed * (self._total - done) / (done - self._first))} left"
+            line += f", took {duration(time.monotonic() - self._started)}"
+        elif speed := self.speed(done):
+            line += f", {duration((self._total - done) / speed)} left"
         return line + (f" · {details}" if details else "")
 
 
-def print_listing(listing, note=None):
-    """Prints what will be done: group -> entries of [name, value in words, ...], one line per group."""
-    if note:
-        print(f"  Note: {note}")
+def print_listing(listing, notes=()):
+    """Prints what will be done: group -> entries of [name, value in words, ...]; and first the notes, a line each."""
+    _print_notes(notes)
     for group, entries in listing.items():
-        print(f"  {group}: " + ", ".join(f"{name}={printable(value)}" for name, value, *_ in entries))
+        print(wrapped(f"{group}: " + ", ".join(f"{name}={printable(value)}" for name, value, *_ in entries)))
     print(flush=True)
+
+
+def print_differing(entries, notes=()):
+    """Prints what differs from a preset, entries of [name, value, and the preset's or None]; and first the notes."""
+    _print_notes(notes)
+    told = [
+        f"{name}={printable(value)}" + ("" if before is None else f" ({printable(before)})")
+        for name, value, before in entries
+    ]
+    told = f"Differs from the preset: {', '.join(told)}" if told else "All as the preset has it"
+    print(wrapped(f"{told}. --verbose tells every setting."))
+    print(flush=True)
+
+
+def _print_notes(notes):
+    for note in notes:
+        print(wrapped(f"Note: {note}"))
+
+
+def wrapped(text):
+    """A text in lines that fit the terminal, broken between words, and set in by two columns."""
+    width = shutil.get_terminal_size((_WIDTH, 0)).columns
+    how = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(text, max(width, 20), initial_indent="  ", subsequent_indent="    ", **how)
+
+
+def curves(folder):
+    """How the training curves in a folder are looked at."""
+    return f"Curves: tensorboard --logdir {printable(folder)}"
+
+
+def print_if_long(seconds, ways):
+    """Prints which settings would make work shorter that takes more than an hour.
+
+    Args:
+        seconds: what it will take.
+        ways: names of settings, those to make smaller, or name=value.
+    """
+    if seconds <= _LONG or not ways:
+        return
+    flags = [f"--{way.replace('=', ' ')}" if "=" in way else f"a smaller --{way}" for way in ways]
+    told = flags[0] if len(flags) == 1 else f"{', '.join(flags[:-1])} or {flags[-1]}"
+    print(wrapped(f"More than an hour: {told} would make it shorter."), flush=True)
 
 
 def cost_in_words(metrics):

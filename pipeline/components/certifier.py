@@ -1,7 +1,7 @@
 """Certifier: model and examples -> votes and certificates of test images, on Beam."""
 
 from pipeline.certification import certificate_files, driver, workers
-from pipeline.certification.sampling_plan import SamplingPlan
+from pipeline.certification.sampling_plan import HARD, SamplingPlan
 from pipeline.data import examples
 from pipeline.orchestration.artifacts import private_copy
 from pipeline.orchestration.orchestrator import Component
@@ -13,6 +13,12 @@ def certify(execution):
     path = private_copy(model, execution.scratch / "model") / "model.keras"
     outcome, plan, precision = _votes(execution, path)
     certificate_files.write(execution.outputs["certificates"], outcome, plan, execution.parameters["sigma"], precision)
+
+
+def cheaper(settings):
+    """Names of settings that would make it shorter, for `console.print_if_long`."""
+    is_plain = settings["budget"] == "fixed" and settings["certify"] == HARD
+    return ["n", "num_test_examples", *(["budget=adaptive"] if is_plain else [])]
 
 
 def _votes(execution, path):
@@ -37,6 +43,7 @@ def _votes(execution, path):
         labels=split.labels["test"][ids],
         num_workers=execution.num_workers,
         engine=execution.engine,
+        cheaper=cheaper(settings),
     )
     if outcome.failures:
         # An evaluation of the others would be of another image set.

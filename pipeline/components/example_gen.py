@@ -3,7 +3,8 @@
 import numpy as np
 
 from pipeline.data import datasets, examples, own_images
-from pipeline.orchestration.orchestrator import Component
+from pipeline.orchestration.artifacts import Artifact
+from pipeline.orchestration.orchestrator import Component, Resolver
 from pipeline.utils.errors import InputError
 
 
@@ -35,6 +36,18 @@ def check_split(images, labels, pixel_max, num_classes, name):
         raise InputError(f"{name}: pixels must lie in 0..{pixel_max}. Received: {images.max()}")
     if labels.min() < 0 or labels.max() >= num_classes:
         raise InputError(f"{name}: labels must lie in 0..{num_classes - 1}. Received: {labels.min()}..{labels.max()}")
+
+
+def enough_images(count):
+    """A `Resolver` that looks up nothing, and raises InputError if there are not so many images to certify."""
+
+    def check(artifacts, settings, root):
+        there_are = len(examples.read(artifacts["examples"].path).labels["test"])
+        if count > there_are:
+            raise InputError(f"There are {there_are:,} test images. Received: num_test_examples={count}")
+        return Artifact(None, "none")
+
+    return Resolver("enough_images", check)
 
 
 EXAMPLE_GEN = Component(

@@ -1,45 +1,49 @@
 """Trainer: examples -> a classifier trained with MACER, or with a method that it is compared with."""
 
 import contextlib
+import functools
 import math
+import re
 
 import numpy as np
 
 from macer_tf.model import MACERModel
+from pipeline.cli import console
 from pipeline.data import examples as examples_lib
 from pipeline.experiments import methods, setting_list
-from pipeline.orchestration.orchestrator import Component
+from pipeline.orchestration.orchestrator import TENSORBOARD, Component
 from pipeline.training import backups, curves, input_pipeline, live, models, watchdogs
 from pipeline.utils.atomic_files import writing
 from pipeline.utils.errors import InputError
+
+# Where, in its scratch, what training goes on from is kept.
+BACKUP = "backup"
 
 
 def train(execution):
     """Trains for the given epochs, from the last backed-up step on, and saves the model and its training curves."""
     settings, output = execution.parameters, execution.outputs["model"]
     examples = examples_lib.read(execution.inputs["examples"].path)
-    chosen, labels = _chosen(examples.labels["train"], settings)
+    ids, labels = chosen(examples.labels["train"], settings)
     _check_crops(settings["crop_padding"], examples.image_shape)
-    steps, method = math.ceil(len(chosen) / settings["batch_size"]), methods.find(settings["method"])
+    steps, method = math.ceil(len(ids) / settings["batch_size"]), methods.find(settings["method"])
     model = models.build(method.model, settings, examples.image_shape, examples.num_classes, steps)
 
     record = backups.Record(steps)
-    backup = backups.Backup(execution.scratch / "backup", record)
+    backup = backups.Backup(execution.scratch / BACKUP, record)
     backup.restore(model)
     _print_start(model, record, settings["epochs"])
-    progress = live.TrainingProgress(record, settings["epochs"])
-    with contextlib.closing(progress), contextlib.closing(curves.Curves(output, record)) as written:
+    work = functools.partial(method.work, settings)
+    progress = live.TrainingProgress(record, settings["epochs"], work, cheaper(settings))
+    events = execution.root / TENSORBOARD / _name_of_curves(execution, examples)
+    print(f"  {console.curves(events.parent)}", flush=True)
+    with contextlib.closing(progress), contextlib.closing(curves.Curves(output, events, record)) as written:
         callbacks = _callbacks(settings, model, record, (progress, backup, written), labels[labels >= 0])
 
         def fit(epochs):
-            batches = input_pipeline.batches(
-                examples,
-                chosen,
-                labels,
-                first_step=record.done,
-                epochs=epochs,
-                **{name: settings[name] for name in ("batch_size", "seed", "crop_padding", "flip")},
-            )
+            names = ("batch_size", "seed", "crop_padding", "flip")
+            how = {"first_step": record.done, "epochs": epochs, **{name: settings[name] for name in names}}
+            batches = input_pipeline.batches(examples, ids, labels, **how)
             # `batches` has shuffled.
             model.fit(
                 batches,
@@ -56,20 +60,41 @@ def train(execution):
     _save(model, output / "model.keras")
 
 
-def _chosen(labels, settings):
+def cheaper(settings):
+    """Names of settings that would make training shorter, for `console.print_if_long`."""
+    return [name for name in ("epochs", "num_samples", "attack_steps", "train_examples") if name in settings]
+
+
+def _name_of_curves(execution, examples):
+    settings = execution.parameters
+    told = f"{settings['method']}-{examples.name}-{settings['sigma']:g}-{execution.name.rpartition('-')[2][:8]}"
+    return re.sub(r"[^\w.+-]", "_", told)
+
+
+def chosen(labels, settings):
     """The ids of the images to train on, and a label for each, -1 where it has none.
 
     Images with a label come as often as those without one, in as many copies as that takes.
+
+    Raises:
+        InputError: if more are asked for than there are.
     """
-    chosen = examples_lib.evenly_spaced(len(labels), settings["train_examples"])
+    _check_count("train_examples", settings, len(labels), "training images")
+    ids = examples_lib.evenly_spaced(len(labels), settings["train_examples"])
+    _check_count("labels", settings, len(ids), "images to train on")
     if settings["labels"] is None:
-        return chosen, labels[chosen]
-    places = examples_lib.stratified(labels[chosen], settings["labels"], settings["seed"])
-    labelled, hidden = chosen[places], np.delete(chosen, places)
+        return ids, labels[ids]
+    places = examples_lib.stratified(labels[ids], settings["labels"], settings["seed"])
+    labelled, hidden = ids[places], np.delete(ids, places)
     if not settings.get("unlabelled") or not len(hidden):
         return labelled, labels[labelled]
     copies = np.tile(labelled, math.ceil(len(hidden) / len(labelled)))
     return np.concatenate([hidden, copies]), np.concatenate([np.full(len(hidden), -1), labels[copies]])
+
+
+def _check_count(name, settings, there_are, what):
+    if (settings[name] or 0) > there_are:
+        raise InputError(f"There are {there_are:,} {what}. Received: {name}={settings[name]}")
 
 
 def _save(model, path):

@@ -137,6 +137,24 @@ def load(
     return Dataset(dataset, train, test, 255, label.num_classes, tuple(map(printable, label.names)))
 
 
+def check_name(dataset: str, data_dir: str | os.PathLike | None = None) -> None:
+    """Raises InputError, in one line, if there is no data set of this name, as far as that shows without its data."""
+    if dataset == "digits":
+        return
+    name = SHORT_NAMES.get(dataset, dataset)
+    root = _root(data_dir)
+    if dataset not in SHORT_NAMES and _found(dataset, name, root) is None:
+        _check_known(dataset, name, root)
+
+
+def is_soon_read(dataset: str, data_dir: str | os.PathLike | None = None) -> bool:
+    """Whether `load` would neither download nor read more than a gigabyte."""
+    if dataset == "digits":
+        return True
+    directory = _found(dataset, SHORT_NAMES.get(dataset, dataset), _root(data_dir))
+    return directory is not None and sum(file.stat().st_size for file in directory.iterdir()) <= 2**30
+
+
 def hold_out(dataset: Dataset, count: int) -> Dataset:
     """The data set to choose settings by: so many of its training images, evenly spaced, are what it is tested on.
 
@@ -218,23 +236,43 @@ def _digits() -> Dataset:
 def _builder(dataset: str, name: str, data_dir: str | os.PathLike | None) -> Any:
     """The TFDS builder of prepared data: found in data_dir, or else downloaded and prepared there."""
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import constants
 
-    root = Path(data_dir or constants.DATA_DIR).expanduser()
-    if root.exists() and not root.is_dir():
-        raise InputError(f"data_dir must be a directory of prepared TFDS data. Received the file {root}")
-    with _told_in_one_line(f"{dataset}: cannot look into {root / name}", "Copy the data again"):
-        directory = _prepared_directory(root, name) if _BUILDER_NAME.fullmatch(name) else None
+    root = _root(data_dir)
+    directory = _found(dataset, name, root)
     if directory is None:
-        known = tfds.list_builders(with_community_datasets=False)
-        if not _BUILDER_NAME.fullmatch(name) or name.split("/")[0] not in known:
-            raise InputError(_unknown(dataset, known, root))
+        _check_known(dataset, name, root)
         directory = _download(dataset, name, root)
     missing = [file for file in ("dataset_info.json", "features.json") if not (directory / file).is_file()]
     if missing:
         raise InputError(f"{dataset}: {directory} was not finished: it has no {' and no '.join(missing)}. {_RENEW}")
     with _told_in_one_line(f"{dataset}: cannot read the description of the data in {directory}", _RENEW):
         return tfds.builder_from_directory(directory)
+
+
+def _root(data_dir: str | os.PathLike | None) -> Path:
+    """Where prepared data are: TFDS's own folder by default."""
+    if not data_dir:
+        from tensorflow_datasets.core import constants
+
+        data_dir = constants.DATA_DIR
+    root = Path(data_dir).expanduser()
+    if root.exists() and not root.is_dir():
+        raise InputError(f"data_dir must be a directory of prepared TFDS data. Received the file {root}")
+    return root
+
+
+def _found(dataset: str, name: str, root: Path) -> Path | None:
+    """The directory of prepared data, finished or not, or None."""
+    with _told_in_one_line(f"{dataset}: cannot look into {root / name}", "Copy the data again"):
+        return _prepared_directory(root, name) if _BUILDER_NAME.fullmatch(name) else None
+
+
+def _check_known(dataset: str, name: str, root: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    if not _BUILDER_NAME.fullmatch(name) or name.split("/")[0] not in known:
+        raise InputError(_unknown(dataset, known, root))
 
 
 def _prepared_directory(root: Path, name: str) -> Path | None:

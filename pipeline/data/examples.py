@@ -25,6 +25,7 @@ class Examples:
         pixel_max: a pixel in [0, 1] is image / pixel_max.
         class_names: one for each class.
         names: of each test image, that of its file or what the data set calls it; None if they have none.
+        name: of the data set.
     """
 
     images: dict
@@ -33,6 +34,7 @@ class Examples:
     pixel_max: int
     class_names: tuple
     names: tuple | None
+    name: str = "images"
 
     @property
     def num_classes(self):
@@ -118,6 +120,7 @@ def read(directory):
         pixel_max=about["pixel_max"],
         class_names=tuple(about["class_names"]),
         names=names and tuple(names),
+        name=about["dataset"],
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from macer_tf import certificates, checks
 from pipeline.certification import sampling_plan
-from pipeline.cli import beam_options, command_line
+from pipeline.cli import beam_options, command_line, saying
 from pipeline.cli.command_line import in_words
 from pipeline.data import own_images
 from pipeline.data.datasets import SHORT_NAMES
@@ -22,6 +22,12 @@ _BETA = 16.0
 _NOT_LISTED = ("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "no_cache")
 # Only where Beam's own options are given, too: the help has no room for them.
 _OF_ENGINES = (beam_options.VOTES, beam_options.PATIENCE)
+# Nor for these, of which its description tells.
+_UNLISTED = (*_OF_ENGINES, *saying.SETTINGS)
+# Not for images of one's own, which have no data set's name.
+_OF_DATA_SETS = ("dataset", "preset", "data_dir", "train_split", "test_split", "image_size")
+# What a file of settings leaves out: what is of one call, or of this machine.
+_NOT_WRITTEN = ("sweep", "num_workers", "no_cache")
 
 
 def parse(arguments):
@@ -29,33 +35,72 @@ def parse(arguments):
 
     Raises:
         InputError: in one line, for an unknown flag, a value outside what its setting accepts, or a setting of another
-            method.
+            method, or one that would do nothing.
     """
+    settings, preset, given = resolve(arguments)
+    command_line.refuse_idle(given, idle(settings))
+    return settings, preset
+
+
+def resolve(arguments):
+    """`parse`, but that settings which do nothing are not refused; and name -> value of those that were given."""
     method = _method(arguments)
     given = _given(arguments, method)
     if "train_images" in given or "test_images" in given:
         given["dataset"] = _name_of_images(given)
     if "preset" in given:
         preset = presets.by_name(given["preset"], "See --list_presets.")
-        _refuse_another_method(given, preset)
+        _refuse_another_preset(given, preset)
     elif "dataset" in given:
         preset = presets.find(given["dataset"], given.get("sigma"), given.get("method", "macer"))
     else:
         raise InputError(f"--dataset is missing. Accepted: {_DATASETS}; or --train_images and --test_images.")
     _refuse_settings_of_others(given, method)
     settings = {setting.name: setting.default for group in groups(method).values() for setting in group}
-    settings |= {"beam": ()} | {setting.name: setting.default for setting in _OF_ENGINES} | preset.settings | given
+    settings |= {"beam": ()} | {setting.name: setting.default for setting in _UNLISTED} | preset.settings | given
     beam_options.check_engine(settings, given)
-    if isinstance(settings["lr_drop_epochs"], tuple):
-        settings["lr_drop_epochs"] = list(settings["lr_drop_epochs"])
+    settings["lr_drop_epochs"] = list(settings["lr_drop_epochs"] or ()) or None
     settings["soft_betas"] = settings["soft_betas"] or [settings.get("beta", _BETA)]
     settings["num_workers"] = settings["num_workers"] or os.cpu_count()
-    if settings["push_dir"] is None:
-        # All digits of sigma: two models may not share a folder.
-        model_name = f"{settings['dataset']}-{repr(settings['sigma']).removesuffix('.0')}".replace("/", "-")
-        settings["push_dir"] = str(Path(settings["pipeline_root"]) / "serving" / model_name)
+    settings["push_dir"] = settings["push_dir"] or _push_dir(settings)
     _check(settings, method)
-    return settings, preset
+    return settings, preset, given
+
+
+def idle(settings):
+    """Name -> why, of the settings that do nothing beside the others, whatever they are."""
+    found = {}
+    if settings["soft_betas"] and not sampling_plan.SamplingPlan.of_run(settings).betas:
+        found["soft_betas"] = f"it is for soft certificates, and certify={settings['certify']} asks for none"
+    if settings["dataset"] == "digits":
+        found["data_dir"] = "the digits are embedded"
+    if settings["lr_schedule"] != "step" and settings["lr_drop_epochs"]:
+        found["lr_drop_epochs"] = f"lr_schedule={settings['lr_schedule']} has no drops"
+    if settings["lr_schedule"] != "step" or not settings["lr_drop_epochs"]:
+        found["lr_drop_factor"] = "the learning rate does not drop"
+    return found | unreached(settings) | methods.find(settings["method"]).idle(settings)
+
+
+def unreached(settings):
+    """Name -> why, of the settings that speak of epochs beyond the last one."""
+    epochs = settings["epochs"]
+    of_method = methods.find(settings["method"]).last_epochs(settings)
+    last = {**of_method, "lr_drop_epochs": max(settings["lr_drop_epochs"] or [0]) + 1}
+    if settings["lr_schedule"] != "step":
+        del last["lr_drop_epochs"]
+    return {
+        name: f"that takes {needed} epochs, and there are {epochs}" for name, needed in last.items() if needed > epochs
+    }
+
+
+def notes(settings, preset, given):
+    """What a user should know before, a line each."""
+    told = {name: value for entries in listing(settings).values() for name, value, _ in entries}
+    return [
+        *([preset.note] if preset.note else []),
+        *sampling_plan.notes_on(settings["sigma"]),
+        *(f"{name}={told[name]}: {why}." for name, why in unreached(settings).items() if name not in given),
+    ]
 
 
 def groups(method):
@@ -86,23 +131,30 @@ def _method(arguments):
 def _with_others(method):
     others = {setting.name: setting for name in methods.NAMES for setting in methods.find(name).settings}
     of_others = (others[name] for name in others.keys() - method.defaults().keys())
-    return {**groups(method), None: (*of_others, *_OF_ENGINES)}
+    return {**groups(method), None: (*of_others, *_UNLISTED)}
 
 
-def _refuse_another_method(given, preset):
-    # Another method's hyper-parameters are not in this preset.
-    if given.get("method", preset.method) != preset.method:
-        raise InputError(
-            f"The preset {preset.name} is of the method {preset.method}: leave --method out. Received: --method "
-            f"{given['method']}"
-        )
+def _refuse_another_preset(given, preset):
+    # It would be no experiment of the paper; and another method's hyper-parameters are not in this preset.
+    for name in ("method", "dataset", "sigma"):
+        if given.get(name, preset.settings[name]) != preset.settings[name]:
+            raise InputError(
+                f"The preset {preset.name} is of the {name} {preset.settings[name]}: leave --{name} out, or name them "
+                f"without a preset. Received: --{name} {given[name]}"
+            )
+
+
+def _push_dir(settings):
+    # All digits of sigma: two models may not share a folder.
+    model_name = f"{settings['dataset']}-{repr(settings['sigma']).removesuffix('.0')}".replace("/", "-")
+    return str(Path(settings["pipeline_root"]) / "serving" / model_name)
 
 
 def _name_of_images(given):
     for one, other in (("train_images", "test_images"), ("test_images", "train_images")):
         if one not in given:
             raise InputError(f"--{one} is missing: --{other} needs it.")
-    for name in ("dataset", "preset", "data_dir", "train_split", "test_split", "image_size"):
+    for name in _OF_DATA_SETS:
         if name in given:
             raise InputError(f"--{name} is for data sets that have a name, not for --train_images and --test_images.")
     return own_images.name_of(given["train_images"])
@@ -147,15 +199,49 @@ def with_meanings(plan):
 
 def command(plan):
     """A command line that gives the settings of a plan, with meanings or without: what differs from its preset."""
+    given = {name: f"--{name}={value}" for name, value, _ in differing(plan)}
+    without = idle(resolve([*_naming(plan), *given.values()])[0])
+    flags = [flag for name, flag in given.items() if name not in without]
+    return shlex.join(["python", "-m", "pipeline.run", *_naming(plan), *flags])
+
+
+def differing(plan, preset=None):
+    """[name, value, and what it would be] of the settings of a plan that are not as its data, sigma and method say.
+
+    Args:
+        plan: with meanings or without.
+        preset: name of the preset to compare with; None: that of its data, sigma and method.
+    """
+    naming = _naming(plan) if preset is None else [f"--preset={preset}"]
+    of_these = listing(resolve(naming)[0]).values()
+    before = {name: value for entries in of_these for name, value, _ in entries}
+    told = ((name, value) for entries in plan.values() for name, value, *_ in entries)
+    return [[name, value, before.get(name)] for name, value in told if value != before.get(name)]
+
+
+def written(settings):
+    """Name -> text of the settings as a file has them: all that can change a result, and where it is kept.
+
+    What does nothing is left out, and what is of one call or of this machine.
+    """
+    without = {*idle(settings), *_NOT_WRITTEN, *({"push_dir"} if settings["push_dir"] == _push_dir(settings) else ())}
+    every = (setting for group in groups(methods.find(settings["method"])).values() for setting in group)
+    texts = {
+        setting.name: setting.kind.none if settings[setting.name] is None else in_words(setting, settings[setting.name])
+        for setting in every
+        if setting.name not in without
+    }
+    of_data_sets = _OF_DATA_SETS if settings["train_images"] else ()
+    return {name: text for name, text in texts.items() if text is not None and name not in of_data_sets}
+
+
+def _naming(plan):
+    """The flags that name the experiment which a plan starts from."""
     told = {name: value for entries in plan.values() for name, value, *_ in entries}
     # One's own images have no data set's name.
     absent = in_words(next(setting for setting in GROUPS["Data"] if setting.name == "train_images"), None)
     naming = ("dataset",) if told.get("train_images", absent) == absent else ("train_images", "test_images")
-    given = [f"--{name}={told[name]}" for name in (*naming, "sigma", "method") if name in told]
-    of_these = listing(parse(given)[0]).values()
-    defaults = {name: value for entries in of_these for name, value, _ in entries}
-    given += [f"--{name}={value}" for name, value in told.items() if value != defaults[name]]
-    return shlex.join(["python", "-m", "pipeline.run", *given])
+    return [f"--{name}={told[name]}" for name in (*naming, "sigma", "method") if name in told]
 
 
 def _given(arguments, method):
@@ -166,7 +252,7 @@ def _given(arguments, method):
         usage="%(prog)s --dataset NAME [options]",
         description="Trains, certifies, evaluates, validates and pushes a classifier. What was done before is kept. In "
         "brackets: the default, or the presets' (--list_presets). --help --method=NAME: of another method. "
-        + beam_options.NOTE,
+        + f"{beam_options.NOTE} {saying.NOTE}",
         rest=beam_options.checked,
         default=_default,
     )
@@ -184,6 +270,7 @@ def _default(setting):
 
 def _check(settings, method):
     """What no single setting shows; all of it before any work."""
+    saying.check(settings)
     try:
         checks.check(sigma=settings["sigma"])
         method.check(settings)

@@ -21,7 +21,7 @@ from serving.fingerprints import file_digest
 _SECONDS_BETWEEN_BACKUPS = 60
 _SHARE_OF_TIME = 0.02
 
-_FOLDER = re.compile(r"epoch-\d{5}(-step-\d{7})?")
+_FOLDER = re.compile(r"epoch-(\d{5})(?:-step-(\d{7}))?")
 # What reading a damaged JSON file, archive or HDF5 file raises.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -183,6 +183,12 @@ class Backup(keras.callbacks.Callback):
 
     def _folders(self):
         return [path for path in self._directory.glob("epoch-*") if _FOLDER.fullmatch(path.name)]
+
+
+def done(directory, steps):
+    """How many training steps the last state in a directory is behind; `steps` make an epoch. 0 if there is none."""
+    found = (_FOLDER.fullmatch(path.name) for path in Path(directory).glob("epoch-*"))
+    return max((int(name[1]) * steps + int(name[2] or 0) for name in found if name), default=0)
 
 
 def _folder_name(epoch, step):

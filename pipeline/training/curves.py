@@ -12,23 +12,24 @@ from pipeline.utils.atomic_files import write_text, writing
 
 
 class Curves(keras.callbacks.Callback):
-    """Writes a row per epoch to `history.csv`, to `seconds.csv` and to an event file in `tensorboard`; all are whole at
+    """Writes a row per epoch to `history.csv`, to `seconds.csv` and to an event file for TensorBoard; all are whole at
     any moment. (What it took is apart because it differs from run to run, and nothing else does.)
 
     What an earlier process reported is written again, from the record, before training goes on. The step of an event is
     its epoch.
 
     Args:
-        directory: where.
+        directory: where the first two are written.
+        events: where the event file is, and no other; a folder that stays where it is when training is finished.
         record: the `Record`, which comes before this callback.
 
     Raises:
         InputError: if they cannot be written.
     """
 
-    def __init__(self, directory, record):
+    def __init__(self, directory, events, record):
         super().__init__()
-        self._directory, self._record = directory, record
+        self._directory, self._folder_of_events, self._record = directory, events, record
         with self._writing():
             self._events = self._open_events()
             if record.history:
@@ -54,9 +55,9 @@ class Curves(keras.callbacks.Callback):
                 raise OSError(error.message) from None
 
     def _open_events(self):
-        events = self._directory / "tensorboard"
+        events = self._folder_of_events
         shutil.rmtree(events, ignore_errors=True)
-        events.mkdir()
+        events.mkdir(parents=True)
         # Renamed once it holds what was reported before, it is appended to under the name that TensorBoard looks for.
         beside = events / "writing"
         self._events = tf.io.TFRecordWriter(str(beside))

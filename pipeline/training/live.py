@@ -1,8 +1,10 @@
 """What training says live: how far it is, how it goes and how long it will take."""
 
+import itertools
+
 import keras
 
-from pipeline.cli.console import Progress
+from pipeline.cli import console
 
 
 class TrainingProgress(keras.callbacks.Callback):
@@ -11,23 +13,41 @@ class TrainingProgress(keras.callbacks.Callback):
     Args:
         record: the `Record`, which comes before this callback.
         epochs: how many there will be.
+        work: called with an epoch, from 0; returns the work of a step in it, as a multiple of the first epoch's.
+        cheaper: names of settings that would make it shorter, for `console.print_if_long`.
     """
 
-    def __init__(self, record, epochs):
+    def __init__(self, record, epochs, work=lambda epoch: 1, cheaper=()):
         super().__init__()
-        self._record, self._epochs, self._epoch = record, epochs, 0
-        self._progress = Progress("Training", epochs * record.steps, record.done)
+        self._record, self._epochs, self._epoch, self._cheaper = record, epochs, 0, cheaper
+        self._work, self._is_forecast = work, False
+        # Done before each epoch, and in the end.
+        self._done_before = [0, *itertools.accumulate(record.steps * work(epoch) for epoch in range(epochs))]
+        self._progress = console.Progress("Training", self._done_before[-1], self._done())
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        self._progress.update(self._record.done, self._details(logs))
+        done = self._done()
+        self._progress.update(done, self._details(logs))
+        if not self._is_forecast and (speed := self._progress.speed(done)):
+            self._is_forecast = True
+            self._forecast((self._done_before[-1] - done) / speed)
 
     def on_train_end(self, logs=None):
         # Training that goes on in the middle of an epoch has an end at this epoch's end too.
         if self._record.epoch == self._epochs:
-            self._progress.finish(self._record.done, self._details(logs))
+            self._progress.finish(self._done(), self._details(logs))
+
+    def _done(self):
+        epoch = min(self._record.epoch, self._epochs)
+        return self._done_before[epoch] + (self._record.step * self._work(epoch) if epoch < self._epochs else 0)
+
+    def _forecast(self, seconds):
+        steps = self._epochs * self._record.steps - self._record.done
+        print(f"  To train: {steps:,} more steps, about {console.duration(seconds)}, as just measured.", flush=True)
+        console.print_if_long(seconds, self._cheaper)
 
     def close(self):
         """Leaves the line as it is, however training ended."""

@@ -7,6 +7,10 @@ import signal
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import run as run_lib
+from pipeline import runs
+from serving import publish
+
 pytestmark = pytest.mark.slow
 
 # Tiny, but long enough to be killed in the middle of training and of certification.
@@ -47,8 +51,11 @@ def test_a_run_says_what_it_does_and_where_everything_is(finished):
     root, done, _ = finished
     out = done.out
     assert out.startswith(f"macer on digits, preset macer-digits-0.25, in {root}\n")
-    for setting in ("dataset=digits", "sigma=0.25", "epochs=6", "lam=0.0", "n=4800", "alpha=0.001", "clip_norm=1.0"):
+    for setting in ("epochs=6", "lam=0.0", "n=4800", "num_test_examples=100"):
         assert setting in out
+    # What the preset says is told by --verbose.
+    assert "clip_norm=" not in out.partition("ExampleGen")[0]
+    assert "Loading TensorFlow ...\n" in out
     components = re.findall(r"^(\w+) +done in \d+ s: (.*)$", out, re.MULTILINE)
     assert [name for name, _ in components] == [
         "ExampleGen", "Trainer", "Certifier", "Evaluator", "Exporter", "InfraValidator", "Pusher"
@@ -67,6 +74,46 @@ def test_a_run_says_what_it_does_and_where_everything_is(finished):
     assert f"Pushed model: {root / 'serving' / 'digits-0.25' / '1'}\n" in out
     assert (root / "serving" / "digits-0.25" / "1" / "saved_model.pb").is_file()
     assert not list(root.glob("*.unfinished"))
+
+
+def test_the_run_has_a_folder_of_links_which_is_the_latest(finished):
+    root, done, _ = finished
+    latest = root / "latest"
+    assert latest.is_symlink()
+    places = {"model": "Trainer", "saved_model": "Exporter", "report.html": "Evaluator", "blessing.json": "Evaluator"}
+    for name, component in places.items():
+        assert (latest / name).is_symlink()
+        assert (latest / name).resolve().relative_to(root).parts[0].startswith(f"{component}-")
+    assert list((latest / "tensorboard").glob("events.out.tfevents.*"))
+    assert f"Curves: tensorboard --logdir {root / 'tensorboard'}\n" in done.out
+    assert re.search(rf"^Run: {latest.resolve()}, as the last one also {latest}: ", done.out, re.MULTILINE)
+
+
+def test_its_settings_are_its_command_in_a_file_and_a_program_gets_its_result(finished, capsys, monkeypatch):
+    root, *_ = finished
+    capsys.readouterr()
+    assert run_lib.main(["--config", str(root / "latest" / "settings.yaml"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("cached in") == 7
+    told = json.loads(out)
+    metrics = json.loads(one(root, "Evaluator-*/evaluation/metrics.json").read_text())
+    assert (told["status"], told["metrics"], told["acr"], told["blessed"]) == (0, metrics, metrics["acr"], True)
+    assert told["pushed_to"] == str(root / "serving" / "digits-0.25" / "1")
+    assert (root / "latest").samefile(root / "history" / told["run"])
+
+    assert runs.main([str(root), "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert (listed["state"], listed["acr"], listed["latest"]) == ("finished", metrics["acr"], True)
+    assert ["epochs", "6", "60"] in listed["differs"]
+    assert runs.main([str(root), "--prune"]) == 0
+    assert capsys.readouterr().out.startswith("Removed 0 folders, 0 bytes")
+
+
+def test_its_saved_model_is_published_by_its_links(finished, tmp_path):
+    latest = finished[0] / "latest"
+    arguments = ["publish", str(latest / "saved_model"), str(tmp_path / "served")]
+    assert publish.main([*arguments, "--blessing", str(latest / "blessing.json")]) == 0
+    assert (tmp_path / "served" / "1" / "saved_model.pb").is_file()
 
 
 def test_what_it_certifies_makes_sense(finished):

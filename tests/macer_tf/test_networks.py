@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from macer_tf import networks
+from macer_tf import checks, networks
 
 
 def trainable(model):
@@ -139,3 +139,7 @@ def test_another_network_is_one_decorated_function(monkeypatch):
             networks.build(name, (2, 2, 1), 3)
     with pytest.raises(ValueError, match="There is a network of this name"):
         networks.register("lenet")
+
+
+def test_the_names_that_are_known_without_keras_are_those_of_the_networks():
+    assert tuple(networks.BUILDERS) == checks.NETWORKS

@@ -49,10 +49,15 @@ def model(classifier, tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """A function: arguments -> status, output, errors; certificates go to tmp_path / output."""
+    """A function: arguments -> status, output, errors; certificates go to tmp_path / output.
+
+    Of the settings those are given that the arguments do not give.
+    """
 
     def run(*arguments, settings=SETTINGS):
-        arguments = [str(argument) for argument in (*arguments, *settings, "--output", tmp_path / "output")]
+        settings = dict(zip(settings[::2], settings[1::2], strict=True))
+        others = [part for name, value in settings.items() if name not in arguments for part in (name, value)]
+        arguments = [str(argument) for argument in (*arguments, *others, "--output", tmp_path / "output")]
         capsys.readouterr()
         return certify.main(arguments), *capsys.readouterr()
 
@@ -328,7 +333,7 @@ def test_the_same_command_draws_nothing_again_and_another_alpha_neither(run, mod
     assert run(*arguments)[0] == 0
     files = (
         "certificates.tsv", "certificates.jsonl", "certification.json", "failed.tsv", "metrics.json",
-        "radius_accuracy.png", "certificates.parquet", "report.html",
+        "radius_accuracy.png", "certificates.parquet", "report.html", "settings.yaml",
     )  # fmt: skip
     first = [(tmp_path / "output" / name).read_bytes() for name in files]
 
@@ -506,6 +511,8 @@ def test_its_output_can_be_compared(run, model, tmp_path, capsys):
 def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path):
     np.savez(tmp_path / "eleven.npz", images=digits[0][:3], labels=np.array([0, 10, 1]))
     (tmp_path / "text.txt").write_text("")
+    (tmp_path / "torn.keras").write_bytes(model.read_bytes()[:-100])
+    (tmp_path / "torn.h5").write_bytes(b"PK")
     ours = ("--model", model)
     on_digits = (*ours, "--dataset", "digits")
     for arguments, message in [
@@ -526,7 +533,7 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
             (*ours, "--images", tmp_path / "eleven.npz", "--levels", "256"),
             "The model has 10 classes, the images have 11",
         ),
-        ((*ours, "--images", tmp_path, "--output", tmp_path / "certified"), "where it would be a class; give another"),
+        ((*ours, "--images", tmp_path), "where it would be a class; give another"),
         ((*on_digits, "--start", "360"), "start=360 leaves none of the 360 images"),
         ((*on_digits, "--skip", "0"), "skip must be a whole number from 1. Received: 0"),
         ((*on_digits, "--n", "3", "--alpha", "0.001"), "n is too small. No image could be certified"),
@@ -549,13 +556,69 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*on_digits, "--budget", "adaptive", "--radii", "9"), "n=300 samples certify up to radius"),
         ((*on_digits, "--budget", "adaptive", "--radii", "0.2", "--certify", "all"), "adaptive is for certify=hard"),
         ((*on_digits, "--certify", "all", "--n", "5000000"), "Soft votes hold up to 4,194,304 samples per image."),
+        ((*on_digits, "--soft_betas", "1"), "--soft_betas would do nothing here: certify=hard asks for no soft"),
+        (
+            (*on_digits, "--skip_wrong", "no", "--certify", "all"),
+            "--skip_wrong would do nothing here: certify=all estimates every image.",
+        ),
+        ((*on_digits, "--max", "2", "--max=3"), "--max is given twice: 2 and 3. Give it once."),
+        ((*ours, "--dataset", "digist"), "Unknown dataset 'digist'. Did you mean digits"),
+        ((*on_digits, "--custom_objects", "my_nowhere"), "There is no module my_nowhere to import"),
+        (("--model", tmp_path / "torn.keras", "--dataset", "digits"), "is no .keras file, or was not written to its"),
+        (("--model", tmp_path / "torn.h5", "--dataset", "digits"), "is no .h5 file, or was not written to its end."),
     ]:
-        # What comes last on a command line counts.
-        status, out, err = run(*SETTINGS, *arguments, settings=())
+        status, out, err = run(*arguments)
         assert (status, out) == (2, ""), arguments
         assert err.startswith("error: ")
         assert err.count("\n") == 1
         assert message in err
+
+
+def test_programs_get_one_value_and_the_settings_make_the_same_again(run, model, tmp_path, capsys):
+    status, out, err = run("--model", model, "--dataset", "digits", "--max", "9", "--json")
+    told = json.loads(out)
+    output = tmp_path / "output"
+    assert (status, told["status"]) == (0, 0)
+    assert told["metrics"] == json.loads((output / "metrics.json").read_text())
+    assert told["paths"]["certificates.tsv"] == str(output / "certificates.tsv")
+    assert all(Path(path).exists() for path in told["paths"].values())
+    assert f"Certificates: {output / 'certificates.tsv'}" in err
+    # Its settings, with no others, draw nothing and certify the same.
+    before = (output / "certificates.jsonl").read_bytes()
+    config = tmp_path / "settings.yaml"
+    shutil.copy(output / "settings.yaml", config)
+    status, out, _ = run("--config", config, "--quiet", settings=())
+    assert status == 0
+    assert out.startswith("\nCertified accuracy")
+    assert (output / "certificates.jsonl").read_bytes() == before
+    # A flag wins.
+    assert run("--config", config, "--max", "4", settings=())[0] == 0
+    assert len((output / "certificates.jsonl").read_bytes().splitlines()) == 4
+    # And the command is the same command.
+    capsys.readouterr()
+    assert certify.main([*shlex.split(told["command"])[3:], "--output", str(output)]) == 0
+    assert (output / "certificates.jsonl").read_bytes() == before
+
+
+def test_a_failed_image_is_in_the_value_too(run, model, folder):
+    status, out, _ = run("--model", model, "--images", folder, "--json")
+    told = json.loads(out)
+    assert (status, told["status"], list(told["failed"])) == (1, 1, ["3"])
+
+
+def test_a_dry_run_forecasts_what_is_still_to_draw_and_writes_nothing(run, model, tmp_path):
+    on_digits = ("--model", model, "--dataset", "digits", "--max", "9")
+    status, out, err = run(*on_digits, "--dry_run")
+    assert (status, err) == (0, "")
+    assert "To draw: at most 2,880 noisy samples, a forward pass each: at most " in out
+    assert out.endswith("Nothing was certified or written.\n")
+    assert list(tmp_path.iterdir()) == []
+    assert run(*on_digits)[0] == 0
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert "Every sample was drawn before." in run(*on_digits, "--dry_run")[1]
+    told = json.loads(run(*on_digits[:-1], "19", "--skip_wrong", "no", "--dry_run", "--json")[1])
+    assert 10 * 320 <= told["dry_run"]["samples"] <= 19 * 320
+    assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_without_sigma_it_asks_for_it(run, model):

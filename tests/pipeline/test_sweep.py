@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import statistics
@@ -16,12 +17,13 @@ import pytest
 from macer_tf import evaluation
 from pipeline import run as run_lib
 from pipeline import sweep as sweep_lib
+from pipeline.cli import config
 from pipeline.components import sweep_evaluator, trainer
 from pipeline.components.certifier import CERTIFIER
 from pipeline.components.example_gen import EXAMPLE_GEN
 from pipeline.experiments import methods
 from pipeline.experiments import settings as settings_lib
-from pipeline.orchestration import orchestrator
+from pipeline.orchestration import history, orchestrator
 from pipeline.report import charts, figures, page, sweep_report
 from pipeline.training import backups
 from pipeline.utils import sealed
@@ -89,7 +91,9 @@ def test_each_method_keeps_its_own_preset_and_takes_the_flags_that_fit():
     assert [cohen.get(name) for name in names] == ["cohen", None, None, None, None, None, 3]
     assert [macer.get(name) for name in names] == ["macer", 4, 2, None, None, None, 3]
     assert [smoothadv.get(name) for name in names] == ["smoothadv", None, 2, 0.1, "pgd", 10, 3]
-    told = [line.split(" is not a setting of the method ") for line in sweep.notes]
+    *left_out, unreached = sweep.notes
+    assert unreached == "warmup_epochs=10: that takes 10 epochs, and there are 3."
+    told = [line.split(" is not a setting of the method ") for line in left_out]
     assert [(flag, rest.split(",")[0]) for flag, rest in told] == [
         ("--lam", "cohen"), ("--num_samples", "cohen"), ("--epsilon", "cohen"), ("--epsilon", "macer"),
         ("--lam", "smoothadv"),
@@ -99,6 +103,11 @@ def test_each_method_keeps_its_own_preset_and_takes_the_flags_that_fit():
 def test_a_value_may_have_commas():
     sweep = sweep_lib.parse(["--dataset", "cifar10", "--sweep", "lr_drop_epochs=50,100; 200,400;none"])
     assert [member.settings["lr_drop_epochs"] for member in sweep.members] == [[50, 100], [200, 400], None]
+
+
+def test_what_does_something_for_one_member_is_not_refused():
+    sweep = sweep_lib.parse(["--dataset", "digits", "--soft_betas", "1,4", "--sweep", "certify=hard,all"])
+    assert [member.settings["soft_betas"] for member in sweep.members] == [[1, 4], [1, 4]]
 
 
 def test_without_sweep_there_is_none():
@@ -129,6 +138,10 @@ BAD = [
     (["--sweep", "epsilon=0.1,1"], "--epsilon is not a setting of the method macer: leave it out, or use"),
     (["--sweep", "beta=1,2", "--method", "smoothadv"], "--beta is not a setting of the method smoothadv: leave it"),
     (["--sweep", "method=macer,cohen", "--preset", "macer-digits-0.25"], "--sweep method=cohen: The preset macer-dig"),
+    (["--sweep", "lam=0,1", "--soft_betas", "4"], "--soft_betas would do nothing here: it is for soft certificates"),
+    (["--sweep", "warmup_epochs=2,9", "--method", "smoothadv", "--epochs", "5"], "--sweep warmup_epochs=9: --warmup_e"),
+    (["--sweep", "dataset=digits,mnits"], "--dataset is swept"),
+    (["--sweep", "network=small_cnn,vgg"], "--sweep network=vgg: Unknown network. Received: vgg"),
     *(
         (["--sweep", f"{name}=1,2"], f"A sweep compares certificates, which {name} does not change.")
         for name in ("serving_n", "min_accuracy", "num_workers", "push_dir", "pipeline_root", "sweep")
@@ -151,7 +164,6 @@ def test_a_bad_sweep_is_one_line_before_anything_is_made(arguments, message, tmp
     ("arguments", "message"),
     [
         (["--sweep", "network=small_cnn,lenet"], "--sweep network=lenet: lenet takes images of at least 16x16 pixels."),
-        (["--sweep", "network=small_cnn,vgg"], "--sweep network=vgg: Unknown network. Received: vgg"),
         (["--sweep", "test_split=test,train"], "digits are embedded"),
     ],
 )
@@ -187,14 +199,14 @@ def credited_radii(rows, labels):
 def test_the_table_is_what_the_members_certificates_say(sweep, digits, kept):
     done = sweep("--sweep", "lam=0,8")
     assert (done.status, done.err) == (0, "")
-    shutil.copytree(done.root, kept)
+    shutil.copytree(done.root, kept, symlinks=True)
     (directory,) = done.directories
     comparison = json.loads((directory / "sweep.json").read_text())
     labels = digits[1][1437:]
     zero, eight = (certificates(done.root, lam=lam) for lam in (0.0, 8.0))
     radii = {value: credited_radii(rows, labels) for value, (rows, _) in (("0", zero), ("8", eight))}
     assert [member["value"] for member in comparison["members"]] == ["0", "8"]
-    for member, (rows, history) in zip(comparison["members"], (zero, eight), strict=True):
+    for member, (rows, path) in zip(comparison["members"], (zero, eight), strict=True):
         credited = radii[member["value"]]
         assert member["num_images"] == len(rows) == 8
         assert member["acr"] == pytest.approx(statistics.mean(credited))
@@ -202,7 +214,7 @@ def test_the_table_is_what_the_members_certificates_say(sweep, digits, kept):
         for radius, accuracy in zip(comparison["radii"], member["certified_accuracy"], strict=True):
             right = [row for row in rows if row["prediction"] == labels[row["example_id"]] and row["radius"] >= radius]
             assert accuracy == len(right) / 8
-        with open(history, newline="") as file:
+        with open(path, newline="") as file:
             seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
         assert member["seconds_per_epoch"] == pytest.approx(sum(seconds) / 2)  # the median of two
         assert all(value > 0 for value in seconds)
@@ -265,8 +277,21 @@ def test_a_member_equals_the_same_training_by_itself(sweep, kept, tmp_path):
     assert losses(swept_seconds.with_name("history.csv")) == losses(seconds.with_name("history.csv"))
 
 
+def test_a_sweep_has_a_folder_of_its_own_and_is_no_latest_run(kept):
+    (run,) = history.runs(kept)
+    assert (run.state, run.about["sweep"]) == ("finished", {"name": "lam", "values": ["0", "8"]})
+    assert (run.folder / "sweep.html").samefile(run.folder / "comparison" / "sweep.html")
+    assert not os.path.lexists(kept / "latest")
+    assert history.unused(kept).paths == ()
+    again = sweep_lib.parse(config.expand(["--config", str(run.folder / "settings.yaml")], settings_lib.known))
+    assert (again.name, [member.value for member in again.members]) == ("lam", ["0", "8"])
+    first, second = (member.settings for member in again.members)
+    assert {name for name in first if first[name] != second[name]} == {"lam"}
+    assert [first[name] for name in ("epochs", "train_examples", "num_samples", "n")] == [2, 96, 2, 50]
+
+
 def test_a_member_that_diverges_is_told_and_the_others_go_on(sweep):
-    flags = ("--clip_norm", "none", "--lr_schedule", "step", "--lam", "0", "--num_samples", "1")
+    flags = ("--clip_norm", "none", "--lr_schedule", "step", "--lam", "0")
     done = sweep("--sweep", "learning_rate=1e6,0.02,0.05", *flags)
     assert done.status == 1
     (line,) = done.err.splitlines()
@@ -306,10 +331,10 @@ def test_where_all_fail_there_is_nothing_to_compare(sweep, monkeypatch):
 def test_interrupted_it_goes_on_where_it_was(sweep, monkeypatch, tmp_path, ctrl_c, capsys):
     build = sweep_lib.orchestrator.run
 
-    def interrupted(components, settings, *arguments):
+    def interrupted(components, settings, *arguments, **keywords):
         if settings.get("lam") == 8.0 and len(components) == 3:
             ctrl_c()
-        return build(components, settings, *arguments)
+        return build(components, settings, *arguments, **keywords)
 
     with monkeypatch.context() as patch:
         patch.setattr(sweep_lib.orchestrator, "run", interrupted)

@@ -26,6 +26,11 @@ class Method:
             or None.
         check: called with the settings before anything is done; raises ValueError, in one line, for what no single
             setting shows.
+        idle: called with the settings; returns name -> why, of this method's that do nothing beside the others.
+        last_epochs: called with the settings; returns name -> how many epochs it takes, of this method's that speak of
+            epochs.
+        work: called with the settings and an epoch, from 0; returns the work of a step in it, as a multiple of the
+            first epoch's.
     """
 
     name: str
@@ -34,6 +39,9 @@ class Method:
     model: Callable
     schedule: Callable = lambda settings: None
     check: Callable = lambda settings: None
+    idle: Callable = lambda settings: {}
+    last_epochs: Callable = lambda settings: {}
+    work: Callable = lambda settings, epoch: 1
 
     def defaults(self):
         """Name -> default of the method's own settings."""

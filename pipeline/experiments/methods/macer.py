@@ -41,6 +41,27 @@ def check(settings):
         raise ValueError(f"samples_rise_epochs must rise. Received: {','.join(map(str, rises))}")
 
 
+def idle(settings):
+    found = {}
+    if not settings["noise_steps"]:
+        found["noise_radius"] = "noise_steps=0"
+    if not settings["samples_rise_epochs"]:
+        found["samples_rise_factor"] = "samples_rise_epochs=none"
+    return found
+
+
+def last_epochs(settings):
+    last = {"samples_rise_epochs": max(settings["samples_rise_epochs"] or [0]) + 1}
+    if settings["lam"] or settings["consistency"]:
+        last["lam_start_epoch"] = settings["lam_start_epoch"] + 1
+        last["ramp_epochs"] = settings["lam_start_epoch"] + settings["ramp_epochs"]
+    return last
+
+
+def work(settings, epoch):
+    return settings["samples_rise_factor"] ** sum(epoch >= rise for rise in settings["samples_rise_epochs"] or ())
+
+
 METHOD = Method(
     name="macer",
     label="MACER",
@@ -63,4 +84,7 @@ METHOD = Method(
     model=model,
     schedule=schedule,
     check=check,
+    idle=idle,
+    last_epochs=last_epochs,
+    work=work,
 )

@@ -31,5 +31,6 @@ METHOD = Method(
     ),
     model=model,
     schedule=schedule,
+    last_epochs=lambda settings: {"warmup_epochs": settings["warmup_epochs"]},
     check=lambda settings: checks.check(**{name: settings[name] for name in _OF_THE_MODEL}),
 )

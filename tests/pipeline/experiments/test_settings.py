@@ -79,9 +79,9 @@ BAD = [
             ("beta", "a number above 0", ["0", "-16", "inf"]),
             ("lam", "a number from 0", ["-1", "nan", "x"]),
             ("num_samples", "a whole number from 1", ["0", "-1", "1.5", "x"]),
-            ("epochs", "a whole number from 1", ["0", "-3", "1.0", "1e3"]),
+            ("epochs", "a whole number from 1", ["0", "-3", "1.0", "1.5e0", "1e-1", "1e100"]),
             ("batch_size", "a whole number from 1", ["0"]),
-            ("n", "a whole number from 1", ["0", "-1", "1e5", "9" * 400]),
+            ("n", "a whole number from 1", ["0", "-1", "1e-5", "1e5.0", "e5", "9" * 400]),
             ("n0", "a whole number from 1", ["0"]),
             ("learning_rate", "a number above 0", ["0", "-0.1", "nan"]),
             ("momentum", "a number from 0 and below 1", ["1", "-0.1"]),
@@ -113,6 +113,46 @@ BAD = [
     (["--dataset", "digits", "--serving_n", "9"], "--serving_n is too small. No image could be certified"),
     (["--dataset", "mnist", "--lr_drop_epochs", "3,2"], "--lr_drop_epochs must rise. Received: 3,2"),
     (["--dataset", "mnist", "--lr_drop_epochs", "2,2"], "--lr_drop_epochs must rise. Received: 2,2"),
+    (["--dataset", "digits", "--n", "500", "--n=600"], "--n is given twice: 500 and 600. Give it once."),
+    (["--dataset", "digits", "--no_cache", "--no_cache"], "--no_cache is given twice: yes and yes. Give it once."),
+    (["--dataset", "digits", "--dataset", "mnist"], "--dataset is given twice: digits and mnist. Give it once."),
+    (
+        ["--preset", "macer-digits-0.25", "--dataset", "mnist"],
+        "The preset macer-digits-0.25 is of the dataset digits: leave --dataset out, or name them without a preset. "
+        "Received: --dataset mnist",
+    ),
+    (["--preset", "macer-digits-0.25", "--sigma", "0.5"], "is of the sigma 0.25: leave --sigma out"),
+    (
+        ["--dataset", "digits", "--soft_betas", "4"],
+        "--soft_betas would do nothing here: it is for soft certificates, and certify=hard asks for none. Leave it out",
+    ),
+    (["--dataset", "digits", "--soft_betas", "4", "--certify", "hard-randomized"], "--soft_betas would do nothing"),
+    (["--dataset", "digits", "--data_dir", "x"], "--data_dir would do nothing here: the digits are embedded"),
+    (["--dataset", "digits", "--lr_drop_epochs", "3"], "here: lr_schedule=cosine has no drops"),
+    (["--dataset", "digits", "--lr_drop_factor", "0.5"], "--lr_drop_factor would do nothing here: the learning rate"),
+    (
+        ["--dataset", "mnist", "--epochs", "5", "--lr_drop_epochs", "2,5"],
+        "--lr_drop_epochs would do nothing here: that takes 6 epochs, and there are 5",
+    ),
+    (["--dataset", "mnist", "--epochs", "5", "--lam_start_epoch", "5"], "here: that takes 6 epochs, and there are 5"),
+    (["--dataset", "mnist", "--epochs", "5", "--ramp_epochs", "6"], "--ramp_epochs would do nothing here: that takes"),
+    (["--dataset", "mnist", "--epochs", "5", "--samples_rise_epochs", "5"], "--samples_rise_epochs would do nothing"),
+    (["--dataset", "mnist", "--noise_radius", "2"], "--noise_radius would do nothing here: noise_steps=0"),
+    (["--dataset", "mnist", "--samples_rise_factor", "2"], "would do nothing here: samples_rise_epochs=none"),
+    *(
+        (
+            ["--dataset", "digits", "--method", method, "--epochs", "5", "--warmup_epochs", "6"],
+            "--warmup_epochs would do nothing here: that takes 6 epochs, and there are 5",
+        )
+        for method in ("smoothadv", "smoothmix")
+    ),
+    (["--dataset", "digits", "--verbose", "--quiet"], "--verbose and --quiet: give one of them."),
+    (["--dataset", "mnits"], "Unknown dataset 'mnits'. Did you mean mnist"),
+    (["--dataset", "digit"], "Did you mean digits"),
+    (["--dataset", "digits", "--network", "vgg"], "Unknown network. Received: vgg; accepted: small_cnn, lenet"),
+    (["--dataset", "digits", "--network", "cifar_resnet9"], "depth of a cifar_resnet must be 6n + 2"),
+    (["--dataset", "digits", "--network", "my_nowhere:make"], "There is no module my_nowhere to import"),
+    (["--train_images", "nowhere", "--test_images", "b"], "There is no folder or file nowhere."),
 ]
 
 
@@ -124,6 +164,32 @@ def test_bad_arguments_are_one_line_before_anything_is_made(line, arguments, mes
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e5", 100_000), ("1E3", 1000), ("2.5e4", 25_000), ("1e+2", 100), ("1e9", 10**9)]
+)
+def test_a_whole_number_may_have_an_exponent(text, value):
+    assert settings_lib.parse(["--dataset", "digits", "--n", text])[0]["n"] == value
+
+
+def test_what_a_preset_has_that_would_do_nothing_is_noted_and_not_refused():
+    settings, preset, given = settings_lib.resolve(["--dataset", "mnist", "--epochs", "5"])
+    assert settings_lib.parse(["--dataset", "mnist", "--epochs", "5"])[0] == settings
+    noted = settings_lib.notes(settings, preset, given)
+    assert noted == ["lr_drop_epochs=200,400: that takes 401 epochs, and there are 5."]
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS, ids=lambda preset: preset.name)
+def test_no_preset_speaks_of_epochs_that_it_does_not_have(preset):
+    settings, _ = settings_lib.parse(["--preset", preset.name])
+    assert settings_lib.unreached(settings) == {}
+
+
+@pytest.mark.parametrize(("sigma", "is_noted"), [("0.25", False), ("1", False), ("4", False), ("63.75", True)])
+def test_a_noise_level_for_pixels_up_to_255_is_noted(sigma, is_noted):
+    noted = settings_lib.notes(*settings_lib.resolve(["--dataset", "digits", "--sigma", sigma]))
+    assert any("Of pixels from 0 to 255 it would be 0.25 here." in note for note in noted) == is_noted
+
+
 def test_the_smallest_n_that_can_certify_is_accepted():
     assert settings_lib.parse(["--dataset", "digits", "--n", "10"])[0]["n"] == 10
 
@@ -131,11 +197,14 @@ def test_the_smallest_n_that_can_certify_is_accepted():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "mnits"], "Unknown dataset 'mnits'. Did you mean mnist"),
-        (["--dataset", "digit"], "Did you mean digits"),
-        (["--dataset", "digits", "--network", "vgg"], "Unknown network. Received: vgg; accepted: small_cnn, lenet"),
         (["--dataset", "digits", "--network", "lenet"], "lenet takes images of at least 16x16 pixels. Received: 8x8"),
-        (["--dataset", "digits", "--network", "cifar_resnet9"], "depth of a cifar_resnet must be 6n + 2"),
+        (["--dataset", "digits", "--train_examples", "1438"], "There are 1,437 training images. Received: train_exam"),
+        (["--dataset", "digits", "--labels", "1438"], "There are 1,437 images to train on. Received: labels=1438"),
+        (
+            ["--dataset", "digits", "--train_examples", "100", "--labels", "101"],
+            "There are 100 images to train on. Received: labels=101",
+        ),
+        (["--dataset", "digits", "--num_test_examples", "361"], "There are 360 test images. Received: num_test_exampl"),
         (["--dataset", "digits", "--image_size", "16"], "digits are embedded"),
         (
             ["--dataset", "digits", "--crop_padding", "8"],
@@ -227,13 +296,22 @@ def test_help_fits_a_screen_and_needs_no_tensorflow(method):
     assert "[digits" not in text
 
 
-def test_a_typo_does_not_wait_for_tensorflow():
-    code = (
-        "import sys\nfrom pipeline import run\nassert run.main(['--dataset', 'digits', '--sigma', '0']) == 2\n"
-        "assert 'tensorflow' not in sys.modules and 'apache_beam' not in sys.modules\n"
-    )
+def test_a_typo_does_not_wait_for_tensorflow(tmp_path):
+    (tmp_path / "torn.keras").write_text("no model")
+    model = ["--model", str(tmp_path / "torn.keras"), "--sigma", "1"]
+    code = f"""
+import sys
+from pipeline import certify, run, runs
+for wrong in ("--sigma=0", "--network=vgg", "--network=nowhere:make", "--epochs=5 --lr_drop_epochs=9", "--n=1 --n=2"):
+    assert run.main(["--dataset=digits", *wrong.split()]) == 2
+assert run.main(["--dataset=mnits"]) == run.main(["--train_images=a", "--test_images=b"]) == 2
+assert certify.main([*{model}, "--dataset=digits"]) == certify.main([*{model}, "--images=nowhere"]) == 2
+assert runs.main([{str(tmp_path)!r}]) == 0
+assert "tensorflow" not in sys.modules and "apache_beam" not in sys.modules
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 9
 
 
 OVERRIDES = {
@@ -259,15 +337,27 @@ OVERRIDES = {
 }  # fmt: skip
 # They are for an engine alone, see `test_beam_options`.
 OF_ENGINES = {"votes": ("shared", "shared"), "patience": ("60", 60.0)}
+# How the command speaks: see `test_saying` and `test_config`.
+OF_THE_CALL = {
+    "config": ("a.yaml", "a.yaml"), **dict.fromkeys(("dry_run", "verbose", "json", "quiet", "clock"), ("yes", True)),
+}  # fmt: skip
+# What a setting needs beside it, or it would do nothing.
+NEEDED = {
+    "unlabelled": ["--labels", "70", "--ema", "0.9"], "soft_betas": ["--certify", "all"],
+    "noise_radius": ["--noise_steps", "1"], "samples_rise_factor": ["--samples_rise_epochs", "3"],
+}  # fmt: skip
 
 
 def test_every_setting_can_be_overridden():
-    assert set(OVERRIDES) == set(FLAGS) - {"dataset", "preset", "sweep", "train_images", "test_images", *OF_ENGINES}
+    named = {"dataset", "preset", "sweep", "train_images", "test_images"}
+    assert set(OVERRIDES) == set(FLAGS) - {*named, *OF_ENGINES, *OF_THE_CALL}
     overrides = {name: override for name, override in OVERRIDES.items() if name not in OF_OTHERS}
+    # A cosine has no drops.
+    overrides["lr_schedule"] = ("step", "step")
     arguments = [part for name, (text, _) in overrides.items() for part in (f"--{name}", text)]
     settings, preset = settings_lib.parse(["--dataset", "mnist", *arguments])
     others = dict.fromkeys(("preset", "sweep", "train_images", "test_images"))
-    others |= {"beam": (), "votes": None, "patience": 300.0}
+    others |= {"beam": (), "votes": None, "patience": 300.0, **dict.fromkeys(OF_THE_CALL, False), "config": None}
     assert settings == {"dataset": "mnist"} | others | {name: value for name, (_, value) in overrides.items()}
     assert (preset.dataset, preset.sigma, preset.paper) == ("mnist", 0.3, None)
 
@@ -276,8 +366,7 @@ def test_every_setting_can_be_overridden():
 def test_an_override_changes_nothing_else(name):
     text, value = OVERRIDES[name]
     flags = ["--dataset", "mnist", *(["--method", OF_OTHERS[name]] if name in OF_OTHERS else [])]
-    # It needs these two.
-    flags += ["--labels", "70", "--ema", "0.9"] if name == "unlabelled" else []
+    flags += NEEDED.get(name, [])
     default, _ = settings_lib.parse(flags)
     settings, _ = settings_lib.parse([*flags, f"--{name}={text}"])
     # Soft certificates are at the temperature that the model was trained at.
@@ -304,7 +393,7 @@ def test_a_preset_is_what_its_name_gives(preset):
     assert settings["dataset"] == preset.dataset
     for name, expected in preset.settings.items():
         if name != "soft_betas":
-            assert settings[name] == (list(expected) if isinstance(expected, tuple) else expected)
+            assert settings[name] == ((list(expected) or None) if isinstance(expected, tuple) else expected)
 
 
 def test_the_plan_tells_every_setting_that_can_change_a_result():
@@ -313,7 +402,7 @@ def test_the_plan_tells_every_setting_that_can_change_a_result():
         name: (value, meaning) for group in settings_lib.listing(settings).values() for name, value, meaning in group
     }
     no_results = {"preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "no_cache"}
-    assert set(listing) == set(FLAGS) - no_results - set(OF_OTHERS) - set(OF_ENGINES)
+    assert set(listing) == set(FLAGS) - no_results - set(OF_OTHERS) - set(OF_ENGINES) - set(OF_THE_CALL)
     assert listing["lr_drop_epochs"][0] == "200,400"
     assert (listing["clip_norm"][0], listing["flip"][0], listing["num_test_examples"][0]) == ("none", "no", "500")
     assert all(value and meaning for value, meaning in listing.values())
@@ -326,7 +415,7 @@ def test_the_push_folder_is_named_after_data_and_sigma():
 
 def test_a_setting_in_words_is_accepted_as_it_is_printed():
     for setting in SETTINGS:
-        text, value = (OVERRIDES | OF_ENGINES).get(setting.name, ("mnist", "mnist"))
+        text, value = (OVERRIDES | OF_ENGINES | OF_THE_CALL).get(setting.name, ("mnist", "mnist"))
         assert setting.kind.parse(settings_lib.in_words(setting, value)) == value
         assert setting.kind.parse(text) == value
 
@@ -394,7 +483,8 @@ def test_an_unknown_method_is_one_line(line):
 @pytest.mark.parametrize("preset", [preset.name for preset in presets.PRESETS])
 def test_the_command_of_a_plan_gives_that_plan(preset):
     """Whatever its preset is, and whatever differs from it."""
-    for changes in ([], ["--n=777", "--lr_drop_epochs=1,2", "--clip_norm=none", "--min_accuracy=0.3"]):
+    drops = ["--lr_schedule=step", "--lr_drop_epochs=1,2"]
+    for changes in ([], ["--n=777", *drops, "--clip_norm=none", "--min_accuracy=0.3"]):
         wanted = settings_lib.listing(settings_lib.parse([f"--preset={preset}", *changes])[0])
         command = settings_lib.command(settings_lib.without_meanings(wanted))
         assert command.startswith("python -m pipeline.run --")

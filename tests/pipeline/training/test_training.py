@@ -587,7 +587,7 @@ def test_weights_that_diverge_in_an_epochs_last_step_are_not_backed_up(train, mo
 
 def events(finished):
     """The event file's own first event, and for each later one (step, tag -> value), read by TensorFlow's reader."""
-    (path,) = (finished.outputs["model"] / "tensorboard").iterdir()
+    (path,) = finished.root.glob("tensorboard/macer-*/*")
     assert path.name.startswith("events.out.tfevents.")
     records = [tf.compat.v1.Event.FromString(record.numpy()) for record in tf.data.TFRecordDataset(str(path))]
     values = [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in records[1:]]
@@ -673,7 +673,7 @@ def test_a_disk_full_at_the_very_end_is_told_too(train, undisturbed):
 
 def test_curves_on_a_full_disk_are_told_in_one_line(tmp_path):
     record = backups.Record(5)
-    written = curves.Curves(tmp_path, record)
+    written = curves.Curves(tmp_path, tmp_path / "events", record)
     record.done, record.history, record.times, record.seconds = 5, [{"loss": 0.5}], [1.0], [1.0]
     # The table takes 17 bytes, the file's first event 40 and the epoch's more.
     for size in (10, 40):

@@ -1,0 +1,121 @@
+"""How a command speaks: what it says goes to people, and its result to people or to a program."""
+
+import contextlib
+import json
+import sys
+import time
+
+from pipeline.cli import command_line
+from pipeline.cli.command_line import PATH, SWITCH, Setting
+from pipeline.utils.errors import InputError
+
+CONFIG = Setting("config", PATH, "file of settings, YAML or JSON; flags win", None, "none")
+DRY_RUN = Setting("dry_run", SWITCH, "tell plan, time and what is cached; do nothing", False)
+VERBOSE = Setting("verbose", SWITCH, "tell every setting, not only what differs", False)
+_JSON = Setting("json", SWITCH, "the result as one JSON value on stdout, all else on stderr", False)
+_QUIET = Setting("quiet", SWITCH, "tell the result alone", False)
+_CLOCK = Setting("clock", SWITCH, "a time before each line", False)
+# What is said of one call, and not of a run: no file of settings has it.
+SETTINGS = (CONFIG, DRY_RUN, VERBOSE, _JSON, _QUIET, _CLOCK)
+NOTE = (
+    "Also: --config FILE (settings as YAML or JSON), --dry_run (plan, time, what is cached), --json, --quiet, "
+    "--verbose, --clock."
+)
+
+
+class Saying:
+    """What a command says, in a context: by its flags all of it, or the result alone, to stdout or stderr.
+
+    Args:
+        arguments: the command line.
+    """
+
+    def __init__(self, arguments):
+        self._is_json, self._is_quiet, self._has_clock = (
+            command_line.is_on(arguments, setting.name) for setting in (_JSON, _QUIET, _CLOCK)
+        )
+        self._value, self._stack = {}, contextlib.ExitStack()
+
+    def __enter__(self):
+        self._stdout = sys.stdout
+        stream = sys.stderr if self._is_json else sys.stdout
+        if self._is_quiet:
+            stream = self._stack.enter_context(_Nowhere())
+        elif self._has_clock:
+            stream = _Clocked(stream)
+        if stream is not self._stdout:
+            self._stack.enter_context(contextlib.redirect_stdout(stream))
+        return self
+
+    def __exit__(self, *error):
+        self._stack.close()
+
+    @contextlib.contextmanager
+    def result(self, **value):
+        """What is printed in this context is the result for people; `value`, JSON by name, that for a program."""
+        self._value |= value
+        if self._is_json or not self._is_quiet:
+            yield
+        else:
+            with contextlib.redirect_stdout(self._stdout):
+                yield
+
+    def failed(self, line):
+        """What stopped the command, in one line."""
+        self._value["error"] = line
+
+    def end(self, status):
+        """Says the result to a program, if one listens. Returns `status`."""
+        if self._is_json:
+            print(json.dumps({"status": status, **self._value}, indent=1, default=str), file=self._stdout, flush=True)
+        return status
+
+
+def check(settings):
+    """Raises InputError for flags of which one would silence the other."""
+    if settings["verbose"] and settings["quiet"]:
+        raise InputError("--verbose and --quiet: give one of them.")
+    if settings["clock"] and settings["quiet"]:
+        raise InputError("--clock and --quiet: give one of them.")
+
+
+class _Nowhere:
+    """A stream that nothing comes of."""
+
+    encoding = "utf-8"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def write(self, text):
+        return len(text)
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return False
+
+
+class _Clocked:
+    """A stream that writes the time before each line; it is no terminal, on which a line would be redrawn."""
+
+    def __init__(self, stream):
+        self._stream, self._begins = stream, True
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        for line in text.splitlines(keepends=True):
+            if self._begins and line.strip():
+                self._stream.write(time.strftime("%Y-%m-%d %H:%M:%S  "))
+            self._stream.write(line)
+            self._begins = line.endswith("\n")
+        return len(text)
+
+    def isatty(self):
+        return False

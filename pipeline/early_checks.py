@@ -1,0 +1,46 @@
+"""What a command can find wrong with its data, network or model before TensorFlow is imported."""
+
+from macer_tf import checks
+from pipeline.certification import model_files
+from pipeline.data import datasets, sources
+from pipeline.utils import code, places
+from pipeline.utils.errors import InputError
+
+
+def check_data(settings):
+    """Raises InputError, in one line, if there are no such images, or no data set of that name."""
+    if settings["train_images"]:
+        for name in ("train_images", "test_images"):
+            sources.at(settings[name], None)
+    else:
+        datasets.check_name(settings["dataset"], settings["data_dir"])
+
+
+def check_network(settings):
+    """Raises InputError, in one line, if there is no such network, or no such module."""
+    name = settings["network"]
+    if name is None:
+        return
+    if ":" in name:
+        for module in code.modules(name):
+            code.digest(module)
+    # Anyone's method may bring a network of its own.
+    elif ":" not in settings["method"]:
+        try:
+            registered, numbers = checks.check_network(name)
+            if registered == "cifar_resnet<depth>":
+                checks.check_depth(*numbers)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+
+def check_classifier(settings):
+    """Raises InputError, in one line, if a model, its module or the images to certify are not there."""
+    if not places.is_url(settings["model"]):
+        model_files.check_whole(settings["model"])
+    if settings["custom_objects"]:
+        code.digest(settings["custom_objects"])
+    if settings["dataset"] is not None:
+        datasets.check_name(settings["dataset"], settings["data_dir"])
+    elif not places.is_url(settings["images"]):
+        sources.at(settings["images"], None)

@@ -1,0 +1,150 @@
+"""What a run would do, and how long that takes, for the command's dry run.
+
+The network is built and takes a few steps on the real images, and a few forward passes in their noise. It is thrown
+away, and nothing is written but what ends with the process.
+"""
+
+import math
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from pipeline.certification import driver, workers
+from pipeline.certification.sampling_plan import SamplingPlan
+from pipeline.cli import console
+from pipeline.components import certifier, trainer
+from pipeline.components.example_gen import EXAMPLE_GEN
+from pipeline.data import datasets
+from pipeline.data import examples as examples_lib
+from pipeline.experiments import methods
+from pipeline.orchestration import orchestrator
+from pipeline.training import backups, input_pipeline, models
+
+_SECONDS, _MOST_STEPS = 3, 50
+_LATER = "how long it takes is told once the images are read"
+
+
+def tell(components, settings, root):
+    """Prints what a run of these settings would do with each component, and how long training and certification take.
+
+    Args:
+        components: as for `orchestrator.run`.
+        settings: name -> value.
+        root: `Path` of the pipeline root, which need not exist.
+
+    Returns:
+        The same as JSON values, by name; "seconds" of all together, None where that is not known.
+
+    Raises:
+        InputError: as a run would, as far as that shows before it is trained.
+    """
+    steps, artifacts = orchestrator.planned(components, settings, root, settings["no_cache"])
+    work = _Work(settings, artifacts, root)
+    measured = {"Trainer": work.training, "Certifier": work.certification}
+    told = {"components": [], "training": None, "certification": None}
+    for step in steps:
+        name = step.component.name
+        entry = {"name": name, "state": step.state, "directory": step.directory and str(step.directory.absolute())}
+        told["components"].append(entry)
+        if step.state == "cached":
+            print(f"{name:<15} cached in {step.directory}", flush=True)
+            continue
+        words = "to go on" if step.state == "begun" else step.state
+        if name in measured:
+            found, detail = measured[name](step)
+            told["training" if name == "Trainer" else "certification"] = found
+            words += f": {detail}"
+        print(f"{name:<15} {words}", flush=True)
+        if name in measured and found:
+            console.print_if_long(found["seconds"] or 0, found.pop("cheaper"))
+    return told | {"seconds": _sum(told, steps)}
+
+
+def _sum(told, steps):
+    to_do = {step.component.name for step in steps if step.state != "cached"}
+    parts = [told[key] for name, key in (("Trainer", "training"), ("Certifier", "certification")) if name in to_do]
+    if any(part is None or part["seconds"] is None for part in parts):
+        return None
+    return round(sum(part["seconds"] for part in parts), 3)
+
+
+class _Work:
+    """What is measured for one run, each thing once and only if it is asked for."""
+
+    def __init__(self, settings, artifacts, root):
+        self._settings, self._artifacts, self._root = settings, artifacts, root
+        self._examples = _examples(artifacts, settings)
+        self._model = None
+
+    def training(self, step):
+        """What there is to train and how long it takes, as JSON values, or None; and in words."""
+        if self._examples is None:
+            return None, _LATER
+        settings, method = self._settings, methods.find(self._settings["method"])
+        ids, labels = trainer.chosen(self._examples.labels["train"], settings)
+        steps = math.ceil(len(ids) / settings["batch_size"])
+        self._model = models.build(
+            method.model, settings, self._examples.image_shape, self._examples.num_classes, steps
+        )
+        per_step = self._seconds_per_step(method, ids, labels)
+        done = 0 if step.scratch is None else backups.done(step.scratch / trainer.BACKUP, steps)
+        work = sum(method.work(settings, epoch) for epoch in range(settings["epochs"])) * steps
+        work -= sum(method.work(settings, place // steps) for place in range(done))
+        left = steps * settings["epochs"] - done
+        found = {"steps": left, "seconds": round(work * per_step, 3), "cheaper": trainer.cheaper(settings)}
+        rate = f"{1 / per_step:.3g} steps per second at first, as just measured"
+        return found, f"{left:,} steps, about {console.duration(work * per_step)}; {rate}"
+
+    def certification(self, step):
+        """What there is to draw and how long it takes, as JSON values, or None; and in words."""
+        if self._examples is None:
+            return None, _LATER
+        settings, examples, plan = self._settings, self._examples, SamplingPlan.of_run(self._settings)
+        ids = examples_lib.evenly_spaced(len(examples.labels["test"]), settings["num_test_examples"])
+        model, of = self._artifacts.get("model"), {"model": "still to be trained"}
+        path = "" if model is None else str(model.path / "model.keras")
+        source = SimpleNamespace(open=lambda: examples)
+        sampler = workers.Sampler(path, source, settings["sigma"], settings["seed"], plan.betas)
+        loaded = sampler.load(self._model if model is None else None)
+        if model is not None:
+            of = {"model": model.fingerprint, "precision": loaded.smoothed.precision}
+        labels = examples.labels["test"][ids]
+        forecast = driver.forecast_in(self._root, sampler, loaded, of, ids, examples.num_classes, plan, labels=labels)
+        return forecast.as_json() | {"cheaper": certifier.cheaper(settings)}, str(forecast)
+
+    def _seconds_per_step(self, method, ids, labels):
+        settings = self._settings
+        names = ("batch_size", "seed", "crop_padding", "flip")
+        of_data = {"first_step": 0, "epochs": 1, **{name: settings[name] for name in names}}
+        batch = next(iter(input_pipeline.batches(self._examples, ids, labels, **of_data)))
+        if schedule := method.schedule(settings):
+            schedule.set_model(self._model)
+            schedule.on_epoch_begin(0)
+        self._model.train_on_batch(*batch)  # which traces the graph
+        began, steps = time.monotonic(), 0
+        while not steps or (time.monotonic() - began < _SECONDS and steps < _MOST_STEPS):
+            self._model.train_on_batch(*batch)
+            steps += 1
+        return (time.monotonic() - began) / steps
+
+
+def _examples(artifacts, settings):
+    """The `Examples` that a run has, or would make in a short while; else None."""
+    if "examples" in artifacts:
+        return examples_lib.read(artifacts["examples"].path)
+    if not settings["train_images"] and not datasets.is_soon_read(settings["dataset"], settings["data_dir"]):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        # What is mapped stays readable when its name is gone.
+        return examples_lib.read(_generated(settings, Path(folder)))
+
+
+def _generated(settings, folder):
+    parameters = {name: settings[name] for name in EXAMPLE_GEN.parameters}
+    outputs = {name: folder / name for name in (*EXAMPLE_GEN.outputs, "scratch")}
+    for path in outputs.values():
+        path.mkdir()
+    scratch = outputs.pop("scratch")
+    EXAMPLE_GEN.execute(orchestrator.Execution({}, outputs, parameters, folder, scratch, settings["num_workers"]))
+    return outputs["examples"]
