@@ -812,3 +812,22 @@ def test_cohen_is_macer_on_one_copy_without_its_robustness_term(train):
     finished = train("cohen", method="cohen", lam=0.0, num_samples=1)
     model = models.load(finished.outputs["model"] / "model.keras")
     assert (type(model).__name__, model.lam, model.num_samples) == ("MACERModel", 0.0, 1)
+
+
+def test_training_is_forecast_once_from_its_later_steps_and_by_the_work_of_its_later_epochs(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("pipeline.cli.console.time.monotonic", lambda: now[0])
+    monkeypatch.setenv("COLUMNS", "200")
+    record = backups.Record(10)
+    progress = live.TrainingProgress(record, 4, lambda epoch: (1, 1, 4, 4)[epoch], ["epochs", "num_samples"])
+    for record.done in range(1, 21):
+        # The first step traces the graph: 1,000 s; then 400 s each.
+        now[0] = 600 + 400 * record.done
+        progress.on_train_batch_end(0, {"loss": 1.0, "smoothed_accuracy": 0.5})
+    out = capsys.readouterr().out
+    # 98 of 100 units of work were left after two steps: 39,200 s.
+    assert out.count("To train") == 1
+    assert "  To train: 38 more steps, about 10 h 53 min, as just measured.\n" in out
+    assert "  More than an hour: a smaller --epochs or a smaller --num_samples would make it shorter.\n" in out
+    assert out.splitlines()[0].startswith("  Training:   1 % · epoch 1/4")
+    assert out.splitlines()[-1].startswith("  Training:  20 %, 8 h 53 min left")
