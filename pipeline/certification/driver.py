@@ -310,8 +310,8 @@ def _check_goes_on(engine, failure, barren):
         raise RuntimeError(f"{engine.runner} says that the job is done, but its workers handed in nothing.")
     if barren == _TRIES or failure.is_final:
         raise RuntimeError(
-            f"The certification job on {engine.runner} failed: {failure.line}. What was drawn is kept: the same command "
-            "goes on from there"
+            f"The certification job on {engine.runner} failed: {failure.line}. What was drawn is kept: the same "
+            "command goes on from there"
         )
 
 
