@@ -16,7 +16,7 @@ _LONGEST = (
     "macer_tf/test_keras_manners.py",
     "end_to_end/test_digits.py",
     "pipeline/certification/test_driver.py",
-    "pipeline/test_certify.py",
+    "pipeline/jobs/test_certify.py",
     "end_to_end/test_readme.py",
     "pipeline/experiments/test_presets.py",
     "end_to_end/test_real_data.py",

@@ -66,7 +66,7 @@ def test_no_command_of_the_pages_takes_the_first_of_several_runs():
 
 
 def test_the_figure_of_the_readme_is_drawn_from_the_logs_in_the_repository(tmp_path, monkeypatch, capsys):
-    from pipeline import compare
+    from pipeline.jobs import compare
 
     text = (REPOSITORY / "docs" / "tutorials" / "sweep.md").read_text()
     (command,) = re.findall(r"python -m pipeline\.compare ((?:.*\\\n)*.*)\n", text)

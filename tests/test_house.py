@@ -15,11 +15,11 @@ MODULES = {
 }
 # The commands, and what they share.
 COMMAND_LINES = (
-    "pipeline/run.py",
-    "pipeline/sweep.py",
-    "pipeline/certify.py",
-    "pipeline/runs.py",
-    "pipeline/compare.py",
+    "pipeline/jobs/run.py",
+    "pipeline/jobs/sweep.py",
+    "pipeline/jobs/certify.py",
+    "pipeline/jobs/runs.py",
+    "pipeline/jobs/compare.py",
     "pipeline/worker.py",
     "pipeline/cli/",
     "pipeline/experiments/settings.py",
@@ -47,6 +47,22 @@ def test_no_function_is_long():
         if isinstance(node, ast.FunctionDef) and lines_of(node) > MOST_LINES
     ]
     assert long == []
+
+
+def test_the_pipeline_can_be_drawn_on_one_page():
+    """At most 15 rooms (folders, and modules beside them) and 45 arrows (who imports whom)."""
+    arrows = set()
+    for path, text in MODULES.items():
+        if not path.startswith("pipeline/") or path == "pipeline/__init__.py":
+            continue
+        room = Path(path).parts[1].removesuffix(".py")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
+                to = [node.module, *(f"{node.module}.{name.name}" for name in node.names)][-1].split(".")[1]
+                arrows.add((room, to))
+    arrows = {(room, to) for room, to in arrows if room != to}
+    assert len({room for arrow in arrows for room in arrow}) <= 15
+    assert len(arrows) <= 45, sorted(arrows)
 
 
 @pytest.mark.parametrize("package", PACKAGES)

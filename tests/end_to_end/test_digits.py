@@ -7,8 +7,8 @@ import signal
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import run as run_lib
-from pipeline import runs
+from pipeline.jobs import run as run_lib
+from pipeline.jobs import runs
 from serving import publish
 
 pytestmark = pytest.mark.slow

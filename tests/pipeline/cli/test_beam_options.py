@@ -7,11 +7,11 @@ import threading
 
 import pytest
 
-from pipeline import certify
 from pipeline.certification import self_check
 from pipeline.certification.engine import Engine, cause
 from pipeline.cli import beam_options
 from pipeline.experiments import settings as settings_lib
+from pipeline.jobs import certify
 from pipeline.utils.errors import InputError
 
 FLAGS = ["--runner", "FlinkRunner", "--flink_master=localhost:8081", "--environment_type", "EXTERNAL"]

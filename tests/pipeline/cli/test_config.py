@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from pipeline import sweep as sweep_lib
 from pipeline.cli import config
 from pipeline.experiments import presets
 from pipeline.experiments import settings as settings_lib
+from pipeline.jobs import sweep as sweep_lib
 from pipeline.utils.errors import InputError
 
 FLAGS = {

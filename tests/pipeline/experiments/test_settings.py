@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import run as run_lib
 from pipeline.experiments import methods, presets
 from pipeline.experiments import settings as settings_lib
+from pipeline.jobs import run as run_lib
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SETTINGS = [setting for group in settings_lib.known([]).values() for setting in group]
@@ -275,7 +275,7 @@ def test_a_failure_is_one_line_with_its_details_in_a_file(tmp_path, capsys, monk
 @pytest.mark.parametrize("method", ["macer", "smoothadv"])
 def test_help_fits_a_screen_and_needs_no_tensorflow(method):
     code = (
-        "import sys\nfrom pipeline import run\n"
+        "import sys\nfrom pipeline.jobs import run\n"
         f"try:\n    run.main(['--method', '{method}', '--help'])\nexcept SystemExit as status:\n"
         "    assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules\n    sys.exit(status.code)\n"
     )
@@ -301,7 +301,7 @@ def test_a_typo_does_not_wait_for_tensorflow(tmp_path):
     model = ["--model", str(tmp_path / "torn.keras"), "--sigma", "1"]
     code = f"""
 import sys
-from pipeline import certify, run, runs
+from pipeline.jobs import certify, run, runs
 for wrong in ("--sigma=0", "--network=vgg", "--network=nowhere:make", "--epochs=5 --lr_drop_epochs=9", "--n=1 --n=2"):
     assert run.main(["--dataset=digits", *wrong.split()]) == 2
 assert run.main(["--dataset=mnits"]) == run.main(["--train_images=a", "--test_images=b"]) == 2

@@ -23,8 +23,8 @@ from pyarrow import parquet
 
 from macer_tf import certification_log
 from macer_tf.smoothing import SmoothedClassifier
-from pipeline import certify, compare
 from pipeline.certification import certificate_files, classifiers, driver, ledger, vote_store
+from pipeline.jobs import certify, compare
 from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
 

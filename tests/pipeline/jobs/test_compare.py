@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from pipeline import compare
+from pipeline.jobs import compare
 from pipeline.report import comparison, figures
 from pipeline.utils.errors import InputError
 
@@ -232,7 +232,7 @@ def test_names_of_files_command_no_terminal_and_are_no_formulas(write_log, run, 
 
 def test_ctrl_c_is_status_130(write_log, monkeypatch, ctrl_c, capsys):
     path = write_log("a.tsv", FIRST)
-    monkeypatch.setattr("pipeline.compare.load", lambda *_: ctrl_c())
+    monkeypatch.setattr("pipeline.jobs.compare.load", lambda *_: ctrl_c())
     with pytest.raises(SystemExit, match="130"):
         compare.main([str(path)])
     assert capsys.readouterr().err == "\nInterrupted. Nothing was written; run the same command again.\n"

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from pipeline import run as run_lib
 from pipeline.components import trainer
 from pipeline.components.example_gen import EXAMPLE_GEN
 from pipeline.experiments import methods
 from pipeline.experiments import settings as settings_lib
+from pipeline.jobs import run as run_lib
 from pipeline.orchestration import orchestrator
 from pipeline.training import backups
 

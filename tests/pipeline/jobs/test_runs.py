@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from pipeline import runs
 from pipeline.experiments import settings as settings_lib
+from pipeline.jobs import runs
 from pipeline.orchestration import history, orchestrator
 from pipeline.orchestration.orchestrator import Component
 

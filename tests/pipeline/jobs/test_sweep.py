@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from macer_tf import evaluation
-from pipeline import run as run_lib
-from pipeline import sweep as sweep_lib
 from pipeline.cli import config
 from pipeline.components import sweep_evaluator, trainer
 from pipeline.components.certifier import CERTIFIER
 from pipeline.components.example_gen import EXAMPLE_GEN
 from pipeline.experiments import methods
 from pipeline.experiments import settings as settings_lib
+from pipeline.jobs import run as run_lib
+from pipeline.jobs import sweep as sweep_lib
 from pipeline.orchestration import history, orchestrator
 from pipeline.report import charts, figures, page, sweep_report
 from pipeline.training import backups

@@ -1,0 +1,482 @@
+"""Certifies anyone's classifier: python -m pipeline.certify --model model.keras --dataset mnist --sigma 0.25
+
+On Beam, as the whole job does. The same command again draws no sample again; after a kill it goes on from where it was.
+"""
+
+import csv
+import io
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from macer_tf import certificates as certificates_lib
+from pipeline.certification import certificate_files, sampling_plan
+from pipeline.cli import beam_options, command_line, config, console, saying
+from pipeline.cli.command_line import (
+    ABOVE_0,
+    FOLDER,
+    INSIDE_0_1,
+    MODULE,
+    PATH,
+    PLACE,
+    SEED,
+    SWITCH,
+    TEXT,
+    Setting,
+    choice,
+    none_or,
+    whole,
+)
+from pipeline.jobs import early_checks
+from pipeline.orchestration import orchestrator
+from pipeline.report import results, words
+from pipeline.utils import code as code_lib
+from pipeline.utils import places
+from pipeline.utils.atomic_files import write_text
+from pipeline.utils.errors import InputError, reason
+from serving.exit import exit_status
+from serving.terminal import printable
+
+_GROUPS = {
+    "Model and images": (
+        Setting("model", PLACE, ".keras or .h5 file, or a SavedModel's folder; path or URL", None, "required"),
+        Setting(
+            "model_output", TEXT, "of a model with several outputs, the one of [batch, classes]", None, "its only one"
+        ),
+        Setting("custom_objects", MODULE, "module with the model's own layers; its code is run", None, "none"),
+        Setting("trust_model", choice(yes=True, no=False), "run a SavedModel that does more than compute", False),
+        Setting("dataset", TEXT, "a data set of TFDS by its name, or digits", None, "or --images"),
+        Setting("split", TEXT, "of the data set", None, "its test split"),
+        Setting("data_dir", FOLDER, "folder of prepared TFDS data", None, "TFDS's own"),
+        Setting("image_size", none_or("none", whole(1)), "resize and crop a data set to this side, pixels", None),
+        Setting("images", PLACE, "a folder of image files, or an .npz file; path or URL", None, "or --dataset"),
+        Setting("classes", PATH, "file that numbers the folder's sub-folders", None, "by their names"),
+        Setting("resize", SWITCH, "resize and crop image files to the model's size: that is what is certified", False),
+        Setting("skip", whole(1), "certify images 0, skip, 2 skip, ...", 1),
+        Setting("start", whole(0), "of these, from this image on", 0),
+        Setting("max", none_or("all", whole(1)), "and up to this image: a bound on its number, not a count", None),
+    ),
+    "Certification": (
+        Setting("levels", command_line.LEVELS, "pixels are multiples of 1 / levels", None, "255, or a data set's own"),
+        Setting("sigma", ABOVE_0, "noise level, in [0, 1] pixel units", None, "that of a model trained here"),
+        sampling_plan.N0,
+        sampling_plan.N,
+        sampling_plan.ALPHA,
+        Setting("seed", SEED, "of the noise", 0),
+        sampling_plan.CERTIFY,
+        sampling_plan.SOFT_BETAS,
+        Setting(
+            "budget", sampling_plan.BUDGET.kind, "adaptive: n samples at most, to decide what is asked for", "fixed"
+        ),
+        Setting("radii", command_line.RADII, "adaptive: only decide at which of these l2 radii", None, "off"),
+        Setting("tolerance", INSIDE_0_1, "adaptive: radii within this share of what n would give", None, "off"),
+        sampling_plan.SKIP_WRONG,
+    ),
+    "Run": (
+        Setting("output", FOLDER, "where certificates and votes are kept", "certified"),
+        Setting("num_workers", whole(1), "certification threads", None, "one per core"),
+        beam_options.VOTES,
+        beam_options.PATIENCE,
+        *saying.SETTINGS,
+    ),
+}
+_PROGRAM = "python -m pipeline.certify"
+_CHEAPER = ("n", "max")
+
+
+def main(arguments=None):
+    """Certifies. Returns the exit status: 0, 1 if an image or the job failed, 2 for bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    console.quiet()
+    with saying.Saying(arguments) as said:
+
+        def parse():
+            settings = _settings(config.expand(arguments, lambda _: _GROUPS))
+            return settings, None if settings["dry_run"] else Path(settings["output"])
+
+        def work(settings):
+            if settings["dry_run"]:
+                with tempfile.TemporaryDirectory() as folder:
+                    return _in_snapshot(settings, said, Path(folder), None)
+            output, engine = Path(settings["output"]), _engine(settings)
+            with orchestrator.locked(output, "output"):
+                certificate_files.check_room(output)
+                return _in_snapshot(settings, said, output, engine)
+
+        interrupted = "What was drawn is kept; run the same command again to go on."
+        how = {"bad_input": InputError, "at_once": True, "on_error": said.failed}
+        return said.end(exit_status(parse, work, interrupted, **how))
+
+
+def _in_snapshot(settings, said, folder, engine):
+    # Only now, so that --help and a typo do not wait for TensorFlow.
+    console.import_tensorflow()
+    from pipeline.certification import classifiers
+
+    with classifiers.snapshot(settings["model"], folder / ".model") as snapshot:
+        return _certify(settings, said, snapshot, engine)
+
+
+def _engine(settings):
+    """The engine that is asked for, or None."""
+    if not settings["beam"]:  # nobody else need wait for Beam
+        return None
+    from pipeline.certification import engine
+
+    return engine.of(settings)
+
+
+def _settings(arguments):
+    given = command_line.given(
+        arguments,
+        _GROUPS,
+        prog=_PROGRAM,
+        usage="%(prog)s --model PATH (--dataset NAME | --images PATH) [options]",
+        description="Certifies a classifier that returns logits or probabilities for images in [0, 1]: which class "
+        "the smoothed classifier returns, and within which l2 radius it cannot change. In brackets: the default. "
+        + beam_options.NOTE,
+        rest=beam_options.checked,
+    )
+    settings = {"beam": ()} | {setting.name: setting.default for group in _GROUPS.values() for setting in group} | given
+    beam_options.check_engine(settings, given)
+    if settings["model"] is None:
+        raise InputError("--model is missing: a .keras or .h5 file, or a SavedModel's folder.")
+    _check_images(settings, given)
+    asked = [name for name in ("radii", "tolerance") if settings[name] is not None]
+    if settings["budget"] == "adaptive" and len(asked) != 1:
+        raise InputError("--budget adaptive needs --radii or --tolerance, one of them: when is an image decided?")
+    if settings["budget"] == "fixed" and asked:
+        raise InputError(f"--{asked[0]} is for --budget adaptive.")
+    saying.check(settings)
+    command_line.refuse_idle(given, _idle(settings))
+    early_checks.check_classifier(settings)
+    return settings
+
+
+def _idle(settings):
+    """Name -> why, of the settings that do nothing beside the others."""
+    found = {}
+    if not _plan(settings).betas:
+        found["soft_betas"] = f"certify={settings['certify']} asks for no soft certificates"
+    if settings["certify"] != sampling_plan.HARD:
+        found["skip_wrong"] = f"certify={settings['certify']} estimates every image"
+    if settings["dataset"] == "digits":
+        found["data_dir"] = "the digits are embedded"
+    if not places.is_url(settings["model"]) and Path(settings["model"]).is_dir():
+        found["custom_objects"] = "a SavedModel brings what it computes itself"
+    elif not places.is_url(settings["model"]):
+        found["trust_model"] = "it is for the folder of a SavedModel"
+    return found
+
+
+def _check_images(settings, given):
+    """Raises InputError unless it is said once, and without contradiction, which images are meant."""
+    if (settings["dataset"] is None) == (settings["images"] is None):
+        raise InputError("Give the images by --dataset or by --images, one of them.")
+    of_data_sets = [name for name in ("split", "data_dir", "image_size") if settings["images"] and name in given]
+    if of_data_sets:
+        raise InputError(f"--{of_data_sets[0]} is for --dataset, not for --images.")
+    if settings["images"] and Path(settings["output"]).resolve().is_relative_to(Path(settings["images"]).resolve()):
+        raise InputError(
+            f"--output {settings['output']} lies in --images {settings['images']}, where it would be a class; give "
+            "another folder."
+        )
+    if settings["classes"] and settings["images"] is None:
+        raise InputError("--classes is for the folders of --images, not for --dataset.")
+    if settings["resize"] and settings["images"] is None:
+        raise InputError("--resize is for the files of --images; --image_size resizes a --dataset.")
+
+
+def _plan(settings):
+    return sampling_plan.SamplingPlan.of(
+        settings, settings["soft_betas"], *(settings[name] for name in ("radii", "tolerance", "skip_wrong"))
+    )
+
+
+def _certify(settings, said, snapshot, engine):
+    from pipeline.certification import classifiers, driver
+    from pipeline.data import sources
+
+    output = Path(settings["output"])
+    plan, code = _plan(settings), _code(settings)
+    sampler, loaded = _load(settings, snapshot, plan)
+    if code != _code(settings):
+        raise InputError(f"{settings['custom_objects']} was changed while it was imported; run the same command again.")
+    classifier, opened = loaded.smoothed.classifier, loaded.images
+    ids = sources.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
+    num_classes = classifier.output_shape[-1]
+    labels = _labels(settings, opened, ids, num_classes)
+    _check_grid(loaded, ids)
+    precision = classifiers.precision(snapshot.path, classifier)
+    _print_settings(settings, plan, classifier, precision, opened, ids)
+
+    own_output = {name: settings[name] for name in ("model_output",) if settings[name]}
+    of = {"model": snapshot.fingerprint, "precision": precision, **own_output, **code}
+    what = (output, sampler, loaded, of, ids, num_classes, plan)
+    if settings["dry_run"]:
+        return _tell(settings, said, driver.forecast_in(*what, labels=labels))
+    how = {"num_workers": settings["num_workers"] or os.cpu_count(), "engine": engine, "cheaper": _cheaper(settings)}
+    outcome = driver.run_in(*what, labels=labels, **how)
+    _check_unchanged(settings, snapshot)
+    unfinished = _empty_folder(output / "unfinished")
+    certificate_files.write(unfinished, outcome, plan, settings["sigma"], precision)
+    of_certified = labels[np.searchsorted(ids, outcome.ids)]
+    metrics = _write(unfinished, settings, num_classes, of_certified, outcome, opened)
+    write_text(unfinished / "settings.yaml", config.dumps(_PROGRAM, _written(settings)))
+    names = sorted(path.name for path in unfinished.iterdir())
+    certificate_files.finish(unfinished, output)
+    failed = {str(example_id): reason(why) for example_id, why in sorted(outcome.failures.items())}
+    paths = {name: str((output / name).absolute()) for name in names}
+    with said.result(command=_command(settings), metrics=metrics, failed=failed, paths=paths):
+        _print_result(output, metrics, outcome.failures)
+    return 1 if outcome.failures else 0
+
+
+def _tell(settings, said, forecast):
+    """Says what would be drawn. Returns the exit status."""
+    with said.result(command=_command(settings), dry_run=forecast.as_json()):
+        print(f"  To draw: {forecast}." if forecast.samples else "  Every sample was drawn before.")
+        console.print_if_long(forecast.seconds or 0, _cheaper(settings))
+        print("Nothing was certified or written.")
+    return 0
+
+
+def _cheaper(settings):
+    is_plain = settings["budget"] == "fixed" and settings["certify"] == sampling_plan.HARD
+    return (*_CHEAPER, *(("budget=adaptive",) if is_plain else ()))
+
+
+def _load(settings, snapshot, plan):
+    """The `Sampler`, and what it loads."""
+    from pipeline.certification import classifiers, workers
+    from pipeline.data import class_numbers
+
+    loading = classifiers.Loading(
+        *(settings[name] for name in ("model_output", "custom_objects", "trust_model", "model"))
+    )
+    model = classifiers.load(snapshot.path, loading)
+    settings["sigma"] = settings["sigma"] or getattr(model, "sigma", None)
+    if settings["sigma"] is None:
+        raise InputError("--sigma is missing: the noise level that the model was trained at, in [0, 1] pixel units.")
+    plan.check_sigma(settings["sigma"])
+    classes = class_numbers.read(settings["classes"]) if settings["classes"] else None
+    source = _source(settings, classifiers.base(model).input_shape[1:], classes)
+    sampler = workers.Sampler(
+        str(snapshot.path),
+        source,
+        settings["sigma"],
+        settings["seed"],
+        plan.betas,
+        loading,
+        settings["levels"],
+    )
+    return sampler, sampler.load(model)
+
+
+def _source(settings, shape, classes):
+    from pipeline.data import sources
+
+    size = settings["image_size"]
+    shape = tuple(size if side is None else side for side in shape)
+    if None in shape:
+        raise InputError(
+            f"The model takes images of any size, {shape}, and --image_size does not say which; folders and .npz files "
+            "need a model of one size."
+        )
+    if settings["dataset"] is not None:
+        return sources.TFDSSplit(settings["dataset"], shape, settings["data_dir"], settings["split"], size)
+    return sources.at(settings["images"], shape, classes, settings["resize"])
+
+
+def _labels(settings, opened, ids, num_classes):
+    """int64 [images], -1 where the source does not tell."""
+    from pipeline.data import sources
+
+    if not opened.has_labels:
+        return np.full(len(ids), -1)
+    labels = np.array([opened.label(example_id) for example_id in ids.tolist()], np.int64)
+    names, are_folders = opened.class_names, settings["images"] and opened.name(0) is not None
+    # Numbers would mean other classes here than there.
+    line = f"The model has {num_classes} classes, the images have"
+    if names is not None and len(names) != num_classes:
+        remedy = " Number the folders by --classes, or make an empty one for each class that is not there."
+        said = f"{line} {len(names)}, {sources.some(names)}: their numbers must mean the same."
+        raise InputError(said + (remedy if are_folders else ""))
+    if labels.max() >= num_classes:
+        example_id = int(ids[labels.argmax()])
+        name, remedy = opened.name(example_id), " Number the folders from 0, by their names or by --classes."
+        raise InputError(
+            f"{line} {labels.max() + 1}: their numbers must mean the same. Image {example_id}"
+            f"{f', {printable(name)},' if name else ''} is of class {labels.max()}; accepted: 0 to {num_classes - 1}."
+            f"{remedy if are_folders else ''}"
+        )
+    return labels
+
+
+def _empty_folder(path):
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    return path
+
+
+def _check_grid(loaded, ids):
+    """Raises InputError if all images that can be read lie off the grid of the noise: else each would fail alone."""
+    from macer_tf.grid_noise import to_grid
+
+    off = None
+    for example_id in ids.tolist():
+        try:
+            image = loaded.images.image(example_id)
+        except ValueError:
+            continue
+        try:
+            to_grid(image, loaded.smoothed.levels)
+        except ValueError as error:
+            off = off or error
+        else:
+            return
+    if off is not None:
+        raise InputError(f"No image can be certified. {off} Their levels are given by --levels.")
+
+
+def _code(settings):
+    """What tells the code that the model brings from another, as a part of what votes are of."""
+    module = settings["custom_objects"]
+    return {} if module is None else {"custom_objects": code_lib.digest(module)}
+
+
+def _check_unchanged(settings, snapshot):
+    """Raises InputError unless what was loaded is what was fingerprinted; tells if the model is another by now."""
+    from pipeline.certification import classifiers
+
+    snapshot.check()
+    if places.is_url(settings["model"]):
+        return
+    if not Path(settings["model"]).exists() or classifiers.model_fingerprint(settings["model"]) != snapshot.fingerprint:
+        print(f"{settings['model']} has been replaced since then: the certificates are of what was there before.")
+
+
+def _print_settings(settings, plan, classifier, precision, opened, ids):
+    shape = "x".join(map(str, classifier.input_shape[1:]))
+    model, images = printable(settings["model"]), printable(settings["dataset"] or settings["images"])
+    print(f"{model}: images {shape} to {classifier.output_shape[-1]} classes, precision: {precision}")
+    print(
+        f"  Images: {len(ids):,} of {len(opened.ids):,} of {images} (ids {ids[0]} to {ids[-1]})"
+        f"{'' if opened.has_labels else ', without labels'}, {_resized(settings)}given to the model in [0, 1]"
+    )
+    entries = [
+        [setting.name, command_line.in_words(setting, settings[setting.name])] for setting in _GROUPS["Certification"]
+    ]
+    listing = _listing(settings) if settings["verbose"] else {"Certification": entries}
+    console.print_listing(listing, sampling_plan.notes_on(settings["sigma"]))
+    if plan.radii is None:
+        largest = certificates_lib.max_radius(settings["sigma"], plan.n, plan.alpha, plan.kinds[0][1])
+        print(
+            f"  The largest radius that n samples can certify is {words.at_least(largest, 3)}.",
+            flush=True,
+        )
+
+
+def _resized(settings):
+    """What was done to the images first, in words."""
+    size = settings["image_size"]
+    if settings["resize"]:
+        return "resized to that and cropped, "
+    return f"resized and cropped to {size}x{size}, " if size else ""
+
+
+def _write(directory, settings, num_classes, labels, outcome, opened):
+    """Writes logs, failures, metrics and the page beside the certificates. Returns the metrics."""
+    from pipeline.certification import certificate_files
+    from pipeline.report import classifier_report
+
+    certified = certificate_files.read(directory)
+    about, ids, votes, kinds = certified
+    write_text(directory / "failed.tsv", _failed(outcome.failures, opened))
+    metrics = results.write(
+        directory,
+        certified,
+        labels,
+        names=opened.names(ids),
+        **{name: value for name, value in about.items() if name not in ("format", "radii")},
+        decided_radii=about["radii"],
+        num_failed=len(outcome.failures),
+        resize=settings["resize"],
+        image_size=settings["image_size"],
+        seed=settings["seed"],
+        num_classes=num_classes,
+    )
+    if len(ids):
+        told = {"listing": _listing(settings), "command": _command(settings)}
+        found = classifier_report.Found(ids, votes, kinds, labels, outcome, opened)
+        classifier_report.write(directory, settings, metrics, found, **told)
+    return metrics
+
+
+def _failed(failures, opened):
+    """The text of failed.tsv, which has the images' files where they have some."""
+    rows, file = io.StringIO(), ["file"] if opened.name(0) is not None else []
+    writer = csv.writer(rows, delimiter="\t", lineterminator="\n")
+    writer.writerow(["idx", "reason", *file])
+    for example_id, why in sorted(failures.items()):
+        writer.writerow([example_id, reason(why), *(printable(opened.name(example_id)) for _ in file)])
+    return rows.getvalue()
+
+
+def _listing(settings):
+    return {
+        title: [[one.name, command_line.in_words(one, settings[one.name]), one.meaning] for one in group]
+        for title, group in _GROUPS.items()
+        if title != "Run"
+    }
+
+
+def _command(settings):
+    """A command line that makes these certificates."""
+    defaults = {one.name: one.default for group in _GROUPS.values() for one in group}
+    values = [f"--{name}={text}" for name, text in _written(settings).items() if settings[name] != defaults[name]]
+    return shlex.join([*_PROGRAM.split(), *map(printable, values)])
+
+
+def _written(settings):
+    """Name -> text of the settings as a file has them: all that can change a result."""
+    idle = _idle(settings)
+    texts = {
+        one.name: one.kind.none if settings[one.name] is None else command_line.in_words(one, settings[one.name])
+        for title, group in _GROUPS.items()
+        for one in group
+        if title != "Run" and one.name not in idle
+    }
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def _print_result(output, metrics, failures):
+    if "acr" in metrics:
+        print(f"\n{words.HEADER}")
+        if metrics["decided_radii"]:
+            print("Sampled to decide these radii: the ACR is of radii that could be larger.")
+        rows = [results.row(name, of_kind) for name, of_kind in metrics["certificates"].items()]
+        print(console.table(results.header("certificates", metrics["radii"]), rows))
+        chance = results.twice_chance(metrics["num_classes"])
+        if not metrics["decided_radii"] and metrics["certified_accuracy"][0] <= chance:
+            print("Hardly above chance: does the model expect images in [0, 1], and was it trained at this noise?")
+    elif metrics["num_images"]:
+        median = metrics["median_radius"]
+        print(
+            f"\nCertified: {metrics['num_certified']:,} of {metrics['num_images']:,} images"
+            f"{'' if median is None else f', median radius {words.at_least(median, 4)}'}"
+        )
+    if metrics["num_images"]:
+        print(f"{metrics['num_images']:,} images; {console.cost_in_words(metrics)}")
+    if failures:
+        example_id, why = min(failures.items())
+        print(f"{len(failures):,} images failed and have no certificate, image {example_id} first: {reason(why)}")
+    failed = f"; failed images: {printable(output / 'failed.tsv')}" if failures else ""
+    print(f"\nCertificates: {printable(output / 'certificates.tsv')}{failed}")
+    if metrics["num_images"]:
+        print(f"Page: {printable(output / 'report.html')}")
