@@ -1,9 +1,9 @@
-# make run: the whole job on the embedded digits · make test: the whole suite · make attack: what tries to break it · make cluster-test: on Flink · make lint · make docs · make clean
+# make run: the whole job on the embedded digits · make test: the whole suite · make attack: what tries to break it · make cluster-test: on Flink · make lint · make docs · make results · make clean
 PYTHON ?= python3.11
 VENV := .venv
 ARGS ?= --dataset digits
 
-.PHONY: run test attack cluster-test lint docs clean
+.PHONY: run test attack cluster-test lint docs results clean
 
 run: $(VENV)/runtime
 	$(VENV)/bin/python -m pipeline.run $(ARGS)
@@ -41,6 +41,10 @@ $(VENV)/runtime: requirements.lock
 $(VENV)/development: requirements-dev.lock $(VENV)/runtime
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	touch $@
+
+# The tables and figures of docs/results.md, from the certificates that are kept in docs/results.
+results: $(VENV)/development
+	$(VENV)/bin/python benchmarks/results.py draw
 
 # What can be made anew without work: runs are not.
 clean:

@@ -1,0 +1,302 @@
+"""The trained models of docs/results.md: `run` trains and certifies, `draw` makes tables and figures.
+
+    python benchmarks/results.py run mnist --data_dir DIR --root DIR --images 1000
+    python benchmarks/results.py draw
+
+A cell is one model: a command line of `pipeline.run`, which `list` prints. What `run` measures is kept below
+docs/results, in a folder for each cell: its certificates (the field's log, and Parquet with the votes) and metrics.json
+(settings, seconds of training). A run that is cut off goes on with the same command; with more --images, it certifies
+those that are missing. `draw` reads only what is kept and writes the parts of docs/results.md between its markers.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+KEPT = REPOSITORY / "docs" / "results"
+PAGE = REPOSITORY / "docs" / "results.md"
+SIGMAS = (0.25, 0.5, 1.0)
+SEEDS = (0, 1)
+COSINE = "--learning_rate 0.05 --lr_schedule cosine --precision mixed_bfloat16"
+# Claimed (the paper's Table 6) and recomputed from logs that were published, on the 10,000 test images at n = 100,000.
+CLAIMED = {"macer": (0.918, 1.583, 1.520)}
+PUBLISHED = {"gaussian": (0.911, 1.558, 1.618), "macer": (0.920, 1.590, 1.595)}
+TUNED_ON = "--preset macer-mnist-1.00-best --epochs 5 --validation 500 --n 2000"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One model: its group of cells, its name there, and its command line."""
+
+    group: str
+    name: str
+    flags: str
+
+    @property
+    def kept(self):
+        """The folder of what was measured."""
+        return KEPT / self.group / self.name
+
+    def arguments(self, images=None):
+        """Of `pipeline.run`: the flags, and how many images are certified."""
+        count = [] if images is None else ["--num_test_examples", str(images)]
+        return [*self.flags.split(), *count]
+
+    def measured(self):
+        """metrics.json, None before the cell was run."""
+        path = self.kept / "metrics.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def cells():
+    """Every cell, in the order in which they are run."""
+    yield from _tuning()
+    for seed in SEEDS:
+        for sigma in SIGMAS:
+            on = f"--sigma {sigma:g} --seed {seed}"
+            yield Cell(
+                "mnist", f"gaussian-{sigma:.2f}-{seed}", f"--dataset mnist --method cohen {on} --epochs 30 {COSINE}"
+            )
+            yield Cell("mnist", f"best-{sigma:.2f}-{seed}", f"--preset macer-mnist-{sigma:.2f}-best --seed {seed}")
+            yield Cell(
+                "mnist", f"macer-{sigma:.2f}-{seed}", f"--dataset mnist {on} --epochs 20 --ramp_epochs 3 {COSINE}"
+            )
+
+
+def _tuning():
+    """What the best presets were chosen from, on training images that were held out."""
+    variants = {
+        "both": "",
+        "hinge": "--consistency 0 --entropy 0",
+        "consistency": "--lam 0",
+        "both-beta-1": "--beta 1 --lam 12",
+        "consistency-10": "--lam 0 --consistency 10",
+        "no-average": "--ema 0",
+        "two-copies": "--num_samples 2 --epochs 10",
+        "worse-noise": "--noise_steps 1",
+        "hinge-worse-noise": "--consistency 0 --entropy 0 --noise_steps 1",
+    }
+    for name, flags in variants.items():
+        merged = f"{TUNED_ON} {flags}"
+        if "--epochs" in flags:
+            merged = merged.replace("--epochs 5 ", "")
+        yield Cell("tuning", name, merged)
+
+
+def main(arguments=None):
+    """Runs cells, lists them, or draws the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run", help="train and certify what is missing")
+    running.add_argument("cells", nargs="+", help="groups, or cells as group/name")
+    running.add_argument("--data_dir", required=True, help="prepared TFDS data")
+    running.add_argument("--root", type=Path, required=True, help="pipeline root: models, votes, backups")
+    running.add_argument("--images", type=int, default=1000, help="images to certify, evenly spaced (default: 1000)")
+    commands.add_parser("list", help="print each cell's command")
+    commands.add_parser("draw", help="write tables and figures from what is kept")
+    arguments = parser.parse_args(arguments)
+    if arguments.command == "draw":
+        draw()
+    elif arguments.command == "list":
+        for cell in cells():
+            print(f"{cell.group}/{cell.name}: python -m pipeline.run {' '.join(cell.arguments())}")
+    else:
+        chosen = [cell for cell in cells() if {cell.group, f"{cell.group}/{cell.name}"} & set(arguments.cells)]
+        if not chosen:
+            parser.error(f"no such cells: {' '.join(arguments.cells)}; see `list`")
+        for cell in chosen:
+            run(cell, arguments)
+
+
+def run(cell, arguments):
+    """Trains and certifies one model as `pipeline.run` does, up to its certificates, and keeps what is measured."""
+    measured = cell.measured()
+    if measured and measured["num_images"] >= arguments.images:
+        return
+    print(f"\n{cell.group}/{cell.name}", flush=True)
+    settings, artifacts = made(cell, arguments)
+    from pipeline.certification import certificate_files
+    from pipeline.components import evaluator
+    from pipeline.data import examples as examples_lib
+    from pipeline.report import results
+
+    examples = examples_lib.read(artifacts["examples"].path)
+    certified = certificate_files.read(artifacts["certificates"].path)
+    new = cell.kept.with_name(f".{cell.name}")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    seconds = np.genfromtxt(artifacts["model"].path / "seconds.csv", delimiter=",", names=True, ndmin=1)["seconds"]
+    results.write(
+        new,
+        certified,
+        examples.labels["test"][certified[1]],
+        command=f"python -m pipeline.run {' '.join(cell.arguments(arguments.images))}",
+        image_set=evaluator.image_set(examples, certified[1]),
+        epochs=settings["epochs"],
+        training_seconds=float(seconds.sum()),
+        cores=len(os.sched_getaffinity(0)),
+        **{name: settings[name] for name in ("sigma", "n0", "n", "alpha", "seed")},
+    )
+    shutil.rmtree(cell.kept, ignore_errors=True)
+    new.rename(cell.kept)
+
+
+def made(cell, arguments):
+    """A cell's settings, and its artifacts in the root: made now, unless they were before."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import keras
+
+    from pipeline.components import trainer
+    from pipeline.components.certifier import CERTIFIER
+    from pipeline.components.example_gen import EXAMPLE_GEN
+    from pipeline.experiments import settings as settings_lib
+    from pipeline.orchestration import orchestrator
+
+    keras.utils.clear_session()
+    settings, _ = settings_lib.parse([*cell.arguments(arguments.images), "--data_dir", arguments.data_dir])
+    arguments.root.mkdir(parents=True, exist_ok=True)
+    components = (EXAMPLE_GEN, trainer.component(settings), CERTIFIER)
+    return settings, orchestrator.run(components, settings, arguments.root, settings["num_workers"])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """What is kept of a cell: metrics, and of each image its id, certified radius (0 unless correct) and p_lower."""
+
+    cell: Cell
+    metrics: dict
+    ids: np.ndarray
+    radii: np.ndarray
+    p_lower: np.ndarray
+
+
+def kept(cell):
+    """A cell's `Measured`; None before it was run."""
+    import pyarrow.parquet as pq
+
+    metrics = cell.measured()
+    if metrics is None:
+        return None
+    columns = pq.read_table(cell.kept / "certificates.parquet").to_pydict()
+    correct = np.array([outcome == "correct" for outcome in columns["outcome"]])
+    radii, p_lower = (np.array(columns[name], float) for name in ("radius", "p_lower"))
+    return Measured(cell, metrics, np.array(columns["example_id"]), np.where(correct, radii, 0.0), p_lower)
+
+
+def draw():
+    """Writes the parts of docs/results.md between markers, and their figures."""
+    of_group = {}
+    for cell in cells():
+        if measured := kept(cell):
+            of_group.setdefault(cell.group, []).append(measured)
+    page = PAGE.read_text()
+    for group, tables in {"tuning": tuning_table, "mnist": mnist_tables}.items():
+        text = tables(of_group.get(group, [])) if of_group.get(group) else "Nothing is measured yet.\n"
+        begin, end = f"<!-- {group}: written by benchmarks/results.py draw -->", f"<!-- {group}: end -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not pattern.search(page):
+            sys.exit(f"{PAGE} has no part between {begin} and {end}")
+        page = pattern.sub(lambda _, text=text, begin=begin, end=end: f"{begin}\n{text}{end}", page)
+    PAGE.write_text(page)
+
+
+def tuning_table(measured):
+    """Each variant's ACR and its paired difference to the first."""
+    first = measured[0]
+    rows = [
+        [
+            *(f"`{one.cell.flags.removeprefix(TUNED_ON).strip() or 'the preset'}`", *accuracies(one, (0, 1, 2))),
+            *(acr(one), difference(one, first), minutes(one)),
+        ]
+        for one in measured
+    ]
+    return markdown(["", "0", "1.0", "2.0", "ACR", "to the first", "training"], rows)
+
+
+def mnist_tables(measured):
+    """A table and a figure of curves for each sigma."""
+    from pipeline.report import figures
+
+    parts = []
+    for place, sigma in enumerate(SIGMAS):
+        cells_of = [one for one in measured if one.metrics["sigma"] == sigma]
+        if not cells_of:
+            continue
+        radii = [sigma * multiple for multiple in (0, 1, 2, 3)]
+        rows = [
+            [f"{method}, {told}", *[""] * len(radii), f"{known[method][place]:.3f}", *[""] * 4]
+            for told, known in (("claimed", CLAIMED), ("published", PUBLISHED))
+            for method in known
+        ]
+        gaussians = {one.metrics["seed"]: one for one in cells_of if one.cell.name.startswith("gaussian")}
+        for one in cells_of:
+            seed = one.metrics["seed"]
+            reference = gaussians.get(seed)
+            paired = difference(one, reference) if reference and one is not reference else ""
+            method = one.cell.name.split("-")[0]
+            rows.append(
+                [
+                    *(f"{method}, seed {seed}", *accuracies(one, radii), acr(one), paired, bands(one), minutes(one)),
+                    f"{one.metrics['num_images']:,}",
+                ]
+            )
+        header = ["", *(f"{radius:g}" for radius in radii), "ACR", "to Gaussian", "p_A", "training", "images"]
+        parts.append(f"sigma = {sigma:g}:\n\n{markdown(header, rows)}")
+        name = f"mnist-{sigma:.2f}.svg"
+        curves = {one.cell.name: np.where(one.radii > 0, one.radii, -1) for one in cells_of if one.metrics["seed"] == 0}
+        (KEPT / name).write_bytes(figures.save_svg(figures.radius_accuracy_curves(curves)))
+        parts.append(f"![Certified accuracy against radius, MNIST, sigma = {sigma:g}, seed 0](results/{name})\n")
+    return "\n".join(parts)
+
+
+def accuracies(one, radii):
+    """Certified accuracy at each radius, as text."""
+    correct = one.radii > 0
+    return [f"{np.mean(correct & (one.radii >= radius)):.3f}" for radius in radii]
+
+
+def acr(one):
+    """With its standard error over images."""
+    return in_words(one.radii)
+
+
+def difference(one, other):
+    """Of ACRs, on the images that both have, with the paired standard error."""
+    _, here, there = np.intersect1d(one.ids, other.ids, return_indices=True)
+    return "" if one is other else in_words(one.radii[here] - other.radii[there], "+")
+
+
+def in_words(values, sign=""):
+    """Mean and standard error."""
+    return f"{values.mean():{sign}.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
+
+
+def bands(one):
+    """Shares of the images by the lower bound of p_A: up to 1/2, 0.9, 0.99, 0.999, and beyond."""
+    shares = np.histogram(one.p_lower, (0, 0.5, 0.9, 0.99, 0.999, 1))[0] / len(one.p_lower)
+    return " / ".join(f"{100 * share:.0f}" for share in shares)
+
+
+def minutes(one):
+    """Epochs and time of training."""
+    return f"{one.metrics['epochs']} epochs, {one.metrics['training_seconds'] / 60:.0f} min"
+
+
+def markdown(header, rows):
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The tables of docs/results.md, from certificates whose figures are known."""
+
+import numpy as np
+import pytest
+
+from benchmarks import results
+from macer_tf import Votes, certify
+from pipeline.experiments import settings
+from pipeline.report import results as report_results
+
+PARTS = "".join(
+    f"<!-- {group}: written by benchmarks/results.py draw -->\nold\n<!-- {group}: end -->\nkept\n"
+    for group in ("tuning", "mnist")
+)
+
+
+@pytest.fixture
+def keep(tmp_path, monkeypatch):
+    """A function: cell, right votes of each of four images, of 1,000 -> it is kept as if it had been run."""
+    monkeypatch.setattr(results, "KEPT", tmp_path)
+    monkeypatch.setattr(results, "PAGE", tmp_path / "results.md")
+    results.PAGE.write_text(PARTS)
+
+    def run(cell, right):
+        estimation = np.array([[count, 1000 - count] for count in right])
+        votes = Votes(selection=np.array([[100, 0]] * len(right)), estimation=estimation)
+        certificates = certify(votes, sigma=0.5, alpha=0.001)
+        ids, about = np.arange(len(right)), {"n": 1000, "alpha": 0.001, "radii": None, "sigma": 0.5}
+        cell.kept.mkdir(parents=True)
+        also = {"sigma": 0.5, "n0": 100, "n": 1000, "alpha": 0.001, "seed": 0, "epochs": 3, "training_seconds": 120.0}
+        also |= {"command": "c", "image_set": "four"}
+        report_results.write(
+            cell.kept, (about, ids, votes, {"hard": certificates}), np.zeros(len(right), np.int64), **also
+        )
+        return certificates.radii
+
+    return run
+
+
+def test_every_cell_is_a_command_line_and_has_a_name_of_its_own():
+    cells = list(results.cells())
+    assert len({(cell.group, cell.name) for cell in cells}) == len(cells)
+    for cell in cells:
+        parsed, _ = settings.parse(cell.arguments(images=100))
+        assert parsed["num_test_examples"] == 100
+        # Nothing is chosen on test images.
+        assert (parsed["validation"] is None) == (cell.group != "tuning"), cell.name
+
+
+def test_tables_say_what_the_certificates_say(keep):
+    gaussian = keep(results.Cell("mnist", "gaussian-0.50-0", ""), [1000, 1000, 900, 500])
+    best = keep(results.Cell("mnist", "best-0.50-0", ""), [1000, 990, 950, 500])
+    results.draw()
+    page = results.PAGE.read_text()
+    assert page.count("kept\n") == 2
+    assert "old" not in page
+    gains = best - gaussian  # the fourth image abstains in both
+    assert (best[3], gaussian[3]) == (0, 0)
+    # 1000 of 1000 at alpha = 0.001: p_lower is 0.001^(1/1000) = 0.99312; 900, 950 and 990 lie below 0.9, 0.99 and 0.99.
+    for name, radii, paired, bands in (
+        ("gaussian", gaussian, "", "25 / 25 / 0 / 50 / 0"),
+        ("best", best, f"{gains.mean():+.3f} ± {gains.std(ddof=1) / 2:.3f}", "25 / 0 / 50 / 25 / 0"),
+    ):
+        acr = f"{radii.mean():.3f} ± {radii.std(ddof=1) / 2:.3f}"
+        accuracies = " | ".join(f"{np.mean((radii > 0) & (radii >= r)):.3f}" for r in (0, 0.5, 1.0, 1.5))
+        assert f"| {name}, seed 0 | {accuracies} | {acr} | {paired} | {bands} | 3 epochs, 2 min | 4 |" in page
+    assert (results.KEPT / "mnist-0.50.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_drawing_twice_changes_nothing(keep):
+    keep(results.Cell("mnist", "gaussian-0.50-0", ""), [1000, 1000, 900, 500])
+    results.draw()
+    first = results.PAGE.read_bytes(), (results.KEPT / "mnist-0.50.svg").read_bytes()
+    results.draw()
+    assert (results.PAGE.read_bytes(), (results.KEPT / "mnist-0.50.svg").read_bytes()) == first
+
+
+def test_a_page_without_the_parts_is_refused(keep):
+    results.PAGE.write_text("nothing\n")
+    with pytest.raises(SystemExit, match="has no part between <!-- tuning"):
+        results.draw()
