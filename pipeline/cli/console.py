@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import signal
 import sys
 import textwrap
 import time
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.utils.errors import InputError
+from serving import terminal
 from serving.terminal import printable
 
 _SECONDS_BETWEEN_LINES = 15
@@ -36,7 +36,7 @@ def quiet():
 
 
 def import_tensorflow():
-    """Imports TensorFlow without the page that its C++ side writes to stderr before its log level counts.
+    """Imports TensorFlow as `terminal.import_tensorflow` does, and says that it will take a while.
 
     Raises:
         InputError: if Keras is told to compute with another backend.
@@ -47,18 +47,7 @@ def import_tensorflow():
         raise InputError(str(error)) from None
     if "tensorflow" not in sys.modules:
         print("Loading TensorFlow ...", flush=True)
-    sys.stderr.flush()
-    # Until what Ctrl-C says can be read.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        import tensorflow  # noqa: F401
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    terminal.import_tensorflow()
 
 
 class Progress:

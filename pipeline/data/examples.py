@@ -33,7 +33,7 @@ class Examples:
     descriptions: dict
     pixel_max: int
     class_names: tuple
-    names: tuple | None
+    names: tuple | None = None
     name: str = "images"
 
     @property

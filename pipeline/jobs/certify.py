@@ -475,7 +475,8 @@ def _print_result(output, metrics, failures):
         print(f"{metrics['num_images']:,} images; {console.cost_in_words(metrics)}")
     if failures:
         example_id, why = min(failures.items())
-        print(f"{len(failures):,} images failed and have no certificate, image {example_id} first: {reason(why)}")
+        those = "1 image failed and has" if len(failures) == 1 else f"{len(failures):,} images failed and have"
+        print(f"{those} no certificate, image {example_id} first: {reason(why)}")
     failed = f"; failed images: {printable(output / 'failed.tsv')}" if failures else ""
     print(f"\nCertificates: {printable(output / 'certificates.tsv')}{failed}")
     if metrics["num_images"]:

@@ -157,7 +157,7 @@ def test_a_failed_image_stops_no_other_and_is_written_down(run, model, folder, t
     assert row.startswith("3\t")
     assert row.endswith("\t03.png")
     assert "03.png cannot be read" in row
-    assert "1 images failed and have no certificate, image 3 first:" in out
+    assert "1 image failed and has no certificate, image 3 first:" in out
     assert f"; failed images: {tmp_path / 'output' / 'failed.tsv'}\n" in out
     lines = (tmp_path / "output" / "certificates.tsv").read_text().splitlines()
     assert [line.split("\t")[-1] for line in lines] == ["file", *(f"{i:02}.png" for i in range(12) if i != 3)]
