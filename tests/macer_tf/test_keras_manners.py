@@ -167,7 +167,7 @@ def named_outputs():
 
 
 def callbacks(kit, *some, **options):
-    return fit(shared(kit), X, Y, epochs=2, validation_data=(X, Y), callbacks=list(some), **options)
+    return fit(made(kit), X, Y, epochs=2, validation_data=(X, Y), callbacks=list(some), **options)
 
 
 def saved_and_loaded(model, path):
