@@ -179,6 +179,11 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
     }
 
 
+def defaults(groups):
+    """Setting's name -> its default, of all that `given` takes."""
+    return {setting.name: setting.default for entries in groups.values() for setting in entries}
+
+
 def last(arguments, name):
     """The text that a command line gives a setting by its flag, the last one if several; None if none."""
     text = None

@@ -56,7 +56,7 @@ def resolve(arguments):
     else:
         raise InputError(f"--dataset is missing. Accepted: {_DATASETS}; or --train_images and --test_images.")
     _refuse_settings_of_others(given, method)
-    settings = {setting.name: setting.default for group in groups(method).values() for setting in group}
+    settings = command_line.defaults(groups(method))
     settings |= {"beam": ()} | {setting.name: setting.default for setting in _UNLISTED} | preset.settings | given
     beam_options.check_engine(settings, given)
     settings["lr_drop_epochs"] = list(settings["lr_drop_epochs"] or ()) or None

@@ -142,7 +142,7 @@ def _settings(arguments):
         + beam_options.NOTE,
         rest=beam_options.checked,
     )
-    settings = {"beam": ()} | {setting.name: setting.default for group in _GROUPS.values() for setting in group} | given
+    settings = {"beam": ()} | command_line.defaults(_GROUPS) | given
     beam_options.check_engine(settings, given)
     if settings["model"] is None:
         raise InputError("--model is missing: a .keras or .h5 file, or a SavedModel's folder.")
@@ -438,7 +438,7 @@ def _listing(settings):
 
 def _command(settings):
     """A command line that makes these certificates."""
-    defaults = {one.name: one.default for group in _GROUPS.values() for one in group}
+    defaults = command_line.defaults(_GROUPS)
     values = [f"--{name}={text}" for name, text in _written(settings).items() if settings[name] != defaults[name]]
     return shlex.join([*_PROGRAM.split(), *map(printable, values)])
 

@@ -117,7 +117,7 @@ def _parse(arguments):
         "error, and its paired difference to the first. In brackets: the default.",
         positional="paths",
     )
-    return {setting.name: setting.default for group in _GROUPS.values() for setting in group} | values
+    return command_line.defaults(_GROUPS) | values
 
 
 def _compare(settings):

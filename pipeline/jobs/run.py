@@ -158,9 +158,9 @@ def _run(parsed, said, engine):
     how = (settings["num_workers"], settings["no_cache"], engine)
     with history.recorded(root, name, about, text) as recorder:
         artifacts = orchestrator.run(components, settings, root, *how, recorder.starting)
-        result = _result(artifacts)
+        metrics = json.loads((artifacts["evaluation"].path / results.METRICS).read_text())
+        result = _result(artifacts, metrics)
         folder = recorder.finish(artifacts.values(), _links(artifacts, root), result)
-    metrics = json.loads((artifacts["evaluation"].path / results.METRICS).read_text())
     paths = {path.name: str(path.absolute()) for path in sorted(folder.iterdir())}
     with said.result(run=folder.name, **about, **result, metrics=metrics, paths=paths):
         _print_results(artifacts, settings["paper"], metrics)
@@ -182,9 +182,8 @@ def _links(artifacts, root):
     return paths if curves is None else {**paths, "tensorboard": curves}
 
 
-def _result(artifacts):
+def _result(artifacts, metrics):
     """What came of a run, as JSON values by name."""
-    metrics = json.loads((artifacts["evaluation"].path / results.METRICS).read_text())
     push = json.loads((artifacts["push"].path / "push.json").read_text())
     blessing = json.loads((artifacts["evaluation"].path / "blessing.json").read_text())
     return {

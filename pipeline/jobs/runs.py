@@ -53,7 +53,7 @@ def _parse(arguments):
         "and what no finished run uses; trained models, votes and pushed versions are kept. In brackets: the default.",
         positional="roots",
     )
-    settings = {setting.name: setting.default for group in _GROUPS.values() for setting in group} | given
+    settings = command_line.defaults(_GROUPS) | given
     roots = settings["roots"] or [_ROOT]
     if len(roots) > 1:
         raise InputError(f"Give one pipeline root. Received: {' '.join(map(printable, roots))}")

@@ -149,7 +149,7 @@ def run(sweep, root, said, command, engine=None):
             print("error: every value failed: there is nothing to compare.", file=sys.stderr)
             recorder.failed("every value failed")
             return 1
-        compared = _compare(sweep, root, made, entries, recorder)
+        compared = _compare(sweep, listing, root, made, entries, recorder)
         directory = compared["comparison"].path
         links = {"comparison": directory, "sweep.html": directory / "sweep.html"}
         used = [*(artifact for _, artifact in made), *compared.values()]
@@ -186,12 +186,11 @@ def _run_members(sweep, root, engine, recorder):
     return made, entries
 
 
-def _compare(sweep, root, made, entries, recorder):
+def _compare(sweep, listing, root, made, entries, recorder):
     """Name -> `Artifact` of the comparison."""
     from pipeline.components import sweep_evaluator
 
     print()
-    listing = settings_lib.without_meanings(_listing(sweep))
     settings = {"sweep": {"name": sweep.name, "listing": listing, "members": entries}}
     resolvers = [Resolver(name, lambda *_, artifact=artifact: artifact) for name, artifact in made]
     component = sweep_evaluator.component(tuple(name for name, _ in made))
