@@ -11,6 +11,7 @@ those that are missing. `draw` reads only what is kept and writes the parts of d
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -31,7 +32,11 @@ COSINE = "--learning_rate 0.05 --lr_schedule cosine --precision mixed_bfloat16"
 # Claimed (the paper's Table 6) and recomputed from logs that were published, on the 10,000 test images at n = 100,000.
 CLAIMED = {"macer": (0.918, 1.583, 1.520)}
 PUBLISHED = {"gaussian": (0.911, 1.558, 1.618), "macer": (0.920, 1.590, 1.595)}
-TUNED_ON = "--preset macer-mnist-1.00-best --epochs {epochs} --validation 500 --n 2000"
+# What the best presets were tuned from, on training images that are held out.
+TUNED_FROM = {
+    **{"--num_samples": "4", "--lam": "6", "--beta": "2", "--consistency": "5", "--entropy": "0.5", "--ema": "0.999"},
+    **{"--lam_start_epoch": "1", "--ramp_epochs": "3", "--epochs": "5", "--validation": "500", "--n": "2000"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +67,14 @@ class Cell:
 def cells():
     """Every cell, in the order in which they are run."""
     yield from _tuning()
+    yield from _few_labels()
+    soft = "--n 10000 --certify all --soft_betas 1,4,16,64"
+    yield Cell("kinds", "best-0.50", f"--preset macer-mnist-0.50-best --seed 0 {soft}")
     for seed in SEEDS:
         for sigma in SIGMAS:
             on = f"--sigma {sigma:g} --seed {seed}"
             yield Cell(
-                "mnist", f"gaussian-{sigma:.2f}-{seed}", f"--dataset mnist --method cohen {on} --epochs 30 {COSINE}"
+                "mnist", f"gaussian-{sigma:.2f}-{seed}", f"--dataset mnist --method cohen {on} --epochs 20 {COSINE}"
             )
             yield Cell("mnist", f"best-{sigma:.2f}-{seed}", f"--preset macer-mnist-{sigma:.2f}-best --seed {seed}")
             yield Cell(
@@ -76,21 +84,39 @@ def cells():
 
 def _tuning():
     """What the best presets were chosen from, on training images that were held out."""
+    hinge_alone = {"--consistency": "0", "--entropy": "0"}
     variants = {
-        "both": "",
-        "hinge": "--consistency 0 --entropy 0",
-        "consistency": "--lam 0",
-        "both-beta-1": "--beta 1 --lam 12",
-        "consistency-10": "--lam 0 --consistency 10",
-        "no-average": "--ema 0",
-        "two-copies": "--num_samples 2",
-        "worse-noise": "--noise_steps 1",
-        "hinge-worse-noise": "--consistency 0 --entropy 0 --noise_steps 1",
+        "both": {},
+        "hinge": hinge_alone,
+        "consistency": {"--lam": "0"},
+        "both-beta-1": {"--beta": "1", "--lam": "12"},
+        "consistency-10": {"--lam": "0", "--consistency": "10"},
+        "no-average": {"--ema": "0"},
+        "worse-noise": {"--noise_steps": "1"},
+        "hinge-worse-noise": {**hinge_alone, "--noise_steps": "1"},
+        "two-copies-worse-noise": {"--ema": "0", "--num_samples": "2", "--noise_steps": "1"},
+    }
+    for name, differs in variants.items():
+        flags = flags_of({**TUNED_FROM, **differs})
+        yield Cell("tuning", name, f"--dataset mnist --sigma 1 --average_cross_entropy {COSINE} {flags}", flags_of(differs))
+
+
+def flags_of(values):
+    """Flags and their values, as text."""
+    return " ".join(f"{flag} {value}" for flag, value in values.items())
+
+
+def _few_labels():
+    """Of 60,000 images 1,000 with a label: used alone, or with the others."""
+    common = f"--dataset mnist --sigma 0.5 --labels 1000 --n 10000 {COSINE}"
+    macer = "--num_samples 4 --lam 6 --beta 2 --average_cross_entropy"
+    variants = {
+        "gaussian": "--method cohen --epochs 200",
+        "macer": f"{macer} --epochs 200 --lam_start_epoch 10 --ramp_epochs 10",
+        "semi-supervised": f"{macer} --epochs 4 --lam_start_epoch 1 --ramp_epochs 1 --unlabelled --ema 0.999",
     }
     for name, flags in variants.items():
-        # Half as many copies take half the time.
-        common = TUNED_ON.format(epochs=10 if name == "two-copies" else 5)
-        yield Cell("tuning", name, f"{common} {flags}", flags)
+        yield Cell("labels", name, f"{common} {flags}", flags)
 
 
 def main(arguments=None):
@@ -99,14 +125,18 @@ def main(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="train and certify what is missing")
     running.add_argument("cells", nargs="+", help="groups, or cells as group/name")
-    running.add_argument("--data_dir", required=True, help="prepared TFDS data")
-    running.add_argument("--root", type=Path, required=True, help="pipeline root: models, votes, backups")
     running.add_argument("--images", type=int, default=1000, help="images to certify, evenly spaced (default: 1000)")
+    releasing = commands.add_parser("release", help="put the best models into the package")
+    for command in (running, releasing):
+        command.add_argument("--data_dir", required=True, help="prepared TFDS data")
+        command.add_argument("--root", type=Path, required=True, help="pipeline root: models, votes, backups")
     commands.add_parser("list", help="print each cell's command")
     commands.add_parser("draw", help="write tables and figures from what is kept")
     arguments = parser.parse_args(arguments)
     if arguments.command == "draw":
         draw()
+    elif arguments.command == "release":
+        release(arguments)
     elif arguments.command == "list":
         for cell in cells():
             print(f"{cell.group}/{cell.name}: python -m pipeline.run {' '.join(cell.arguments())}")
@@ -167,15 +197,63 @@ def made(cell, arguments):
     return settings, orchestrator.run(components, settings, arguments.root, settings["num_workers"])
 
 
+def release(arguments):
+    """Puts the best models into the package, each with its card."""
+    from macer_tf import released
+    from pipeline.training import models
+
+    for place, sigma in enumerate(SIGMAS):
+        (cell,) = (cell for cell in cells() if (cell.group, cell.name) == ("mnist", f"best-{sigma:.2f}-0"))
+        if (measured := kept(cell)) is None:
+            continue
+        arguments.images = measured.metrics["num_images"]
+        _, artifacts = made(cell, arguments)
+        path = released.FOLDER / f"macer-mnist-{sigma:.2f}.keras"
+        path.parent.mkdir(exist_ok=True)
+        models.load(artifacts["model"].path / "model.keras").save(path, include_optimizer=False)
+        about = card(measured, path, {f"ACR of {method}, Table 6": acrs[place] for method, acrs in CLAIMED.items()})
+        path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def card(measured, path, claimed):
+    """What `macer_tf.released.card` returns of the model in a file."""
+    metrics = measured.metrics
+    accuracies = zip(map(str, metrics["radii"]), metrics["certified_accuracy"], strict=True)
+    of_certificates = ("image_set", "num_images", "n0", "n", "alpha", "acr", "acr_standard_error")
+    return {
+        "name": path.stem,
+        "sigma": metrics["sigma"],
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "trained": {name: metrics[name] for name in ("command", "epochs", "training_seconds", "cores", "seed")},
+        "claimed": claimed,
+        "verified": {
+            **{name: metrics[name] for name in of_certificates},
+            "certified_accuracy": dict(accuracies),
+            "images": measured.first(20),
+        },
+    }
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """What is kept of a cell: metrics, and of each image its id, certified radius (0 unless correct) and p_lower."""
+    """What is kept of a cell: metrics, and of each image its id, class or -1, votes, certified radius (0 unless
+    correct) and p_lower.
+    """
 
     cell: Cell
     metrics: dict
     ids: np.ndarray
+    predictions: np.ndarray
+    votes: np.ndarray
     radii: np.ndarray
     p_lower: np.ndarray
+
+    def first(self, count):
+        """Of the first images that are certified: id, class and the class' share of the votes."""
+        certified = np.flatnonzero(self.predictions >= 0)[:count]
+        shares = self.votes[certified, self.predictions[certified]] / self.votes[certified].sum(axis=1)
+        columns = zip(self.ids[certified], self.predictions[certified], shares, strict=True)
+        return [{"example_id": int(i), "prediction": int(label), "share": float(share)} for i, label, share in columns]
 
 
 def kept(cell):
@@ -187,8 +265,9 @@ def kept(cell):
         return None
     columns = pq.read_table(cell.kept / "certificates.parquet").to_pydict()
     correct = np.array([outcome == "correct" for outcome in columns["outcome"]])
-    radii, p_lower = (np.array(columns[name], float) for name in ("radius", "p_lower"))
-    return Measured(cell, metrics, np.array(columns["example_id"]), np.where(correct, radii, 0.0), p_lower)
+    names = ("example_id", "prediction", "votes", "radius", "p_lower")
+    ids, predictions, votes, radii, p_lower = (np.array(columns[name]) for name in names)
+    return Measured(cell, metrics, ids, predictions, votes, np.where(correct, radii, 0.0), p_lower)
 
 
 def draw():
@@ -198,7 +277,7 @@ def draw():
         if measured := kept(cell):
             of_group.setdefault(cell.group, []).append(measured)
     page = PAGE.read_text()
-    for group, tables in {"tuning": tuning_table, "mnist": mnist_tables}.items():
+    for group, tables in TABLES.items():
         text = tables(of_group.get(group, [])) if of_group.get(group) else "Nothing is measured yet.\n"
         begin, end = f"<!-- {group}: written by benchmarks/results.py draw -->", f"<!-- {group}: end -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
@@ -208,17 +287,30 @@ def draw():
     PAGE.write_text(page)
 
 
-def tuning_table(measured):
-    """Each variant's ACR and its paired difference to the first."""
+def table_of_variants(measured):
+    """Each variant's certified accuracies and ACR, and the paired difference to the first."""
     first = measured[0]
+    radii = [first.metrics["sigma"] * multiple for multiple in (0, 1, 2, 2.5)]
     rows = [
         [
-            *(f"`{one.cell.differs or 'the preset'}`", *accuracies(one, (0, 1, 2))),
+            *(f"{one.cell.name}: `{one.cell.differs or 'as above'}`", *accuracies(one, radii)),
             *(acr(one), difference(one, first), minutes(one)),
         ]
         for one in measured
     ]
-    return markdown(["", "0", "1.0", "2.0", "ACR", "to the first", "training"], rows)
+    return markdown(["", *(f"{radius:g}" for radius in radii), "ACR", "to the first", "training"], rows)
+
+
+def tables_of_kinds(measured):
+    """Hard and soft certificates of the same votes."""
+    from pipeline.report import results
+
+    parts = []
+    for one in measured:
+        kinds = one.metrics["certificates"]
+        rows = [results.row(name, of_kind) for name, of_kind in kinds.items()]
+        parts.append(markdown(results.header("", next(iter(kinds.values()))["radii"]), rows))
+    return "\n".join(parts)
 
 
 def mnist_tables(measured):
@@ -294,6 +386,15 @@ def markdown(header, rows):
     """A table."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+# Group of cells -> what writes its part of the page.
+TABLES = {
+    "tuning": table_of_variants,
+    "mnist": mnist_tables,
+    "kinds": tables_of_kinds,
+    "labels": table_of_variants,
+}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
-    from macer_tf import bounds, budgets, certification_log, networks
+    from macer_tf import bounds, budgets, certification_log, networks, released
     from macer_tf.baselines.catrs import CATRSModel
     from macer_tf.baselines.consistency import ConsistencyModel
     from macer_tf.baselines.smoothadv import SmoothAdvModel
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from macer_tf.model import MACERModel
     from macer_tf.noisy_training import NoisyTrainingModel
     from macer_tf.optimizers import SGD
+    from macer_tf.released import load_released
     from macer_tf.semi_supervised import SemiSupervisedMACERModel
     from macer_tf.smoothing import SmoothedClassifier
     from macer_tf.votes import Votes
@@ -59,7 +60,9 @@ __all__ = [
     "certification_log",
     "certify",
     "evaluate",
+    "load_released",
     "networks",
+    "released",
 ]
 
 # Name -> the module that has it; a name that is not here is a module.
@@ -78,6 +81,7 @@ _HOMES = {
     "SmoothedClassifier": "smoothing",
     "StabilityModel": "baselines.stability",
     "Votes": "votes",
+    "load_released": "released",
 }
 
 # What registers the classes that `keras.models.load_model` must find in a file that was saved here.

@@ -1,0 +1,94 @@
+"""Models that were trained and certified here and come with the package, each with a card.
+
+docs/results.md says how they were trained and what they reach; `python benchmarks/results.py release` put them here.
+"""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from macer_tf import files
+
+if TYPE_CHECKING:
+    from macer_tf.model import MACERModel
+
+# Below it, of each model: NAME.keras and NAME.json, its card.
+FOLDER = Path(__file__).parent / "released_models"
+_MOST_BYTES = 2**28
+
+
+def names() -> list[str]:
+    """The names of the released models, sorted.
+
+    Examples:
+        >>> from macer_tf import released
+        >>> "macer-mnist-0.50" in released.names()
+        True
+    """
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def card(name: str) -> dict[str, Any]:
+    """What is known of a released model.
+
+    Examples:
+        >>> from macer_tf import released
+        >>> released.card("macer-mnist-0.50")["sigma"]
+        0.5
+
+    Args:
+        name: one of `names`.
+
+    Returns:
+        `name`, `sigma` (in units of a pixel in [0, 1]) and `sha256` of the model's file; under `trained`, the command
+        and what it took; under `claimed`, what others say of theirs; under `verified`, what was measured of this one:
+        images, n0, n, alpha, ACR, certified accuracies, and of some images the class and its share of the votes.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in names():
+        raise ValueError(f"There is no released model of this name; there are {', '.join(names())}. Received: {name!r}")
+    content: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    return content
+
+
+def load_released(name: str) -> "MACERModel":
+    """Loads a released model.
+
+    Examples:
+        >>> import macer_tf
+        >>> model = macer_tf.load_released("macer-mnist-0.50")
+        >>> model.sigma
+        0.5
+        >>> macer_tf.SmoothedClassifier(model, seed=0)
+        ...
+
+    Args:
+        name: one of `released.names()`.
+
+    Returns:
+        A `MACERModel`, not compiled, whose noise level is the card's; `SmoothedClassifier` takes it as it is.
+
+    Raises:
+        ValueError: for an unknown name, or a file that is not the one that the card was written for.
+    """
+    import keras
+
+    about = card(name)
+    path = FOLDER / f"{name}.keras"
+    content = files.read(path, _MOST_BYTES)
+    found = hashlib.sha256(content).hexdigest()
+    if found != about["sha256"]:
+        raise ValueError(
+            f"{path} is not the model that its card describes; install the package again. Received: sha256 {found}, "
+            f"the card's is {about['sha256']}"
+        )
+    # What was checked is what is loaded, whatever becomes of the file.
+    with tempfile.TemporaryDirectory() as folder:
+        checked = Path(folder) / path.name
+        checked.write_bytes(content)
+        model: MACERModel = keras.models.load_model(checked, compile=False)
+    return model

@@ -1,0 +1,64 @@
+"""The released models are what their cards say."""
+
+import hashlib
+import shutil
+
+import pytest
+from scipy import stats
+
+import macer_tf
+from macer_tf import SmoothedClassifier, released
+
+N = 1000
+
+
+@pytest.mark.parametrize("name", released.names())
+def test_a_card_keeps_what_is_claimed_apart_from_what_was_measured(name):
+    card = released.card(name)
+    assert card["name"] == name
+    assert set(card) == {"name", "sigma", "sha256", "trained", "claimed", "verified"}
+    assert hashlib.sha256((released.FOLDER / f"{name}.keras").read_bytes()).hexdigest() == card["sha256"]
+    verified = card["verified"]
+    assert {"image_set", "num_images", "n0", "n", "alpha", "acr", "acr_standard_error"} <= set(verified)
+    accuracies = list(verified["certified_accuracy"].values())
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert len(verified["images"]) == 20
+
+
+@pytest.mark.parametrize("name", released.names())
+def test_certified_again_its_images_have_the_classes_and_shares_of_the_card(name, shared_tfds):
+    """20 images, 1,000 samples each: votes of the card's model are binomial with the card's shares."""
+    from pipeline.data import datasets
+
+    model, card = macer_tf.load_released(name), released.card(name)
+    assert model.sigma == card["sigma"]
+    ids = [image["example_id"] for image in card["verified"]["images"]]
+    test, _, _ = datasets.load_split("mnist", shared_tfds)
+    votes = SmoothedClassifier(model, seed=1).votes(test.images[ids] / 255, n0=100, n=N)
+    certificates = macer_tf.certify(votes, model.sigma, alpha=0.001)
+    for image, counts, prediction, p_lower in zip(
+        card["verified"]["images"], votes.estimation, certificates.predictions, certificates.p_lower, strict=True
+    ):
+        right, share = counts[image["prediction"]], image["share"]
+        # The card's share is of 100,000 samples: half a sample more or less where all of them agreed.
+        least, most = stats.binom.ppf((1e-6, 1 - 1e-6), N, (max(share - 0.01, 0), min(share + 0.01, 1)))
+        assert least <= right <= most, image
+        if prediction != macer_tf.ABSTAIN:
+            assert prediction == image["prediction"]
+            assert p_lower <= share + 0.01
+
+
+def test_an_unknown_name_is_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match=r"there are .*Received: 'macer-mnist'"):
+        macer_tf.load_released("macer-mnist")
+
+
+def test_a_model_that_is_not_the_cards_is_refused(tmp_path, monkeypatch):
+    name = released.names()[0]
+    for suffix in (".json", ".keras"):
+        shutil.copy(released.FOLDER / (name + suffix), tmp_path)
+    monkeypatch.setattr(released, "FOLDER", tmp_path)
+    with open(tmp_path / f"{name}.keras", "ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ValueError, match="is not the model that its card describes"):
+        macer_tf.load_released(name)
