@@ -67,9 +67,6 @@ class Cell:
 def cells():
     """Every cell, in the order in which they are run."""
     yield from _tuning()
-    yield from _few_labels()
-    soft = "--n 10000 --certify all --soft_betas 1,4,16,64"
-    yield Cell("kinds", "best-0.50", f"--preset macer-mnist-0.50-best --seed 0 {soft}")
     for seed in SEEDS:
         for sigma in SIGMAS:
             on = f"--sigma {sigma:g} --seed {seed}"
@@ -97,26 +94,13 @@ def _tuning():
         "two-copies-worse-noise": {"--ema": "0", "--num_samples": "2", "--noise_steps": "1"},
     }
     for name, differs in variants.items():
-        flags = flags_of({**TUNED_FROM, **differs})
-        yield Cell("tuning", name, f"--dataset mnist --sigma 1 --average_cross_entropy {COSINE} {flags}", flags_of(differs))
+        flags = f"--dataset mnist --sigma 1 --average_cross_entropy {COSINE} {flags_of({**TUNED_FROM, **differs})}"
+        yield Cell("tuning", name, flags, flags_of(differs))
 
 
 def flags_of(values):
     """Flags and their values, as text."""
     return " ".join(f"{flag} {value}" for flag, value in values.items())
-
-
-def _few_labels():
-    """Of 60,000 images 1,000 with a label: used alone, or with the others."""
-    common = f"--dataset mnist --sigma 0.5 --labels 1000 --n 10000 {COSINE}"
-    macer = "--num_samples 4 --lam 6 --beta 2 --average_cross_entropy"
-    variants = {
-        "gaussian": "--method cohen --epochs 200",
-        "macer": f"{macer} --epochs 200 --lam_start_epoch 10 --ramp_epochs 10",
-        "semi-supervised": f"{macer} --epochs 4 --lam_start_epoch 1 --ramp_epochs 1 --unlabelled --ema 0.999",
-    }
-    for name, flags in variants.items():
-        yield Cell("labels", name, f"{common} {flags}", flags)
 
 
 def main(arguments=None):
@@ -293,24 +277,12 @@ def table_of_variants(measured):
     radii = [first.metrics["sigma"] * multiple for multiple in (0, 1, 2, 2.5)]
     rows = [
         [
-            *(f"{one.cell.name}: `{one.cell.differs or 'as above'}`", *accuracies(one, radii)),
+            *(f"{one.cell.name}: `{one.cell.differs or 'the first'}`", *accuracies(one, radii)),
             *(acr(one), difference(one, first), minutes(one)),
         ]
         for one in measured
     ]
     return markdown(["", *(f"{radius:g}" for radius in radii), "ACR", "to the first", "training"], rows)
-
-
-def tables_of_kinds(measured):
-    """Hard and soft certificates of the same votes."""
-    from pipeline.report import results
-
-    parts = []
-    for one in measured:
-        kinds = one.metrics["certificates"]
-        rows = [results.row(name, of_kind) for name, of_kind in kinds.items()]
-        parts.append(markdown(results.header("", next(iter(kinds.values()))["radii"]), rows))
-    return "\n".join(parts)
 
 
 def mnist_tables(measured):
@@ -392,8 +364,6 @@ def markdown(header, rows):
 TABLES = {
     "tuning": table_of_variants,
     "mnist": mnist_tables,
-    "kinds": tables_of_kinds,
-    "labels": table_of_variants,
 }
 
 

@@ -209,6 +209,14 @@ class NoisyTrainingModel(keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    @functools.wraps(keras.Model.make_train_function)
+    def make_train_function(self, force: bool = False) -> Any:
+        # A step that makes the optimizer's variables is traced twice: once to make them, and once to be kept.
+        if self.built and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments

@@ -63,8 +63,7 @@ def load_released(name: str) -> "MACERModel":
         >>> model = macer_tf.load_released("macer-mnist-0.50")
         >>> model.sigma
         0.5
-        >>> macer_tf.SmoothedClassifier(model, seed=0)
-        ...
+        >>> smoothed = macer_tf.SmoothedClassifier(model, seed=0)
 
     Args:
         name: one of `released.names()`.
