@@ -894,3 +894,18 @@ def test_arrays_that_cannot_be_trained_on_are_refused(change, message):
 def test_loading_needs_no_custom_objects_but_the_import():
     registered = keras.saving.get_registered_object("macer_tf>MACERModel")
     assert registered is macer_tf.model.MACERModel
+
+
+def test_the_training_step_is_traced_once():
+    traces = []
+
+    class Counting(MACERModel):
+        def train_step(self, data):
+            traces.append(data)
+            return super().train_step(data)
+
+    model = Counting(networks.small_cnn(), sigma=0.25, num_samples=2, seed=0)
+    model.compile(SGD(0.01))
+    images, labels = np.zeros((8, 8, 8, 1), np.float32), np.arange(8)
+    model.fit(images, labels, batch_size=4, epochs=2, verbose=0)
+    assert len(traces) == 1
