@@ -11,7 +11,6 @@ those that are missing. `draw` reads only what is kept and writes the parts of d
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -201,13 +200,15 @@ def release(arguments):
 
 def card(measured, path, claimed):
     """What `macer_tf.released.card` returns of the model in a file."""
+    from serving.fingerprints import file_digest
+
     metrics = measured.metrics
     accuracies = zip(map(str, metrics["radii"]), metrics["certified_accuracy"], strict=True)
     of_certificates = ("image_set", "num_images", "n0", "n", "alpha", "acr", "acr_standard_error")
     return {
         "name": path.stem,
         "sigma": metrics["sigma"],
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": file_digest(path),
         "trained": {name: metrics[name] for name in ("command", "epochs", "training_seconds", "cores", "seed")},
         "claimed": claimed,
         "verified": {

@@ -40,7 +40,7 @@ def test_certified_again_its_images_have_the_classes_and_shares_of_the_card(name
         card["verified"]["images"], votes.estimation, certificates.predictions, certificates.p_lower, strict=True
     ):
         right, share = counts[image["prediction"]], image["share"]
-        # The card's share is of 100,000 samples: half a sample more or less where all of them agreed.
+        # The card's share is itself an estimate, from 100,000 samples: 0.01 is six of its standard errors or more.
         least, most = stats.binom.ppf((1e-6, 1 - 1e-6), N, (max(share - 0.01, 0), min(share + 0.01, 1)))
         assert least <= right <= most, image
         if prediction != macer_tf.ABSTAIN:
