@@ -20,7 +20,7 @@ from macer_tf.votes import Votes
 from pipeline.certification import sampling_plan, self_check, vote_store
 from pipeline.certification import tally as tally_lib
 from pipeline.certification.bundles import Mark
-from pipeline.certification.engine import Failure, Job
+from pipeline.certification.engine import Failure, Job, cause
 from pipeline.certification.follower import Follower
 from pipeline.certification.vote_store import VoteStore
 from pipeline.certification.workers import DrawVotes, Explode, HandInVotes, Watch
@@ -36,9 +36,9 @@ worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
 # After so long in which no worker had anything in hand, there is none any more; and after an error or at the end, so
 # long do those that still draw have to come to an end.
 _SECONDS_OF_SILENCE = 120.0
-# On an engine, jobs in a row that bring nothing before it is given up; and votes that a job is asked for, as each one
-# costs some ten seconds.
+# Jobs in a row that bring nothing before it is given up.
 _TRIES = 3
+# Votes that a job on an engine is asked for, as each one costs some ten seconds.
 _VALUES_AT_ONCE_ON_AN_ENGINE = 20_000_000
 _CHUNKS_AT_ONCE_ON_AN_ENGINE = 200_000
 # How often it is seen whether a worker says that it cannot draw.
@@ -223,13 +223,18 @@ def tasks(chunks):
 
 def _draw_all(sampler, shared, tally, store, num_workers):
     most_chunks = max(_VALUES_AT_ONCE // tally.values_of_a_piece, 1)
-    on_ledgers = 0
+    on_ledgers = barren = 0
     with Follower(tally, store.follow()) as follower:
         while chunks := tally.missing(most_chunks):
-            _draw(sampler, shared, chunks, store, num_workers, follower)
+            lost = _draw(sampler, shared, chunks, store, num_workers, follower)
             follower.poll()
-            if tally.missing(len(chunks)) == chunks:
+            barren = barren + 1 if tally.missing(len(chunks)) == chunks else 0
+            if barren and lost is None:
                 raise RuntimeError("The certification workers wrote down nothing of what they were to draw.")
+            if barren == _TRIES:
+                raise RuntimeError(f"Beam failed {_TRIES} times in a row: {lost.line}")
+            if lost:
+                print(f"  Beam failed ({lost.line}); what is missing is drawn again.", flush=True)
             on_ledgers += len(chunks)
             if on_ledgers >= most_chunks:
                 store.compact()
@@ -237,7 +242,14 @@ def _draw_all(sampler, shared, tally, store, num_workers):
 
 
 def _draw(sampler, shared, chunks, store, num_workers, follower):
-    """Has workers draw chunks. Beam runs in a thread of its own, as nothing else tells whether its workers live."""
+    """Has workers draw chunks. Beam runs in a thread of its own, as nothing else tells whether its workers live.
+
+    Returns:
+        The `Failure` of Beam itself, such as a worker that it could not start; or None.
+
+    Raises:
+        RuntimeError: an error of a worker's, or none answers any more.
+    """
     options = PipelineOptions(direct_num_workers=num_workers, direct_running_mode="multi_threading", flags=[])
     watched = Shared()
     watch, errors = watched.acquire(Watch), []
@@ -265,11 +277,13 @@ def _draw(sampler, shared, chunks, store, num_workers, follower):
         if watch.error:
             stopped_at = stopped_at or now
         if watch.seconds_of_silence() > _SECONDS_OF_SILENCE or now - (stopped_at or now) > _SECONDS_OF_SILENCE:
-            errors.append(RuntimeError("no worker answers any more"))
             break
-    for error in (watch.error, *errors):
-        if error is not None:
-            raise RuntimeError(f"A certification worker failed: {_in_one_line(error)}") from error
+    if error := watch.error:
+        line = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        raise RuntimeError(f"A certification worker failed: {line}") from error
+    if thread.is_alive():
+        raise RuntimeError("A certification worker failed: no worker answers any more")
+    return cause(errors[0]) if errors else None
 
 
 def long_tasks(chunks):
@@ -368,10 +382,3 @@ def _forecast(loaded, tally):
 
 def _to_draw(tally):
     return Forecast(tally.most - tally.held, bool(tally.spares or not tally.plan.is_fixed), None)
-
-
-def _in_one_line(error):
-    """An exception's own line; of Beam's page about a worker's error, that error's."""
-    if isinstance(error, RuntimeError):
-        return (str(error).strip().splitlines() or ["RuntimeError"])[-1].split(" [while running")[0]
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

@@ -520,6 +520,44 @@ def test_workers_that_have_nothing_in_hand_and_never_end_are_an_error(
         certify(small_model, digit_examples, range(3))
 
 
+class Failing(driver.FnApiRunner):
+    """Beam, but that it fails after its work is done, as often as it is told to."""
+
+    failures = 0
+
+    def run_pipeline(self, *arguments):
+        result = super().run_pipeline(*arguments)
+        if Failing.failures:
+            Failing.failures -= 1
+            raise RuntimeError('a page\n\tdetails = "CANCELLED"\n>')
+        return result
+
+
+def test_where_beam_itself_fails_what_it_owes_is_drawn_again(
+    certify, small_model, digit_examples, monkeypatch, capsys
+):
+    undisturbed = text(certify(small_model, digit_examples, range(3)))
+    process = workers.DrawVotes.process
+    monkeypatch.setattr(
+        workers.DrawVotes,
+        "process",
+        lambda self, chunks: process(self, [chunk for chunk in chunks if chunk[0] == 1 or not Failing.failures]),
+    )
+    monkeypatch.setattr(driver, "FnApiRunner", Failing)
+    monkeypatch.setattr(Failing, "failures", 1)
+    assert text(certify(small_model, digit_examples, range(3), store="other")) == undisturbed
+    assert Failing.failures == 0
+    assert "Beam failed (CANCELLED); what is missing is drawn again." in capsys.readouterr().out
+
+
+def test_beam_that_fails_and_brings_nothing_is_given_up(certify, small_model, digit_examples, monkeypatch):
+    monkeypatch.setattr(driver, "FnApiRunner", Failing)
+    monkeypatch.setattr(Failing, "failures", 10)
+    monkeypatch.setattr(workers.DrawVotes, "process", lambda self, chunks: None)
+    with pytest.raises(RuntimeError, match=r"^Beam failed 3 times in a row: CANCELLED$"):
+        certify(small_model, digit_examples, range(3))
+
+
 def test_another_n0_after_a_look_is_certified_at_half_of_alpha(certify, small_model, digit_examples, tmp_path):
     """Its class may have been chosen for its votes, too: two events, of which each has half."""
     certify(small_model, digit_examples, range(4))
