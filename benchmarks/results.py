@@ -11,6 +11,7 @@ those that are missing. `draw` reads only what is kept and writes the parts of d
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -76,6 +77,9 @@ def cells():
             yield Cell(
                 "mnist", f"macer-{sigma:.2f}-{seed}", f"--dataset mnist {on} --epochs 20 --ramp_epochs 3 {COSINE}"
             )
+    yield from _methods()
+    yield from _ablations()
+    yield from _few_labels()
 
 
 def _tuning():
@@ -95,6 +99,63 @@ def _tuning():
     for name, differs in variants.items():
         flags = f"--dataset mnist --sigma 1 --average_cross_entropy {COSINE} {flags_of({**TUNED_FROM, **differs})}"
         yield Cell("tuning", name, flags, flags_of(differs))
+    common = "--preset macer-mnist-0.50-best --epochs 8 --validation 500 --n 20000"
+    for name, differs in {
+        "best": "",
+        "l2-1e-4": "--l2 0.0001",
+        "l2-0": "--l2 0",
+        "rate-0.1": "--l2 0.0001 --learning_rate 0.1",
+        "consistency-10": "--l2 0.0001 --consistency 10",
+        "steps-2": "--l2 0.0001 --noise_steps 2",
+        "radius-0.5": "--l2 0.0001 --noise_radius 0.5",
+        "batch-128": "--l2 0.0001 --batch_size 128 --learning_rate 0.1",
+        "copies-4": "--l2 0.0001 --num_samples 4",
+        "hinge-12": "--l2 0.0001 --lam 12",
+        "clip-5": "--l2 0.0001 --clip_norm 5",
+    }.items():
+        yield Cell("tuning-0.50", name, f"{common} {differs}", differs)
+
+
+def _methods():
+    """Each method for about as long as 60 epochs of Gaussian training take, by `table3.py`, and with its optimiser."""
+    epochs = {
+        **{"cohen": "60", "stability": "40", "consistency": "40", "smoothmix": "4 --warmup_epochs 1", "catrs": "6"},
+        **{"macer": "7 --ramp_epochs 1", "smoothadv": "3 --num_samples 2 --warmup_epochs 1"},
+    }
+    alike = f"--dataset mnist --sigma 0.5 --batch_size 64 --clip_norm 1 {COSINE}"
+    for method, told in epochs.items():
+        own = f"--method {method} --epochs {told}"
+        yield Cell("methods", method, f"{alike} {own}", own)
+    best = "--preset macer-mnist-0.50-best"
+    yield Cell("methods", "macer-best", best, best)
+
+
+def _ablations():
+    """Tables 10 to 13 in small: one setting of Eq. (17) at a time, on a short schedule."""
+    fixed = {"--num_samples": "4", "--lam": "12", "--gamma": "8", "--beta": "16"}
+    varied = {
+        **{"--num_samples": ("1", "2", "16"), "--lam": ("0", "2", "6")},
+        **{"--gamma": ("2", "4", "16"), "--beta": ("1", "4", "64")},
+    }
+    common = f"--dataset mnist --sigma 0.5 --epochs 5 --ramp_epochs 1 --n 10000 {COSINE}"
+    yield Cell("ablations", "reference", f"{common} {flags_of(fixed)}", flags_of(fixed))
+    for flag, values in varied.items():
+        for value in values:
+            name = f"{flag.lstrip('-')}-{value}"
+            yield Cell("ablations", name, f"{common} {flags_of({**fixed, flag: value})}", f"{flag} {value}")
+
+
+def _few_labels():
+    """Of 60,000 images 1,000 with a label: used alone, or with the others."""
+    common = f"--dataset mnist --sigma 0.5 --labels 1000 --n 10000 {COSINE}"
+    macer = "--num_samples 4 --lam 6 --beta 2 --average_cross_entropy"
+    variants = {
+        "gaussian": "--method cohen --epochs 200",
+        "macer": f"{macer} --epochs 200 --lam_start_epoch 10 --ramp_epochs 10",
+        "semi-supervised": f"{macer} --epochs 4 --lam_start_epoch 1 --ramp_epochs 1 --unlabelled --ema 0.999",
+    }
+    for name, flags in variants.items():
+        yield Cell("labels", name, f"{common} {flags}", flags)
 
 
 def flags_of(values):
@@ -148,7 +209,7 @@ def run(cell, arguments):
     new = cell.kept.with_name(f".{cell.name}")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    seconds = np.genfromtxt(artifacts["model"].path / "seconds.csv", delimiter=",", names=True, ndmin=1)["seconds"]
+    seconds = np.genfromtxt(artifacts["model"].path / "seconds.csv", delimiter=",", names=True, ndmin=1)
     results.write(
         new,
         certified,
@@ -156,7 +217,9 @@ def run(cell, arguments):
         command=f"python -m pipeline.run {' '.join(cell.arguments(arguments.images))}",
         image_set=evaluator.image_set(examples, certified[1]),
         epochs=settings["epochs"],
-        training_seconds=float(seconds.sum()),
+        training_seconds=float(seconds["seconds"].sum()),
+        training_core_seconds=float(seconds["core_seconds"].sum()),
+        fastest_epoch_seconds=float(seconds["seconds"].min()),
         cores=len(os.sched_getaffinity(0)),
         **{name: settings[name] for name in ("sigma", "n0", "n", "alpha", "seed")},
     )
@@ -272,10 +335,10 @@ def draw():
     PAGE.write_text(page)
 
 
-def table_of_variants(measured):
-    """Each variant's certified accuracies and ACR, and the paired difference to the first."""
+def table_of_variants(measured, multiples=(0, 1, 2, 3)):
+    """Each variant's certified accuracies at multiples of sigma and its ACR, and the paired difference to the first."""
     first = measured[0]
-    radii = [first.metrics["sigma"] * multiple for multiple in (0, 1, 2, 2.5)]
+    radii = [first.metrics["sigma"] * multiple for multiple in multiples]
     rows = [
         [
             *(f"{one.cell.name}: `{one.cell.differs or 'the first'}`", *accuracies(one, radii)),
@@ -284,6 +347,36 @@ def table_of_variants(measured):
         for one in measured
     ]
     return markdown(["", *(f"{radius:g}" for radius in radii), "ACR", "to the first", "training"], rows)
+
+
+def methods_part(measured):
+    """A table, and a figure of ACR against the time of training."""
+    (KEPT / "methods.svg").write_bytes(figure_of_methods(measured))
+    picture = "![ACR against minutes of training, MNIST, sigma = 0.5](results/methods.svg)\n"
+    return f"{table_of_variants(measured)}\n{picture}"
+
+
+def figure_of_methods(measured):
+    """Bytes of an SVG file: a point for each method, its bar the standard error of the difference to the first."""
+    from matplotlib.figure import Figure
+
+    from pipeline.report.figures import FAINT, GREY, INK, save_svg
+
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=GREY, labelsize=9)
+    axes.grid(color=FAINT, linewidth=0.8)
+    for one in measured:
+        _, error = mean_and_error(paired(one, measured[0]))
+        at = one.metrics["epochs"] * one.metrics["fastest_epoch_seconds"] / 60, one.radii.mean()
+        axes.errorbar(*at, yerr=error, fmt="o", color=INK, ecolor=GREY, capsize=3)
+        axes.annotate(one.cell.name, at, xytext=(7, 3), textcoords="offset points", fontsize=9, color=INK)
+    axes.set_xlim(left=0)
+    axes.margins(x=0.15)
+    axes.set_xlabel("minutes of training, if all epochs were as fast as the fastest")
+    axes.set_ylabel("ACR")
+    return save_svg(figure)
 
 
 def mnist_tables(measured):
@@ -305,11 +398,18 @@ def mnist_tables(measured):
         for one in cells_of:
             seed = one.metrics["seed"]
             reference = gaussians.get(seed)
-            paired = difference(one, reference) if reference and one is not reference else ""
+            to_gaussian = difference(one, reference) if reference and one is not reference else ""
             method = one.cell.name.split("-")[0]
             rows.append(
                 [
-                    *(f"{method}, seed {seed}", *accuracies(one, radii), acr(one), paired, bands(one), minutes(one)),
+                    *(
+                        f"{method}, seed {seed}",
+                        *accuracies(one, radii),
+                        acr(one),
+                        to_gaussian,
+                        bands(one),
+                        minutes(one),
+                    ),
                     f"{one.metrics['num_images']:,}",
                 ]
             )
@@ -330,18 +430,23 @@ def accuracies(one, radii):
 
 def acr(one):
     """With its standard error over images."""
-    return in_words(one.radii)
+    return "{:.3f} ± {:.3f}".format(*mean_and_error(one.radii))
 
 
 def difference(one, other):
-    """Of ACRs, on the images that both have, with the paired standard error."""
+    """Of ACRs, with the paired standard error."""
+    return "" if one is other else "{:+.3f} ± {:.3f}".format(*mean_and_error(paired(one, other)))
+
+
+def paired(one, other):
+    """Each image's difference of radii, of the images that both have."""
     _, here, there = np.intersect1d(one.ids, other.ids, return_indices=True)
-    return "" if one is other else in_words(one.radii[here] - other.radii[there], "+")
+    return one.radii[here] - other.radii[there]
 
 
-def in_words(values, sign=""):
+def mean_and_error(values):
     """Mean and standard error."""
-    return f"{values.mean():{sign}.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
+    return values.mean(), values.std(ddof=1) / len(values) ** 0.5
 
 
 def bands(one):
@@ -363,8 +468,12 @@ def markdown(header, rows):
 
 # Group of cells -> what writes its part of the page.
 TABLES = {
-    "tuning": table_of_variants,
+    "tuning": functools.partial(table_of_variants, multiples=(0, 1, 2, 2.5)),
+    "tuning-0.50": table_of_variants,
     "mnist": mnist_tables,
+    "methods": methods_part,
+    "ablations": table_of_variants,
+    "labels": table_of_variants,
 }
 
 

@@ -35,14 +35,15 @@ class Record(keras.callbacks.Callback):
         history: name -> reported value, for each finished epoch.
         times: when each epoch was finished, in seconds since 1970.
         seconds: what each epoch took, without what was lost by a kill; the first after a start also builds the graph.
+        core_seconds: the same, of all cores together.
     """
 
     def __init__(self, steps):
         super().__init__()
         self.steps, self.done = steps, 0
-        self.history, self.times, self.seconds = [], [], []
+        self.history, self.times, self.seconds, self.core_seconds = [], [], [], []
         self._metrics = []
-        self._before, self._began = 0.0, None
+        self._before, self._began = (0.0, 0.0), None
 
     @property
     def epoch(self):
@@ -63,23 +64,25 @@ class Record(keras.callbacks.Callback):
             "history": self.history,
             "times": self.times,
             "seconds": self.seconds,
-            "seconds_of_this_epoch": self._elapsed() if self.step else 0.0,
+            "core_seconds": self.core_seconds,
+            "seconds_of_this_epoch": self._elapsed() if self.step else (0.0, 0.0),
             "metrics": metrics,
         }
 
     def restore(self, state, model):
         """Takes over what `state` returned for such a model. Raises KeyError, TypeError or ValueError for others."""
-        done, history, times, seconds, before, metrics = (
-            state[name] for name in ("done", "history", "times", "seconds", "seconds_of_this_epoch", "metrics")
-        )
+        done, metrics = state["done"], state["metrics"]
+        of_epochs = [state[name] for name in ("history", "times", "seconds", "core_seconds")]
         expected = len(_metric_variables(model)) if done % self.steps else 0
-        if not (len(history) == len(times) == len(seconds) == done // self.steps and len(metrics) == expected):
+        if {len(values) for values in of_epochs} != {done // self.steps} or len(metrics) != expected:
             raise ValueError
-        self.done, self.history, self.times, self.seconds = done, history, times, seconds
-        self._before, self._metrics = float(before), metrics
+        self.done, self._metrics = done, metrics
+        self.history, self.times, self.seconds, self.core_seconds = of_epochs
+        wall, cores = state["seconds_of_this_epoch"]
+        self._before = float(wall), float(cores)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._began = time.monotonic()
+        self._began = time.monotonic(), time.process_time()
         if self._metrics:
             # Keras has just reset them.
             for variable, value in zip(_metric_variables(self.model), self._metrics, strict=True):
@@ -93,11 +96,14 @@ class Record(keras.callbacks.Callback):
         values = {name: float(value) for name, value in logs.items()}
         self.history.append({**values, "learning_rate": learning_rate(self.model)})
         self.times.append(time.time())
-        self.seconds.append(self._elapsed())
-        self._before = 0.0
+        wall, cores = self._elapsed()
+        self.seconds.append(wall)
+        self.core_seconds.append(cores)
+        self._before = (0.0, 0.0)
 
     def _elapsed(self):
-        return self._before + time.monotonic() - self._began
+        now = time.monotonic(), time.process_time()
+        return tuple(before + end - began for before, end, began in zip(self._before, now, self._began, strict=True))
 
 
 class Backup(keras.callbacks.Callback):

@@ -80,7 +80,8 @@ class Curves(keras.callbacks.Callback):
     def _write_csv(self):
         record = self._record
         self._write_rows("history.csv", [*record.history[0]], [row.values() for row in record.history])
-        self._write_rows("seconds.csv", ["seconds"], [[seconds] for seconds in record.seconds])
+        times = zip(record.seconds, record.core_seconds, strict=True)
+        self._write_rows("seconds.csv", ["seconds", "core_seconds"], times)
 
     def _write_rows(self, name, header, rows):
         lines = [",".join(["epoch", *header])]

@@ -6,7 +6,9 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from tests import forks
 from tests.forks import REPOSITORY
@@ -68,3 +70,30 @@ def test_the_tutorials_keras_script_trains_saves_loads_and_certifies_mnist(share
     assert re.search(r"^l2 radius +0\.00 +0\.25 +0\.50$", printed, re.MULTILINE)
     # As above, of 20 images.
     assert 0.3 < float(acr) < 0.616
+
+
+@pytest.mark.slow
+def test_a_released_model_is_served_by_the_tutorials_commands(shared_tfds, tmp_path):
+    """The server's classes are the card's, and its radii those of its votes by Cohen's Eq. (3) and Clopper-Pearson."""
+    from macer_tf import released
+    from pipeline.data import datasets
+    from serving.client import GrpcClient
+    from serving.local import LocalServer
+
+    name = "docs/tutorials/serve-and-query.md"
+    (export,) = (script for script in scripts_of(name) if "load_released" in script)
+    run(["-c", export], tmp_path)
+    (publish,) = re.findall(r"^python (-m serving\.publish publish released .*?)  #", page(name), re.MULTILINE)
+    run(shlex.split(publish), tmp_path)
+    (base,) = re.findall(r"^python -m serving\.local (served/.*)$", page(name), re.MULTILINE)
+    card = released.card("macer-mnist-0.50")
+    images = [image for image in card["verified"]["images"] if image["share"] > 0.99]
+    test, _, _ = datasets.load_split("mnist", shared_tfds)
+    with LocalServer(tmp_path / base / "1") as server, GrpcClient(server.grpc_address, "classifier") as client:
+        answer = client.certify((test.images[[image["example_id"] for image in images]] / 255).astype("float32"))
+    assert answer.predictions.tolist() == [image["prediction"] for image in images]
+    votes = answer.votes.max(axis=1)
+    # Of 1,000 votes fewer than 960 are for the class with a probability below 1e-13 at a share of 0.99.
+    assert votes.min() >= 960
+    lower = stats.beta.ppf(0.001, votes, 1000 - votes + 1)
+    np.testing.assert_allclose(answer.radii, 0.5 * stats.norm.ppf(lower), rtol=1e-5)

@@ -533,9 +533,7 @@ class Failing(driver.FnApiRunner):
         return result
 
 
-def test_where_beam_itself_fails_what_it_owes_is_drawn_again(
-    certify, small_model, digit_examples, monkeypatch, capsys
-):
+def test_where_beam_itself_fails_what_it_owes_is_drawn_again(certify, small_model, digit_examples, monkeypatch, capsys):
     undisturbed = text(certify(small_model, digit_examples, range(3)))
     process = workers.DrawVotes.process
     monkeypatch.setattr(

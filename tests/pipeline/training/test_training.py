@@ -675,10 +675,38 @@ def test_curves_on_a_full_disk_are_told_in_one_line(tmp_path):
     record = backups.Record(5)
     written = curves.Curves(tmp_path, tmp_path / "events", record)
     record.done, record.history, record.times, record.seconds = 5, [{"loss": 0.5}], [1.0], [1.0]
+    record.core_seconds = [2.0]
     # The table takes 17 bytes, the file's first event 40 and the epoch's more.
     for size in (10, 40):
         with largest_file(size), pytest.raises(InputError, match=r"Cannot write the training curves in .*File too la"):
             written.on_epoch_end(0)
+
+
+def test_an_epoch_s_time_goes_on_after_a_kill(monkeypatch):
+    """The machine's clock and the cores', of both processes, but not what lies between them."""
+    now = {"monotonic": 0.0, "process_time": 0.0}
+    for name in now:
+        monkeypatch.setattr(backups.time, name, lambda name=name: now[name])
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(optimizer="sgd", loss="mse")
+
+    def record():
+        made = backups.Record(steps=2)
+        made.set_model(model)
+        return made
+
+    first, second = record(), record()
+    first.on_epoch_begin(0)
+    now |= {"monotonic": 3.0, "process_time": 5.0}
+    first.on_train_batch_end(0)
+    state = json.loads(json.dumps(first.state()))
+    now |= {"monotonic": 100.0, "process_time": 1.0}
+    second.restore(state, model)
+    second.on_epoch_begin(0)
+    now |= {"monotonic": 104.0, "process_time": 7.0}
+    second.on_train_batch_end(1)
+    second.on_epoch_end(0, {"loss": 0.5})
+    assert (second.seconds, second.core_seconds) == ([7.0], [11.0])
 
 
 # Large steps without clipping make the small network predict one class for all images, at once and for good.
