@@ -99,21 +99,18 @@ def _tuning():
     for name, differs in variants.items():
         flags = f"--dataset mnist --sigma 1 --average_cross_entropy {COSINE} {flags_of({**TUNED_FROM, **differs})}"
         yield Cell("tuning", name, flags, flags_of(differs))
-    common = "--preset macer-mnist-0.50-best --epochs 8 --validation 500 --n 20000"
+    common = "--preset macer-mnist-0.50-best --validation 500 --n 20000"
     for name, differs in {
         "best": "",
         "l2-1e-4": "--l2 0.0001",
-        "l2-0": "--l2 0",
-        "rate-0.1": "--l2 0.0001 --learning_rate 0.1",
-        "consistency-10": "--l2 0.0001 --consistency 10",
-        "steps-2": "--l2 0.0001 --noise_steps 2",
-        "radius-0.5": "--l2 0.0001 --noise_radius 0.5",
-        "batch-128": "--l2 0.0001 --batch_size 128 --learning_rate 0.1",
-        "copies-4": "--l2 0.0001 --num_samples 4",
-        "hinge-12": "--l2 0.0001 --lam 12",
-        "clip-5": "--l2 0.0001 --clip_norm 5",
+        "radius-2": "--noise_radius 2",
+        "steps-4": "--noise_steps 4",
+        "copies-4": "--num_samples 4",
+        "epochs-30": "--epochs 30",
+        "copies-4-epochs-30": "--num_samples 4 --epochs 30",
     }.items():
-        yield Cell("tuning-0.50", name, f"{common} {differs}", differs)
+        flags = differs if "--epochs" in differs else f"--epochs 8 {differs}".rstrip()
+        yield Cell("tuning-0.50", name, f"{common} {flags}", differs)
 
 
 def _methods():
@@ -319,14 +316,14 @@ def kept(cell):
 
 
 def draw():
-    """Writes the parts of docs/results.md between markers, and their figures."""
+    """Writes the parts of docs/results.md between markers, of all groups that were measured, and their figures."""
     of_group = {}
     for cell in cells():
         if measured := kept(cell):
             of_group.setdefault(cell.group, []).append(measured)
     page = PAGE.read_text()
-    for group, tables in TABLES.items():
-        text = tables(of_group.get(group, [])) if of_group.get(group) else "Nothing is measured yet.\n"
+    for group, measured in of_group.items():
+        text = TABLES[group](measured)
         begin, end = f"<!-- {group}: written by benchmarks/results.py draw -->", f"<!-- {group}: end -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if not pattern.search(page):

@@ -100,22 +100,21 @@ def test_a_training_step_beside_the_authors(times, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_an_epoch_of_each_method_beside_the_papers_table_3(times, capsys):
-    seconds = dict.fromkeys(table3.METHODS, 0.002)
-    seconds |= {"Gaussian": 0.001, "MACER, 16 copies": 0.016, "SmoothAdv, 8 copies, 10 steps": 0.06}
+def test_an_epoch_of_methods_beside_the_papers_table_3(times, monkeypatch, capsys):
+    seconds = {"Gaussian": 0.001, "MACER, best, 2 copies, 1 step": 0.002}
+    seconds |= {"MACER, 16 copies": 0.016, "SmoothAdv, 8 copies, 10 steps": 0.06}
+    monkeypatch.setattr(table3, "METHODS", {name: table3.METHODS[name] for name in seconds})
     times(table3, seconds)
     table3.main(["--network", "lenet", "--batch", "2", "--rounds", "1"])
     # 25,000 batches of 2 images are an epoch of 50,000.
     rows = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["lenet, float32, batch 2, 2 threads; medians of 1 rounds (0 dropped)"]
-    assert [name for name, *_ in rows[2:]] == list(table3.METHODS)
-    for row in (
+    assert rows[2:] == [
         ["Gaussian", "25", "1.0", "31.4", "1.0"],
         ["MACER, best, 2 copies, 1 step", "50", "2.0", "-", "-"],
         ["MACER, 16 copies", "400", "16.0", "504.0", "16.1"],
         ["SmoothAdv, 8 copies, 10 steps", "1500", "60.0", "1990.1", "63.4"],
-    ):
-        assert row in rows
+    ]
 
 
 def test_a_sample_when_certifying(cores_are_free, capsys):
