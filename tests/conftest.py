@@ -1,9 +1,13 @@
 """Shared fixtures: quiet TensorFlow, the real data beside the repository where it is there."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What a shell starts in the background ignores Ctrl-C, and a test that presses it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 
