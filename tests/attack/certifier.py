@@ -36,6 +36,7 @@ class Coin:
 
     p: float
     sigma: float = SIGMA
+    seed: int = 0
 
     def load(self):
         return Loaded()
