@@ -99,18 +99,18 @@ def _tuning():
     for name, differs in variants.items():
         flags = f"--dataset mnist --sigma 1 --average_cross_entropy {COSINE} {flags_of({**TUNED_FROM, **differs})}"
         yield Cell("tuning", name, flags, flags_of(differs))
-    common = "--preset macer-mnist-0.50-best --validation 500 --n 20000"
-    for name, differs in {
-        "best": "",
-        "l2-1e-4": "--l2 0.0001",
-        "radius-2": "--noise_radius 2",
-        "steps-4": "--noise_steps 4",
-        "copies-4": "--num_samples 4",
-        "epochs-30": "--epochs 30",
-        "copies-4-epochs-30": "--num_samples 4 --epochs 30",
-    }.items():
-        flags = differs if "--epochs" in differs else f"--epochs 8 {differs}".rstrip()
-        yield Cell("tuning-0.50", name, f"{common} {flags}", differs)
+    variants = {
+        "best": {},
+        "l2-1e-4": {"--l2": "0.0001"},
+        "radius-2": {"--noise_radius": "2"},
+        "steps-4": {"--noise_steps": "4"},
+        "copies-4": {"--num_samples": "4"},
+        "epochs-30": {"--epochs": "30"},
+        "copies-4-epochs-30": {"--epochs": "30", "--num_samples": "4"},
+    }
+    for name, differs in variants.items():
+        flags = f"--preset macer-mnist-0.50-best --validation 500 --n 20000 {flags_of({'--epochs': '8', **differs})}"
+        yield Cell("tuning-0.50", name, flags, flags_of(differs))
 
 
 def _methods():

@@ -1,7 +1,6 @@
 """Runs the command as a user does: in a process of its own."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -34,12 +33,10 @@ class Command:
         return Fork(["-m", "pipeline.run", *self._arguments])
 
     def _start_afresh(self):
-        # A process that a shell starts in the background ignores Ctrl-C; this one must not.
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline.run", *self._arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
             env={name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
 
     def wait(self, process):

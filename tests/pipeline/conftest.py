@@ -90,10 +90,7 @@ def ctrl_c(monkeypatch):
         raise SystemExit(status)
 
     monkeypatch.setattr("serving.exit.os._exit", leave)
-    # What a shell starts in the background ignores Ctrl-C.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda: signal.raise_signal(signal.SIGINT)
-    signal.signal(signal.SIGINT, before)
+    return lambda: signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture
