@@ -37,6 +37,8 @@ TUNED_FROM = {
     **{"--num_samples": "4", "--lam": "6", "--beta": "2", "--consistency": "5", "--entropy": "0.5", "--ema": "0.999"},
     **{"--lam_start_epoch": "1", "--ramp_epochs": "3", "--epochs": "5", "--validation": "500", "--n": "2000"},
 }
+# What the first series chose and the second began with.
+CHOSEN_FIRST = {**TUNED_FROM, "--ema": "0", "--num_samples": "2", "--noise_steps": "1", "--epochs": "8", "--n": "20000"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,20 +99,23 @@ def _tuning():
         "two-copies-worse-noise": {"--ema": "0", "--num_samples": "2", "--noise_steps": "1"},
     }
     for name, differs in variants.items():
-        flags = f"--dataset mnist --sigma 1 --average_cross_entropy {COSINE} {flags_of({**TUNED_FROM, **differs})}"
-        yield Cell("tuning", name, flags, flags_of(differs))
+        yield _tuned("tuning", name, 1, TUNED_FROM, differs)
     variants = {
         "best": {},
         "l2-1e-4": {"--l2": "0.0001"},
         "radius-2": {"--noise_radius": "2"},
         "steps-4": {"--noise_steps": "4"},
-        "copies-4": {"--num_samples": "4"},
         "epochs-30": {"--epochs": "30"},
-        "copies-4-epochs-30": {"--epochs": "30", "--num_samples": "4"},
+        "all-terms": {"--noise_for_all": "yes"},
     }
     for name, differs in variants.items():
-        flags = f"--preset macer-mnist-0.50-best --validation 500 --n 20000 {flags_of({'--epochs': '8', **differs})}"
-        yield Cell("tuning-0.50", name, flags, flags_of(differs))
+        yield _tuned("tuning-0.50", name, 0.5, CHOSEN_FIRST, differs)
+
+
+def _tuned(group, name, sigma, begun_with, differs):
+    told = flags_of({**begun_with, **differs})
+    flags = f"--dataset mnist --sigma {sigma} --average_cross_entropy {COSINE} {told}"
+    return Cell(group, name, flags, flags_of(differs))
 
 
 def _methods():

@@ -41,6 +41,8 @@ class MACERModel(NoisyTrainingModel):
       `consistency_loss` (Jeong and Shin 2020; `objective.consistency`).
     - `noise_steps`: where all copies are right, the hinge is the larger one of those on xi(eps) and on xi(eps'), eps'_j
       within `noise_radius` of eps_j on which copy j does worse (`attacks.worst_noise`, after Jeong et al. 2023).
+    - `noise_for_all`: on these images all terms are those on eps', not the hinge alone. `smoothed_accuracy`,
+      `soft_radius` and metrics stay those on eps.
     - `num_samples` may rise while training: few copies first, many at the end.
 
     Examples:
@@ -69,6 +71,7 @@ class MACERModel(NoisyTrainingModel):
         entropy: weight of the mean prediction's entropy; 0: off.
         noise_steps: gradient steps on the noise for the hinge, each a pass of all copies there and back; 0: off.
         noise_radius: l2 radius within which they move the noise, in [0, 1] pixel units.
+        noise_for_all: whether the moved noise is for all terms of the loss, not for the hinge alone.
 
     Raises:
         ValueError: for a hyper-parameter out of range or a classifier that does not return logits.
@@ -85,6 +88,7 @@ class MACERModel(NoisyTrainingModel):
     entropy = fixed("entropy", "Weight of the mean prediction's entropy.")
     noise_steps = fixed("noise_steps", "Gradient steps on the noise for the hinge.")
     noise_radius = fixed("noise_radius", "l2 radius within which they move the noise, in [0, 1] pixel units.")
+    noise_for_all = fixed("noise_for_all", "Whether the moved noise is for all terms of the loss.")
 
     def __init__(
         self,
@@ -101,6 +105,7 @@ class MACERModel(NoisyTrainingModel):
         entropy: float = 0.0,
         noise_steps: int = 0,
         noise_radius: float = 1.0,
+        noise_for_all: bool = False,
         **kwargs: Any,
     ) -> None:
         checks.check(lam=lam, gamma=gamma, beta=beta)
@@ -111,6 +116,7 @@ class MACERModel(NoisyTrainingModel):
         self._average_cross_entropy = bool(average_cross_entropy)
         self._consistency, self._entropy = float(consistency), float(entropy)
         self._noise_steps, self._noise_radius = int(noise_steps), float(noise_radius)
+        self._noise_for_all = bool(noise_for_all)
         self._gamma = float(gamma)
         self._beta = float(beta)
         # A TensorFlow variable, not a weight: it changes without a retrace, and `load_weights` leaves it alone.
@@ -186,13 +192,18 @@ class MACERModel(NoisyTrainingModel):
     compile.__doc__ = NoisyTrainingModel.compile.__doc__
 
     def loss_terms(self, images: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor, training: bool) -> LossTerms:
+        moves_all = self._attacks_noise and self.noise_for_all
+        if moves_all:
+            noise, before = self._worse_where_right(images, labels, noise)
         logits = self.noisy_logits(images, noise, training)
         terms = self._terms(logits, labels)
+        # What is reported is of the noise as it was drawn: that is what the smoothed classifier sees.
+        drawn = self._terms(before, labels) if moves_all else terms
         robustness, in_hinge = terms.robustness, terms.in_hinge
-        if self._attacks_noise:
-            agree = tf.reduce_all(tf.argmax(logits, axis=-1) == labels[:, None], axis=1)
-            targets = tf.one_hot(labels, logits.shape[-1])
-            worst = self._terms(self._logits_at_worst_noise(images, targets, noise, training), labels)
+        if self._attacks_noise and not moves_all:
+            agree = _all_right(logits, labels)
+            moved, _ = self._worst_noise(images, labels, noise)
+            worst = self._terms(self.noisy_logits(images, moved, training), labels)
             robustness = tf.where(agree, tf.maximum(robustness, worst.robustness), robustness)
             in_hinge |= agree & worst.in_hinge
         losses = {"classification_loss": terms.classification, "robustness_loss": self._lam * robustness}
@@ -203,16 +214,21 @@ class MACERModel(NoisyTrainingModel):
             )
         return LossTerms(
             losses=losses,
-            reports={"hinge_fraction": tf.cast(in_hinge, tf.float32), "soft_radius": terms.radius},
-            probabilities=terms.probabilities,
+            reports={"hinge_fraction": tf.cast(in_hinge, tf.float32), "soft_radius": drawn.radius},
+            probabilities=drawn.probabilities,
         )
 
     def _terms(self, logits, labels):
         return objective.macer_terms(logits, labels, self.sigma, self.gamma, self.beta, self.average_cross_entropy)
 
-    def _logits_at_worst_noise(self, images, targets, noise, training):
-        moved = attacks.worst_noise(self.inference, images, targets, noise, self.noise_radius, self.noise_steps)
-        return self.noisy_logits(images, moved, training)
+    def _worse_where_right(self, images, labels, noise):
+        """The noise, moved where all copies are right; and the logits on the noise as it was."""
+        moved, before = self._worst_noise(images, labels, noise)
+        is_moved = tf.reshape(_all_right(before, labels), [-1, *[1] * (noise.shape.rank - 1)])
+        return tf.where(is_moved, moved, noise), before
+
+    def _worst_noise(self, images, labels, noise):
+        return attacks.worst_noise(self.inference, images, labels, noise, self.noise_radius, self.noise_steps)
 
     def get_config(self) -> dict[str, Any]:
         names = (
@@ -224,8 +240,14 @@ class MACERModel(NoisyTrainingModel):
             "entropy",
             "noise_steps",
             "noise_radius",
+            "noise_for_all",
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def _all_right(logits, labels):
+    """Whether all copies of an image are classified right, [batch]."""
+    return tf.reduce_all(tf.argmax(logits, axis=-1) == labels[:, None], axis=1)
 
 
 # In a .h5 file Keras looks for a model's class by its bare name.

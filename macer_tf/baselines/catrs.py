@@ -81,7 +81,9 @@ class CATRSModel(NoisyTrainingModel):
         logits = self.noisy_logits(images, noise, training)
         mean = tf.reduce_mean(tf.nn.softmax(logits), axis=1)
         target = tf.stop_gradient(mean)
-        moved = attacks.worst_noise(self.inference, images, target, noise, self.noise_radius, self.attack_steps, True)
+        moved, _ = attacks.worst_noise(
+            self.inference, images, target, noise, self.noise_radius, self.attack_steps, keep_moments=True
+        )
         log_worst = tf.nn.log_softmax(self.noisy_logits(images, moved, training))
         log_target = tf.math.log(tf.maximum(target, 1e-37))[:, None]
         divergences = tf.reduce_sum(target[:, None] * (log_target - log_worst), axis=-1)

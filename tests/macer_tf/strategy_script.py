@@ -50,7 +50,13 @@ def build(kind, clip_norm=None, ema=None, **options):
     return model
 
 
-BEYOND_EQUATION_17 = {"average_cross_entropy": True, "consistency": 2.0, "entropy": 0.5, "noise_steps": 1}
+BEYOND_EQUATION_17 = {
+    "average_cross_entropy": True,
+    "consistency": 2.0,
+    "entropy": 0.5,
+    "noise_steps": 1,
+    "noise_for_all": True,
+}
 
 
 def train(parts, scope, clip_norm=None, **options):

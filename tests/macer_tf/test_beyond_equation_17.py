@@ -108,18 +108,25 @@ def test_consistency_is_finite_for_every_finite_logit_and_nan_for_others():
 def test_the_worst_noise_of_a_linear_classifier_is_the_balls_edge_against_its_weights(num_steps):
     images, labels = data()
     noise = np.random.default_rng(2).normal(size=(20, 3, *SHAPE)).astype(np.float32) * 0.25
-    targets = tf.one_hot(labels, 2)
-    moved = attacks.worst_noise(linear(), tf.constant(images), targets, tf.constant(noise), 0.4, num_steps)
+    moved, before = attacks.worst_noise(
+        linear(), tf.constant(images), tf.constant(labels), tf.constant(noise), 0.4, num_steps
+    )
     direction = WEIGHTS.reshape(SHAPE) / np.linalg.norm(WEIGHTS)
     expected = np.where(labels == 0, -0.4, 0.4)[:, None, None, None, None] * direction
     np.testing.assert_allclose(moved - noise, np.broadcast_to(expected, noise.shape), atol=2e-6)
+    logits = (images[:, None] + noise).reshape(20, 3, 16) @ WEIGHTS
+    np.testing.assert_allclose(before, np.stack([logits, 0 * logits], axis=-1), atol=1e-5)
+    rows = tf.one_hot(labels, 2)
+    of_rows, _ = attacks.worst_noise(linear(), tf.constant(images), rows, tf.constant(noise), 0.4, num_steps)
+    np.testing.assert_allclose(of_rows, moved, atol=2e-6)
 
 
 def test_noise_whose_gradient_vanishes_stays():
     images, labels = data(2)
     noise = np.ones((2, 3, *SHAPE), np.float32)
-    targets = tf.one_hot(labels, 2)
-    moved = attacks.worst_noise(linear(0 * WEIGHTS), tf.constant(images), targets, tf.constant(noise), 1.0, 2)
+    moved, _ = attacks.worst_noise(
+        linear(0 * WEIGHTS), tf.constant(images), tf.constant(labels), tf.constant(noise), 1.0, 2
+    )
     np.testing.assert_array_equal(moved, noise)
 
 
@@ -139,6 +146,30 @@ def test_the_hinge_is_on_the_worst_noise_where_all_copies_are_right():
     np.testing.assert_allclose(terms.losses["robustness_loss"], 3 * expected, rtol=1e-4, atol=1e-5)
     assert (expected > plain.robustness.numpy() + 1e-3).sum() > 3
     np.testing.assert_array_equal(terms.losses["classification_loss"], plain.classification)
+
+
+def test_all_terms_are_on_the_worse_noise_where_that_is_asked_for_and_reports_on_the_noise_as_drawn():
+    images, labels = data(60)
+    options = {"lam": 3.0, "consistency": 5.0, "entropy": 0.5, "average_cross_entropy": True}
+    model = macer(linear(bias=-WEIGHTS.sum() / 2), noise_steps=1, noise_radius=0.1, noise_for_all=True, **options)
+    terms, logits = terms_of(model, images, labels)
+    # As above, but only where all copies are right.
+    agree = (logits.argmax(axis=-1) == labels[:, None]).all(axis=1)
+    shifted = logits.copy()
+    shifted[..., 0] += (agree * np.where(labels == 0, -0.1, 0.1))[:, None] * np.linalg.norm(WEIGHTS)
+    drawn, expected = (
+        objective.macer_terms(tf.constant(some), tf.constant(labels), 0.25, 8.0, 2.0, True)
+        for some in (logits, shifted)
+    )
+    parts = objective.consistency(tf.constant(shifted))
+    near = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(terms.losses["classification_loss"], expected.classification, **near)
+    np.testing.assert_allclose(terms.losses["robustness_loss"], 3 * expected.robustness, **near)
+    np.testing.assert_allclose(terms.losses["consistency_loss"], 5 * parts.divergence + 0.5 * parts.entropy, **near)
+    assert (expected.classification > drawn.classification + 1e-3).numpy().sum() > 3
+    np.testing.assert_allclose(terms.reports["soft_radius"], drawn.radius, **near)
+    np.testing.assert_allclose(terms.probabilities, drawn.probabilities, **near)
+    np.testing.assert_array_equal(terms.reports["hinge_fraction"], expected.in_hinge.numpy())
 
 
 def test_while_lam_is_0_no_noise_is_moved():
@@ -212,6 +243,7 @@ def test_noise_never_comes_again_when_num_samples_rises():
 def test_the_configuration_comes_back():
     options = {
         "average_cross_entropy": True, "consistency": 5.0, "entropy": 0.5, "noise_steps": 2, "noise_radius": 0.5,
+        "noise_for_all": True,
     }  # fmt: skip
     config = macer(**options).get_config()
     again = MACERModel.from_config(config).get_config()
@@ -233,13 +265,21 @@ def test_bad_hyper_parameters_are_told_in_one_line(options, message):
         macer(**options)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_all_of_it_trains_in_mixed_precision_and_slices(policy):
+def test_a_label_out_of_range_is_told_in_one_line_with_moved_noise_too():
+    images, labels = data(8)
+    model = macer(noise_steps=1, noise_for_all=True)
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=r"^Bad batch: labels must lie in 0..1, the classifier has 2 outputs.$"):
+        model.train_on_batch(images, labels + 1)
+
+
+@pytest.mark.parametrize(("policy", "in_all_terms"), [("mixed_bfloat16", True), ("mixed_float16", False)])
+def test_all_of_it_trains_in_mixed_precision_and_slices(policy, in_all_terms):
     keras.utils.set_random_seed(0)
     inputs = keras.Input(SHAPE)
     outputs = keras.layers.Dense(2, dtype=policy)(keras.layers.Flatten(dtype=policy)(inputs))
     options = {"average_cross_entropy": True, "consistency": 1.0, "entropy": 0.1, "noise_steps": 1, "microbatch": 6}
-    model = macer(keras.Model(inputs, outputs), dtype=policy, **options)
+    model = macer(keras.Model(inputs, outputs), dtype=policy, noise_for_all=in_all_terms, **options)
     model.compile(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5))
     images, labels = data()
     losses = model.fit(images, labels, batch_size=20, epochs=12, verbose=0).history["loss"]

@@ -5,7 +5,7 @@ from pipeline.cli.command_line import ABOVE_0, EPOCHS, FROM_0, SWITCH, Setting, 
 from pipeline.experiments.methods import Method
 
 _CHECKED = ("num_samples", "lam", "gamma", "beta", "consistency", "entropy", "noise_steps", "noise_radius")
-_OF_THE_MODEL = (*_CHECKED, "average_cross_entropy")
+_OF_THE_MODEL = (*_CHECKED, "average_cross_entropy", "noise_for_all")
 
 
 def model(network, settings):
@@ -44,7 +44,7 @@ def check(settings):
 def idle(settings):
     found = {}
     if not settings["noise_steps"]:
-        found["noise_radius"] = "noise_steps=0"
+        found["noise_radius"] = found["noise_for_all"] = "noise_steps=0"
     if not settings["samples_rise_epochs"]:
         found["samples_rise_factor"] = "samples_rise_epochs=none"
     return found
@@ -72,10 +72,11 @@ METHOD = Method(
         Setting("beta", ABOVE_0, "inverse temperature in the robustness term", 16.0),
         Setting("lam_start_epoch", whole(0), "lam is 0 before this epoch, counted from 0", 0),
         Setting("average_cross_entropy", SWITCH, "cross-entropy averaged over the copies, not of their mean", False),
-        Setting("consistency", FROM_0, "weight of the copies' divergence from their mean; 0: off", 0.0),
+        Setting("consistency", FROM_0, "weight of the copies' divergence; 0: off", 0.0),
         Setting("entropy", FROM_0, "weight of the mean prediction's entropy; 0: off", 0.0),
         Setting("noise_steps", whole(0), "gradient steps to noise that the hinge finds worse; 0: off", 0),
         Setting("noise_radius", ABOVE_0, "l2 radius of these steps, in [0, 1] pixel units", 1.0),
+        Setting("noise_for_all", SWITCH, "the worse noise is for all terms, not the hinge alone", False),
         Setting("ramp_epochs", whole(0), "epochs over which lam, consistency and entropy rise linearly", 0),
         Setting("unlabelled", SWITCH, "train on images without a label too, by averaged weights' votes", False),
         Setting("samples_rise_epochs", none_or("none", EPOCHS), "epochs where num_samples rises", None),

@@ -352,8 +352,8 @@ def test_a_preset_has_its_methods_settings_and_no_others():
     own = {
         "macer": {
             "num_samples", "lam", "gamma", "beta", "lam_start_epoch", "average_cross_entropy", "consistency", "entropy",
-            "noise_steps", "noise_radius", "ramp_epochs", "samples_rise_epochs", "samples_rise_factor",
-            "unlabelled",
+            "noise_steps", "noise_radius", "noise_for_all", "ramp_epochs", "samples_rise_epochs",
+            "samples_rise_factor", "unlabelled",
         },
         "cohen": set(),
         "stability": {"num_samples", "stability"},
@@ -604,7 +604,7 @@ def test_a_preset_builds_its_data_model_and_optimizer(preset, synthetic, network
         expected = {epoch: preset.learning_rate * 0.1**drops for epoch, drops in passed.items()}
     else:
         # A cosine over 60 epochs: 0.02 * (1 + cos(0)) / 2 and 0.02 * (1 + cos(59 pi / 60)) / 2; over 20 from 0.05.
-        rate, last = (0.05, 19) if preset.name.endswith("-best") else (0.02, 59)
+        rate, last = (0.05, 29) if preset.name.endswith("-best") else (0.02, 59)
         expected = {0: rate, last: rate / 2 * (1 + math.cos(last * math.pi / (last + 1)))}
     assert rates == pytest.approx(expected, rel=1e-3)
 

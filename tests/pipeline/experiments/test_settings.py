@@ -328,7 +328,8 @@ OVERRIDES = {
     "strategy": ("mirrored", "mirrored"), "ema": ("0.99", 0.99),
     "labels": ("70", 70), "unlabelled": ("yes", True), "validation": ("50", 50),
     "average_cross_entropy": ("yes", True), "consistency": ("5", 5.0), "entropy": ("0.5", 0.5),
-    "noise_steps": ("2", 2), "noise_radius": ("0.5", 0.5), "ramp_epochs": ("3", 3),
+    "noise_steps": ("2", 2), "noise_radius": ("0.5", 0.5), "noise_for_all": ("yes", True),
+    "ramp_epochs": ("3", 3),
     "samples_rise_epochs": ("2,4", [2, 4]), "samples_rise_factor": ("2", 2),
     "stability": ("3", 3.0), "mixup": ("1", 1.0), "step_size": ("0.5", 0.5), "adversarial": ("0", 0.0),
     "certify": ("all", "all"), "budget": ("fixed", "fixed"), "soft_betas": ("1,4", [1.0, 4.0]),
@@ -344,7 +345,8 @@ OF_THE_CALL = {
 # What a setting needs beside it, or it would do nothing.
 NEEDED = {
     "unlabelled": ["--labels", "70", "--ema", "0.9"], "soft_betas": ["--certify", "all"],
-    "noise_radius": ["--noise_steps", "1"], "samples_rise_factor": ["--samples_rise_epochs", "3"],
+    "noise_radius": ["--noise_steps", "1"], "noise_for_all": ["--noise_steps", "1"],
+    "samples_rise_factor": ["--samples_rise_epochs", "3"],
 }  # fmt: skip
 
 

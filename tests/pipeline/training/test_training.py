@@ -35,7 +35,8 @@ SETTINGS = {
     "train_examples": None, "seed": 5, "method": "macer", "attack": None, "epsilon": None, "attack_steps": None,
     "warmup_epochs": 0, "labels": None, "unlabelled": False, "ema": 0.0,
     "average_cross_entropy": False, "consistency": 0.0, "entropy": 0.0,
-    "noise_steps": 0, "noise_radius": 1.0, "ramp_epochs": 0, "samples_rise_epochs": None, "samples_rise_factor": 4,
+    "noise_steps": 0, "noise_radius": 1.0, "noise_for_all": False, "ramp_epochs": 0,
+    "samples_rise_epochs": None, "samples_rise_factor": 4,
     "precision": "float32", "microbatch": None, "strategy": "auto",
 }  # fmt: skip
 
@@ -377,8 +378,9 @@ def test_precision_changes_the_weights_and_a_microbatch_only_their_rounding(trai
 @pytest.mark.usefixtures("back_up_every_step")
 def test_averaged_weights_are_what_is_saved_and_survive_a_kill_with_all_that_goes_beyond_equation_17(train):
     changed = {
-        "ema": 0.9, "average_cross_entropy": True, "consistency": 2.0, "entropy": 0.5, "noise_steps": 1, "epochs": 3,
-        "lam_start_epoch": 1, "ramp_epochs": 2, "samples_rise_epochs": [2], "samples_rise_factor": 2,
+        "ema": 0.9, "average_cross_entropy": True, "consistency": 2.0, "entropy": 0.5, "noise_steps": 1,
+        "noise_for_all": True, "epochs": 3, "lam_start_epoch": 1, "ramp_epochs": 2,
+        "samples_rise_epochs": [2], "samples_rise_factor": 2,
     }  # fmt: skip
     undisturbed = state(train("undisturbed", **changed))
     for kill in (3, 8, 14):
