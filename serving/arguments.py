@@ -1,6 +1,7 @@
 """What the command lines of this package have in common."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 # Options of --trust_model.
@@ -11,8 +12,37 @@ TRUST_MODEL: dict[str, Any] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line like all others."""
+    """An argument parser whose errors are one line like all others, and which takes no option twice."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Options met so far, while it parses.
+        self.given: set[str] = set()
+        self.register("action", None, _Store)
+        self.register("action", "store_true", _Switch)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
+        self.given.clear()
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raises ValueError."""
         raise ValueError(f"{message}; see {self.prog} --help")
+
+
+class _Store(argparse.Action):
+    """Of an option that is given twice, one value would do nothing."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        assert isinstance(parser, Parser)
+        if option_string and self.dest in parser.given:
+            parser.error(f"--{self.dest} is given twice; give it once")
+        parser.given.add(self.dest)
+        setattr(namespace, self.dest, True if self.nargs == 0 else values)
+
+
+class _Switch(_Store):
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=False, **kwargs)

@@ -127,7 +127,7 @@ def worst_noise(
     copies = tf.repeat(targets, tf.shape(noise)[1], axis=0)
     start = tf.stop_gradient(tf.reshape(noise, tf.concat([[-1], tf.shape(noise)[2:]], axis=0)))
     still = noisy_copies(images, tf.zeros_like(noise))
-    moved, before = start, None
+    moved, seen = start, []
     for _ in range(num_steps):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(moved)
@@ -135,7 +135,7 @@ def worst_noise(
             # Not the sparse cross-entropy: it fails on a label out of range before the model can say so.
             rows = tf.one_hot(copies, logits.shape[-1]) if copies.shape.rank == 1 else copies
             loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(labels=rows, logits=logits))
-        before = logits if before is None else before
+        seen.append(logits)
         gradient = tape.gradient(loss, moved)
         step = gradient / _per_image(tf.maximum(_norms(gradient), 1e-30))
         away = moved + 2 * radius / num_steps * step - start
@@ -143,7 +143,7 @@ def worst_noise(
         if keep_moments:
             scale = _per_image(_norms(start) / tf.maximum(_norms(moved), 1e-30))
             moved = (moved - _mean(moved)) * scale + _mean(start)
-    before = tf.reshape(before, [-1, tf.shape(noise)[1], before.shape[-1]])
+    before = tf.reshape(seen[0], [-1, tf.shape(noise)[1], seen[0].shape[-1]])
     return tf.stop_gradient(tf.reshape(moved, tf.shape(noise))), tf.stop_gradient(before)
 
 

@@ -34,6 +34,7 @@ def checked(flags, settings):
     for options in {str(one): one for one in PipelineOptions.__subclasses__()}.values():
         options._add_argparse_args(parser)
     values, unknown = parser.parse_known_args(list(flags))
+    _refuse_twice(parser, flags)
     names = [name for action in parser._actions for name in action.option_strings]
     if unknown and values.job_endpoint:
         of_server = _options_of(values.job_endpoint)
@@ -51,6 +52,15 @@ def check_engine(settings, given):
     for setting in (VOTES, PATIENCE):
         if setting.name in given and not settings["beam"]:
             raise InputError(f"--{setting.name} is for an engine: name it by --runner.")
+
+
+def _refuse_twice(parser, flags):
+    """Raises InputError if an option comes twice of which Beam takes the last."""
+    given = [flag.split("=")[0] for flag in flags]
+    for action in parser._actions:
+        names = [name for name in given if name in action.option_strings]
+        if len(names) > 1 and isinstance(action, argparse._StoreAction):
+            raise InputError(f"{names[0]} is given twice. Give it once.")
 
 
 class _Parser(argparse.ArgumentParser):

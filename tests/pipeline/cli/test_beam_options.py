@@ -22,6 +22,9 @@ def test_what_is_beam_s_is_handed_on_unchanged_by_both_commands(tmp_path):
     assert (parsed["beam"], parsed["epochs"]) == (tuple(FLAGS), 3)
     assert settings_lib.parse(["--dataset", "digits"])[0]["beam"] == ()
     assert beam_options.checked(FLAGS, ["model"]) == tuple(FLAGS)
+    # What Beam collects may come again.
+    repeated = (*FLAGS, "--experiments=a", "--experiments", "b")
+    assert beam_options.checked(repeated, []) == repeated
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,7 @@ def test_what_is_beam_s_is_handed_on_unchanged_by_both_commands(tmp_path):
             ["--job_endpoint", "localhost:1"],
             "--job_endpoint is an option of Beam's, for an engine: name it by --runner.",
         ),
+        (["--runner=FlinkRunner", "--runner", "PrismRunner"], "--runner is given twice. Give it once."),
         (["--runner"], "Argument --runner: expected one argument (an option of Beam's)."),
     ],
 )
