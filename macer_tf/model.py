@@ -41,8 +41,8 @@ class MACERModel(NoisyTrainingModel):
       `consistency_loss` (Jeong and Shin 2020; `objective.consistency`).
     - `noise_steps`: where all copies are right, the hinge is the larger one of those on xi(eps) and on xi(eps'), eps'_j
       within `noise_radius` of eps_j on which copy j does worse (`attacks.worst_noise`, after Jeong et al. 2023).
-    - `noise_for_all`: on these images all terms are those on eps', not the hinge alone. `smoothed_accuracy`,
-      `soft_radius` and metrics stay those on eps.
+    - `noise_for_all`: on these images all terms are those on eps', not the hinge alone, which is 0 where eps' makes
+      the prediction wrong. `smoothed_accuracy`, `soft_radius` and metrics stay those on eps.
     - `num_samples` may rise while training: few copies first, many at the end.
 
     Examples:

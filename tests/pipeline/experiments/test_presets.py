@@ -603,7 +603,7 @@ def test_a_preset_builds_its_data_model_and_optimizer(preset, synthetic, network
         passed = {epoch: sum(drop <= epoch for drop in preset.lr_drop_epochs) for epoch in rates}
         expected = {epoch: preset.learning_rate * 0.1**drops for epoch, drops in passed.items()}
     else:
-        # A cosine over 60 epochs: 0.02 * (1 + cos(0)) / 2 and 0.02 * (1 + cos(59 pi / 60)) / 2; over 30 from 0.05.
+        # A cosine over 60 epochs: 0.02 * (1 + cos(0)) / 2 and 0.02 * (1 + cos(59 pi / 60)) / 2; 20 or 30 from 0.05.
         rate, last = (0.05, preset.epochs - 1) if preset.name.endswith("-best") else (0.02, 59)
         expected = {0: rate, last: rate / 2 * (1 + math.cos(last * math.pi / (last + 1)))}
     assert rates == pytest.approx(expected, rel=1e-3)
