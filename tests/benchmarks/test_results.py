@@ -1,5 +1,6 @@
 """The tables of docs/results.md, from certificates whose figures are known."""
 
+import json
 import re
 
 import numpy as np
@@ -12,7 +13,7 @@ from pipeline.report import results as report_results
 
 PARTS = "".join(
     f"<!-- {group}: written by benchmarks/results.py draw -->\nold\n<!-- {group}: end -->\nkept\n"
-    for group in results.TABLES
+    for group in (*results.TABLES, "cost")
 )
 
 
@@ -23,20 +24,27 @@ def keep(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "PAGE", tmp_path / "results.md")
     results.PAGE.write_text(PARTS)
 
-    def run(cell, right):
-        estimation = np.array([[count, 1000 - count] for count in right])
-        votes = Votes(selection=np.array([[100, 0]] * len(right)), estimation=estimation)
-        certificates = certify(votes, sigma=0.5, alpha=0.001)
+    def run(cell, right, **others):
+        """`others`: kind of certificates -> as many right votes, for other kinds than hard."""
+        certified = {"hard": certify(votes_of(right), sigma=0.5, alpha=0.001)}
+        certified |= {name: certify(votes_of(counts), sigma=0.5, alpha=0.001) for name, counts in others.items()}
+        votes, certificates = votes_of(right), certified["hard"]
         ids, about = np.arange(len(right)), {"n": 1000, "alpha": 0.001, "radii": None, "sigma": 0.5}
         cell.kept.mkdir(parents=True)
         also = {"sigma": 0.5, "n0": 100, "n": 1000, "alpha": 0.001, "seed": 0, "epochs": 3, "training_seconds": 120.0}
         also |= {"command": "c", "image_set": "four", "fastest_epoch_seconds": 30.0}
         report_results.write(
-            cell.kept, (about, ids, votes, {"hard": certificates}), np.zeros(len(right), np.int64), **also
+            cell.kept, (about, ids, votes, certified), np.zeros(len(right), np.int64), **also
         )
         return certificates.radii
 
     return run
+
+
+def votes_of(right):
+    """Of two classes, the first one's share of 1,000 in each image."""
+    estimation = np.array([[count, 1000 - count] for count in right])
+    return Votes(selection=np.array([[100, 0]] * len(right)), estimation=estimation)
 
 
 def test_every_cell_is_a_command_line_and_has_a_name_of_its_own():
@@ -54,7 +62,7 @@ def test_tables_say_what_the_certificates_say(keep):
     best = keep(results.Cell("mnist", "best-0.50-0", ""), [1000, 990, 950, 500])
     results.draw()
     page = results.PAGE.read_text()
-    assert page.count("kept\n") == len(results.TABLES)
+    assert page.count("kept\n") == len(results.TABLES) + 1
     assert page.count("old\n") == len(results.TABLES) - 1  # what was not measured
     gains = best - gaussian  # the fourth image abstains in both
     assert (best[3], gaussian[3]) == (0, 0)
@@ -81,6 +89,32 @@ def test_methods_are_compared_on_the_same_images_and_drawn_at_their_minutes(keep
     drawn = (results.KEPT / "methods.svg").read_text()
     assert drawn.startswith("<?xml")
     assert drawn.index("<!-- cohen -->") < drawn.index("<!-- catrs -->")
+
+
+def test_kinds_of_certificates_have_a_row_each_and_hard_and_bernsteins_a_curve(keep):
+    soft = {"soft-hoeffding, beta = 16": [900, 500], "soft-bernstein, beta = 16": [950, 500]}
+    keep(results.Cell("kinds", "macer-best", ""), [1000, 990], **soft)
+    results.draw()
+    page = results.PAGE.read_text()
+    for name, right in {"hard": [1000, 990], **soft}.items():
+        radii = certify(votes_of(right), sigma=0.5, alpha=0.001).radii
+        (row,) = re.findall(rf"^\| {name} \|.*$", page, re.MULTILINE)
+        assert f"{radii.mean():.4f} ± " in row
+    drawn = (results.KEPT / "kinds.svg").read_text()
+    assert "hard" in drawn
+    assert "soft-bernstein" in drawn
+    assert "soft-hoeffding" not in drawn
+
+
+def test_the_cost_of_a_group_is_that_of_its_models(keep):
+    for name, images, samples, seconds in (("cohen", 1000, 1100, 1800), ("catrs", 2000, 825, 7200)):
+        cell = results.Cell("methods", name, "")
+        keep(cell, [1000, 990])
+        changed = {"num_images": images, "samples_per_image": samples, "training_seconds": seconds}
+        (cell.kept / "metrics.json").write_text(json.dumps(cell.measured() | changed))
+    results.draw()
+    # 1.1 and 1.65 million samples were drawn, where n0 + n = 1,100 of each of 3,000 images are 3.3 million.
+    assert "\n| methods | 2 | 2.5 | 2.8 | 16.7 % |\n" in results.PAGE.read_text()
 
 
 def test_drawing_twice_changes_nothing(keep):
