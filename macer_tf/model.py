@@ -41,8 +41,8 @@ class MACERModel(NoisyTrainingModel):
       `consistency_loss` (Jeong and Shin 2020; `objective.consistency`).
     - `noise_steps`: where all copies are right, the hinge is the larger one of those on xi(eps) and on xi(eps'), eps'_j
       within `noise_radius` of eps_j on which copy j does worse (`attacks.worst_noise`, after Jeong et al. 2023).
-    - `noise_for_all`: on these images all terms are those on eps', not the hinge alone, which is 0 where eps' makes
-      the prediction wrong. `smoothed_accuracy`, `soft_radius` and metrics stay those on eps.
+    - `noise_for_all`: on these images cross-entropy and consistency are those on eps', too. What is reported beside the
+      losses, and metrics, stay those on eps.
     - `num_samples` may rise while training: few copies first, many at the end.
 
     Examples:
@@ -192,21 +192,21 @@ class MACERModel(NoisyTrainingModel):
     compile.__doc__ = NoisyTrainingModel.compile.__doc__
 
     def loss_terms(self, images: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor, training: bool) -> LossTerms:
-        moves_all = self._attacks_noise and self.noise_for_all
-        if moves_all:
-            noise, before = self._worse_where_right(images, labels, noise)
         logits = self.noisy_logits(images, noise, training)
-        terms = self._terms(logits, labels)
         # What is reported is of the noise as it was drawn: that is what the smoothed classifier sees.
-        drawn = self._terms(before, labels) if moves_all else terms
-        robustness, in_hinge = terms.robustness, terms.in_hinge
-        if self._attacks_noise and not moves_all:
-            agree = _all_right(logits, labels)
-            moved, _ = self._worst_noise(images, labels, noise)
-            worst = self._terms(self.noisy_logits(images, moved, training), labels)
-            robustness = tf.where(agree, tf.maximum(robustness, worst.robustness), robustness)
-            in_hinge |= agree & worst.in_hinge
-        losses = {"classification_loss": terms.classification, "robustness_loss": self._lam * robustness}
+        terms = self._terms(logits, labels)
+        classification, robustness, in_hinge = terms.classification, terms.robustness, terms.in_hinge
+        if self._attacks_noise:
+            all_right = tf.reduce_all(tf.argmax(logits, axis=-1) == labels[:, None], axis=1)
+            moved = attacks.worst_noise(self.inference, images, labels, noise, self.noise_radius, self.noise_steps)
+            worse_logits = self.noisy_logits(images, moved, training)
+            worse = self._terms(worse_logits, labels)
+            robustness = tf.where(all_right, tf.maximum(robustness, worse.robustness), robustness)
+            in_hinge |= all_right & worse.in_hinge
+            if self.noise_for_all:
+                classification = tf.where(all_right, worse.classification, classification)
+                logits = tf.where(all_right[:, None, None], worse_logits, logits)
+        losses = {"classification_loss": classification, "robustness_loss": self._lam * robustness}
         if "consistency_loss" in self.LOSSES:
             parts = objective.consistency(logits)
             losses["consistency_loss"] = self._consistency_share * (
@@ -214,21 +214,12 @@ class MACERModel(NoisyTrainingModel):
             )
         return LossTerms(
             losses=losses,
-            reports={"hinge_fraction": tf.cast(in_hinge, tf.float32), "soft_radius": drawn.radius},
-            probabilities=drawn.probabilities,
+            reports={"hinge_fraction": tf.cast(in_hinge, tf.float32), "soft_radius": terms.radius},
+            probabilities=terms.probabilities,
         )
 
     def _terms(self, logits, labels):
         return objective.macer_terms(logits, labels, self.sigma, self.gamma, self.beta, self.average_cross_entropy)
-
-    def _worse_where_right(self, images, labels, noise):
-        """The noise, moved where all copies are right; and the logits on the noise as it was."""
-        moved, before = self._worst_noise(images, labels, noise)
-        is_moved = tf.reshape(_all_right(before, labels), [-1, *[1] * (noise.shape.rank - 1)])
-        return tf.where(is_moved, moved, noise), before
-
-    def _worst_noise(self, images, labels, noise):
-        return attacks.worst_noise(self.inference, images, labels, noise, self.noise_radius, self.noise_steps)
 
     def get_config(self) -> dict[str, Any]:
         names = (
@@ -243,11 +234,6 @@ class MACERModel(NoisyTrainingModel):
             "noise_for_all",
         )
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-def _all_right(logits, labels):
-    """Whether all copies of an image are classified right, [batch]."""
-    return tf.reduce_all(tf.argmax(logits, axis=-1) == labels[:, None], axis=1)
 
 
 # In a .h5 file Keras looks for a model's class by its bare name.

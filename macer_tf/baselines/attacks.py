@@ -103,7 +103,7 @@ def worst_noise(
     radius: float,
     num_steps: int,
     keep_moments: bool = False,
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> tf.Tensor:
     """Noise near the given one on which each copy's cross-entropy to `targets` is higher.
 
     Each of `num_steps` steps moves each noise sample `2 * radius / num_steps` along the normalised gradient, then back
@@ -120,14 +120,13 @@ def worst_noise(
             `(v - mean(v)) * rms(u) / rms(v) + mean(u)`, so that it still looks like noise (Jeong et al. 2023).
 
     Returns:
-        The noise, float32 and shaped as `noise`; each sample at most `radius` from where it began, but for what
-        `keep_moments` does to it. And the logits on the noise as it was given, float32 [batch, num_samples, classes].
-        No gradient flows through either.
+        Float32, shaped as `noise`; each sample at most `radius` from where it began, but for what `keep_moments` does
+        to it. No gradient flows through it.
     """
     copies = tf.repeat(targets, tf.shape(noise)[1], axis=0)
     start = tf.stop_gradient(tf.reshape(noise, tf.concat([[-1], tf.shape(noise)[2:]], axis=0)))
     still = noisy_copies(images, tf.zeros_like(noise))
-    moved, seen = start, []
+    moved = start
     for _ in range(num_steps):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(moved)
@@ -135,7 +134,6 @@ def worst_noise(
             # Not the sparse cross-entropy: it fails on a label out of range before the model can say so.
             rows = tf.one_hot(copies, logits.shape[-1]) if copies.shape.rank == 1 else copies
             loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(labels=rows, logits=logits))
-        seen.append(logits)
         gradient = tape.gradient(loss, moved)
         step = gradient / _per_image(tf.maximum(_norms(gradient), 1e-30))
         away = moved + 2 * radius / num_steps * step - start
@@ -143,8 +141,7 @@ def worst_noise(
         if keep_moments:
             scale = _per_image(_norms(start) / tf.maximum(_norms(moved), 1e-30))
             moved = (moved - _mean(moved)) * scale + _mean(start)
-    before = tf.reshape(seen[0], [-1, tf.shape(noise)[1], seen[0].shape[-1]])
-    return tf.stop_gradient(tf.reshape(moved, tf.shape(noise))), tf.stop_gradient(before)
+    return tf.stop_gradient(tf.reshape(moved, tf.shape(noise)))
 
 
 def free_ascent(

@@ -81,7 +81,7 @@ class CATRSModel(NoisyTrainingModel):
         logits = self.noisy_logits(images, noise, training)
         mean = tf.reduce_mean(tf.nn.softmax(logits), axis=1)
         target = tf.stop_gradient(mean)
-        moved, _ = attacks.worst_noise(
+        moved = attacks.worst_noise(
             self.inference, images, target, noise, self.noise_radius, self.attack_steps, keep_moments=True
         )
         log_worst = tf.nn.log_softmax(self.noisy_logits(images, moved, training))

@@ -108,23 +108,19 @@ def test_consistency_is_finite_for_every_finite_logit_and_nan_for_others():
 def test_the_worst_noise_of_a_linear_classifier_is_the_balls_edge_against_its_weights(num_steps):
     images, labels = data()
     noise = np.random.default_rng(2).normal(size=(20, 3, *SHAPE)).astype(np.float32) * 0.25
-    moved, before = attacks.worst_noise(
-        linear(), tf.constant(images), tf.constant(labels), tf.constant(noise), 0.4, num_steps
-    )
+    moved = attacks.worst_noise(linear(), tf.constant(images), tf.constant(labels), tf.constant(noise), 0.4, num_steps)
     direction = WEIGHTS.reshape(SHAPE) / np.linalg.norm(WEIGHTS)
     expected = np.where(labels == 0, -0.4, 0.4)[:, None, None, None, None] * direction
     np.testing.assert_allclose(moved - noise, np.broadcast_to(expected, noise.shape), atol=2e-6)
-    logits = (images[:, None] + noise).reshape(20, 3, 16) @ WEIGHTS
-    np.testing.assert_allclose(before, np.stack([logits, 0 * logits], axis=-1), atol=1e-5)
     rows = tf.one_hot(labels, 2)
-    of_rows, _ = attacks.worst_noise(linear(), tf.constant(images), rows, tf.constant(noise), 0.4, num_steps)
+    of_rows = attacks.worst_noise(linear(), tf.constant(images), rows, tf.constant(noise), 0.4, num_steps)
     np.testing.assert_allclose(of_rows, moved, atol=2e-6)
 
 
 def test_noise_whose_gradient_vanishes_stays():
     images, labels = data(2)
     noise = np.ones((2, 3, *SHAPE), np.float32)
-    moved, _ = attacks.worst_noise(
+    moved = attacks.worst_noise(
         linear(0 * WEIGHTS), tf.constant(images), tf.constant(labels), tf.constant(noise), 1.0, 2
     )
     np.testing.assert_array_equal(moved, noise)
@@ -164,12 +160,15 @@ def test_all_terms_are_on_the_worse_noise_where_that_is_asked_for_and_reports_on
     parts = objective.consistency(tf.constant(shifted))
     near = {"rtol": 1e-4, "atol": 1e-5}
     np.testing.assert_allclose(terms.losses["classification_loss"], expected.classification, **near)
-    np.testing.assert_allclose(terms.losses["robustness_loss"], 3 * expected.robustness, **near)
+    # The hinge is the larger one; where the shift makes the prediction wrong, that is the one on the noise as drawn.
+    hinge = np.maximum(drawn.robustness, expected.robustness)
+    assert (drawn.robustness > expected.robustness + 1e-3).numpy().any()
+    np.testing.assert_allclose(terms.losses["robustness_loss"], 3 * hinge, **near)
     np.testing.assert_allclose(terms.losses["consistency_loss"], 5 * parts.divergence + 0.5 * parts.entropy, **near)
     assert (expected.classification > drawn.classification + 1e-3).numpy().sum() > 3
     np.testing.assert_allclose(terms.reports["soft_radius"], drawn.radius, **near)
     np.testing.assert_allclose(terms.probabilities, drawn.probabilities, **near)
-    np.testing.assert_array_equal(terms.reports["hinge_fraction"], expected.in_hinge.numpy())
+    np.testing.assert_array_equal(terms.reports["hinge_fraction"], (drawn.in_hinge | expected.in_hinge).numpy())
 
 
 def test_while_lam_is_0_no_noise_is_moved():

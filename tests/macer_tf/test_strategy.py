@@ -18,11 +18,11 @@ def result():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images", ["12", "10", "9", "clipped", "beyond"])
+@pytest.mark.parametrize("images", ["12", "10", "9", "clipped", "beyond", "hinge alone"])
 def test_two_replicas_train_as_one(result, images):
     # Batches of 4: an even split; a last batch of 2, one image a replica; of 1, so that one replica gets nothing.
     # Clipped: the norm of the gradients' sum, not of each replica's part. Beyond: all that MACERModel has
-    # beyond Eq. (17), and averaged weights.
+    # beyond Eq. (17), and averaged weights; and with the worse noise in the hinge alone.
     (one, one_history, one_evaluation), (two, two_history, two_evaluation) = result[images]
     np.testing.assert_allclose(two, one, atol=2e-6)
     assert set(two_history) == set(one_history)

@@ -376,14 +376,17 @@ def test_precision_changes_the_weights_and_a_microbatch_only_their_rounding(trai
 
 
 @pytest.mark.usefixtures("back_up_every_step")
-def test_averaged_weights_are_what_is_saved_and_survive_a_kill_with_all_that_goes_beyond_equation_17(train):
+@pytest.mark.parametrize(("noise_for_all", "kills"), [(True, (3, 8, 14)), (False, (8,))])
+def test_averaged_weights_are_what_is_saved_and_survive_a_kill_with_all_that_goes_beyond_equation_17(
+    train, noise_for_all, kills
+):
     changed = {
         "ema": 0.9, "average_cross_entropy": True, "consistency": 2.0, "entropy": 0.5, "noise_steps": 1,
-        "noise_for_all": True, "epochs": 3, "lam_start_epoch": 1, "ramp_epochs": 2,
+        "noise_for_all": noise_for_all, "epochs": 3, "lam_start_epoch": 1, "ramp_epochs": 2,
         "samples_rise_epochs": [2], "samples_rise_factor": 2,
     }  # fmt: skip
     undisturbed = state(train("undisturbed", **changed))
-    for kill in (3, 8, 14):
+    for kill in kills:
         with pytest.raises(KeyboardInterrupt):
             train("killed", kill, **changed)
     assert_equal_states(state(train("killed")), undisturbed)
