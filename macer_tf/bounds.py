@@ -41,7 +41,7 @@ class Bound:
         is_soft: whether it is a bound on soft scores, and so about the soft-smoothed classifier.
         needs_fixed_n: whether n must be fixed before any estimation sample was seen.
         is_randomized: whether the function of class counts takes a fourth argument, U, uniform on [0, 1] and one per
-            image; it must fall in U.
+            image; it must decrease in U.
         kind: what certificates by it are called in reports and settings. "hard" ones are by the bound that the budget
             allows.
     """

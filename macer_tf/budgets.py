@@ -63,7 +63,7 @@ class _Budget:
         if (votes.n0 < 1).any() or (votes.n > self.n).any():
             raise ValueError(
                 f"A budget needs selection votes and at most n={self.n} estimation votes for every image. Received: "
-                f"{votes.n0.min()} selection votes or more, {votes.n.max()} estimation votes or fewer."
+                f"as few as {votes.n0.min()} selection votes, as many as {votes.n.max()} estimation votes."
             )
         more = np.maximum(np.minimum(self._goal(votes, sigma, alpha), self.n) - votes.n, 0)
         if labels is None:

@@ -113,7 +113,7 @@ def certify(
       were seen, not for an n chosen after a look at them. Votes cannot tell: after a budget, use its `certify`.
     - "anytime": the same classifier and class; n may differ between images and may depend on looks.
     - "randomized-clopper-pearson" (Stevens, 1950; arXiv 2406.17830): as Clopper-Pearson, and above it for nearly every
-      image; the votes must hold `uniforms`, each drawn once. Its false certificates are alpha exactly, not at most.
+      image; the votes must hold `uniforms`, each drawn once. Its failure probability is at most alpha, and close.
     - "hoeffding", "empirical-bernstein" (Algorithm 2 of the paper, Soft-RS): about another classifier, the class of
       the largest mean softmax at inverse temperature `beta`; its class is selected by soft scores. n fixed beforehand.
 

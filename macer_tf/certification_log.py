@@ -265,7 +265,7 @@ def _rows(path, lines, columns, width):
 def _row(where, fields, columns, width):
     """id, label, prediction, radius and seconds of one line."""
     if len(fields) != width:
-        raise ValueError(f"{where}: a line has {width} fields. Received: {_shown(fields)}")
+        raise ValueError(f"{where}: a line must have {width} fields. Received: {_shown(fields)}")
     try:
         index, label, prediction = (np.int64(_whole(fields[columns[name]])) for name in ("idx", "label", "predict"))
         correct = fields[columns["correct"]].strip().lower()

@@ -49,7 +49,7 @@ _RULES = {
     ),
     "step_size": (
         lambda value: math.isfinite(value) and value > 0,
-        "step_size, of the attack's steps in [0, 1] pixel units, must be above 0.",
+        "step_size, the size of the attack's steps in [0, 1] pixel units, must be above 0.",
     ),
     "adversarial": (
         lambda value: math.isfinite(value) and value >= 0,
@@ -133,12 +133,12 @@ def check_levels(levels: int) -> None:
     """Raises ValueError unless `levels` is a whole number from 1 to 65535."""
     if not (_is_number(levels) and 1 <= levels < 2**16 and levels == int(levels)):
         raise ValueError(
-            f"levels, the level of a pixel at 1, must be a whole number from 1 to 65535. Received: levels={levels!r}"
+            f"levels, the steps from pixel 0 to 1, must be a whole number from 1 to 65535. Received: levels={levels!r}"
         )
 
 
 def levels_of(pixel_max: int) -> int:
-    """The grid for images whose bytes go up to `pixel_max`: its smallest multiple of 255 levels or more.
+    """The grid for images whose bytes go up to `pixel_max`: the smallest multiple of it that is 255 or more.
 
     Raises:
         ValueError: unless it is a whole number from 1 to 65535.

@@ -67,7 +67,7 @@ def randomized_clopper_pearson_lower(
     Clopper-Pearson's U = 1 makes it larger. The bound is the p at which it is alpha: over the drawing of `successes`
     and `uniform`, it exceeds the true proportion with probability at most alpha, for n fixed before the samples were
     seen. It is above `clopper_pearson_lower` wherever there is a success and U is below 1. A U below 1/16 or 2 alpha
-    counts as that: at alpha, the bound of a unanimous vote would be 1.
+    is raised to the larger of them: at U = alpha, the bound of a unanimous vote would be 1.
 
     Args:
         successes: integers, any shape.
@@ -106,7 +106,7 @@ def anytime_lower(successes: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarra
 
         M(p) = sum over theta of weight * exp(theta * successes) / (1 + p * (exp(theta) - 1))^n
 
-    is a nonnegative martingale that starts at 1 where p is the mean, so it ever reaches 1 / alpha with probability at
+    is a nonnegative martingale that starts at 1 where p is the mean, so its chance of ever reaching 1 / alpha is at
     most alpha (Ville, 1939; mixed over alternatives as by Robbins, 1970). M falls in p: the bound is the p at which
     it is 1 / alpha, rounded down. Weights, set beforehand, favour p near 1. It is wider than Clopper-Pearson, which is
     for one n: the radius of a certificate at n = 100,000 and alpha = 0.001 is 0.5 to 3 % smaller.
@@ -196,7 +196,10 @@ def _counts(successes: ArrayLike, n: ArrayLike, alpha: float, name: str) -> tupl
     check_alpha(alpha)
     successes, n = np.broadcast_arrays(np.asarray(successes, np.float64), np.asarray(n, np.float64))
     if not ((successes >= 0) & (successes <= n)).all():
-        raise ValueError(f"{name} needs 0 <= successes <= n.")
+        raise ValueError(
+            f"{name} needs 0 <= successes <= n. Received: successes from {successes.min():g} to {successes.max():g}, "
+            f"n from {n.min():g} to {n.max():g}"
+        )
     return successes, n
 
 

@@ -39,7 +39,7 @@ class Evaluation:
         num_images: how many.
         acr: average certified radius (Section 5.1), wrong and abstained images counting 0; in [0, 1] pixel units.
         acr_standard_error: of `acr`, over the drawing of the images.
-        abstained: fraction of the images that were estimated and then abstained on.
+        abstained: fraction of all images: those estimated and then abstained on.
         radii, certified_accuracy: fraction certified, correctly, at each radius or beyond.
         unestimated: fraction of the images without estimation samples, such as `budgets` leaves out where the selected
             class is not the label. They count 0, as they would with samples; whether they would abstain or be

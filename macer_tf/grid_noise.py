@@ -56,10 +56,10 @@ class GridNoise:
 
     Args:
         sigma: standard deviation, in units of a pixel in [0, 1].
-        levels: the level of a pixel at 1, a whole number from 1; images lie on the multiples of 1 / levels.
+        levels: steps of the pixel grid from 0 to 1, a whole number from 1; images lie on the multiples of 1 / levels.
 
     Raises:
-        ValueError: if sigma or levels is out of range, or the grid is so fine that levels * sigma is above 16,384.
+        ValueError: if sigma or levels is out of range, or levels * sigma lies outside [0.05, 16384].
     """
 
     def __init__(self, sigma: float, levels: int = 255) -> None:
@@ -152,7 +152,7 @@ def to_grid(images: np.ndarray, levels: int) -> np.ndarray:
         float32 of that shape.
 
     Raises:
-        ValueError: for a pixel that is not a multiple of 1 / levels, but for what rounding a float does to one.
+        ValueError: for a pixel that is not a multiple of 1 / levels, beyond float rounding.
     """
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"Images must be floats in [0, 1]; divide bytes by 255. Received: dtype={images.dtype}")
@@ -166,7 +166,7 @@ def to_grid(images: np.ndarray, levels: int) -> np.ndarray:
         worst = np.asarray(images).flat[np.argmax(off)]
         raise ValueError(
             f"Pixels must be multiples of 1/{levels}, the grid that noise is drawn on. Received: {float(worst)!r}. "
-            "Round the images to that grid, or give the levels of theirs."
+            "Round the images to that grid, or give the levels of their grid."
         )
     return nearest.astype(np.float32)
 

@@ -60,7 +60,7 @@ class InferenceGraph:
         if precision not in (None, own) and not is_plain:
             raise ValueError(
                 f"The classifier computes in {own}; only functional and sequential models of plain Keras layers can be "
-                f"brought to another precision. Received: precision={precision}, {type(classifier).__name__}"
+                f"converted to another precision. Received: precision={precision}, {type(classifier).__name__}"
             )
         self._precision = precision or own
         self._classifier = classifier

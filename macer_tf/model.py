@@ -29,7 +29,7 @@ class MACERModel(NoisyTrainingModel):
 
     Images are floats in [0, 1], [batch, height, width, channels]; noise is added to them as they come in, so
     normalisation belongs inside `classifier`. Labels are class indices, [batch] or [batch, 1], or one-hot rows,
-    [batch, classes]. `evaluate` draws noise of its own, the same each time, and changes nothing of the training.
+    [batch, classes]. `evaluate` draws noise of its own, the same each time, and does not affect training.
 
     With lam=0 and num_samples=1 this is the Gaussian training of Cohen et al. (2019).
 
@@ -69,7 +69,7 @@ class MACERModel(NoisyTrainingModel):
         average_cross_entropy: whether the cross-entropy is averaged over the copies.
         consistency: weight of the copies' mean divergence from their mean prediction; 0: off.
         entropy: weight of the mean prediction's entropy; 0: off.
-        noise_steps: gradient steps on the noise for the hinge, each a pass of all copies there and back; 0: off.
+        noise_steps: gradient steps on the noise for the hinge, each a forward and backward pass of all copies; 0: off.
         noise_radius: l2 radius within which they move the noise, in [0, 1] pixel units.
         noise_for_all: whether the moved noise is for all terms of the loss, not for the hinge alone.
 

@@ -27,7 +27,7 @@ BUILDERS: dict[str, Callable[..., keras.Model]] = {}
 
 
 def register(name: str) -> Callable[[Callable[..., keras.Model]], Callable[..., keras.Model]]:
-    """Decorator: makes a function (input_shape, num_classes) -> Keras model of logits the network called `name`.
+    """Decorator: registers a function (input_shape, num_classes) -> Keras model of logits as the network `name`.
 
     Examples:
         >>> import keras

@@ -80,7 +80,7 @@ def uniforms(seed: int, example_ids: Sequence[int]) -> np.ndarray:
 
 
 def uniforms_of_noise(noise: tf.Tensor, sigma: float) -> tf.Tensor:
-    """One draw of U(0, 1) for each image, made of its noise, so that it comes again wherever that does.
+    """One draw of U(0, 1) for each image, computed from its noise, so that the same noise gives the same draw.
 
     It is Phi of the noise's projection on a chessboard of +1 and -1, a direction that classifiers hardly see.
 

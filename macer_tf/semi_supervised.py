@@ -1,4 +1,4 @@
-"""SemiSupervisedMACERModel: MACER on images without a label, which take the class that averaged weights see in them."""
+"""SemiSupervisedMACERModel: MACER on unlabelled images too, with pseudo-labels from the votes of averaged weights."""
 
 from macer_tf import tensorflow_backend  # noqa: F401
 
@@ -19,7 +19,7 @@ from macer_tf.noisy_training import fixed
 class SemiSupervisedMACERModel(MACERModel):
     """`MACERModel` whose training images may lack a label: it is -1 then.
 
-    The teacher is the moving average of the weights that the optimizer keeps, so it must (`use_ema=True`). An image
+    The teacher is the moving average of the weights that the optimizer keeps, so `use_ema=True` is needed. An image
     without a label takes the majority class of `teacher_samples` noisy copies of it under the teacher, and counts
     where that class' share of them is above `threshold`; then it is in the same two terms of Eq. (17) as an image with
     this label. (Semi-supervised training is named as future work by Zhai et al. 2020; that unlabelled images raise

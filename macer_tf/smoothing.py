@@ -37,7 +37,7 @@ class Drawn(NamedTuple):
     Attributes:
         counts: int64 [images, classes], how often each class had the largest output.
         soft: beta -> (sums, squares), int64 [images, classes] each: over the samples, of u and of u squared, where
-            u = floor(softmax(beta * outputs) * UNITS). They hold up to 8 million samples.
+            u = floor(softmax(beta * outputs) * UNITS). They hold up to 4,194,304 samples.
     """
 
     counts: np.ndarray
@@ -48,7 +48,7 @@ class SmoothedClassifier:
     """g(x) = the class that the base classifier most often returns on x + N(0, sigma^2 I), rounded to the pixels' grid.
 
     The guarantee: each certificate of `certify` holds with probability at least 1 - alpha over the noise, each image
-    by itself. Of 1,000 certified images, at alpha=0.001, one false certificate is to be expected at most. The guarantee
+    by itself. Of 1,000 certified images, at alpha=0.001, at most one false certificate is expected. The guarantee
     is about g at this sigma and this numeric precision, not about the base classifier, and about l2 perturbations of
     images in [0, 1] whose pixels are multiples of 1 / levels, as 8-bit pixels are of 1/255. It needs no exact
     arithmetic: noise and sum are whole numbers, see `grid_noise`. It does not hold if n, alpha or the seed were chosen
@@ -83,16 +83,16 @@ class SmoothedClassifier:
         sigma: noise level in units of a pixel in [0, 1]; by default that of the model it was trained in.
         seed: whole number in [0, 2**32); drawn from the operating system if None.
         microbatch: noisy copies in one forward pass (in training, images in one), rounded up to a multiple of 32; by
-            default 2048, and fewer where images are large.
+            default 2048, fewer for large images (512 at 32x32x3).
         precision: "float32" or "bfloat16", what the base classifier computes in; by default its own. A certificate
             holds for this precision only: see `InferenceGraph`.
         betas: inverse temperatures to draw soft votes at, see `Drawn`.
-        levels: the level of a pixel at 1: images lie on the multiples of 1 / levels, 255 for 8-bit pixels. Other levels
-            make another classifier, with other certificates.
+        levels: steps of the pixel grid from 0 to 1, 255 for 8-bit pixels: images lie on the multiples of 1 / levels.
+            Other levels make another classifier, with other certificates.
 
     Raises:
         ValueError: for a sigma, seed, microbatch, beta or levels out of range, or a precision that the classifier
-            cannot be brought to; for a classifier that does not take floats or returns more than one tensor,
+            cannot be converted to; for a classifier that does not take floats or returns more than one tensor,
             that `probing.probe` finds not to be a function of one image, or that returns probabilities where there are
             betas. A classifier of images of any size is tried when the first are drawn.
     """
@@ -314,7 +314,7 @@ class SmoothedClassifier:
             n0: samples that choose the class; 0: those that bound its probability choose it too, at half of alpha, see
                 `certificates.certify_without_selection`.
             n: independent samples that bound its probability.
-            alpha: probability that an image's certificate is false, at most.
+            alpha: largest probability that an image's certificate is false.
             example_ids: see `votes`.
             verbose: see `votes`.
 
@@ -499,7 +499,9 @@ def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tup
     """
     images = np.asarray(images)
     if images.ndim != 4 or len(images) == 0:
-        raise ValueError(f"Images must have shape [images, height, width, channels]. Received: {images.shape}")
+        raise ValueError(
+            f"Images, at least one, must have shape [images, height, width, channels]. Received: {images.shape}"
+        )
     if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"Images must be floats in [0, 1]; divide bytes by 255. Received: dtype={images.dtype}")
     if not np.isfinite(images).all() or images.min() < 0 or images.max() > 1:
@@ -512,7 +514,10 @@ def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tup
             f"example_ids must be one whole number per image. Received: {example_ids.dtype} {example_ids.shape}"
         )
     if len(np.unique(example_ids)) < len(images) or example_ids.min() < 0 or example_ids.max() >= 2**32:
-        raise ValueError("example_ids must be different whole numbers from 0 to 4294967295.")
+        raise ValueError(
+            "example_ids must be different whole numbers from 0 to 4294967295. Received: "
+            f"{len(np.unique(example_ids))} different ones, from {example_ids.min()} to {example_ids.max()}"
+        )
     return images, example_ids.tolist()
 
 
@@ -528,7 +533,10 @@ def _check_address(example_id, stream, start, count, pixels):
         and start >= 0
         and (int(start) + int(count)) * (pixels + 4) < 2**63
     ):
-        raise ValueError(f"Received: example_id={example_id}, stream={stream}, start={start}; out of range.")
+        raise ValueError(
+            f"example_id must lie in 0..4294967295, stream in {sorted(noise.STREAMS)}, start be 0 or above. "
+            f"Received: example_id={example_id}, stream={stream}, start={start}, count={count}"
+        )
 
 
 def _check_samples(name, value):

@@ -134,7 +134,7 @@ class Votes:
         if self.selection.shape != other.selection.shape:
             # NumPy would broadcast one image's votes over all the others.
             raise ValueError(
-                f"Votes add up for the same images and classes. Received: {self.selection.shape} and "
+                f"Only votes for the same images and classes can be added. Received: {self.selection.shape} and "
                 f"{other.selection.shape}"
             )
         if self.soft.keys() != other.soft.keys():
@@ -143,7 +143,7 @@ class Votes:
                 f"{sorted(other.soft)}"
             )
         if (self.uniforms is None) != (other.uniforms is None) or np.any(self.uniforms != other.uniforms):
-            raise ValueError("Votes add up with the same uniforms. Received: others, or votes without any.")
+            raise ValueError("Only votes with the same uniforms can be added. Received: others, or none.")
         return Votes(
             self.selection + other.selection,
             self.estimation + other.estimation,

@@ -124,7 +124,7 @@ class GrpcClient:
             alpha: failure probability for each image; the export's by default.
 
         Raises:
-            ValueError: also for an n or an alpha that is none.
+            ValueError: also for an n or an alpha out of range.
             ServingError: see `certify`.
         """
         images = answers.check_images(images)
@@ -141,7 +141,7 @@ class GrpcClient:
         return answers.certified(outputs, len(images), n, alpha)
 
     def predict(self, images: ArrayLike) -> answers.Predicted:
-        """Images float32 [batch, H, W, C] in [0, 1] -> `Predicted`: the class without a radius, from fewer samples.
+        """Images float32 [batch, H, W, C] in [0, 1] -> `Predicted`: the class alone, mostly from fewer samples.
 
         Raises:
             ValueError, ServingError: see `certify`.
@@ -328,7 +328,7 @@ class RestClient:
                 f"{self._url} answered with more than {_MAX_REPLY_BYTES:,} bytes; {_TOO_LARGE_HINT}."
             ) from None
         except ssl.SSLError as error:
-            raise UnavailableError(f"{self._url} has no TLS to trust: {_first_line(error)}") from None
+            raise UnavailableError(f"{self._url} has no trusted TLS: {_first_line(error)}") from None
         except OSError as error:
             said = _first_line(error.strerror or error)
             if response:

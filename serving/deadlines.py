@@ -33,7 +33,7 @@ def connected(scheme, host, port, deadline, max_bytes):
     Raises:
         TimeoutError: if the deadline passes before.
         OSError: if there is no such host, or it does not let us connect.
-        ssl.SSLError: if it has no TLS to trust.
+        ssl.SSLError: if it has no trusted TLS.
     """
     connection = http.client.HTTPConnection(host, port or _PORTS[scheme])
     sock = _open_socket(host, connection.port, deadline)

@@ -143,8 +143,8 @@ def rollback(base: str | Path, to: int | None = None, *, check: Callable[[Path],
 
     Args:
         base: the model's base directory.
-        to: number of the version to return to. By default the newest one older than the version that is served, or
-            than the one which that is a copy of, with other files: two rollbacks go two models back, not forth again.
+        to: number of the version to return to. By default the newest with other files that is older than the served
+            version, or than its original if it is a copy: two rollbacks go two models back, not back and forth.
         check: see `publish`.
 
     Returns:

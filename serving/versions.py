@@ -50,7 +50,7 @@ def add(saved_model, base, finish):
 
     It is copied beside, hidden files excepted, under a name that a model server ignores, readable by everybody, flushed
     to the disk, finished and then renamed: a server never sees a part of it. Publishers that run at once get different
-    numbers; what publishers left behind that are dead is removed, and nothing of those that live.
+    numbers; what dead publishers left behind is removed, and nothing of live ones.
 
     Args:
         saved_model: directory of plain files and directories.

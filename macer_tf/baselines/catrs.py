@@ -19,7 +19,7 @@ from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
 
 @keras.saving.register_keras_serializable(package="macer_tf")
 class CATRSModel(NoisyTrainingModel):
-    """Trains `classifier` on as many noisy copies of an image as it is sure of, and on worse noise where it is of all.
+    """Trains `classifier` on as many noisy copies of an image as it is sure of, and on worse noise if sure of all.
 
     With m copies, of which a share s is classified right, M ~ max(1, Bin(m, s)); the loss is the sum of the M smallest
     cross-entropies, divided by m, plus `adversarial * 1[M = m] * max_j KL(yhat || f(x + eps'_j))`; eps'_j is noise

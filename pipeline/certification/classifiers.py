@@ -201,7 +201,7 @@ def _of_one_output(model, wanted, name):
         outputs = dict(zip(names, outputs, strict=True)) if len(outputs) > 1 else outputs[0]
     if not isinstance(outputs, dict):
         if wanted is not None:
-            raise InputError(f"The model {name} has one output; which one need not be said. Received: {wanted}")
+            raise InputError(f"The model {name} has one output; leave model_output out. Received: {wanted}")
         return model
     return keras.Model(model.inputs, outputs[_wanted(wanted, outputs, name)])
 

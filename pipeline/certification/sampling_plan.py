@@ -71,8 +71,8 @@ def notes_on(sigma):
     if sigma <= _LARGEST_USUAL_SIGMA:
         return []
     return [
-        f"sigma={sigma:g} drowns every image: it is in units of pixels in [0, 1]. Of pixels from 0 to 255 it would be "
-        f"{sigma / 255:.3g} here."
+        f"sigma={sigma:g} drowns every image: it is in units of pixels in [0, 1]. If it was meant for pixels from 0 to "
+        f"255, give {sigma / 255:.3g}."
     ]
 
 

@@ -10,7 +10,7 @@ from pipeline.cli.command_line import PATH, SWITCH, Setting
 from pipeline.utils.errors import InputError
 
 CONFIG = Setting("config", PATH, "file of settings, YAML or JSON; flags win", None, "none")
-DRY_RUN = Setting("dry_run", SWITCH, "tell plan, time and what is cached; do nothing", False)
+DRY_RUN = Setting("dry_run", SWITCH, "show plan, time and what is cached; do nothing", False)
 VERBOSE = Setting("verbose", SWITCH, "tell every setting, not only what differs", False)
 _JSON = Setting("json", SWITCH, "the result as one JSON value on stdout, all else on stderr", False)
 _QUIET = Setting("quiet", SWITCH, "tell the result alone", False)

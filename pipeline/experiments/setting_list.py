@@ -33,7 +33,7 @@ GROUPS = {
         Setting("dataset", TEXT, f"{', '.join(SHORT_NAMES)}, or any of TFDS", None, "or --preset"),
         Setting("preset", TEXT, "an experiment of the paper by its name", None, "by dataset, sigma and method"),
         Setting("train_images", PATH, "a folder of image files, or an .npz file", None, "or a dataset"),
-        Setting("test_images", PATH, "another, to certify", None, "or a dataset"),
+        Setting("test_images", PATH, "a folder or an .npz file to certify", None, "or a dataset"),
         Setting("data_dir", FOLDER, "folder of prepared TFDS data", None, "TFDS's own"),
         Setting("train_split", TEXT, "TFDS split to train on", None, "train"),
         Setting("test_split", TEXT, "TFDS split to certify", None, "test"),
@@ -41,10 +41,10 @@ GROUPS = {
         Setting(
             "validation",
             none_or("none", whole(2)),
-            "hold out so many training images to certify, not test images",
+            "training images to hold out and certify, not test images",
             None,
         ),
-        Setting("labels", none_or("all", whole(1)), "labels to keep, in every class as many as its share", None),
+        Setting("labels", none_or("all", whole(1)), "labels to keep, stratified by class", None),
         Setting("train_examples", none_or("all", whole(1)), "train on so many images, evenly spaced", None, "all"),
     ),
     "Training": (

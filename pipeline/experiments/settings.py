@@ -139,8 +139,8 @@ def _refuse_another_preset(given, preset):
     for name in ("method", "dataset", "sigma"):
         if given.get(name, preset.settings[name]) != preset.settings[name]:
             raise InputError(
-                f"The preset {preset.name} is of the {name} {preset.settings[name]}: leave --{name} out, or name them "
-                f"without a preset. Received: --{name} {given[name]}"
+                f"The preset {preset.name} is for the {name} {preset.settings[name]}: leave out --{name}, or --preset. "
+                f"Received: --{name} {given[name]}"
             )
 
 

@@ -59,7 +59,7 @@ _GROUPS = {
         Setting("resize", SWITCH, "resize and crop image files to the model's size: that is what is certified", False),
         Setting("skip", whole(1), "certify images 0, skip, 2 skip, ...", 1),
         Setting("start", whole(0), "of these, from this image on", 0),
-        Setting("max", none_or("all", whole(1)), "and up to this image: a bound on its number, not a count", None),
+        Setting("max", none_or("all", whole(1)), "and below this image: a bound on its number, not a count", None),
     ),
     "Certification": (
         Setting("levels", command_line.LEVELS, "pixels are multiples of 1 / levels", None, "255, or a data set's own"),
@@ -149,7 +149,7 @@ def _settings(arguments):
     _check_images(settings, given)
     asked = [name for name in ("radii", "tolerance") if settings[name] is not None]
     if settings["budget"] == "adaptive" and len(asked) != 1:
-        raise InputError("--budget adaptive needs --radii or --tolerance, one of them: when is an image decided?")
+        raise InputError("--budget adaptive needs --radii or --tolerance, one of them: they say when to stop.")
     if settings["budget"] == "fixed" and asked:
         raise InputError(f"--{asked[0]} is for --budget adaptive.")
     saying.check(settings)

@@ -20,10 +20,10 @@ FILE_NAME, FIGURE_NAME = "report.html", "radius_accuracy.png"
 NOTES = (
     "Each certificate holds with probability at least 1 - alpha over the noise, image by image: the smoothed "
     "classifier returns the same class everywhere within the certified l2 radius (Cohen et al. 2019). Of 1,000 "
-    "certificates at alpha = 0.001, one false one is to be expected at most.",
+    "certificates at alpha = 0.001, at most one is expected to be false.",
     "The guarantee is about the smoothed classifier at this sigma, not about the network by itself, and about l2 "
     "perturbations of images in [0, 1]; radii are in those pixel units. It says nothing about other changes (rotation, "
-    "blur) nor about whether the class is right.",
+    "blur), or about whether the class is right.",
     "ACR grows with n: never compare it across n, alpha or image sets.",
 )
 _AFTER_A_LOOK = (
@@ -32,7 +32,7 @@ _AFTER_A_LOOK = (
 )
 _DECIDED = (
     "Samples were drawn only until it was decided which of the asked radii each image is certified at: radii could be "
-    "larger, and the ACR is of radii as they are."
+    "larger, and so could the ACR."
 )
 _VERSIONS = ("tensorflow", "keras", "numpy", "apache-beam")
 

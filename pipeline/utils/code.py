@@ -26,9 +26,7 @@ def attribute(reference):
     try:
         return getattr(imported, name)
     except AttributeError:
-        raise InputError(
-            f"The module {module} defines no {name or 'name without letters'}. Received: {reference}"
-        ) from None
+        raise InputError(f"The module {module} defines no {name or 'empty name'}. Received: {reference}") from None
 
 
 def modules(*references):

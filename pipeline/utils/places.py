@@ -38,7 +38,7 @@ def _file_systems():
 def check(place):
     """Raises InputError if no file system of Beam's knows the place, or it would take its name for a pattern."""
     if is_url(place) and any(character in str(place) for character in "*?["):
-        raise InputError(f"Give a URL without *, ? and [, which match others. Received: {place}")
+        raise InputError(f"Give a URL without *, ? or [, which are wildcards. Received: {place}")
     try:
         _file_systems().get_filesystem(str(place))
     except ValueError:

@@ -434,7 +434,7 @@ def test_what_is_cut_off_before_a_word_of_the_answer_is_asked_again():
 
 
 def test_what_is_no_tls_is_not_tried_again(server):
-    with pytest.raises(ServingError, match="has no TLS to trust"):
+    with pytest.raises(ServingError, match="has no trusted TLS"):
         RestClient(server.rest_url.replace("http", "https"), "classifier", timeout=30).certify(IMAGES)
 
 

@@ -1,4 +1,4 @@
-"""CAT-RS (Jeong et al. 2023): as many noisy copies as the model is sure of, and worse noise where it is of all."""
+"""CAT-RS (Jeong et al. 2023): as many noisy copies as the model is sure of, and worse noise if it is sure of all."""
 
 from macer_tf import checks
 from pipeline.cli.command_line import ABOVE_0, FROM_0, Setting, whole

@@ -33,7 +33,7 @@ def check(settings):
     checks.check(**{name: settings[name] for name in _CHECKED})
     if settings["unlabelled"] and not (settings["ema"] and settings["labels"]):
         raise ValueError(
-            "unlabelled needs labels, how many of them to keep, and ema, the teacher. "
+            "unlabelled needs the settings labels (how many to keep) and ema (the teacher). "
             f"Received: labels={settings['labels']}, ema={settings['ema']:g}"
         )
     rises = settings["samples_rise_epochs"] or []
@@ -78,7 +78,7 @@ METHOD = Method(
         Setting("noise_radius", ABOVE_0, "l2 radius of these steps, in [0, 1] pixel units", 1.0),
         Setting("noise_for_all", SWITCH, "the worse noise is for all terms, not the hinge alone", False),
         Setting("ramp_epochs", whole(0), "epochs over which lam, consistency and entropy rise linearly", 0),
-        Setting("unlabelled", SWITCH, "train on images without a label too, by averaged weights' votes", False),
+        Setting("unlabelled", SWITCH, "train on unlabelled images too, pseudo-labelled by averaged weights", False),
         Setting("samples_rise_epochs", none_or("none", EPOCHS), "epochs where num_samples rises", None),
         Setting("samples_rise_factor", whole(2), "what a rise multiplies num_samples by", 4),
     ),

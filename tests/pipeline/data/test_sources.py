@@ -713,8 +713,11 @@ def test_an_image_that_is_no_image_is_an_error_of_its_own(archive, value, said):
         ({"images": np.zeros((2, *SHAPE)), "labels": np.array([[0.9, 0.1], [0, 1]])}, "not one 1 and else 0"),
         ({"images": np.zeros((2, *SHAPE)), "labels": np.array([[1, 1], [0, 1]])}, "not one 1 and else 0"),
         ({"images": np.zeros((2, *SHAPE)), "labels": np.zeros((2, 0))}, "labels must be integers"),
-        ({"images": np.zeros((2, *SHAPE)), "labels": np.array([0, 2**63], np.uint64)}, "labels are up to 2147483647"),
-        ({"images": np.zeros((2, *SHAPE)), "labels": np.array([0, -1])}, "labels are from 0. Received: -1"),
+        (
+            {"images": np.zeros((2, *SHAPE)), "labels": np.array([0, 2**63], np.uint64)},
+            "labels must be at most 2147483647",
+        ),
+        ({"images": np.zeros((2, *SHAPE)), "labels": np.array([0, -1])}, "labels must be 0 or above. Received: -1"),
         ({"images": np.array([None])}, "cannot be read as an .npz file of plain arrays"),
     ],
 )

@@ -118,10 +118,10 @@ BAD = [
     (["--dataset", "digits", "--dataset", "mnist"], "--dataset is given twice: digits and mnist. Give it once."),
     (
         ["--preset", "macer-digits-0.25", "--dataset", "mnist"],
-        "The preset macer-digits-0.25 is of the dataset digits: leave --dataset out, or name them without a preset. "
+        "The preset macer-digits-0.25 is for the dataset digits: leave out --dataset, or --preset. "
         "Received: --dataset mnist",
     ),
-    (["--preset", "macer-digits-0.25", "--sigma", "0.5"], "is of the sigma 0.25: leave --sigma out"),
+    (["--preset", "macer-digits-0.25", "--sigma", "0.5"], "is for the sigma 0.25: leave out --sigma, or --preset"),
     (
         ["--dataset", "digits", "--soft_betas", "4"],
         "--soft_betas would do nothing here: it is for soft certificates, and certify=hard asks for none. Leave it out",
@@ -187,7 +187,7 @@ def test_no_preset_speaks_of_epochs_that_it_does_not_have(preset):
 @pytest.mark.parametrize(("sigma", "is_noted"), [("0.25", False), ("1", False), ("4", False), ("63.75", True)])
 def test_a_noise_level_for_pixels_up_to_255_is_noted(sigma, is_noted):
     noted = settings_lib.notes(*settings_lib.resolve(["--dataset", "digits", "--sigma", sigma]))
-    assert any("Of pixels from 0 to 255 it would be 0.25 here." in note for note in noted) == is_noted
+    assert any("If it was meant for pixels from 0 to 255, give 0.25." in note for note in noted) == is_noted
 
 
 def test_the_smallest_n_that_can_certify_is_accepted():
@@ -433,7 +433,7 @@ def test_data_noise_level_and_method_find_the_default_preset(preset):
 def test_a_preset_can_be_overridden_but_not_in_its_method(line):
     settings, _ = settings_lib.parse(["--preset", "smoothadv-digits-0.25", "--epsilon", "0.1", "--epochs", "2"])
     assert (settings["method"], settings["epsilon"], settings["epochs"]) == ("smoothadv", 0.1, 2)
-    assert "leave --method out" in line("--preset", "smoothadv-digits-0.25", "--method", "macer")
+    assert "leave out --method, or --preset" in line("--preset", "smoothadv-digits-0.25", "--method", "macer")
     assert "Did you mean macer-digits-0.25" in line("--preset", "macer-digits-0.255")
     assert "epsilon" in line("--preset", "smoothadv-digits-0.25", "--epsilon", "-1")
 
@@ -459,7 +459,7 @@ def test_unlabelled_needs_labels_and_a_teacher(line):
     for flags, received in ([["--ema", "0.9"], "labels=None, ema=0.9"], [["--labels", "50"], "labels=50, ema=0"]):
         told = line("--dataset", "digits", "--unlabelled", *flags)
         assert told.endswith(
-            f"unlabelled needs labels, how many of them to keep, and ema, the teacher. Received: {received}"
+            f"unlabelled needs the settings labels (how many to keep) and ema (the teacher). Received: {received}"
         )
 
 

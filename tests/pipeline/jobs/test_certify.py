@@ -788,7 +788,7 @@ def test_of_several_outputs_the_one_that_is_named_is_certified(run, digits, tmp_
 def test_which_of_one_output_need_not_be_said(run, model):
     status, _, err = run("--model", model, "--dataset", "digits", "--model_output", "logits")
     assert status == 2
-    assert "has one output; which one need not be said. Received: logits" in err
+    assert "has one output; leave model_output out. Received: logits" in err
 
 
 OWN = """
