@@ -139,7 +139,7 @@ class Votes:
             )
         if self.soft.keys() != other.soft.keys():
             raise ValueError(
-                f"Votes add up with soft moments at the same betas. Received: {sorted(self.soft)} and "
+                f"Only votes with soft moments at the same betas can be added. Received: {sorted(self.soft)} and "
                 f"{sorted(other.soft)}"
             )
         if (self.uniforms is None) != (other.uniforms is None) or np.any(self.uniforms != other.uniforms):

@@ -25,7 +25,7 @@ def test_zeros_are_neutral():
 
 @pytest.mark.parametrize("other", [Votes.zeros(1, 3), Votes.zeros(2, 1), Votes.zeros(4, 3)])
 def test_votes_of_other_images_or_classes_are_not_broadcast(other):
-    with pytest.raises(ValueError, match=r"same images and classes. Received: \(2, 3\) and"):
+    with pytest.raises(ValueError, match=r"same images and classes can be added. Received: \(2, 3\) and"):
         Votes.zeros(2, 3) + other
 
 
@@ -112,7 +112,7 @@ def test_no_samples_have_mean_and_variance_0():
 def test_betas_must_be_the_same():
     some = soft_votes([[0.5, 0.5]], [[0.5, 0.5]])
     for other in (Votes.zeros(1, 2), Votes.zeros(1, 2, betas=[1])):
-        with pytest.raises(ValueError, match=r"same betas. Received: \[16.0\] and"):
+        with pytest.raises(ValueError, match=r"same betas can be added. Received: \[16.0\] and"):
             some + other
 
 
