@@ -113,6 +113,8 @@ def _tuning():
     }
     for name, differs in variants.items():
         yield _tuned("tuning-0.50", name, 0.5, CHOSEN_FIRST, differs)
+    for name, differs in {"best": {}, "all-terms": {"--noise_for_all": "yes"}}.items():
+        yield _tuned("tuning-1.00", name, 1, CHOSEN_FIRST, differs)
     moved = {**CHOSEN_FIRST, "--consistency": "10", "--noise_for_all": "yes"}
     for radius in ("1", "0.5"):
         yield _tuned("tuning-0.25", f"radius-{radius}", 0.25, moved, {"--noise_radius": radius})
@@ -523,6 +525,7 @@ def markdown(header, rows):
 TABLES = {
     "tuning": functools.partial(table_of_variants, multiples=(0, 1, 2, 2.5)),
     "tuning-0.50": table_of_variants,
+    "tuning-1.00": table_of_variants,
     "tuning-0.25": table_of_variants,
     "mnist": mnist_tables,
     "methods": methods_part,
