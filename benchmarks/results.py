@@ -320,16 +320,20 @@ class Measured:
 
 def kept(cell):
     """A cell's `Measured`; None before it was run."""
-    import pyarrow.parquet as pq
-
     metrics = cell.measured()
     if metrics is None:
         return None
-    columns = pq.read_table(cell.kept / "certificates.parquet").to_pydict()
-    correct = np.array([outcome == "correct" for outcome in columns["outcome"]])
+    columns = certificates_in(cell.kept / "certificates.parquet")
     names = ("example_id", "prediction", "votes", "radius", "p_lower")
-    ids, predictions, votes, radii, p_lower = (np.array(columns[name]) for name in names)
-    return Measured(cell, metrics, ids, predictions, votes, np.where(correct, radii, 0.0), p_lower)
+    return Measured(cell, metrics, *(columns[name] for name in names))
+
+
+def certificates_in(path):
+    """The columns of a Parquet file of certificates by their names; the radius is 0 unless the prediction is right."""
+    import pyarrow.parquet as pq
+
+    columns = {name: np.array(values) for name, values in pq.read_table(path).to_pydict().items()}
+    return {**columns, "radius": np.where(columns["outcome"] == "correct", columns["radius"], 0.0)}
 
 
 def draw():
@@ -349,14 +353,24 @@ def draw():
     PAGE.write_text(page)
 
 
-def table_of_variants(measured, multiples=(0, 1, 2, 3), time=None):
+def minutes(one):
+    """Epochs and time of training."""
+    return f"{one.metrics['epochs']} epochs, {one.metrics['training_seconds'] / 60:.0f} min"
+
+
+def core_minutes(one):
+    """Epochs and the time that cores trained."""
+    return f"{one.metrics['epochs']} epochs, {one.metrics['training_core_seconds'] / 60:.0f} core-minutes"
+
+
+def table_of_variants(measured, multiples=(0, 1, 2, 3), time=minutes):
     """Each variant's certified accuracies at multiples of sigma and its ACR, and the paired difference to the first."""
     first = measured[0]
     radii = [first.metrics["sigma"] * multiple for multiple in multiples]
     rows = [
         [
             *(f"{one.cell.name}: `{one.cell.differs or 'the first'}`", *accuracies(one, radii)),
-            *(acr(one), difference(one, first), (time or minutes)(one)),
+            *(acr(one), difference(one, first), time(one)),
         ]
         for one in measured
     ]
@@ -397,20 +411,17 @@ def figure_of_methods(measured):
 
 def kinds_part(measured):
     """Of the one model: a table of all kinds of certificates, and a figure of the hard and empirical Bernstein's."""
-    import pyarrow.parquet as pq
-
     from pipeline.certification import certificate_files
-    from pipeline.report import figures, results
+    from pipeline.report import results
 
     (one,) = measured
     kinds = one.metrics["certificates"]
     curves = {}
     for place, name in enumerate(kinds):
-        columns = pq.read_table(one.cell.kept / certificate_files.file_name(place, name, "parquet")).to_pydict()
-        correct = np.array(columns["outcome"]) == "correct"
         if place == 0 or "bernstein" in name:
-            curves[name] = np.where(correct, columns["radius"], -1)
-    (KEPT / "kinds.svg").write_bytes(figures.save_svg(figures.radius_accuracy_curves(curves)))
+            path = one.cell.kept / certificate_files.file_name(place, name, "parquet")
+            curves[name] = certificates_in(path)["radius"]
+    draw_curves("kinds.svg", curves)
     table = markdown(
         results.header("", next(iter(kinds.values()))["radii"]),
         [results.row(name, of_kind) for name, of_kind in kinds.items()],
@@ -433,8 +444,6 @@ def table_of_costs(of_group):
 
 def mnist_tables(measured):
     """A table and a figure of curves for each sigma."""
-    from pipeline.report import figures
-
     parts = []
     for place, sigma in enumerate(SIGMAS):
         cells_of = [one for one in measured if one.metrics["sigma"] == sigma]
@@ -468,10 +477,17 @@ def mnist_tables(measured):
         header = ["", *(f"{radius:g}" for radius in radii), "ACR", "to Gaussian", "p_A", "training", "images"]
         parts.append(f"sigma = {sigma:g}:\n\n{markdown(header, rows)}")
         name = f"mnist-{sigma:.2f}.svg"
-        curves = {one.cell.name: np.where(one.radii > 0, one.radii, -1) for one in cells_of if one.metrics["seed"] == 0}
-        (KEPT / name).write_bytes(figures.save_svg(figures.radius_accuracy_curves(curves)))
+        draw_curves(name, {one.cell.name: one.radii for one in cells_of if one.metrics["seed"] == 0})
         parts.append(f"![Certified accuracy against radius, MNIST, sigma = {sigma:g}, seed 0](results/{name})\n")
     return "\n".join(parts)
+
+
+def draw_curves(file_name, radii_of):
+    """A figure of certified accuracy against radius; `radii_of`: name -> radii, 0 unless correct."""
+    from pipeline.report import figures
+
+    curves = {name: np.where(radii > 0, radii, -1) for name, radii in radii_of.items()}
+    (KEPT / file_name).write_bytes(figures.save_svg(figures.radius_accuracy_curves(curves)))
 
 
 def accuracies(one, radii):
@@ -505,16 +521,6 @@ def bands(one):
     """Shares of the images by the lower bound of p_A: up to 1/2, 0.9, 0.99, 0.999, and beyond."""
     shares = np.histogram(one.p_lower, (0, 0.5, 0.9, 0.99, 0.999, 1))[0] / len(one.p_lower)
     return " / ".join(f"{100 * share:.0f}" for share in shares)
-
-
-def minutes(one):
-    """Epochs and time of training."""
-    return f"{one.metrics['epochs']} epochs, {one.metrics['training_seconds'] / 60:.0f} min"
-
-
-def core_minutes(one):
-    """Epochs and the time that cores trained."""
-    return f"{one.metrics['epochs']} epochs, {one.metrics['training_core_seconds'] / 60:.0f} core-minutes"
 
 
 def markdown(header, rows):
