@@ -1,7 +1,9 @@
 """Shared fixtures: quiet TensorFlow, the real data beside the repository where it is there."""
 
+import gc
 import os
 import signal
+import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -34,6 +36,22 @@ _LONGEST = (
 def pytest_collection_modifyitems(items):
     rank = {HERE / name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_runtest_setup():
+    """Takes the tuner from every tf.data iterator of this process, Keras's, too: see `datasets.without_tuner`.
+
+    Where the tuner was held up when its iterator was dropped, a test took a minute longer, another one each time.
+    """
+    if "tensorflow" in sys.modules:
+        from tensorflow.python.data.ops import dataset_ops
+
+        from pipeline.data import datasets
+
+        # TensorFlow calls it on what it makes an iterator of; it is its own way to take the tuner off in debug mode.
+        if dataset_ops.DatasetV2._apply_debug_options is not datasets.without_tuner:
+            dataset_ops.DatasetV2._apply_debug_options = datasets.without_tuner
+            gc.freeze()  # TensorFlow's modules stay, so no collection need look at them
 
 
 @pytest.fixture

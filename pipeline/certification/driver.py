@@ -80,7 +80,7 @@ class Forecast:
     Attributes:
         samples: how many are to be drawn, at most.
         is_at_most: whether it may turn out to be fewer.
-        per_second: how many are drawn in a second, as measured; None if it could not be.
+        per_second: how many are drawn in a second, as measured; None if it was not: see `Loaded.samples_per_second`.
     """
 
     samples: int
@@ -89,7 +89,7 @@ class Forecast:
 
     @property
     def seconds(self):
-        """How long it takes, at most; None if that could not be measured."""
+        """How long it takes, at most; None if that was not measured."""
         return self.samples / self.per_second if self.per_second else None
 
     def as_json(self):
@@ -194,8 +194,8 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
     if tally.missing(1):
         if engine is None:
             forecast = _forecast(loaded, tally)
-            if forecast.per_second:
-                print(f"  To draw: {forecast}.", flush=True)
+            print(f"  To draw: {forecast}.", flush=True)
+            if forecast.seconds is not None:
                 print_if_long(forecast.seconds, cheaper)
             _draw_all(sampler, shared, tally, store, num_workers)
         else:
@@ -376,8 +376,9 @@ def _shares(samples):
 
 def _forecast(loaded, tally):
     """The `Forecast` of what is missing, from a short measurement."""
-    rate = loaded.samples_per_second(chunk.example_id for chunk in tally.missing(1000))
-    return dataclasses.replace(_to_draw(tally), per_second=rate)
+    to_draw = _to_draw(tally)
+    ids = (chunk.example_id for chunk in tally.missing(1000))
+    return dataclasses.replace(to_draw, per_second=loaded.samples_per_second(ids, to_draw.samples))
 
 
 def _to_draw(tally):

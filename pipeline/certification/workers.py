@@ -120,8 +120,12 @@ class Loaded:
         votes = np.stack([drawn.counts, *(moment for moments in drawn.soft.values() for moment in moments)], axis=1)
         return [Piece(chunk, piece_votes) for chunk, piece_votes in zip(chunks, votes, strict=True)], failures
 
-    def samples_per_second(self, example_ids):
-        """Noisy samples per second, on the first of these images that can be read; None if none can, or if it fails."""
+    def samples_per_second(self, example_ids, missing):
+        """Noisy samples per second, on the first of these images that can be read; None if none can, or if it fails.
+
+        None also where the `missing` samples fill less than a forward pass or so: drawing them is no longer a wait than
+        the measurement.
+        """
         for example_id in example_ids:
             try:
                 image = self.images.image(example_id)
@@ -131,7 +135,10 @@ class Loaded:
         else:
             return None
         most = default_microbatch(image.shape)
+        rate = None
         for samples in (most // 8, most):
+            if missing < 8 * samples:
+                break
             seconds = []
             for _ in range(3):
                 started = time.perf_counter()

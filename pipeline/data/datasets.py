@@ -529,9 +529,22 @@ def _batches(builder: Any, split: str, image_size: int | None) -> Iterator[dict[
             selected["image"] = _square(selected["image"], image_size)
         return selected
 
-    examples = examples.map(select, num_parallel_calls=tf.data.AUTOTUNE)
+    examples = examples.map(select, num_parallel_calls=len(os.sched_getaffinity(0)))
     fixed_shape = image_size is not None or None not in builder.info.features["image"].shape
-    return examples.batch(_READ_BATCH if fixed_shape else 1).as_numpy_iterator()
+    return without_tuner(examples.batch(_READ_BATCH if fixed_shape else 1)).as_numpy_iterator()
+
+
+def without_tuner(dataset: Any) -> Any:
+    """The same `tf.data.Dataset`, but TensorFlow does not tune its parallelism.
+
+    The tuner's thread may miss that it is to end, and then whoever drops the iterator waits, for a minute at worst
+    (TensorFlow 2.21: `Model::OptimizeLoop` looks again whether it is cancelled before the cancellation is complete).
+    """
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def _square(image: Any, size: int) -> Any:

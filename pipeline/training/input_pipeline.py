@@ -4,6 +4,9 @@ import math
 
 import tensorflow as tf
 
+from pipeline.data import datasets
+
+_AHEAD = 4  # batches
 
 def batches(examples, ids, labels=None, *, batch_size, seed, first_step, epochs, crop_padding, flip):
     """Shuffled and augmented training batches from step `first_step` to the end of `epochs` epochs, one after another.
@@ -41,7 +44,8 @@ def batches(examples, ids, labels=None, *, batch_size, seed, first_step, epochs,
         return batch, tf.gather(labels, indices)
 
     dataset = tf.data.Dataset.range(first_step // steps, epochs).flat_map(epoch_batches).skip(first_step % steps)
-    return dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(4)
+    dataset = dataset.map(load, num_parallel_calls=_AHEAD, deterministic=True).prefetch(_AHEAD)
+    return datasets.without_tuner(dataset)
 
 
 def augment(images, seed, crop_padding, flip):

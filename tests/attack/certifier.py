@@ -26,7 +26,7 @@ class Loaded:
 
     images = SimpleNamespace(digest=lambda example_id: 1000 + example_id)
 
-    def samples_per_second(self, example_ids):
+    def samples_per_second(self, example_ids, missing):
         """None: it is not measured."""
 
 

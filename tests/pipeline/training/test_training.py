@@ -89,6 +89,13 @@ def test_starting_later_sees_what_uninterrupted_training_sees(digit_examples, pa
             np.testing.assert_array_equal(labels, expected_labels)
 
 
+def test_no_tuner_holds_up_the_end_of_training(numbered):
+    made = input_pipeline.batches(
+        numbered, np.arange(37), batch_size=8, seed=1, first_step=0, epochs=3, crop_padding=0, flip=False
+    )
+    assert made.options().autotune.enabled is False
+
+
 def test_another_seed_is_another_order(numbered):
     assert order(batches(numbered, np.arange(37))) != order(batches(numbered, np.arange(37), seed=2))
 
