@@ -511,7 +511,6 @@ def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
 
 def _batches(builder: Any, split: str, image_size: int | None) -> Iterator[dict[str, np.ndarray]]:
     """Batches of image, label and, where it has them, id and name; one example each if shapes may differ."""
-    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     name = _name_feature(builder)

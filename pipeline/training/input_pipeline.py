@@ -8,6 +8,7 @@ from pipeline.data import datasets
 
 _AHEAD = 4  # batches
 
+
 def batches(examples, ids, labels=None, *, batch_size, seed, first_step, epochs, crop_padding, flip):
     """Shuffled and augmented training batches from step `first_step` to the end of `epochs` epochs, one after another.
 

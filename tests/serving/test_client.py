@@ -31,7 +31,7 @@ from serving.client import (
 )
 from serving.local import StatusError
 from serving.rest_format import decimal
-from tests.serving import threshold_model
+from tests.serving import raw_http, threshold_model
 from tests.serving.model_server import ModelServer, wait_until
 
 TRANSPORTS = ("grpc", "rest")
@@ -426,7 +426,7 @@ def test_what_is_cut_off_before_a_word_of_the_answer_is_asked_again():
         listener.accept()[0].close()
         connection, _ = listener.accept()
         with connection:
-            connection.recv(65536)
+            raw_http.read_request(connection)
             body = json.dumps({"outputs": plain(valid_certified(5))}).encode()
             connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + body)
     thread.join()

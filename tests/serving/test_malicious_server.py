@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import json
-import re
 import socket
 import struct
 import threading
@@ -16,6 +15,7 @@ import pytest
 
 from serving.answers import AnswerError, ServingError
 from serving.client import GrpcClient, RestClient
+from tests.serving import raw_http
 
 IMAGES = np.full((1, 2, 2, 1), 0.5, np.float32)
 TIMEOUT = 0.4
@@ -58,26 +58,11 @@ class Server:
 
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(5)
-                _read_request(connection)
+                raw_http.read_request(connection)
                 self._reply(send, self._over)
 
     def client(self, **options):
         return RestClient(f"http://127.0.0.1:{self.port}", "classifier", **{"timeout": TIMEOUT, **options})
-
-
-def _read_request(connection):
-    """Whole, or closing the connection would take back what was answered."""
-    received = b""
-    while b"\r\n\r\n" not in received or len(received.split(b"\r\n\r\n", 1)[1]) < _length(received):
-        part = connection.recv(65536)
-        if not part:
-            return
-        received += part
-
-
-def _length(received):
-    found = re.search(rb"Content-Length: (\d+)", received)
-    return int(found[1]) if found else 0
 
 
 def dripping(head, drop, pause=0.05):
