@@ -51,7 +51,9 @@ def pytest_runtest_setup():
         # TensorFlow calls it on what it makes an iterator of; it is its own way to take the tuner off in debug mode.
         if dataset_ops.DatasetV2._apply_debug_options is not datasets.without_tuner:
             dataset_ops.DatasetV2._apply_debug_options = datasets.without_tuner
-            gc.freeze()  # TensorFlow's modules stay, so no collection need look at them
+            # TensorFlow's modules stay, so no collection need look at them; and graphs make a great many objects.
+            gc.freeze()
+            gc.set_threshold(50_000)
 
 
 @pytest.fixture
