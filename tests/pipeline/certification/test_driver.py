@@ -368,6 +368,11 @@ def test_before_sampling_it_says_how_much_and_how_long(certify, small_model, dig
     assert f"To draw: at most {4 * (N0 + N):,} noisy samples" in capsys.readouterr().out
 
 
+def test_less_than_a_forward_pass_is_not_measured_first(certify, small_model, digit_examples, capsys):
+    certify(small_model, digit_examples, range(2))
+    assert f"To draw: {2 * (N0 + N):,} noisy samples, a forward pass each.\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_an_image_that_fails_stops_no_other(small_model, digit_examples, tmp_path, num_workers):
     """Image 2 is damaged; the others get what they get otherwise."""
