@@ -123,8 +123,7 @@ class Loaded:
     def samples_per_second(self, example_ids, missing):
         """Noisy samples per second, on the first of these images that can be read; None if none can, or if it fails.
 
-        None also where the `missing` samples fill less than a forward pass or so: drawing them is no longer a wait than
-        the measurement.
+        None also where the samples that are `missing` fill no forward pass: to measure would take longer than to draw.
         """
         for example_id in example_ids:
             try:

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from pipeline.data import datasets
 
-_AHEAD = 4  # batches
+_AHEAD = 4  # batches that are loaded side by side, and kept ready
 
 
 def batches(examples, ids, labels=None, *, batch_size, seed, first_step, epochs, crop_padding, flip):
