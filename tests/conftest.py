@@ -39,9 +39,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup():
-    """Takes the tuner from every tf.data iterator of this process, Keras's, too: see `datasets.without_tuner`.
+    """Once TensorFlow is imported: no tuner for any tf.data iterator, Keras's, too, and fewer garbage collections.
 
-    Where the tuner was held up when its iterator was dropped, a test took a minute longer, another one each time.
+    Where a tuner missed that its iterator was dropped, a test took a minute longer: see `datasets.without_tuner`.
     """
     if "tensorflow" in sys.modules:
         from tensorflow.python.data.ops import dataset_ops

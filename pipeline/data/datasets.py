@@ -528,7 +528,7 @@ def _batches(builder: Any, split: str, image_size: int | None) -> Iterator[dict[
             selected["image"] = _square(selected["image"], image_size)
         return selected
 
-    examples = examples.map(select, num_parallel_calls=len(os.sched_getaffinity(0)))
+    examples = examples.map(select, num_parallel_calls=os.cpu_count())
     fixed_shape = image_size is not None or None not in builder.info.features["image"].shape
     return without_tuner(examples.batch(_READ_BATCH if fixed_shape else 1)).as_numpy_iterator()
 

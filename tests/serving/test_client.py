@@ -325,7 +325,7 @@ def test_an_answer_that_drips_does_not_outlast_the_deadline():
         def drip():
             connection, _ = listener.accept()
             with connection:
-                connection.recv(65536)
+                raw_http.read_request(connection)
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
                 while not over.wait(0.05):
                     connection.sendall(b" ")

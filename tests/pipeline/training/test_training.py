@@ -49,12 +49,15 @@ def numbered():
     return Examples({"train": images}, {"train": labels}, {}, 255, tuple("0123456789"))
 
 
-def batches(examples, ids, first_step=0, epochs=3, seed=1, padding=0, flip=False, batch_size=8):
-    dataset = input_pipeline.batches(
+def dataset(examples, ids, first_step=0, epochs=3, seed=1, padding=0, flip=False, batch_size=8):
+    return input_pipeline.batches(
         examples, ids, batch_size=batch_size, seed=seed, first_step=first_step, epochs=epochs, crop_padding=padding,
         flip=flip,
     )  # fmt: skip
-    return [(images.numpy(), labels.numpy()) for images, labels in dataset]
+
+
+def batches(*arguments, **options):
+    return [(images.numpy(), labels.numpy()) for images, labels in dataset(*arguments, **options)]
 
 
 def order(drawn):
@@ -90,10 +93,7 @@ def test_starting_later_sees_what_uninterrupted_training_sees(digit_examples, pa
 
 
 def test_no_tuner_holds_up_the_end_of_training(numbered):
-    made = input_pipeline.batches(
-        numbered, np.arange(37), batch_size=8, seed=1, first_step=0, epochs=3, crop_padding=0, flip=False
-    )
-    assert made.options().autotune.enabled is False
+    assert dataset(numbered, np.arange(37)).options().autotune.enabled is False
 
 
 def test_another_seed_is_another_order(numbered):
