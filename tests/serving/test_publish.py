@@ -17,7 +17,7 @@ from serving import publish as publish_lib
 from serving.fingerprints import sealed, unsealed, weights_fingerprint
 from serving.publish import content_fingerprint, listing, main, publish, read_publication, rollback
 from serving.versions import versions
-from tests.serving import saved_models
+from tests.serving import kill_at_every_step, saved_models
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -440,7 +440,9 @@ def test_what_is_no_saved_model_is_refused(tmp_path, base, blessing):
 
 @pytest.mark.parametrize("verb", ["publish", "force", "rollback"])
 def test_a_kill_at_any_step_leaves_whole_versions_and_the_next_publisher_cleans_up(tmp_path, verb):
-    script = Path(__file__).with_name("kill_at_every_step.py")
+    for name in kill_at_every_step.NAMES:
+        saved_models.write(tmp_path / name, name)
+    script = kill_at_every_step.__file__
     process = subprocess.run(
         [sys.executable, script, tmp_path, verb], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True,
