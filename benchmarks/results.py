@@ -193,7 +193,16 @@ def flags_of(values):
 
 
 def main(arguments=None):
-    """Runs cells, lists them, or draws the page."""
+    """Runs cells, lists them, or draws the page; bad input ends it in one line."""
+    from pipeline.utils.errors import InputError
+
+    try:
+        _carry_out(arguments)
+    except InputError as error:
+        sys.exit(str(error))
+
+
+def _carry_out(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="train and certify what is missing")
@@ -266,9 +275,9 @@ def made(cell, arguments):
 
     keras.utils.clear_session()
     settings, _ = settings_lib.parse([*cell.arguments(arguments.images), "--data_dir", arguments.data_dir])
-    arguments.root.mkdir(parents=True, exist_ok=True)
     components = sweep.components(settings)
-    return settings, orchestrator.run(components, settings, arguments.root, settings["num_workers"])
+    with orchestrator.locked(arguments.root, "--root"):
+        return settings, orchestrator.run(components, settings, arguments.root, settings["num_workers"])
 
 
 def release(arguments):

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import results
 from macer_tf import Votes, certify
 from pipeline.experiments import settings
+from pipeline.orchestration import orchestrator
 from pipeline.report import results as report_results
 
 PARTS = "".join(
@@ -121,6 +122,19 @@ def test_drawing_twice_changes_nothing(keep):
     first = results.PAGE.read_bytes(), (results.KEPT / "mnist-0.50.svg").read_bytes()
     results.draw()
     assert (results.PAGE.read_bytes(), (results.KEPT / "mnist-0.50.svg").read_bytes()) == first
+
+
+def test_two_at_once_in_one_root_and_other_bad_input_are_refused_in_one_line(keep, tmp_path):
+    root = tmp_path / "root"
+    command = ["run", "methods/cohen", "--data_dir", str(tmp_path), "--root", str(root)]
+    with (
+        orchestrator.locked(root),
+        pytest.raises(SystemExit, match=r"^Another run is at work in .*root; .* another --root\.$"),
+    ):
+        results.main(command)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"^Cannot write to the folder .*file \(.*\); give another one by --root\.$"):
+        results.main([*command[:-1], str(tmp_path / "file")])
 
 
 def test_a_page_without_the_parts_is_refused(keep):
