@@ -56,6 +56,16 @@ def pytest_runtest_setup():
             gc.set_threshold(50_000)
 
 
+@pytest.fixture(scope="module")
+def small_heap():
+    """For tests that clear Keras's session, which collects garbage: it does not look at what earlier tests left.
+
+    That is much, as TensorFlow keeps a graph of every `fit`: a collection took a second late in the suite.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def shared_tfds():
     """The folder of prepared TFDS data beside the repository; the test is skipped where there is none."""

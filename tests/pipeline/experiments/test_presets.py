@@ -15,6 +15,8 @@ from pipeline.experiments import methods, presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.utils.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 PAPER_TEXT = Path(__file__).resolve().parents[4] / "shared" / "macer-paper.txt"
 
 # Tables 1, 2, 6, 7 and 8 (150 epochs), typed off the paper apart from the module: the preset, the table, certified

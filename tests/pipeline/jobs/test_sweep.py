@@ -28,6 +28,8 @@ from pipeline.report import charts, figures, page, sweep_report
 from pipeline.training import backups
 from pipeline.utils import sealed
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 TINY = (
     "--dataset", "digits", "--epochs", "2", "--train_examples", "96", "--num_samples", "2", "--n0", "10", "--n", "50",
     "--num_test_examples", "8", "--num_workers", "2", "--serving_n", "20",
