@@ -563,7 +563,7 @@ TABLES = {
     "kinds": kinds_part,
     "ablations": table_of_variants,
     "labels": table_of_variants,
-    "cifar10": functools.partial(table_of_variants, time=core_minutes),
+    "cifar10": functools.partial(table_of_variants, multiples=(0, 0.5, 1, 2), time=core_minutes),
 }
 
 
