@@ -135,9 +135,8 @@ def _methods():
         **{"macer": "4 --ramp_epochs 1", "smoothadv": f"3 {few_copies}"},
     }
     alike = f"--dataset mnist --sigma 0.5 --n 20000 --batch_size 64 --clip_norm 1 {COSINE}"
-    for method, told in epochs.items():
-        own = f"--method {method} --epochs {told}"
-        yield Cell("methods", method, f"{alike} {own}", own)
+    variants = {method: f"--method {method} --epochs {told}" for method, told in epochs.items()}
+    yield from _variants("methods", alike, variants)
     yield Cell("methods", "macer-best", f"{SHORT_BEST} --n 20000", SHORT_BEST)
 
 
@@ -170,8 +169,7 @@ def _few_labels():
         "macer": f"{macer} --epochs 200 --lam_start_epoch 10 --ramp_epochs 10",
         "semi-supervised": f"{macer} --epochs 4 --lam_start_epoch 1 --ramp_epochs 1 --unlabelled --ema 0.999",
     }
-    for name, flags in variants.items():
-        yield Cell("labels", name, f"{common} {flags}", flags)
+    yield from _variants("labels", common, variants)
 
 
 def _cifar10():
@@ -183,8 +181,13 @@ def _cifar10():
         "macer": "--num_samples 4 --lam 4 --epochs 9 --ramp_epochs 1",
         "best": f"--num_samples 2 --lam 4 --epochs 18 {beyond}",
     }
+    yield from _variants("cifar10", common, variants)
+
+
+def _variants(group, common, variants):
+    """A cell for each name and the flags that it adds to those in common."""
     for name, flags in variants.items():
-        yield Cell("cifar10", name, f"{common} {flags}", flags)
+        yield Cell(group, name, f"{common} {flags}", flags)
 
 
 def flags_of(values):
