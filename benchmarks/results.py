@@ -39,6 +39,10 @@ TUNED_FROM = {
 }
 # What the first series chose and the second began with.
 CHOSEN_FIRST = {**TUNED_FROM, "--ema": "0", "--num_samples": "2", "--noise_steps": "1", "--epochs": "8", "--n": "20000"}
+# What votes are of, and what a cell tells of its training beside that.
+DRAWN = ("sigma", "n0", "n", "alpha", "seed")
+TOLD = ("command", "epochs", "training_seconds", "training_core_seconds", "cores", *DRAWN)
+TEST_IMAGES = 10_000  # of MNIST
 # The best preset for as long as the other methods train.
 SHORT_BEST = "--preset macer-mnist-0.50-best --epochs 11"
 
@@ -206,13 +210,20 @@ def main(arguments=None):
 
 
 def _carry_out(arguments):
+    from macer_tf import released
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="train and certify what is missing")
     running.add_argument("cells", nargs="+", help="groups, or cells as group/name")
-    running.add_argument("--images", type=int, default=1000, help="images to certify, evenly spaced (default: 1000)")
     releasing = commands.add_parser("release", help="put the best models into the package")
-    for command in (running, releasing):
+    again = commands.add_parser("recertify", help="certify released models on more images, without training them again")
+    again.add_argument("models", nargs="+", choices=released.names(), help="names of released models")
+    for command in (running, again):
+        command.add_argument(
+            "--images", type=int, default=1000, help="images to certify, evenly spaced (default: 1000)"
+        )
+    for command in (running, releasing, again):
         command.add_argument("--data_dir", required=True, help="prepared TFDS data")
         command.add_argument("--root", type=Path, required=True, help="pipeline root: models, votes, backups")
     commands.add_parser("list", help="print each cell's command")
@@ -222,6 +233,11 @@ def _carry_out(arguments):
         draw()
     elif arguments.command == "release":
         release(arguments)
+    elif arguments.command == "recertify":
+        if arguments.images < 1 or TEST_IMAGES % arguments.images:
+            parser.error(f"--images {arguments.images} does not divide {TEST_IMAGES:,}, the test images of MNIST.")
+        for name in arguments.models:
+            recertify(name, arguments)
     elif arguments.command == "list":
         for cell in cells():
             print(f"{cell.group}/{cell.name}: python -m pipeline.run {' '.join(cell.arguments())}")
@@ -243,16 +259,12 @@ def run(cell, arguments):
     from pipeline.certification import certificate_files
     from pipeline.components import evaluator
     from pipeline.data import examples as examples_lib
-    from pipeline.report import results
 
     examples = examples_lib.read(artifacts["examples"].path)
     certified = certificate_files.read(artifacts["certificates"].path)
-    new = cell.kept.with_name(f".{cell.name}")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
     seconds = np.genfromtxt(artifacts["model"].path / "seconds.csv", delimiter=",", names=True, ndmin=1)
-    results.write(
-        new,
+    keep(
+        cell,
         certified,
         examples.labels["test"][certified[1]],
         command=f"python -m pipeline.run {' '.join(cell.arguments(arguments.images))}",
@@ -261,8 +273,18 @@ def run(cell, arguments):
         training_seconds=float(seconds["seconds"].sum()),
         training_core_seconds=float(seconds["core_seconds"].sum()),
         cores=len(os.sched_getaffinity(0)),
-        **{name: settings[name] for name in ("sigma", "n0", "n", "alpha", "seed")},
+        **{name: settings[name] for name in DRAWN},
     )
+
+
+def keep(cell, certified, labels, **about):
+    """Writes what is kept of a cell, in place of what was there; arguments as `pipeline.report.results.write` has."""
+    from pipeline.report import results
+
+    new = cell.kept.with_name(f".{cell.name}")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    results.write(new, certified, labels, **about)
     shutil.rmtree(cell.kept, ignore_errors=True)
     new.rename(cell.kept)
 
@@ -289,7 +311,7 @@ def release(arguments):
     from pipeline.training import models
 
     for place, sigma in enumerate(SIGMAS):
-        (cell,) = (cell for cell in cells() if (cell.group, cell.name) == ("mnist", f"best-{sigma:.2f}-0"))
+        cell = released_cell(sigma)
         if (measured := kept(cell)) is None:
             continue
         arguments.images = measured.metrics["num_images"]
@@ -297,8 +319,40 @@ def release(arguments):
         path = released.FOLDER / f"macer-mnist-{sigma:.2f}.keras"
         path.parent.mkdir(exist_ok=True)
         models.load(artifacts["model"].path / "model.keras").save(path, include_optimizer=False)
-        about = card(measured, path, {f"ACR of {method}, Table 6": acrs[place] for method, acrs in CLAIMED.items()})
-        path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+        write_card(measured, path, {f"ACR of {method}, Table 6": acrs[place] for method, acrs in CLAIMED.items()})
+
+
+def released_cell(sigma):
+    """The cell whose model is released for a noise level."""
+    (cell,) = (cell for cell in cells() if (cell.group, cell.name) == ("mnist", f"best-{sigma:.2f}-0"))
+    return cell
+
+
+def recertify(name, arguments):
+    """Certifies a released model by `pipeline.certify` and renews its card and what is kept of its cell."""
+    from macer_tf import released
+    from pipeline.certification import certificate_files
+    from pipeline.jobs import certify
+
+    about = released.card(name)
+    if about["verified"]["num_images"] >= arguments.images:
+        return
+    cell, path, output = released_cell(about["sigma"]), released.FOLDER / f"{name}.keras", arguments.root / name
+    before = cell.measured()
+    drawn = [f"--{setting}={before[setting]}" for setting in DRAWN]
+    images = ["--dataset=mnist", f"--skip={TEST_IMAGES // arguments.images}", f"--data_dir={arguments.data_dir}"]
+    if status := certify.main([f"--model={path}", *images, *drawn, f"--output={output}"]):
+        sys.exit(status)
+    labels = certificates_in(output / "certificates.parquet")["label"]
+    image_set = f"{len(labels):,}, evenly spaced, of the test split of mnist 3.0.1 ({TEST_IMAGES:,} images)"
+    told = {setting: before[setting] for setting in TOLD} | {"image_set": image_set}
+    keep(cell, certificate_files.read(output), labels, **told)
+    write_card(kept(cell), path, about["claimed"])
+
+
+def write_card(measured, path, claimed):
+    """Writes a released model's card beside its file."""
+    path.with_suffix(".json").write_text(json.dumps(card(measured, path, claimed), indent=1) + "\n")
 
 
 def card(measured, path, claimed):

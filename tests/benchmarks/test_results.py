@@ -2,16 +2,19 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
+import macer_tf
 from benchmarks import results
-from macer_tf import Votes, certify
+from macer_tf import Votes, certify, released
 from pipeline.experiments import settings
 from pipeline.orchestration import orchestrator
 from pipeline.report import results as report_results
 
+FOLDER = released.FOLDER
 PARTS = "".join(
     f"<!-- {group}: written by benchmarks/results.py draw -->\nold\n<!-- {group}: end -->\nkept\n"
     for group in (*results.TABLES, "cost")
@@ -33,7 +36,7 @@ def keep(tmp_path, monkeypatch):
         ids, about = np.arange(len(right)), {"n": 1000, "alpha": 0.001, "radii": None, "sigma": 0.5}
         cell.kept.mkdir(parents=True)
         also = {"sigma": 0.5, "n0": 100, "n": 1000, "alpha": 0.001, "seed": 0, "epochs": 3, "training_seconds": 120.0}
-        also |= {"command": "c", "image_set": "four", "training_core_seconds": 180.0}
+        also |= {"command": "c", "image_set": "four", "training_core_seconds": 180.0, "cores": 2}
         report_results.write(cell.kept, (about, ids, votes, certified), np.zeros(len(right), np.int64), **also)
         return certificates.radii
 
@@ -135,6 +138,41 @@ def test_two_at_once_in_one_root_and_other_bad_input_are_refused_in_one_line(kee
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=r"^Cannot write to the folder .*file \(.*\); give another one by --root\.$"):
         results.main([*command[:-1], str(tmp_path / "file")])
+
+
+def test_a_released_model_is_certified_again_on_more_images(keep, tmp_path, monkeypatch, shared_tfds):
+    """What was measured of its training stays; cell and card tell the same of more images."""
+    name = "macer-mnist-0.50"
+    before = released.card(name)
+    before["verified"]["num_images"] = 4
+    monkeypatch.setattr(released, "FOLDER", tmp_path / "released")
+    released.FOLDER.mkdir()
+    (released.FOLDER / f"{name}.json").write_text(json.dumps(before))
+    shutil.copy(FOLDER / f"{name}.keras", released.FOLDER)
+    cell = results.released_cell(0.5)
+    keep(cell, [1000, 990, 900, 500])
+    trained = cell.measured()
+    where = ["--data_dir", str(shared_tfds), "--root", str(tmp_path / "root")]
+    results.main(["recertify", name, "--images", "10", *where])
+    kept, card = results.kept(cell), released.card(name)
+    assert kept.ids.tolist() == list(range(0, 10_000, 1000))
+    assert {key: kept.metrics[key] for key in results.TOLD} == {key: trained[key] for key in results.TOLD}
+    assert (kept.votes[kept.predictions >= 0].sum(axis=1) == 1000).all()
+    assert card["verified"]["acr"] == kept.metrics["acr"] == pytest.approx(kept.radii.mean())
+    assert card["verified"]["acr"] > 0.5
+    assert card["verified"]["num_images"] == 10
+    assert card["verified"]["image_set"].startswith("10, evenly spaced, of the test split of mnist")
+    assert (card["sha256"], card["claimed"]) == (before["sha256"], before["claimed"])
+    macer_tf.load_released(name)
+    # Nothing is left to do, so nothing is done: not even the root is looked at.
+    results.main(["recertify", name, "--images", "5", "--data_dir", "nowhere", "--root", "nowhere"])
+
+
+@pytest.mark.parametrize("images", [300, 0, -5, 20_000])
+def test_images_to_certify_again_are_refused_unless_evenly_spaced(images, capsys):
+    with pytest.raises(SystemExit):
+        results.main(["recertify", "macer-mnist-0.50", f"--images={images}", "--data_dir", "nowhere", "--root", "no"])
+    assert f"--images {images} does not divide 10,000, the test images of MNIST." in capsys.readouterr().err
 
 
 def test_a_page_without_the_parts_is_refused(keep):
