@@ -7,12 +7,18 @@ import importlib
 import importlib.util
 import os
 import sys
+import sysconfig
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from pathlib import Path
 
 from pipeline.utils.errors import InputError, reason
-from serving.fingerprints import fingerprint
+from serving.files import content_files
+from serving.fingerprints import file_digest, fingerprint
 
+_ROOT = Path(__file__).resolve().parents[2]
+_OURS = ("macer_tf", "pipeline", "serving")
 _NO_RESULTS = "pipeline/cli/"
+_IMPORTING = {"import_module", "__import__"}
 
 
 def attribute(reference):
@@ -44,15 +50,15 @@ def import_module(module):
 
 
 def digest(module):
-    """Hexadecimal SHA-256 of what a module's code does: of its package, or of it and those it imports from beside it.
+    """Hexadecimal SHA-256 of what a module's code does: of all of its package, and of whatever these files import.
 
-    Docstrings, comments and layout do not count, nor what errors and helps say.
+    Docstrings, comments and layout do not count, nor what is installed, and nor do we.
 
     Raises:
         InputError: if there is no such module, or it cannot be read.
     """
     with _current_folder_first():
-        files = _files(module.partition(".")[0], module)
+        files = _files(module)
         return fingerprint({name: _meaning(path) for name, path in sorted(files.items())})
 
 
@@ -63,77 +69,126 @@ def digest_of_ours(module):
     `macer_tf` counts as one, as it imports its parts on demand; what is printed and how a command line is read change
     no result.
     """
-    root = Path(__file__).resolve().parents[2]
-    waiting, found = [module, "macer_tf"], files_below(root / "macer_tf", "macer_tf/")
+    waiting, found = [module, "macer_tf"], _below(_ROOT / "macer_tf", "macer_tf/")
     while waiting:
         name = waiting.pop().replace(".", "/")
-        path = next((root / end for end in (f"{name}.py", f"{name}/__init__.py") if (root / end).is_file()), None)
-        relative = path and str(path.relative_to(root))
+        path = next((_ROOT / end for end in (f"{name}.py", f"{name}/__init__.py") if (_ROOT / end).is_file()), None)
+        relative = path and str(path.relative_to(_ROOT))
         if path is None or relative in found or relative.startswith(_NO_RESULTS):
             continue
         found[relative] = path
         # What pages look like; a page that was made before has another look.
-        found |= {str(file.relative_to(root)): file for file in (path.parent / "templates").glob("*.*")}
+        found |= {str(file.relative_to(_ROOT)): file for file in (path.parent / "templates").glob("*.*")}
         waiting += [one for one in _imports(path) if one.startswith(("pipeline.", "serving."))]
     return fingerprint({name: _meaning_of_ours(path) for name, path in sorted(found.items())})
 
 
-def files_below(folder, prefix=""):
-    """Name -> path of all Python files in a folder and below it."""
-    return {f"{prefix}{path.relative_to(folder)}": path for path in Path(folder).rglob("*.py")}
+def _below(folder, prefix=""):
+    """Name -> path of all files with code in a folder and below it."""
+    endings = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
+    try:
+        return {f"{prefix}{name}": Path(path) for name, path in content_files(folder) if name.endswith(endings)}
+    except (OSError, ValueError) as error:
+        raise InputError(f"Cannot read the code in {folder} ({reason(error)}).") from None
 
 
-def _files(top, module, found=None):
-    """Name -> path of the files of a module without dots in its name, and of what it imports from beside it."""
-    found = {} if found is None else found
+def _files(module):
+    """Name -> path of the files of a module, all of its package, and of what they import, directly or not."""
+    top = module.partition(".")[0]
+    found, seen = _of(top), {top}
+    if not found:
+        raise InputError(f"There is no module {module} to import, from the current folder or installed.")
+    waiting = list(found.values())
+    while waiting:
+        for name in sorted({name.partition(".")[0] for name in _imports(waiting.pop())} - seen):
+            seen.add(name)
+            new = {} if _is_ours(name) else _of(name, is_installed_too=False)
+            found |= new
+            waiting += new.values()
+    return found
+
+
+def _of(top, is_installed_too=True):
+    """Name -> path of the files of a module without dots in its name, or of a package; none if there is none."""
     try:
         spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"There is no module {module} to import ({error}).") from None
-    if spec is None or not (spec.has_location or spec.submodule_search_locations):
-        raise InputError(f"There is no module {module} to import, from the current folder or installed.")
-    for folder in spec.submodule_search_locations or ():
-        found.update(files_below(folder, f"{top}/"))
-    if spec.submodule_search_locations:
-        return found
-    found[f"{top}.py"] = Path(spec.origin)
-    for name in sorted({name.partition(".")[0] for name in _imports(Path(spec.origin))} - {top}):
-        beside = Path(spec.origin).parent / name
-        is_beside = beside.with_suffix(".py").is_file() or (beside / "__init__.py").is_file()
-        if is_beside and not any(known in found for known in (f"{name}.py", f"{name}/__init__.py")):
-            _files(name, module, found)
-    return found
+    except (ImportError, ValueError):
+        return {}
+    if spec is None:
+        return {}
+    folders = spec.submodule_search_locations
+    origins = [spec.origin] if folders is None and spec.has_location else folders or ()
+    origins = [Path(origin) for origin in origins if is_installed_too or not _is_installed(origin)]
+    if folders is None:
+        return {path.name: path for path in origins}
+    # A package without __init__.py may lie in several folders.
+    return {
+        name: path for place, folder in enumerate(origins) for name, path in _below(folder, f"{top}/{place}/").items()
+    }
+
+
+def _is_installed(path):
+    """Whether a path is Python's own or of what was installed for it: what a requirement pins."""
+    paths = sysconfig.get_paths()
+    installed = [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    path = Path(path).resolve()
+    return bool({"site-packages", "dist-packages"} & {*path.parts}) or any(map(path.is_relative_to, installed))
+
+
+def _is_ours(top):
+    """Whether a module's code counts by `digest_of_ours`."""
+    return top in _OURS and any(Path(path).is_relative_to(_ROOT / top) for path in _of(top).values())
 
 
 def _imports(path):
     """The names of all modules that a file imports, and of those that it may."""
     names = set()
+    if path.suffix not in SOURCE_SUFFIXES:
+        return names
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Call) and _name(node.func) in _IMPORTING and node.args:
+            name = node.args[0]
+            names |= {name.value} if isinstance(name, ast.Constant) and isinstance(name.value, str) else set()
     return names
 
 
+def _name(function):
+    """Of what is called, without what it is an attribute of."""
+    return getattr(function, "attr", getattr(function, "id", None))
+
+
 def _meaning(path):
-    """A file's code without docstrings, comments and layout, and without the words of errors and helps."""
-    tree = _tree(path)
+    """A file's code without docstrings, comments and layout."""
+    if path.suffix not in SOURCE_SUFFIXES:
+        return file_digest(path)
+    return ast.dump(_without_docstrings(_tree(path)))
+
+
+@functools.cache
+def _meaning_of_ours(path):
+    """The same, without the words of errors and helps either."""
+    if path.suffix not in SOURCE_SUFFIXES:
+        return file_digest(path)
+    tree = _without_docstrings(_tree(path))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            node.exc = node.exc.func
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Setting":
+            node.args = [argument for place, argument in enumerate(node.args) if place in (0, 1, 3)]
+    return fingerprint(ast.dump(tree))
+
+
+def _without_docstrings(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first, *others = node.body or [None]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 node.body = others
-        elif isinstance(node, ast.Raise):
-            node.exc = None
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Setting":
-            node.args = [argument for place, argument in enumerate(node.args) if place in (0, 1, 3)]
-    return ast.dump(tree)
-
-
-@functools.cache
-def _meaning_of_ours(path):
-    return fingerprint(_meaning(path) if path.suffix == ".py" else path.read_text())
+    return tree
 
 
 def _tree(path):

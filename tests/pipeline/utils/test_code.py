@@ -1,5 +1,8 @@
 """A digest of code changes with what the code does, and not with its wording."""
 
+import importlib
+import tempfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -18,9 +21,26 @@ def digest(tmp_path, monkeypatch):
             path = tmp_path / f"{name.replace('__of__', '/')}.py"
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
+        importlib.invalidate_caches()
         return code.digest("subject")
 
     return of
+
+
+@pytest.fixture
+def digest_of_ours(tmp_path, monkeypatch):
+    """A function: text of a module as if it were ours -> its digest."""
+
+    def of(text):
+        root = Path(tempfile.mkdtemp(dir=tmp_path))
+        monkeypatch.setattr(code, "_ROOT", root)
+        (root / "pipeline").mkdir()
+        (root / "pipeline" / "subject.py").write_text(text)
+        code.digest_of_ours.cache_clear()
+        return code.digest_of_ours("pipeline.subject")
+
+    yield of
+    code.digest_of_ours.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -30,13 +50,26 @@ def digest(tmp_path, monkeypatch):
         ('"""One."""\na = 1\n', '"""Another."""\na = 1\n'),
         ("class A:\n    'One.'\n    b = 2\n", "class A:\n    b = 2\n"),
         ("async def f():\n    'One.'\n    return 2\n", "async def f():\n    'Two.'\n    return 2\n"),
+    ],
+)
+def test_docstrings_comments_and_layout_are_no_part_of_it(digest, digest_of_ours, before, after):
+    assert digest(subject=before) == digest(subject=after)
+    assert digest_of_ours(before) == digest_of_ours(after)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
         ("def f():\n    raise ValueError('one')\n", "def f():\n    raise ValueError('another')\n"),
         ("s = Setting('a', KIND, 'one', 1)\n", "s = Setting('a', KIND, 'another', 1)\n"),
         ("s = Setting('a', KIND, 'one', None, 'none')\n", "s = Setting('a', KIND, 'another', None, 'all')\n"),
     ],
 )
-def test_wording_is_no_part_of_it(digest, before, after):
-    assert digest(subject=before) == digest(subject=after)
+def test_the_words_of_errors_and_helps_are_no_part_of_ours_but_may_mean_anything_in_someones(
+    digest, digest_of_ours, before, after
+):
+    assert digest_of_ours(before) == digest_of_ours(after)
+    assert digest(subject=before) != digest(subject=after)
 
 
 @pytest.mark.parametrize(
@@ -45,16 +78,27 @@ def test_wording_is_no_part_of_it(digest, before, after):
         ("a = 1\n", "a = 2\n"),
         ("a = 'one'\n", "a = 'another'\n"),
         ("def f():\n    raise ValueError\n", "def f():\n    return ValueError\n"),
+        ("def f():\n    raise ValueError('a')\n", "def f():\n    raise StopIteration('a')\n"),
         ("s = Setting('a', KIND, 'one', 1)\n", "s = Setting('a', KIND, 'one', 2)\n"),
         ("s = Setting('a', KIND, 'one', 1)\n", "s = Setting('a', OTHER, 'one', 1)\n"),
         ("def f(x):\n    if x:\n        raise E\n", "def f(x):\n    if not x:\n        raise E\n"),
     ],
 )
-def test_what_it_does_is(digest, before, after):
+def test_what_it_does_is(digest, digest_of_ours, before, after):
     assert digest(subject=before) != digest(subject=after)
+    assert digest_of_ours(before) != digest_of_ours(after)
 
 
-@pytest.mark.parametrize("line", ["import beside", "from beside import b", "def f():\n    import beside"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import beside",
+        "from beside import b",
+        "def f():\n    import beside",
+        "import importlib\nb = importlib.import_module('beside').b",
+        "b = __import__('beside').b",
+    ],
+)
 def test_what_lies_beside_and_is_imported_counts(digest, line):
     first = digest(subject=f"{line}\n", beside="import further\nb = 1\n", further="c = 1\n", stranger="d = 1\n")
     assert digest(stranger="d = 2\n") == first
@@ -63,9 +107,53 @@ def test_what_lies_beside_and_is_imported_counts(digest, line):
     assert digest(beside="import further\nb = 2\n") != first
 
 
-def test_of_a_package_every_file_counts(digest):
-    first = digest(subject__of____init__="", subject__of__part="a = 1\n")
+def test_of_a_package_every_file_counts_and_what_lies_beside_it(digest):
+    first = digest(subject__of____init__="", subject__of__part="import beside\na = 1\n", beside="b = 1\n")
+    assert digest(subject__of__part="import beside\na = 2\n") != first
+    assert digest(subject__of__part="import beside\na = 1\n") == first
+    assert digest(beside="b = 2\n") != first
+
+
+@pytest.mark.parametrize("line", ["from parts.layers import b", "import parts.layers", "from parts import layers"])
+def test_a_folder_without_an_init_is_a_package_too(digest, line):
+    first = digest(subject=f"{line}\n", parts__of__layers="import further\nb = 1\n", further="c = 1\n")
+    assert digest(parts__of__layers="import further\nb = 2\n") != first
+    assert digest(parts__of__layers="import further\nb = 1\n") == first
+    assert digest(further="c = 2\n") != first
+
+
+def test_the_module_itself_may_be_a_folder_without_an_init(digest):
+    first = digest(subject__of__part="a = 1\n")
     assert digest(subject__of__part="a = 2\n") != first
+
+
+def test_what_is_imported_from_elsewhere_counts_unless_it_is_installed(digest, tmp_path, monkeypatch):
+    for folder in ("elsewhere", "lib/site-packages"):
+        (tmp_path / folder).mkdir(parents=True)
+        monkeypatch.syspath_prepend(tmp_path / folder)
+    (tmp_path / "elsewhere" / "mine.py").write_text("b = 1\n")
+    (tmp_path / "lib" / "site-packages" / "pinned.py").write_text("b = 1\n")
+    first = digest(subject="import json\nimport mine\nimport numpy\nimport pinned\nimport absent\nimport macer_tf\n")
+    (tmp_path / "lib" / "site-packages" / "pinned.py").write_text("b = 2\n")
+    assert digest() == first
+    (tmp_path / "elsewhere" / "mine.py").write_text("b = 2\n")
+    assert digest() != first
+
+
+def test_linked_folders_and_compiled_files_of_a_package_count(digest, tmp_path):
+    compiled = f"fast{EXTENSION_SUFFIXES[0]}"
+    (tmp_path / "linked").mkdir()
+    first = digest(subject__of____init__="", linked__of__part="a = 1\n")
+    (tmp_path / "subject" / "there").symlink_to(tmp_path / "linked")
+    second = digest()
+    (tmp_path / "subject" / compiled).write_bytes(b"\x7fELF1")
+    third = digest()
+    (tmp_path / "subject" / compiled).write_bytes(b"\x7fELF2")
+    fourth = digest()
+    assert len({first, second, third, fourth, digest(linked__of__part="a = 2\n")}) == 5
+    (tmp_path / "subject" / "loop").symlink_to(tmp_path / "subject")
+    with pytest.raises(InputError, match=r"Cannot read the code in .*subject \(.*loop is a link to a folder"):
+        digest()
 
 
 def test_what_cannot_be_read_is_one_line(digest):
