@@ -166,6 +166,13 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
             # A switch needs no yes.
             switch = {"nargs": "?", "const": "yes"} if setting.kind is SWITCH else {}
             group.add_argument(f"--{setting.name}", metavar="", help=told, action=_Once, **switch)
+    if positional:
+        # A path behind a switch is no yes or no.
+        switches = {f"--{setting.name}" for entries in groups.values() for setting in entries if setting.kind is SWITCH}
+        arguments = [
+            f"{one}=yes" if one in switches and after not in ("yes", "no") else one
+            for one, after in zip(arguments, [*arguments[1:], None], strict=True)
+        ]
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=terminal.version(), help=argparse.SUPPRESS)
     texts, unknown = parser.parse_known_intermixed_args(arguments)

@@ -50,6 +50,15 @@ def enough_images(count):
     return Resolver("enough_images", check)
 
 
+def read_from(parameters):
+    """What tells the images that these parameters name from others: name -> JSON value."""
+    if parameters["train_images"]:
+        return {name: own_images.fingerprint(parameters[name]) for name in ("train_images", "test_images")}
+    if parameters["dataset"] == "digits":
+        return {}
+    return {"dataset": datasets.fingerprint(parameters["dataset"], parameters["data_dir"])}
+
+
 EXAMPLE_GEN = Component(
     name="ExampleGen",
     inputs=(),
@@ -59,5 +68,5 @@ EXAMPLE_GEN = Component(
         "image_size",
     ),
     execute=generate,
-    files=("train_images", "test_images"),
+    reads=read_from,
 )

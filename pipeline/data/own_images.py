@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data import datasets, sources
+from pipeline.data import datasets, image_files, sources
 from pipeline.data.image_files import ImageError
 from pipeline.utils.errors import InputError
+from serving import fingerprints
 
 
 def load(train_images, test_images, scratch=None):
@@ -44,6 +45,19 @@ def load(train_images, test_images, scratch=None):
 def name_of(train_images):
     """What a data set of anyone's images is called."""
     return f"images-{Path(train_images).resolve().stem}"
+
+
+def fingerprint(path):
+    """Tells a folder or an .npz file from others: its content, and the classes without an image.
+
+    Raises:
+        OSError, ValueError: if it cannot be read.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return fingerprints.file_digest(path)
+    folders = sorted(one.name for one in path.iterdir() if one.is_dir() and not image_files.is_hidden(one.name))
+    return fingerprints.fingerprint([folders, fingerprints.file_digests(path)])
 
 
 def _labels(opened, path):

@@ -253,16 +253,23 @@ def _fitting(arguments, method, swept):
     """The arguments without the flags that the method does not have, but another of the swept ones, and those flags."""
     fitting, left_out = [], []
     own = methods.find(method).defaults()
-    remaining = iter(arguments)
-    for argument in remaining:
+    of_swept = {setting.name: setting for one in swept for setting in one.settings}
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
         flag = argument.split("=")[0]
-        if (name := flag.removeprefix("--")) in own or not any(name in one.defaults() for one in swept):
+        if (name := flag.removeprefix("--")) in own or name not in of_swept:
             fitting.append(argument)
             continue
         left_out.append(flag)
-        if argument == flag:
-            next(remaining, None)
+        if argument == flag and remaining and _is_value(remaining[0], of_swept[name]):
+            del remaining[0]
     return fitting, left_out
+
+
+def _is_value(argument, setting):
+    """Whether what follows a setting's flag is its value. A switch has one where it is yes or no."""
+    return argument in ("yes", "no") if setting.kind is command_line.SWITCH else not argument.startswith("--")
 
 
 def _listing(sweep):

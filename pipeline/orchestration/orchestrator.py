@@ -26,8 +26,6 @@ from pipeline.utils.errors import InputError
 from serving.files import read_json
 from serving.fingerprints import (
     differences,
-    directory_fingerprint,
-    file_digest,
     file_digests,
     fingerprint,
     sealed,
@@ -63,7 +61,8 @@ class Component:
         parameters: names of the settings it depends on, and no others.
         execute: called with an `Execution`.
         references: names of the parameters that may be package.module:name, of anyone's modules whose code it runs.
-        files: names of the parameters that are paths of anyone's files or folders, or None.
+        reads: called with the parameters; returns name -> JSON value that tells, by its content, what it reads of
+            anyone's from elsewhere; None for what it will make there first.
     """
 
     name: str
@@ -72,7 +71,7 @@ class Component:
     parameters: tuple[str, ...]
     execute: Callable
     references: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
+    reads: Callable = lambda parameters: {}
 
 
 @dataclass(frozen=True)
@@ -304,7 +303,7 @@ def _declared(component, artifacts, settings, root):
         "parameters": parameters,
         "version": macer_tf.__version__,
         "code": _code(component, modules),
-        "files": _files(component, parameters),
+        "files": _read(component, parameters),
     }
     return declaration, root / f"{component.name}-{fingerprint(declaration)[:16]}"
 
@@ -324,7 +323,8 @@ def _execute(component, execution, declaration, directory):
     # In milliseconds, or a digit could be another and the number the same.
     started = round(time.time(), 3)
     component.execute(execution)
-    if _files(component, execution.parameters) != declaration["files"]:
+    before, now = declaration["files"], _read(component, execution.parameters)
+    if any(found is not None and now[name] != found for name, found in before.items()):
         raise InputError(f"The files that {component.name} read were changed meanwhile; run the same command again.")
     files = {name: file_digests(path) for name, path in execution.outputs.items()}
     record = {
@@ -349,16 +349,14 @@ def _code(component, modules):
     return {"ours": ours, **{module: code.digest(module) for module in modules}}
 
 
-def _files(component, parameters):
-    """Parameter -> digest of the file or folder that it names."""
+def _read(component, parameters):
+    """What tells what an execution reads from elsewhere."""
     try:
-        return {
-            name: directory_fingerprint(path) if Path(path).is_dir() else file_digest(path)
-            for name in component.files
-            if (path := parameters[name])
-        }
+        return component.reads(parameters)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
-        raise InputError(f"Cannot read what {' and '.join(component.files)} name ({error}).") from None
+        raise InputError(f"Cannot read what {component.name} reads ({error}).") from None
 
 
 def _import(modules):

@@ -10,10 +10,13 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from macer_tf import confidence
 from pipeline.components import evaluator, example_gen, exporter, infra_validator, pusher, trainer
+from pipeline.data import examples as examples_lib
 from pipeline.experiments import settings as settings_lib
+from pipeline.orchestration import orchestrator
 from pipeline.orchestration.artifacts import Artifact
 from pipeline.training import models
 from pipeline.utils import sealed
@@ -83,6 +86,31 @@ def test_images_held_out_for_validation_are_certified_and_not_trained_on(executi
     assert data.descriptions["test"] == (
         "100 held out for validation, evenly spaced, of the first 1,437 of scikit-learn's digits"
     )
+
+
+def test_other_images_under_the_same_words_are_read_anew(tmp_path, monkeypatch):
+    """A relative path leads elsewhere from another folder, and an empty folder is a class."""
+    for place, pixel in (("one", 10), ("two", 200)):
+        for split in ("train", "test"):
+            for name in ("a", "c"):
+                folder = tmp_path / place / split / name
+                folder.mkdir(parents=True)
+                Image.fromarray(np.full((4, 4), pixel, np.uint8)).save(folder / "0.png")
+    settings = dict.fromkeys(example_gen.EXAMPLE_GEN.parameters)
+    settings |= {"train_images": "train", "test_images": "test", "dataset": "images-train"}
+
+    def read():
+        artifacts = orchestrator.run((example_gen.EXAMPLE_GEN,), settings, tmp_path, 1)
+        read = examples_lib.read(artifacts["examples"].path)
+        return int(read.images["test"].max()), read.labels["test"].tolist()
+
+    monkeypatch.chdir(tmp_path / "one")
+    assert read() == (10, [0, 1])
+    monkeypatch.chdir(tmp_path / "two")
+    assert read() == (200, [0, 1])
+    for split in ("train", "test"):
+        (tmp_path / "two" / split / "b").mkdir()
+    assert read() == (200, [0, 2])
 
 
 @pytest.mark.parametrize("count", [1, 1436, 2000])

@@ -162,6 +162,24 @@ def test_partial_svhn_which_tfds_does_not_know():
 # Prepared data
 
 
+@pytest.mark.parametrize("digested", [2**28, 0], ids=["by content", "by size and time"])
+def test_the_fingerprint_is_of_what_would_be_read(tmp_path, monkeypatch, digested):
+    """Two folders of one relative name, data that are prepared anew, and a newer version beside."""
+    monkeypatch.setattr(datasets, "_SOON_DIGESTED_BYTES", digested)
+    assert datasets.fingerprint("tiny", tmp_path / "data") is None
+    found = []
+    for place, first in (("one", 0), ("two", 3)):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        directory = prepare("data", splits={"train": examples(3, first), "test": examples(3)})
+        found += [datasets.fingerprint("tiny", "data")]
+        assert datasets.fingerprint("tiny", tmp_path / place / "data") == found[-1]
+    shutil.copytree(directory, directory.with_name("1.10.0"))
+    (tmp_path / "two" / "data" / "tiny" / "1.10.0" / "features.json").write_text("{}")
+    found += [datasets.fingerprint("tiny", "data")]
+    assert len(set(found)) == 3
+
+
 def test_prepared_data_without_code_needs_no_network(tmp_path, no_network):
     prepare(tmp_path)
     tiny = datasets.load("tiny", tmp_path)

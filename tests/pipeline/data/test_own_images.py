@@ -107,6 +107,24 @@ def test_what_cannot_be_trained_on_is_one_line(folder, train, test, message):
     assert "\n" not in str(error.value)
 
 
+def test_the_fingerprint_is_of_pixels_names_and_classes(folder, npz, tmp_path):
+    path = folder("train", {"a": grey(1), "c": grey(2)})
+    found = [own_images.fingerprint(path)]
+    (tmp_path / "train" / ".hidden").mkdir()
+    assert own_images.fingerprint(path) == found[0]
+
+    def changes(change):
+        change()
+        found.append(own_images.fingerprint(path))
+        assert len(set(found)) == len(found)
+
+    changes((tmp_path / "train" / "b").mkdir)  # c is class 2 now
+    changes(lambda: (tmp_path / "train" / "c" / "0.png").rename(tmp_path / "train" / "c" / "1.png"))
+    changes(lambda: Image.fromarray(grey(3)[0]).save(tmp_path / "train" / "a" / "0.png"))
+    archives = [npz("one", images=np.stack(grey(1)), labels=[0]), npz("two", images=np.stack(grey(2)), labels=[0])]
+    assert len({*map(own_images.fingerprint, archives)}) == 2
+
+
 def test_what_an_archive_lacks_is_one_line(npz, folder):
     images = np.stack(grey(1, 2))
     labelled = npz("labelled", images=images, labels=[0, 1])

@@ -27,6 +27,7 @@ from pipeline.orchestration import history, orchestrator
 from pipeline.report import charts, figures, page, sweep_report
 from pipeline.training import backups
 from pipeline.utils import sealed
+from pipeline.utils.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("small_heap")
 
@@ -100,6 +101,20 @@ def test_each_method_keeps_its_own_preset_and_takes_the_flags_that_fit():
         ("--lam", "cohen"), ("--num_samples", "cohen"), ("--epsilon", "cohen"), ("--epsilon", "macer"),
         ("--lam", "smoothadv"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("switch", [["--average_cross_entropy"], ["--average_cross_entropy", "yes"],
+                                    ["--average_cross_entropy=yes"]])  # fmt: skip
+@pytest.mark.parametrize("behind", [["--n=1000"], ["--n", "1000"]])
+def test_what_stands_behind_a_switch_that_is_left_out_holds_for_all(switch, behind):
+    sweep = sweep_lib.parse(["--dataset", "digits", *switch, *behind, "--sweep", "method=macer,cohen"])
+    assert [member.settings["n"] for member in sweep.members] == [1000, 1000]
+    assert [member.settings.get("average_cross_entropy") for member in sweep.members] == [True, None]
+
+
+def test_a_flag_without_its_value_takes_no_other_flag_away():
+    with pytest.raises(InputError, match="method=macer: argument --lam: expected one argument"):
+        sweep_lib.parse(["--dataset", "digits", "--lam", "--n=1000", "--sweep", "method=cohen,macer"])
 
 
 def test_a_value_may_have_commas():

@@ -408,6 +408,35 @@ def test_other_code_is_another_execution_and_other_wording_is_not(pipeline, tmp_
     assert sys.modules.pop("beside_it")
 
 
+def test_what_is_read_from_elsewhere_tells_an_execution_from_others(pipeline, tmp_path):
+    source = tmp_path / "source.txt"
+    source.write_text("one")
+    pipeline.replace(0, reads=lambda parameters: {"source": source.read_text()})
+    assert pipeline.run()[1] == ["Source", "Repeat", "Suffix"]
+    assert pipeline.run()[1] == []
+    source.write_text("two")
+    assert pipeline.run()[1] == ["Source"]  # its output is what it was
+    source.unlink()
+    with pytest.raises(InputError, match=r"^Cannot read what Source reads \(.*No such file.*source\.txt.*\)\.$"):
+        pipeline.run()
+
+
+@pytest.mark.parametrize(("before", "is_refused"), [("one", True), (None, False)])
+def test_what_changes_while_it_is_read_is_refused_and_what_is_made_there_is_not(pipeline, before, is_refused):
+    found = [before]
+    pipeline.replace(0, reads=lambda parameters: {"source": found[-1]})
+    execute = pipeline.components[0].execute
+    pipeline.replace(0, execute=lambda execution: (execute(execution), found.append("two")))
+    if is_refused:
+        with pytest.raises(InputError, match=r"^The files that Source read were changed meanwhile; run the same"):
+            pipeline.run()
+    else:
+        assert pipeline.run()[1] == ["Source", "Repeat", "Suffix"]
+    # What is there now was not what is told of the execution before, so it is read once more.
+    assert pipeline.run()[1] == (["Source", "Repeat", "Suffix"] if is_refused else ["Source"])
+    assert pipeline.run()[1] == []
+
+
 def test_two_runs_at_once_in_one_root(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom pipeline.orchestration import orchestrator\n"
