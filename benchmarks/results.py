@@ -41,7 +41,7 @@ TUNED_FROM = {
 CHOSEN_FIRST = {**TUNED_FROM, "--ema": "0", "--num_samples": "2", "--noise_steps": "1", "--epochs": "8", "--n": "20000"}
 # What votes are of, and what a cell tells of its training beside that.
 DRAWN = ("sigma", "n0", "n", "alpha", "seed")
-TOLD = ("command", "epochs", "training_seconds", "training_core_seconds", "cores", *DRAWN)
+TOLD = ("epochs", "training_seconds", "training_core_seconds", "cores", *DRAWN)
 TEST_IMAGES = 10_000  # of MNIST
 # The best preset for as long as the other methods train.
 SHORT_BEST = "--preset macer-mnist-0.50-best --epochs 11"
@@ -66,10 +66,17 @@ class Cell:
         count = [] if images is None else ["--num_test_examples", str(images)]
         return [*self.flags.split(), *count]
 
+    def command(self, images=None):
+        """That makes it."""
+        return f"python -m pipeline.run {' '.join(self.arguments(images))}"
+
     def measured(self):
-        """metrics.json, None before the cell was run."""
+        """metrics.json, None before the cell was run with these flags."""
         path = self.kept / "metrics.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        metrics = json.loads(path.read_text()) if path.exists() else None
+        return (
+            metrics if metrics and metrics["command"].partition(" --num_test_examples")[0] == self.command() else None
+        )
 
 
 def cells():
@@ -240,11 +247,14 @@ def _carry_out(arguments):
             recertify(name, arguments)
     elif arguments.command == "list":
         for cell in cells():
-            print(f"{cell.group}/{cell.name}: python -m pipeline.run {' '.join(cell.arguments())}")
+            print(f"{cell.group}/{cell.name}: {cell.command()}")
     else:
-        chosen = [cell for cell in cells() if {cell.group, f"{cell.group}/{cell.name}"} & set(arguments.cells)]
-        if not chosen:
-            parser.error(f"no such cells: {' '.join(arguments.cells)}; see `list`")
+        names = [(cell, {cell.group, f"{cell.group}/{cell.name}"}) for cell in cells()]
+        if unknown := set(arguments.cells) - set().union(*(of_cell for _, of_cell in names)):
+            parser.error(f"no such cells: {' '.join(sorted(unknown))}; see `list`")
+        if arguments.images < 1:
+            parser.error(f"--images must be a whole number from 1. Received: {arguments.images}")
+        chosen = [cell for cell, of_cell in names if of_cell & set(arguments.cells)]
         for cell in chosen:
             run(cell, arguments)
 
@@ -267,7 +277,7 @@ def run(cell, arguments):
         cell,
         certified,
         examples.labels["test"][certified[1]],
-        command=f"python -m pipeline.run {' '.join(cell.arguments(arguments.images))}",
+        command=cell.command(arguments.images),
         image_set=evaluator.image_set(examples, certified[1]),
         epochs=settings["epochs"],
         training_seconds=float(seconds["seconds"].sum()),
@@ -346,6 +356,7 @@ def recertify(name, arguments):
     labels = certificates_in(output / "certificates.parquet")["label"]
     image_set = f"{len(labels):,}, evenly spaced, of the test split of mnist 3.0.1 ({TEST_IMAGES:,} images)"
     told = {setting: before[setting] for setting in TOLD} | {"image_set": image_set}
+    told["command"] = cell.command(arguments.images)
     keep(cell, certificate_files.read(output), labels, **told)
     write_card(kept(cell), path, about["claimed"])
 

@@ -291,7 +291,10 @@ def _row(where, fields, columns, width):
 def _whole(text):
     if not _WHOLE.fullmatch(text.strip()):
         raise ValueError(f"not a whole number: {text!r}")
-    return int(text.partition(".")[0])
+    number = int(text.partition(".")[0])
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"not a number of 64 bits: {text!r}")
+    return number
 
 
 def _number(text):

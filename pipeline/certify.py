@@ -1,7 +1,15 @@
 """Certifies anyone's classifier: `python -m pipeline.certify`, which is `pipeline.jobs.certify`."""
 
-from pipeline.jobs.certify import main
 from serving import terminal
+
+
+def main(arguments=None):
+    """See `pipeline.jobs.certify.main`."""
+    # Only now, so that Ctrl-C meanwhile is answered in one line.
+    from pipeline.jobs import certify
+
+    return certify.main(arguments)
+
 
 if __name__ == "__main__":
     terminal.run(main)

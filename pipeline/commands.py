@@ -31,4 +31,5 @@ def publish():
 
 
 def _command(module):
-    terminal.run(importlib.import_module(module).main)
+    # Only then, so that Ctrl-C meanwhile is answered in one line.
+    terminal.run(lambda: importlib.import_module(module).main())

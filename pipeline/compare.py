@@ -1,7 +1,15 @@
 """Puts certification logs side by side: `python -m pipeline.compare`, which is `pipeline.jobs.compare`."""
 
-from pipeline.jobs.compare import main
 from serving import terminal
+
+
+def main(arguments=None):
+    """See `pipeline.jobs.compare.main`."""
+    # Only now, so that Ctrl-C meanwhile is answered in one line.
+    from pipeline.jobs import compare
+
+    return compare.main(arguments)
+
 
 if __name__ == "__main__":
     terminal.run(main)

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from serving.terminal import printable
+from serving.terminal import INTERRUPTED, printable
 
-INTERRUPTED = 130
 # What Ctrl-C does before it ends the process.
 _before_end: list[Callable[[], object]] = []
 

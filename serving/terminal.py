@@ -1,10 +1,13 @@
 """What a command prints reaches any terminal, pipe or closed stream, and nothing in it commands the terminal."""
 
 import codecs
+import contextlib
 import os
 import signal
 import sys
+import threading
 
+INTERRUPTED = 130
 # As a shell tells of a program that SIGPIPE ended.
 _BROKEN_PIPE = 141
 _PLAIN = {"±": "+-", "·": "-", "…": "...", "→": "->"}
@@ -24,6 +27,9 @@ def run(main):
         status = main()
     except SystemExit as end:  # as --help does
         status = end.code or 0
+    except KeyboardInterrupt:  # before there is anything to lose
+        print("\nInterrupted.", file=sys.stderr)
+        status = INTERRUPTED
     sys.stdout.flush()
     if lost := sys.stdout.lost:
         print(f"error: Not all that was printed could be written ({lost.strerror}).", file=sys.stderr)
@@ -44,19 +50,33 @@ def import_tensorflow():
     """Imports TensorFlow, and returns it, without the page that its C++ side writes before its log level counts."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
-    # Until what Ctrl-C says can be read.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    kept = os.dup(2)
+    with _stderr_nowhere():
+        import tensorflow
+    tensorflow.get_logger().setLevel("ERROR")
+    return tensorflow
+
+
+@contextlib.contextmanager
+def _stderr_nowhere():
+    """In this context descriptor 2 leads nowhere, but what Ctrl-C says can be read."""
+    kept, interrupt = os.dup(2), signal.getsignal(signal.SIGINT)
+
+    def show_and_interrupt(*received):
+        os.dup2(kept, 2)
+        interrupt(*received)
+
+    can_be_interrupted = callable(interrupt) and threading.current_thread() is threading.main_thread()
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
-        import tensorflow
+        if can_be_interrupted:
+            signal.signal(signal.SIGINT, show_and_interrupt)
+        yield
     finally:
+        if can_be_interrupted:
+            signal.signal(signal.SIGINT, interrupt)
         os.dup2(kept, 2)
         os.close(kept)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    tensorflow.get_logger().setLevel("ERROR")
-    return tensorflow
 
 
 def printable(text):

@@ -103,8 +103,14 @@ def _parse_radii(text):
     return tuple(radii)
 
 
+def _parse_path(text):
+    if is_url(text):
+        raise InputError("must be a path on this machine, not a URL")
+    return str(Path(text).expanduser())
+
+
 TEXT = Kind("text", str)
-PATH = Kind("a path", lambda text: str(Path(text).expanduser()))
+PATH = Kind("a path", _parse_path)
 # A URL's two slashes are not a path's.
 PLACE = Kind("a path or a URL", lambda text: text if is_url(text) else PATH.parse(text))
 FOLDER = Kind("a folder", PATH.parse)
@@ -171,7 +177,7 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
         switches = {f"--{setting.name}" for entries in groups.values() for setting in entries if setting.kind is SWITCH}
         arguments = [
             f"{one}=yes" if one in switches and after not in ("yes", "no") else one
-            for one, after in zip(arguments, [*arguments[1:], None], strict=True)
+            for one, after in zip(arguments, [*arguments[1:], None], strict=False)
         ]
     parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=terminal.version(), help=argparse.SUPPRESS)

@@ -8,6 +8,7 @@ import time
 from pipeline.cli import command_line
 from pipeline.cli.command_line import PATH, SWITCH, Setting
 from pipeline.utils.errors import InputError
+from serving.exit import INTERRUPTED, before_interrupted
 
 CONFIG = Setting("config", PATH, "file of settings, YAML or JSON; flags win", None, "none")
 DRY_RUN = Setting("dry_run", SWITCH, "show plan, time and what is cached; do nothing", False)
@@ -38,6 +39,7 @@ class Saying:
 
     def __enter__(self):
         self._stdout = sys.stdout
+        self._stack.enter_context(before_interrupted(self._interrupted))
         stream = sys.stderr if self._is_json else sys.stdout
         if self._is_quiet:
             stream = self._stack.enter_context(_Nowhere())
@@ -63,6 +65,10 @@ class Saying:
     def failed(self, line):
         """What stopped the command, in one line."""
         self._value["error"] = line
+
+    def _interrupted(self):
+        self.failed("Interrupted.")
+        self.end(INTERRUPTED)
 
     def end(self, status):
         """Says the result to a program, if one listens. Returns `status`."""

@@ -114,12 +114,7 @@ def load(
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size must be a positive number of pixels. Received: {image_size}")
     if dataset == "digits":
-        if (train_split, test_split, image_size) != (None, None, None):
-            raise InputError(
-                "digits are embedded: 8x8 images, the first 1,437 to train, the last 360 to test; leave out "
-                f"train_split, test_split and image_size. Received: train_split={train_split!r}, "
-                f"test_split={test_split!r}, image_size={image_size!r}"
-            )
+        check_choice(dataset, train_split=train_split, test_split=test_split, image_size=image_size)
         return _digits()
 
     builder_name = SHORT_NAMES.get(dataset, dataset)
@@ -148,6 +143,16 @@ def check_name(dataset: str, data_dir: str | os.PathLike | None = None) -> None:
     root = _root(data_dir)
     if dataset not in SHORT_NAMES and _found(dataset, name, root) is None:
         _check_known(dataset, name, root)
+
+
+def check_choice(dataset: str, **chosen: Any) -> None:
+    """Raises InputError, in one line, if splits or a size are chosen, not None, where there is but one."""
+    received = [f"{name}={value}" for name, value in chosen.items() if value is not None]
+    if dataset == "digits" and received:
+        raise InputError(
+            "digits are embedded: 8x8 images, the first 1,437 to train, the last 360 to test; leave out "
+            f"{', '.join(chosen)}. Received: {', '.join(received)}"
+        )
 
 
 def fingerprint(dataset: str, data_dir: str | os.PathLike | None = None) -> str | None:
@@ -214,7 +219,8 @@ def load_split(
     Args and Raises: as `load`.
     """
     if dataset == "digits":
-        digits = load(dataset, test_split=split, image_size=image_size)
+        check_choice(dataset, split=split, image_size=image_size)
+        digits = _digits()
         return digits.test, digits.pixel_max, digits.class_names
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size must be a positive number of pixels. Received: {image_size}")

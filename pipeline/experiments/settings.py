@@ -13,6 +13,7 @@ from pipeline.data.datasets import SHORT_NAMES
 from pipeline.experiments import methods, presets
 from pipeline.experiments.setting_list import GROUPS
 from pipeline.utils.errors import InputError
+from serving.fingerprints import digest
 
 _DATASETS = f"{', '.join(SHORT_NAMES)}, or any TFDS image-classification builder"
 # Where soft certificates get no other.
@@ -106,7 +107,7 @@ def notes(settings, preset, given):
 def groups(method):
     """Title -> `Setting`s, of all that a `Method` has: its own behind those that every method has."""
     training = (*GROUPS["Training"], *method.settings)
-    shared = {setting.name for group in GROUPS.values() for setting in group}
+    shared = {setting.name for group in (*GROUPS.values(), _UNLISTED) for setting in group} | {"help", "version"}
     if both := shared & method.defaults().keys():
         raise InputError(
             f"Every method has a setting {min(both)}: the method {method.name} may not have one of its own."
@@ -146,7 +147,12 @@ def _refuse_another_preset(given, preset):
 
 def _push_dir(settings):
     # All digits of sigma: two models may not share a folder.
-    model_name = f"{settings['dataset']}-{repr(settings['sigma']).removesuffix('.0')}".replace("/", "-")
+    images = settings["train_images"]
+    # Nor may two folders of one's own that have the same last name.
+    dataset = (
+        f"{settings['dataset']}-{digest(os.fsencode(os.path.realpath(images)))[:8]}" if images else settings["dataset"]
+    )
+    model_name = f"{dataset}-{repr(settings['sigma']).removesuffix('.0')}".replace("/", "-")
     return str(Path(settings["pipeline_root"]) / "serving" / model_name)
 
 

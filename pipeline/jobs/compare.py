@@ -125,8 +125,10 @@ def _compare(settings):
     if not 1 <= len(paths) <= figures.MAX_CURVES:
         raise InputError(f"Give 1 to {figures.MAX_CURVES} logs, or folders of runs. Received: {len(paths)}")
     names = [printable(name) for name in settings["names"] or names_of(paths)]
-    if len(names) != len(paths) or len(set(names)) != len(names):
-        raise InputError(f"--names must be one for each of the {len(paths)} logs, no two the same. Received: {names}")
+    if len(names) != len(paths) or len(set(names)) != len(names) or not all(names):
+        raise InputError(
+            f"--names must be one for each of the {len(paths)} logs, none empty and no two the same. Received: {names}"
+        )
     entries = [load(path, name) for path, name in zip(paths, names, strict=True)]
     if settings["ids"]:
         entries = [_between(entry, *settings["ids"]) for entry in entries]

@@ -13,7 +13,12 @@ def check_data(settings):
         for name in ("train_images", "test_images"):
             sources.at(settings[name], None)
     else:
-        datasets.check_name(settings["dataset"], settings["data_dir"])
+        _check_dataset(settings, "train_split", "test_split", "image_size")
+
+
+def _check_dataset(settings, *choices):
+    datasets.check_name(settings["dataset"], settings["data_dir"])
+    datasets.check_choice(settings["dataset"], **{name: settings[name] for name in choices})
 
 
 def check_network(settings):
@@ -41,6 +46,6 @@ def check_classifier(settings):
     if settings["custom_objects"]:
         code.digest(settings["custom_objects"])
     if settings["dataset"] is not None:
-        datasets.check_name(settings["dataset"], settings["data_dir"])
+        _check_dataset(settings, "split", "image_size")
     elif not places.is_url(settings["images"]):
         sources.at(settings["images"], None)

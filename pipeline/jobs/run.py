@@ -21,18 +21,22 @@ from pipeline.utils.errors import InputError
 from serving.exit import exit_status
 from serving.terminal import printable
 
+_LIST = "--list_presets"
+
 
 def main(arguments=None):
     """Runs the pipeline. Returns the exit status: 0, 1 if a component or a sweep's member failed, 2 for bad input."""
     arguments = sys.argv[1:] if arguments is None else arguments
     console.quiet()
-    if "--list_presets" in arguments:
+    if arguments == [_LIST]:
         print(console.table(*presets.table()))
         return 0
 
     with saying.Saying(arguments) as said:
 
         def parse():
+            if _LIST in arguments:
+                raise InputError(f"{_LIST} goes with nothing else. Received: {shlex.join(map(printable, arguments))}")
             parsed = _Parsed(arguments)
             # Where nothing is to be made, nothing is written of an error either.
             return parsed, None if parsed.settings["dry_run"] else parsed.root

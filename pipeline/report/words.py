@@ -1,12 +1,18 @@
 """How results are told, on the terminal and on every page."""
 
 import decimal
+import math
 
 HEADER = "Certified accuracy at l2 radius, and average certified radius (ACR ± standard error)"
 
 
 def mean(value, standard_error, digits=4, sign=""):
-    """A mean and its standard error, with so many digits; `sign` is "+" for a difference."""
+    """A mean and its standard error, with so many digits; `sign` is "+" for a difference.
+
+    One value has no standard error.
+    """
+    if math.isnan(standard_error):
+        return f"{value:{sign}.{digits}f}"
     return f"{value:{sign}.{digits}f} ± {standard_error:.{digits}f}"
 
 

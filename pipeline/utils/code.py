@@ -27,7 +27,8 @@ def attribute(reference):
     Raises:
         InputError: in one line, if there is no such module, it cannot be imported, or does not define the name.
     """
-    module, _, name = reference.partition(":")
+    (module,) = modules(reference)
+    name = reference.partition(":")[2]
     imported = import_module(module)
     try:
         return getattr(imported, name)
@@ -36,7 +37,13 @@ def attribute(reference):
 
 
 def modules(*references):
-    """The modules of those of the references that are "package.module:name"."""
+    """The modules of those of the references that are "package.module:name".
+
+    Raises:
+        InputError: if one says no module.
+    """
+    if bad := [one for one in references if one and one.startswith(":")]:
+        raise InputError(f"Before the colon there must be a module, as in package.module:name. Received: {bad[0]}")
     return tuple(dict.fromkeys(one.partition(":")[0] for one in references if one and ":" in one))
 
 

@@ -1,5 +1,6 @@
 """The tables of docs/results.md, from certificates whose figures are known."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -36,7 +37,13 @@ def keep(tmp_path, monkeypatch):
         ids, about = np.arange(len(right)), {"n": 1000, "alpha": 0.001, "radii": None, "sigma": 0.5}
         cell.kept.mkdir(parents=True)
         also = {"sigma": 0.5, "n0": 100, "n": 1000, "alpha": 0.001, "seed": 0, "epochs": 3, "training_seconds": 120.0}
-        also |= {"command": "c", "image_set": "four", "training_core_seconds": 180.0, "cores": 2}
+        (flags,) = (one.flags for one in results.cells() if (one.group, one.name) == (cell.group, cell.name))
+        also |= {
+            "command": f"python -m pipeline.run {flags} --num_test_examples {len(right)}",
+            "image_set": "four",
+            "training_core_seconds": 180.0,
+            "cores": 2,
+        }
         report_results.write(cell.kept, (about, ids, votes, certified), np.zeros(len(right), np.int64), **also)
         return certificates.radii
 
@@ -113,7 +120,8 @@ def test_the_cost_of_a_group_is_that_of_its_models(keep):
         cell = results.Cell("methods", name, "")
         keep(cell, [1000, 990])
         changed = {"num_images": images, "samples_per_image": samples, "training_seconds": seconds}
-        (cell.kept / "metrics.json").write_text(json.dumps(cell.measured() | changed))
+        path = cell.kept / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     results.draw()
     # 1.1 and 1.65 million samples were drawn, where n0 + n = 1,100 of each of 3,000 images are 3.3 million.
     assert "\n| methods | 2 | 2.5 | 2.8 | 16.7 % |\n" in results.PAGE.read_text()
@@ -151,7 +159,7 @@ def test_a_released_model_is_certified_again_on_more_images(keep, tmp_path, monk
     shutil.copy(FOLDER / f"{name}.keras", released.FOLDER)
     cell = results.released_cell(0.5)
     keep(cell, [1000, 990, 900, 500])
-    trained = cell.measured()
+    trained = json.loads((cell.kept / "metrics.json").read_text())
     where = ["--data_dir", str(shared_tfds), "--root", str(tmp_path / "root")]
     results.main(["recertify", name, "--images", "10", *where])
     kept, card = results.kept(cell), released.card(name)
@@ -166,6 +174,28 @@ def test_a_released_model_is_certified_again_on_more_images(keep, tmp_path, monk
     macer_tf.load_released(name)
     # Nothing is left to do, so nothing is done: not even the root is looked at.
     results.main(["recertify", name, "--images", "5", "--data_dir", "nowhere", "--root", "nowhere"])
+
+
+def test_what_was_measured_with_other_flags_is_measured_again_and_not_drawn(keep):
+    keep(results.Cell("mnist", "gaussian-0.50-0", ""), [1000, 1000, 900, 500])
+    (cell,) = (one for one in results.cells() if (one.group, one.name) == ("mnist", "gaussian-0.50-0"))
+    assert cell.measured() == results.kept(cell).metrics
+    other = dataclasses.replace(cell, flags=cell.flags.replace("--epochs 20", "--epochs 200"))
+    assert other.flags != cell.flags
+    assert (other.measured(), results.kept(other)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["methods/cohen", "typo"], "no such cells: typo; see `list`"),
+        (["methods/cohen", "--images", "-5"], "--images must be a whole number from 1. Received: -5"),
+    ],
+)
+def test_cells_that_there_are_not_are_refused(arguments, line, capsys):
+    with pytest.raises(SystemExit):
+        results.main(["run", *arguments, "--data_dir", "nowhere", "--root", "nowhere"])
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("images", [300, 0, -5, 20_000])

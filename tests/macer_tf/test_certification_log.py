@@ -235,6 +235,7 @@ def test_a_kill_inside_the_time_loses_no_image(log):
         (COHEN.replace("0.378", "-0.1"), "log.tsv:2: the radius of a correct prediction must be finite, from 0"),
         (COHEN.replace("0.378", "3_7"), "log.tsv:2: not a number: '3_7'. Received: '0\\t3\\t3"),
         (COHEN.replace("20\t7", "20\t7.5"), "log.tsv:3: not a whole number: '7.5'."),
+        (COHEN.replace("20\t7", f"{2**63}\t7"), f"log.tsv:3: not a number of 64 bits: '{2**63}'."),
         (COHEN.replace("20\t7", "True\t7"), "log.tsv:3: not a whole number: 'True'."),
         (COHEN.replace("\t1\t15", "\tyes\t15"), "log.tsv:2: not a whole number: 'yes'."),
         (COHEN.replace("0\t3", "0,3", 1), "log.tsv:2: a line must have 6 fields. Received: '0,3"),
@@ -242,7 +243,7 @@ def test_a_kill_inside_the_time_loses_no_image(log):
         (COHEN + "idx\tpredict\tlabel\tradius\tcorrect\ttime\n", "log.tsv:5: a different header from the first;"),
         (COHEN.replace("time", "label"), "is not a certification log: it has two columns label."),
         (gzip.compress(bytes(2**28 + 1), 1, mtime=0), "log.tsv unpacks to more than 256 MiB, the most accepted."),
-        (COHEN.replace("20\t7", "2" * 30 + "\t7"), "log.tsv:3: Python int too large"),
+        (COHEN.replace("20\t7", "2" * 30 + "\t7"), "log.tsv:3: not a number of 64 bits: "),
     ],
 )
 def test_what_is_not_accepted_is_told_in_one_line(log, content, message):

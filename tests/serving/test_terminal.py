@@ -101,6 +101,29 @@ def test_every_command_may_be_read_in_part_or_not_at_all(shell, command):
     assert ended.stdout.isascii()
 
 
+def test_ctrl_c_while_a_command_is_imported_is_one_line(shell):
+    code = "import os, signal\nfrom serving import terminal\nterminal.run(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    ended = shell(f"$PYTHON -c '{code}'")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "\nInterrupted.\n")
+
+
+def test_ctrl_c_while_tensorflow_is_imported_can_be_read_and_its_own_page_not(shell, tmp_path):
+    """Another thread than the one that imports may get the signal."""
+    (tmp_path / "tensorflow.py").write_text(
+        "import os, signal, threading, time\nos.write(2, b'a page')\n"
+        "thread = threading.Thread(target=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "thread.start()\nthread.join()\ntime.sleep(5)\n"
+    )
+    code = (
+        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nfrom serving import exit, terminal\n"
+        "work = lambda parsed: terminal.import_tensorflow()\n"
+        "exit.exit_status(lambda: (None, None), work, 'Come back.', at_once=True)\n"
+    )
+    (tmp_path / "program.py").write_text(code)
+    ended = shell(f"$PYTHON {tmp_path / 'program.py'}", PYTHONPATH=str(ROOT))
+    assert (ended.returncode, ended.stderr) == (130, "\nInterrupted. Come back.\n")
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

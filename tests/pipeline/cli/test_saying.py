@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.cli import console
 from pipeline.cli.saying import Saying
+from serving import exit as exit_lib
 
 
 @pytest.fixture
@@ -61,6 +62,14 @@ def test_a_program_is_told_of_an_error_too(said):
     status, out, err = said("--json", fails=True)
     assert (status, json.loads(out)) == (2, {"status": 2, "error": "no room"})
     assert err.endswith("error: no room\n")
+
+
+def test_a_program_is_told_of_ctrl_c_too(capsys):
+    with Saying(["--json"]) as said:
+        for action in exit_lib._before_end:
+            action()
+        assert json.loads(capsys.readouterr().out) == {"status": 130, "error": "Interrupted."}
+        said.end(0)
 
 
 def test_a_clock_stands_before_each_line_that_is_not_empty(said):

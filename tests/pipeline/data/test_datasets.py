@@ -104,7 +104,7 @@ def test_digits_do_not_wait_for_tensorflow():
 
 
 def test_digits_have_no_other_splits():
-    assert "Received: train_split='test'" in refused("digits", train_split="test")
+    assert "Received: train_split=test" in refused("digits", train_split="test")
 
 
 def test_mnist():

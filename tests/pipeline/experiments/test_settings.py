@@ -506,6 +506,38 @@ def test_the_list_of_presets(capsys):
     assert max(map(len, printed.splitlines())) <= 120
 
 
+def test_the_list_of_presets_goes_with_nothing_else(capsys):
+    assert run_lib.main(["--list_presets", "--typo"]) == 2
+    assert capsys.readouterr().err == "error: --list_presets goes with nothing else. Received: --list_presets --typo\n"
+
+
+def test_two_folders_of_ones_own_share_no_folder_of_a_server(tmp_path):
+    """Nor do those that are called the same."""
+    folders = set()
+    for place in ("cats", "birds"):
+        for split in ("train", "test"):
+            (tmp_path / place / split).mkdir(parents=True)
+        images = [f"--{split}_images={tmp_path / place / split}" for split in ("train", "test")]
+        settings, _ = settings_lib.parse(images)
+        folders.add(settings["push_dir"])
+        assert settings["dataset"] == "images-train"
+        assert "push_dir" not in settings_lib.written(settings)
+    assert len(folders) == 2
+
+
+@pytest.mark.parametrize("name", ["pipeline_root", "push_dir", "data_dir", "train_images", "config"])
+@pytest.mark.parametrize("url", ["gs://bucket/x", "s3://bucket/x", "hdfs://host/x"])
+def test_a_url_is_no_folder_of_this_machine(line, name, url):
+    received = line("--dataset", "mnist", f"--{name}", url)
+    assert received == f"error: --{name} must be a path on this machine, not a URL. Received: {url}"
+
+
+@pytest.mark.parametrize("arguments", [["--method", ":x"], ["--network", ":f"]])
+def test_a_reference_without_a_module_is_told(line, arguments):
+    received = line("--dataset", "digits", *arguments)
+    assert received.endswith(f"there must be a module, as in package.module:name. Received: {arguments[1]}")
+
+
 @pytest.mark.parametrize(
     ("sigma", "name"),
     [("0.25", "digits-0.25"), ("1", "digits-1"), ("0.2500001", "digits-0.2500001"), ("0.2500002", "digits-0.2500002")],

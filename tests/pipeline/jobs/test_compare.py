@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -256,6 +257,12 @@ def test_what_is_unfinished_is_no_evaluation(write_evaluation, tmp_path, run):
         compare.load((tmp_path / "root" / "Evaluator-0123").rename(tmp_path / "root" / ".old").parent, "name")
 
 
+def test_one_image_has_no_standard_error(write_log, run):
+    printed = run(write_log("one.tsv", FIRST[:1]), "--radii", "0")
+    assert "nan" not in printed
+    assert re.search(r"^one +[\d.]+ +\d\.\d{4} *-?$", printed, re.MULTILINE), printed
+
+
 def test_names_are_as_short_as_tells_them_apart(tmp_path):
     ours = ["sigma0.25/macer/certificates.tsv", "sigma0.5/macer", "sigma0.25/cohen.tsv.gz"]
     assert compare.names_of(ours[1:]) == ["macer", "cohen"]
@@ -338,8 +345,12 @@ def test_a_long_legend_leaves_the_axes_their_room(name):
         (["a.tsv", "--radii", "0,nan"], "--radii must be rising radii such as 0,0.25,0.5. Received: 0,nan"),
         (["a.tsv", "--ids", "9-5"], "--ids must be a range such as 500-999. Received: 9-5"),
         (["a.tsv", "--ids", "7-90"], "a has no image from 7 to 90: its 4 images are from 0 to 3."),
-        (["a.tsv", "--names", "x,y"], "--names must be one for each of the 1 logs, no two the same."),
-        (["a.tsv", "a.tsv", "--names", "x,x"], "--names must be one for each of the 2 logs, no two the same."),
+        (["a.tsv", "--names", "x,y"], "--names must be one for each of the 1 logs, none empty and no two the same."),
+        (["a.tsv", "--names", ""], "--names must be one for each of the 1 logs, none empty and no two the same."),
+        (
+            ["a.tsv", "a.tsv", "--names", "x,x"],
+            "--names must be one for each of the 2 logs, none empty and no two the same.",
+        ),
         (["a.tsv", "--output", "a.pdf"], "--output must be a file that ends in .html, .png, .svg. Received: a.pdf"),
         (["a.tsv", "--radius", "1"], "Unknown argument --radius. Did you mean --radii"),
         (["empty"], "empty is neither an evaluation nor a pipeline root with one: it has no certificates.tsv."),

@@ -92,6 +92,7 @@ def test_programs_get_the_same_as_json(run, tmp_path, capsys):
     make(root, "--epochs=5")
     capsys.readouterr()
     status, out, _ = run(root, "--json")
+    assert run("--json", root)[1] == out
     first, last = json.loads(out)
     assert (status, first["state"], first["acr"], first["latest"], last["latest"]) == (0, "finished", 0.25, False, True)
     assert last["differs"] == [["epochs", "5", "60"]]
