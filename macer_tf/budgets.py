@@ -56,9 +56,7 @@ class _Budget:
             ValueError: if sigma or alpha is out of range, n could never reach what is asked for, an image has no
                 selection votes or more than n estimation votes, or there is not one label per image.
         """
-        if not 0 < sigma < np.inf:
-            raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
-        check_alpha(alpha)
+        sigma, alpha = certificates.check_sigma(sigma), check_alpha(alpha)
         self._check_can_reach(sigma, alpha)
         if (votes.n0 < 1).any() or (votes.n > self.n).any():
             raise ValueError(
@@ -148,8 +146,10 @@ class RadiusBudget(_Budget):
 
     def __post_init__(self) -> None:
         _check_n(self.n)
-        if not self.radii or not all(0 <= radius < np.inf for radius in self.radii):
-            raise ValueError(f"radius must be finite, from 0. Received: radius={self.radius}")
+        if not self.radii or not all(_is_number(radius) and 0 <= radius < np.inf for radius in self.radii):
+            raise ValueError(
+                f"radius must be finite, from 0, or a tuple of such numbers. Received: radius={self.radius!r}"
+            )
 
     @property
     def radii(self) -> tuple[float, ...]:
@@ -162,7 +162,7 @@ class RadiusBudget(_Budget):
         Raises:
             ValueError: as `certificates.certify`.
         """
-        check_alpha(alpha)
+        sigma, alpha = certificates.check_sigma(sigma), check_alpha(alpha)
         certified = certificates.certify(votes, sigma, alpha / 2, bound="anytime")
         p_lower = _lower(_successes(votes), votes.n, self.n, alpha)
         passed = p_lower > 0.5
@@ -171,7 +171,7 @@ class RadiusBudget(_Budget):
             predictions=np.where(passed, certified.selected, certificates.ABSTAIN),
             radii=certificates.radius(p_lower, sigma),
             p_lower=p_lower,
-            alpha=float(alpha),
+            alpha=alpha,
         )
 
     def _goal(self, votes, sigma, alpha):
@@ -224,8 +224,8 @@ class ToleranceBudget(_Budget):
 
     def __post_init__(self) -> None:
         _check_n(self.n)
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"tolerance must be above 0 and below 1. Received: tolerance={self.tolerance}")
+        if not (_is_number(self.tolerance) and 0 < self.tolerance < 1):
+            raise ValueError(f"tolerance must be above 0 and below 1. Received: tolerance={self.tolerance!r}")
 
     def certify(self, votes: Votes, sigma: float, alpha: float) -> Certificates:
         """`certificates.certify` by Clopper-Pearson.
@@ -233,6 +233,7 @@ class ToleranceBudget(_Budget):
         Raises:
             ValueError: for an image with neither as many estimation votes as were planned nor none; see also there.
         """
+        sigma, alpha = certificates.check_sigma(sigma), check_alpha(alpha)
         return certificates.certify(
             votes, sigma, alpha, fixed_n=np.where(votes.n > 0, self._goal(votes, sigma, alpha), 0)
         )
@@ -264,6 +265,10 @@ class ToleranceBudget(_Budget):
 def _check_n(n):
     if not isinstance(n, numbers.Integral) or n < 1:
         raise ValueError(f"n, the most samples per image, must be a whole number from 1. Received: n={n}")
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _successes(votes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -142,13 +143,13 @@ def certify(
         ValueError: if alpha, sigma, bound or beta is out of range, the images' numbers of samples are not what was
             fixed, or they are so small that no image could ever be certified.
     """
-    if not 0 < sigma < np.inf:
-        raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
+    if not isinstance(votes, Votes):
+        raise ValueError(f"Expected `Votes`, as `SmoothedClassifier.votes` returns. Received: {type(votes).__name__}")
+    sigma, alpha = check_sigma(sigma), check_alpha(alpha)
     chosen = bounds.get(bound)
     _check_beta(chosen, beta, votes.soft)
     if chosen.is_randomized and votes.uniforms is None:
         raise ValueError(f"The {bound} bound needs votes with uniforms, see `noise.uniforms`. Received: none")
-    check_alpha(alpha)
     n0 = _same(votes.n0, "n0")
     n = _n(votes.n, chosen, fixed_n)
     if chosen.needs_fixed_n and n.any():
@@ -162,8 +163,8 @@ def certify(
         radii=radius(p_lower, sigma),
         p_lower=p_lower,
         selected=selected,
-        sigma=float(sigma),
-        alpha=float(alpha),
+        sigma=sigma,
+        alpha=alpha,
         n0=n0,
         n=int(n[0]) if (n == n[0]).all() else n,
         bound=bound,
@@ -193,10 +194,17 @@ def certify_without_selection(votes: Votes, sigma: float, alpha: float) -> Certi
     Raises:
         ValueError: as `certify`.
     """
-    check_alpha(alpha)
+    alpha = check_alpha(alpha)
     _same(votes.n, "n")
     certified = certify(Votes(votes.estimation, votes.estimation), sigma, alpha / 2)
-    return replace(certified, alpha=float(alpha), n0=0)
+    return replace(certified, alpha=alpha, n0=0)
+
+
+def check_sigma(sigma: float) -> float:
+    """Returns `sigma` as a float. Raises ValueError unless it is a number above 0 and finite."""
+    if not isinstance(sigma, numbers.Real) or isinstance(sigma, bool) or not 0 < float(sigma) < np.inf:
+        raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
+    return float(sigma)
 
 
 def radius(p_lower: float | np.ndarray, sigma: float) -> np.ndarray:
@@ -236,7 +244,7 @@ def predict(counts: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """
     if counts.shape[1] < 2:
         raise ValueError(f"PREDICT needs counts [images, classes], 2 classes or more. Received: {counts.shape}")
-    check_can_predict(_same(counts.sum(axis=1), "n"), alpha)
+    alpha = check_can_predict(_same(counts.sum(axis=1), "n"), alpha)
     order = np.argsort(-counts, axis=1, kind="stable")[:, :2]
     top, runner_up = np.take_along_axis(counts, order, axis=1).T
     p_values = np.minimum(1.0, 2 * stats.binom.sf(top - 1, top + runner_up, 0.5) + SAMPLES_OFF)
@@ -245,7 +253,7 @@ def predict(counts: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
 
 def check_can_certify(n: int, alpha: float, bound: str = bounds.DEFAULT) -> None:
     """Raises ValueError if not even n votes out of n would certify an image at alpha."""
-    check_alpha(alpha)
+    alpha = check_alpha(alpha)
     unanimous = bounds.get(bound).unanimous
     if n < 1 or round_down(unanimous(n, alpha)) <= 0.5:
         smallest = np.argmax(round_down(unanimous(np.arange(_ENOUGH), alpha)) > 0.5)
@@ -255,21 +263,23 @@ def check_can_certify(n: int, alpha: float, bound: str = bounds.DEFAULT) -> None
         )
 
 
-def check_can_predict(n: int, alpha: float) -> None:
-    """Raises ValueError if not even n votes out of n would pass PREDICT's test at alpha."""
-    check_predict_alpha(alpha)
+def check_can_predict(n: int, alpha: float) -> float:
+    """Returns `alpha` as a float. Raises ValueError if not even n of n votes would pass PREDICT's test at it."""
+    alpha = check_predict_alpha(alpha)
     if n < 1 or 2 * 0.5**n + SAMPLES_OFF > alpha:
         raise ValueError(
             f"Every image would be abstained on: with alpha={alpha:g}, even n votes out of n do not pass the binomial "
             f"test. Received: n={n}; n must be at least {int(np.ceil(1 - np.log2(alpha - SAMPLES_OFF)))}."
         )
+    return alpha
 
 
-def check_predict_alpha(alpha: float) -> None:
-    """Raises ValueError for a failure probability of a prediction that the noise is not exact enough for."""
-    check_alpha(alpha)
+def check_predict_alpha(alpha: float) -> float:
+    """Returns `alpha` as a float. Raises ValueError for one of a prediction that the noise is not exact enough for."""
+    alpha = check_alpha(alpha)
     if alpha < 10 * SAMPLES_OFF:
         raise ValueError(f"A prediction's alpha must be at least {10 * SAMPLES_OFF:g}. Received: alpha={alpha:g}")
+    return alpha
 
 
 def max_radius(sigma: float, n: int, alpha: float, bound: str = bounds.DEFAULT) -> float:
@@ -280,7 +290,7 @@ def max_radius(sigma: float, n: int, alpha: float, bound: str = bounds.DEFAULT) 
         >>> round(certificates.max_radius(sigma=1.0, n=100_000, alpha=0.001), 2)
         3.81
     """
-    return float(radius(round_down(bounds.get(bound).unanimous(n, alpha)), sigma))
+    return float(radius(round_down(bounds.get(bound).unanimous(n, check_alpha(alpha))), check_sigma(sigma)))
 
 
 def _check_beta(bound: bounds.Bound, beta: float | None, soft: Mapping) -> None:

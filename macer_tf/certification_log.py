@@ -95,11 +95,20 @@ def write(
         labels: integers [images].
         ids: integers [images], each image's place in its split.
         names: one for each image, of its file or as its data set calls it; None for one that has none.
+
+    Raises:
+        ValueError: before anything is written, unless there is one label and one id per image, whole numbers, no two
+            ids are the same, and names, if given, are one per image.
     """
     predictions, radii = certificates.predictions, certificates.radii
+    ids, labels = (_whole_numbers(name, given, predictions) for name, given in (("ids", ids), ("labels", labels)))
+    if names is not None and len(names) != len(ids):
+        raise ValueError(f"names must be one per image. Received: {len(names)} for {len(ids):,} images")
+    if len({*ids}) < len(ids):
+        raise ValueError(f"No two images may have the same id. Received: {len({*ids}):,} different of {len(ids):,}")
     columns = {
-        "idx": [int(index) for index in ids],
-        "label": [int(label) for label in labels],
+        "idx": ids,
+        "label": labels,
         "predict": [int(prediction) for prediction in predictions],
         "radius": [repr(float(radius)) for radius in radii],
         "correct": [int(_is_correct(*pair)) for pair in zip(labels, predictions, strict=True)],
@@ -113,6 +122,18 @@ def write(
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
+
+
+def _whole_numbers(name, given, predictions):
+    """As Python's, one per image."""
+    found = np.asarray(given)
+    is_number = found.dtype.kind in "iuf" or found.size == 0
+    if found.shape != predictions.shape or not is_number or not (np.isfinite(found) & (found == np.rint(found))).all():
+        raise ValueError(
+            f"{name} must be one whole number per image. Received: {found.dtype} {found.shape} for "
+            f"{len(predictions):,} images"
+        )
+    return [int(number) for number in found.tolist()]
 
 
 def read(path: str | Path) -> CertificationLog:

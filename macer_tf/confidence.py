@@ -14,6 +14,7 @@ _ODDS_RATIOS = np.concatenate([[0.0], np.exp(-_THETA)])
 _LOG_WEIGHTS = np.log(np.concatenate([[0.15], np.full(7, 0.75 / 7), np.full(9, 0.1 / 9)]))
 _BISECTIONS = 54
 _LEAST_UNIFORM = 1 / 16
+_LEAST_ALPHA = 1e-300
 
 # A p-value is raised by this: n samples of d pixels are off by less in total variation for n * d up to 1e12, see
 # `grid_noise`.
@@ -40,9 +41,9 @@ def clopper_pearson_lower(successes: ArrayLike, n: ArrayLike, alpha: float) -> n
         float64 of the broadcast shape, in [0, 1): 0 where there is no success.
 
     Raises:
-        ValueError: for alpha outside (0, 1), or successes outside [0, n].
+        ValueError: for alpha that `check_alpha` refuses, or successes outside [0, n].
     """
-    successes, n = _counts(successes, n, alpha, "Clopper-Pearson")
+    successes, n, alpha = *_counts(successes, n, "Clopper-Pearson"), check_alpha(alpha)
     bound = special.betaincinv(np.maximum(successes, 1), n - successes + 1, alpha)
     return np.where(successes > 0, bound, 0.0)
 
@@ -53,7 +54,7 @@ def clopper_pearson_upper(successes: ArrayLike, n: ArrayLike, alpha: float) -> n
     Returns:
         float64 of the broadcast shape, in (0, 1]: 1 where there is no failure.
     """
-    successes, n = _counts(successes, n, alpha, "Clopper-Pearson")
+    successes, n, alpha = *_counts(successes, n, "Clopper-Pearson"), check_alpha(alpha)
     bound = special.betainccinv(successes + 1, np.maximum(n - successes, 1), alpha)
     return np.where(successes < n, bound, 1.0)
 
@@ -79,9 +80,9 @@ def randomized_clopper_pearson_lower(
         float64 of the broadcast shape, in [0, 1): 0 where there is no success.
 
     Raises:
-        ValueError: for alpha outside (0, 1), successes outside [0, n], or uniforms outside [0, 1].
+        ValueError: for alpha that `check_alpha` refuses, successes outside [0, n], or uniforms outside [0, 1].
     """
-    successes, n = _counts(successes, n, alpha, "Clopper-Pearson")
+    successes, n, alpha = *_counts(successes, n, "Clopper-Pearson"), check_alpha(alpha)
     uniforms = np.broadcast_to(np.asarray(uniform, np.float64), np.shape(successes))
     if not ((uniforms >= 0) & (uniforms <= 1)).all():
         raise ValueError(
@@ -120,9 +121,9 @@ def anytime_lower(successes: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarra
         float64 of the broadcast shape, in [0, 1).
 
     Raises:
-        ValueError: for alpha outside (0, 1), or successes outside [0, n].
+        ValueError: for alpha that `check_alpha` refuses, or successes outside [0, n].
     """
-    successes, n = _counts(successes, n, alpha, "The anytime bound")
+    successes, n, alpha = *_counts(successes, n, "The anytime bound"), check_alpha(alpha)
     return np.maximum(np.nextafter(1 - _anytime_upper(n - successes, n, alpha), 0), 0)
 
 
@@ -132,7 +133,7 @@ def anytime_upper(successes: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarra
     Returns:
         float64 of the broadcast shape, in (0, 1]; 1 where n is 0.
     """
-    successes, n = _counts(successes, n, alpha, "The anytime bound")
+    successes, n, alpha = *_counts(successes, n, "The anytime bound"), check_alpha(alpha)
     return _anytime_upper(successes, n, alpha)
 
 
@@ -150,9 +151,9 @@ def hoeffding_lower(mean: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarray:
         float64 of the broadcast shape, in [0, 1].
 
     Raises:
-        ValueError: for alpha outside (0, 1), or a mean outside [0, 1].
+        ValueError: for alpha that `check_alpha` refuses, or a mean outside [0, 1].
     """
-    mean, n = _scores(mean, n, alpha)
+    mean, n, alpha = *_scores(mean, n), check_alpha(alpha)
     return np.where(n > 0, np.maximum(mean - np.sqrt(-np.log(alpha) / (2 * np.maximum(n, 1))), 0), 0.0)
 
 
@@ -174,9 +175,9 @@ def empirical_bernstein_lower(mean: ArrayLike, variance: ArrayLike, n: ArrayLike
         float64 of the broadcast shape, in [0, 1].
 
     Raises:
-        ValueError: for alpha outside (0, 1), a mean outside [0, 1] or a negative variance.
+        ValueError: for alpha that `check_alpha` refuses, a mean outside [0, 1] or a negative variance.
     """
-    mean, n = _scores(mean, n, alpha)
+    mean, n, alpha = *_scores(mean, n), check_alpha(alpha)
     variance = np.asarray(variance, np.float64)
     if not (variance >= 0).all():
         raise ValueError(f"A sample variance is at least 0. Received: {variance.min()}")
@@ -186,14 +187,20 @@ def empirical_bernstein_lower(mean: ArrayLike, variance: ArrayLike, n: ArrayLike
     return np.where(n >= 2, np.maximum(bound, 0), 0.0)
 
 
-def check_alpha(alpha: float) -> None:
-    """Raises ValueError unless 0 < alpha < 1."""
+def check_alpha(alpha: float) -> float:
+    """Returns `alpha` as a float, as logarithms and halves of it in fewer digits would make a bound too high.
+
+    Raises:
+        ValueError: unless it is below 1 and from 1e-300; SciPy's inverses lose their digits next to the smallest float.
+    """
     if not isinstance(alpha, numbers.Real) or not 0 < alpha < 1:
         raise ValueError(f"alpha, the failure probability, must be above 0 and below 1. Received: alpha={alpha!r}")
+    if alpha < _LEAST_ALPHA:
+        raise ValueError(f"alpha must be at least {_LEAST_ALPHA:g}. Received: alpha={alpha!r}")
+    return float(alpha)
 
 
-def _counts(successes: ArrayLike, n: ArrayLike, alpha: float, name: str) -> tuple[np.ndarray, ...]:
-    check_alpha(alpha)
+def _counts(successes: ArrayLike, n: ArrayLike, name: str) -> tuple[np.ndarray, ...]:
     successes, n = np.broadcast_arrays(np.asarray(successes, np.float64), np.asarray(n, np.float64))
     if not ((successes >= 0) & (successes <= n)).all():
         raise ValueError(
@@ -203,8 +210,7 @@ def _counts(successes: ArrayLike, n: ArrayLike, alpha: float, name: str) -> tupl
     return successes, n
 
 
-def _scores(mean: ArrayLike, n: ArrayLike, alpha: float) -> tuple[np.ndarray, ...]:
-    check_alpha(alpha)
+def _scores(mean: ArrayLike, n: ArrayLike) -> tuple[np.ndarray, ...]:
     mean, n = np.broadcast_arrays(np.asarray(mean, np.float64), np.asarray(n, np.float64))
     if not ((mean >= 0) & (mean <= 1) & (n >= 0)).all():
         raise ValueError("A bound on a mean score needs a mean in [0, 1] and n from 0.")

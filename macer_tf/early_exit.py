@@ -65,7 +65,7 @@ def anytime_predict(counts: ArrayLike, alpha: float) -> AnytimePrediction:
         ValueError: if alpha is out of range, or counts are not [images, looks, classes] of two classes or more that
             never fall from look to look.
     """
-    check_alpha(alpha)
+    alpha = check_alpha(alpha)
     counts = np.asarray(counts)
     if counts.ndim != 3 or counts.shape[1] < 1 or counts.shape[2] < 2 or (np.diff(counts, axis=1, prepend=0) < 0).any():
         raise ValueError(
@@ -110,7 +110,7 @@ def looks(limit: int, largest_batch: int) -> list[int]:
 
 def check_can_decide(limit: int, num_classes: int, alpha: float) -> None:
     """Raises ValueError if not even unanimous votes in `limit` samples would decide for one of `num_classes`."""
-    check_predict_alpha(alpha)
+    alpha = check_predict_alpha(alpha)
     unanimous = log_e_values(np.arange(1.0, 2000.0), 0.0)
     smallest = 1 + int(np.argmax(np.exp(-unanimous) * (num_classes - 1) + SAMPLES_OFF <= alpha))
     if limit < smallest:

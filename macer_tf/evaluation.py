@@ -86,6 +86,8 @@ def correct_radii(certificates: Certificates | CertificationLog, labels: ArrayLi
     Raises:
         ValueError: if there are not as many labels as certificates, or they are not whole numbers from -1.
     """
+    if not hasattr(certificates, "predictions"):
+        raise ValueError(f"Expected `Certificates` or a `CertificationLog`. Received: {type(certificates).__name__}")
     labels = np.asarray(labels)
     is_number = labels.dtype.kind in "biuf"
     if not is_number or not np.isfinite(labels).all() or (labels != np.rint(labels)).any() or (labels < -1).any():
@@ -119,12 +121,13 @@ def evaluate(
         `Evaluation`.
 
     Raises:
-        ValueError: if there is not one label per image, or radii are left out for a log, which does not say what sigma,
-            n and alpha its certificates are for.
+        ValueError: if there is not one label per image, or no image; if radii are not numbers from 0; or if they are
+            left out for a log, which does not say what sigma, n and alpha its certificates are for.
     """
     correct = correct_radii(certificates, labels)
-    if radii is None:
-        radii = _radii_of(certificates)
+    if len(correct) == 0:
+        raise ValueError("There is nothing to evaluate. Received: no images")
+    radii = _radii_of(certificates) if radii is None else _checked(radii)
     # A log does not say how many samples an image had: all count as estimated.
     estimated = np.broadcast_to(getattr(certificates, "n", 1), correct.shape) > 0
     acr, acr_standard_error = mean_and_standard_error(np.maximum(correct, 0))
@@ -137,6 +140,14 @@ def evaluate(
         certified_accuracy=tuple(float(np.mean(correct >= radius)) for radius in radii),
         unestimated=float(np.mean(~estimated)),
     )
+
+
+def _checked(radii):
+    """Radii as floats. One below 0 would count what is wrong."""
+    found = np.asarray(radii)
+    if found.ndim != 1 or found.dtype.kind not in "iuf" or not ((found >= 0) & np.isfinite(found)).all():
+        raise ValueError(f"radii must be finite numbers from 0, such as (0, 0.25, 0.5). Received: radii={radii!r}")
+    return tuple(found.tolist())
 
 
 def default_radii(sigma: float, n: int, alpha: float, bound: str = bounds.DEFAULT) -> tuple[float, ...]:

@@ -37,7 +37,8 @@ class InferenceGraph:
     Batch norm that directly follows a `Conv2D` or `Dense` layer of a functional or sequential model is folded into its
     kernel and bias: the same outputs but for rounding. Folding is part of the graph and reads the classifier's
     variables whenever it runs, so there is no copy of weights to fall behind them. What cannot be folded runs as it is,
-    and so does a whole model that is subclassed or has layers of other kinds than Keras' plain ones.
+    and so does a whole model that is subclassed, or has layers of other kinds than Keras' plain ones or activations
+    that Keras does not know by name.
 
     To save it on a `tf.Module`, let the module track `variables` and nothing else of it: a Keras model tracked there
     loads in Python and fails in C++.
@@ -59,8 +60,9 @@ class InferenceGraph:
         is_plain = _is_plain(classifier)
         if precision not in (None, own) and not is_plain:
             raise ValueError(
-                f"The classifier computes in {own}; only functional and sequential models of plain Keras layers can be "
-                f"converted to another precision. Received: precision={precision}, {type(classifier).__name__}"
+                f"The classifier computes in {own}; only functional and sequential models of plain Keras layers, with "
+                f"Keras' own activations, can be converted to another precision. Received: precision={precision}, "
+                f"{type(classifier).__name__}"
             )
         self._precision = precision or own
         self._classifier = classifier
@@ -101,17 +103,25 @@ def own_precision(classifier: keras.Model) -> str:
 
 def _is_plain(model):
     """Whether the model is a graph of plain layers, which can be made again from its configuration and weights."""
-    if not type(model).__module__.startswith("keras.") or not model.built or not getattr(model, "inputs", None):
+    is_graph = model.built and getattr(model, "inputs", None)
+    if not type(model).__module__.startswith("keras.") or not is_graph or "call" in vars(model):
         return False
     return all(
-        _is_plain(layer) if isinstance(layer, keras.Model) else type(layer) in _PLAIN and not _is_altered(layer)
+        _is_plain(layer) if isinstance(layer, keras.Model) else type(layer) in _PLAIN and _can_be_made_again(layer)
         for layer in model.layers
     )
 
 
-def _is_altered(layer):
-    """Whether quantisation or LoRA has changed what the layer computes from its weights."""
-    return layer.quantization_mode is not None or getattr(layer, "lora_rank", None) is not None
+def _can_be_made_again(layer):
+    """Whether the layer's configuration and weights are all there is to what it computes."""
+    if layer.quantization_mode is not None or getattr(layer, "lora_rank", None) is not None or "call" in vars(layer):
+        return False
+    try:
+        again = type(layer).from_config(layer.get_config())
+    except Exception:  # whatever a function, an initialiser or a constraint of the user's does
+        return False
+    # A configuration has the name of an activation, which may be that of another function.
+    return getattr(again, "activation", None) is getattr(layer, "activation", None)
 
 
 def _rebuild(model, policy, last_policy, values):

@@ -4,6 +4,7 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 # isort: split
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -233,7 +234,19 @@ class MACERModel(NoisyTrainingModel):
             "noise_radius",
             "noise_for_all",
         )
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+        share = {"consistency_share": self.consistency_share}
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}, **share}
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
+    ) -> "NoisyTrainingModel":
+        # Files of before have none.
+        share = config.get("consistency_share", 1.0)
+        others = {name: value for name, value in config.items() if name != "consistency_share"}
+        model = super().from_config(others, custom_objects)
+        model.consistency_share = share
+        return model
 
 
 # In a .h5 file Keras looks for a model's class by its bare name.

@@ -141,7 +141,7 @@ class NoisyTrainingModel(keras.Model):
         self.classifier = classifier
         self._sigma = float(sigma)
         self._num_samples = int(num_samples)
-        self._microbatch = microbatch
+        self._microbatch = None if microbatch is None else int(microbatch)
         self._seed = checks.check_seed(np.random.randint(2**31) if seed is None else seed)
         # How many batches of noise were drawn. A weight, so that a restored model goes on with fresh noise.
         self._noise_step = self.add_weight(

@@ -95,6 +95,8 @@ def check_outputs(outputs: tf.Tensor) -> None:
             "The classifier must return one tensor [batch, classes]. Received: "
             f"{type(outputs).__name__}{names}, {len(outputs)} outputs"
         )
+    if not outputs.dtype.is_floating:
+        raise ValueError(f"The classifier must return floats. Received: outputs of {outputs.dtype.name}")
     if outputs.shape.rank != 2 or outputs.shape[-1] is None or outputs.shape[-1] < 2:
         # With a single output, the largest is always class 0, and everything would be certified.
         raise ValueError(

@@ -17,12 +17,12 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from macer_tf import base_classifier, certificates, noise
-from macer_tf.checks import check, check_seed
+from macer_tf.checks import check, check_levels, check_seed
 from macer_tf.grid_noise import GridNoise, to_grid
 from macer_tf.inference import InferenceGraph
 from macer_tf.noisy_training import NoisyTrainingModel
 from macer_tf.probing import are_probabilities, check_outputs, probe
-from macer_tf.votes import UNITS, SoftMoments, Votes
+from macer_tf.votes import MAX_SOFT_SAMPLES, UNITS, SoftMoments, Votes
 
 # Rows of a forward pass come in multiples of this: TensorFlow computes the odd values at the end of a tensor, after the
 # last whole vector of 16, by other code, and on processors with AMX 16 rows of bfloat16 by other code than 32 or more.
@@ -113,11 +113,15 @@ class SmoothedClassifier:
         base_classifier.check(classifier)
         check(sigma=sigma)
         assert sigma is not None  # the check refuses it
-        if microbatch is not None and not (isinstance(microbatch, numbers.Integral) and microbatch >= 1):
+        is_whole = isinstance(microbatch, numbers.Integral) and not isinstance(microbatch, bool)
+        if microbatch is not None and not (is_whole and microbatch >= 1):
             raise ValueError(f"microbatch must be a whole number from 1. Received: microbatch={microbatch!r}")
         self._classifier = classifier
-        self._noise = _traced_noise(float(sigma), levels)
+        check_levels(levels)
+        self._noise = _traced_noise(float(sigma), int(levels))
         self._seed = secrets.randbits(32) if seed is None else check_seed(seed)
+        if isinstance(betas, str) or not isinstance(betas, Iterable):
+            raise ValueError(f"betas must be several numbers, such as (1.0, 16.0). Received: betas={betas!r}")
         self._betas = tuple(betas)
         for beta in self._betas:
             check(beta=beta)
@@ -217,8 +221,9 @@ class SmoothedClassifier:
             if not finite.numpy().all():
                 place = places[np.argmin(finite.numpy())]
                 raise ValueError(
-                    f"The classifier returned NaN or infinite outputs for image {example_ids[place]}; "
-                    "it cannot be certified."
+                    f"The classifier returned NaN or infinite outputs for image {example_ids[place]}"
+                    f"{', or some that overflow when multiplied by a beta' if self._betas else ''}; it cannot be "
+                    "certified."
                 )
             block = block.numpy()
             if totals is None:
@@ -285,6 +290,8 @@ class SmoothedClassifier:
         """
         _check_samples("n0", n0)
         _check_samples("n", n)
+        if self._betas and max(n0, n) > MAX_SOFT_SAMPLES:
+            raise ValueError(f"Soft votes hold up to {MAX_SOFT_SAMPLES:,} samples per image. Received: {n0=}, {n=}")
         images, example_ids = check_images(images, example_ids)
         starts = [0] * len(images)
         progress = keras.utils.Progbar(len(images) * (n0 + n), verbose=verbose, unit_name="sample").add
@@ -474,14 +481,16 @@ def _votes(outputs, owners, pieces, betas=()):
     """What `draw_pass` returns, of outputs whose rows belong to `owners`, int32 [rows] (below 0: to none)."""
     check_outputs(outputs)
     votes = [tf.one_hot(tf.argmax(outputs, axis=-1), outputs.shape[-1], dtype=tf.int64)]
+    is_finite = tf.reduce_all(tf.math.is_finite(outputs), axis=-1)
     for beta in betas:
-        soft = tf.nn.softmax(beta * tf.cast(outputs, tf.float32))
+        scaled = beta * tf.cast(outputs, tf.float32)
+        is_finite &= tf.reduce_all(tf.math.is_finite(scaled), axis=-1)
+        soft = tf.nn.softmax(scaled)
         soft = tf.cast(tf.floor(soft * UNITS), tf.int64)
         votes += [soft, soft * soft]
-    is_bad = tf.cast(tf.reduce_any(~tf.math.is_finite(outputs), axis=-1), tf.int32)
     return (
         tf.math.unsorted_segment_sum(tf.stack(votes, axis=1), owners, pieces),
-        tf.math.unsorted_segment_sum(is_bad, owners, pieces) == 0,
+        tf.math.unsorted_segment_sum(tf.cast(~is_finite, tf.int32), owners, pieces) == 0,
     )
 
 
@@ -540,7 +549,7 @@ def _check_address(example_id, stream, start, count, pixels):
 
 
 def _check_samples(name, value):
-    if not isinstance(value, numbers.Integral) or value < 1:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}, a number of samples, must be a whole number from 1. Received: {name}={value}")
     if value > _MOST_SAMPLES:
         raise ValueError(f"{name}, a number of samples, must be at most {_MOST_SAMPLES:,}. Received: {name}={value}")

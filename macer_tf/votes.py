@@ -88,6 +88,11 @@ class Votes:
     uniforms: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        if not all(isinstance(counts, np.ndarray) for counts in (self.selection, self.estimation)):
+            raise ValueError(
+                f"Votes need NumPy arrays [images, classes]. Received: selection {type(self.selection).__name__}, "
+                f"estimation {type(self.estimation).__name__}"
+            )
         if self.selection.ndim != 2 or self.selection.shape != self.estimation.shape:
             raise ValueError(
                 f"Votes need two arrays [images, classes] of one shape. Received: selection {self.selection.shape}, "
@@ -99,7 +104,9 @@ class Votes:
         for beta, moments in self.soft.items():
             self._check_soft(beta, moments)
         if self.uniforms is not None and not (
-            self.uniforms.shape == (len(self.selection),) and ((self.uniforms >= 0) & (self.uniforms <= 1)).all()
+            isinstance(self.uniforms, np.ndarray)
+            and self.uniforms.shape == (len(self.selection),)
+            and ((self.uniforms >= 0) & (self.uniforms <= 1)).all()
         ):
             raise ValueError(f"Uniforms are one number in [0, 1] per image. Received: {self.uniforms}")
 
@@ -131,6 +138,8 @@ class Votes:
         return self.selection.argmax(axis=1)
 
     def __add__(self, other: Votes) -> Votes:
+        if not isinstance(other, Votes):
+            return NotImplemented
         if self.selection.shape != other.selection.shape:
             # NumPy would broadcast one image's votes over all the others.
             raise ValueError(

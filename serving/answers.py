@@ -119,7 +119,7 @@ def certified(outputs, num_images, n=None, alpha=None):
     for name in ("predicted_class", "radius", "p_lower"):
         _check_shape(name, outputs[name], (num_images,))
     _check_shape("votes", votes, (num_images, votes.shape[-1] if votes.ndim == 2 else "classes"))
-    _check_shape("seed", seeds, (num_images, 2))
+    _check_seeds(seeds, num_images)
     num_classes = votes.shape[1]
     _require(num_classes >= 2, "votes for fewer than two classes")
     _require(
@@ -164,16 +164,22 @@ def predicted(outputs, num_images):
     predictions, p_values, samples, seeds = (outputs[name] for name in PREDICT_OUTPUTS)
     for name in ("predicted_class", "p_value", "samples"):
         _check_shape(name, outputs[name], (num_images,))
-    _check_shape("seed", seeds, (num_images, 2))
+    _check_seeds(seeds, num_images)
     _require(predictions >= ABSTAIN, "a class that is none", predictions)
     _require((p_values >= 0) & (p_values <= 1), "a p_value that is no probability", p_values)
     _require((samples > 0) & (samples <= _MAX_COUNT), "a number of samples that is none", samples)
     decided = predictions != ABSTAIN
+    _require(~decided | (p_values < 1), "a class at a p_value of 1", p_values)
     if decided.any() and not decided.all():
         _require(
             ~decided | (p_values < p_values[~decided].min()), "a class at a p_value at which it abstains too", p_values
         )
     return Predicted(predictions, p_values, samples, seeds)
+
+
+def _check_seeds(seeds, num_images):
+    _check_shape("seed", seeds, (num_images, 2))
+    _require(((seeds >= 0) & (seeds < 2**32)).all(axis=1), "a seed that cannot be replayed", seeds)
 
 
 def _check_types(outputs, expected):

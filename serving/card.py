@@ -13,6 +13,8 @@ from serving.fingerprints import weights_fingerprint
 
 NAME = "model_card.json"
 FORMAT = 2
+# What is served for alpha.
+ALPHA_RANGE = (1e-6, 0.1)
 _MAX_VALUES = 2**26
 
 

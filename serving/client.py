@@ -38,6 +38,8 @@ __all__ = [
 
 _CERTIFY, _CERTIFY_CUSTOM, _PREDICT = "serving_default", "certify_custom", "predict"
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 2.0
+# A month; the system's clocks end somewhere beyond.
+_LONGEST_TIMEOUT_SECONDS = 30 * 86_400
 _DEADLINE_HINT = "raise timeout or send fewer images"
 _MAX_WORDS = 300
 # Answers for 128 images of 16,000 classes in JSON, or for many more in gRPC.
@@ -370,8 +372,10 @@ def _check_selection(model_name, timeout, version, label):
     if not (isinstance(model_name, str) and model_name):
         raise ValueError(f"model_name must be the name that the server has for the model. Received: {model_name!r}")
     is_number = isinstance(timeout, int | float | np.integer | np.floating) and not isinstance(timeout, bool)
-    if not (is_number and math.isfinite(timeout) and timeout > 0):
-        raise ValueError(f"timeout must be a number of seconds above 0. Received: {timeout!r}")
+    if not (is_number and 0 < timeout <= _LONGEST_TIMEOUT_SECONDS):
+        raise ValueError(
+            f"timeout must be a number of seconds above 0, at most {_LONGEST_TIMEOUT_SECONDS:,}. Received: {timeout!r}"
+        )
     if not (label is None or (isinstance(label, str) and label)):
         raise ValueError(f"label must be text. Received: {label!r}")
     if version is not None and label is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from serving.terminal import INTERRUPTED, printable
 
+_OF_A_SESSION = "Graph execution error:"
 # What Ctrl-C does before it ends the process.
 _before_end: list[Callable[[], object]] = []
 
@@ -41,7 +42,9 @@ def in_one_line(
         if isinstance(error, OSError):
             return printable(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
         return printable(error)
-    first_line = (str(error).strip().splitlines() or [""])[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    # A TensorFlow session's own words stand below.
+    first_line = lines[1] if lines[0] == _OF_A_SESSION and len(lines) > 1 else lines[0]
     line = f"{type(error).__name__}: {printable(first_line)}"
     return line if root is None else f"{line} ({printable(_write_details(root))})"
 

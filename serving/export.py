@@ -58,7 +58,10 @@ def export(
     directory, classifier = Path(directory), model.classifier
     base_classifier.check(classifier)
     num_classes = classifier.output_shape[-1]
+    if not (class_names is None or (isinstance(class_names, Sequence) and not isinstance(class_names, str))):
+        raise ValueError(f"class_names must be a list of texts. Received: {class_names!r}")
     names = [str(number) for number in range(num_classes)] if class_names is None else list(class_names)
+    n0, n, alpha, pixel_max, max_n, max_batch_size = map(_plain, (n0, n, alpha, pixel_max, max_n, max_batch_size))
     if len(names) != num_classes:
         raise ValueError(f"class_names must be one per class. Received: {len(names)} for {num_classes} classes")
     if len(set(names)) < num_classes:
@@ -80,10 +83,16 @@ def export(
     manifest.write(directory)
 
 
+def _plain(number):
+    """A NumPy scalar as Python's number, which JSON takes; anything else as it is."""
+    return number.item() if isinstance(number, np.generic) else number
+
+
 def _card(model, n0, n, alpha, max_n, max_batch_size, names, pixel_max, model_fingerprint):
     """The model card, as JSON values."""
     classifier = model.classifier
     image_shape = classifier.input_shape[1:]
+    most = max(n, 100_000) if isinstance(n, int) else 100_000  # what else it may be, the card refuses
     about = {
         "format": card.FORMAT,
         "sigma": model.sigma,
@@ -91,7 +100,7 @@ def _card(model, n0, n, alpha, max_n, max_batch_size, names, pixel_max, model_fi
         "n0": n0,
         "n": n,
         "alpha": alpha,
-        "max_n": max(n, 100_000) if max_n is None else max_n,
+        "max_n": most if max_n is None else max_n,
         "max_batch_size": max_batch_size,
         "microbatch": default_microbatch(image_shape),
         "image_shape": list(image_shape),

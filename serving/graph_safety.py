@@ -5,7 +5,8 @@ Loading a SavedModel already runs parts of its graph, and a graph can write file
 
 from pathlib import Path
 
-# Operations with a state that is the graph's own: variables, tables, lists, random numbers; control flow; assertions.
+# Operations with a state that is the graph's own: variables, tables, lists, random numbers; the time; control flow;
+# assertions.
 _STATEFUL = frozenset({
     "Assert", "Case", "CheckNumerics", "CheckNumericsV2", "DeepCopy", "DestroyResourceOp", "DisableCopyOnRead",
     "Empty", "GuaranteeConst", "If", "IsResourceHandleRefCounting", "StatefulPartitionedCall", "While", "_Arg",
@@ -29,7 +30,7 @@ _STATEFUL = frozenset({
     "RandomShuffle", "RandomStandardNormal", "RandomUniform", "RandomUniformInt", "RngReadAndSkip", "RngSkip",
     "SampleDistortedBoundingBox", "SampleDistortedBoundingBoxV2", "StatefulRandomBinomial",
     "StatefulStandardNormal", "StatefulStandardNormalV2", "StatefulTruncatedNormal", "StatefulUniform",
-    "StatefulUniformFullInt", "StatefulUniformInt", "StatelessRandomGetAlg", "TruncatedNormal"
+    "StatefulUniformFullInt", "StatefulUniformInt", "StatelessRandomGetAlg", "Timestamp", "TruncatedNormal"
 })  # fmt: skip
 # Only what takes text, a path or an address or a name, can reach beyond the graph; of these, what makes numbers of it.
 _ON_TEXT = frozenset({

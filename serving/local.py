@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import socket
@@ -40,6 +41,7 @@ _HTTP = {
 _PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,19})|/labels/([^/:]+))?(|/metadata|:predict)")
 _THREADS = 4
 _MAX_REQUEST_BYTES = 2**28
+_BYTES_OF_A_PIXEL = 4
 # Of a client that says nothing more.
 _IDLE_SECONDS = 60
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -192,6 +194,12 @@ class LocalServer:
 
     def _predict_by_grpc(self, request, context):
         def inputs_of(_):
+            for name, tensor in request.inputs.items():
+                # One value may stand for as many as the shape says.
+                declared = math.prod(abs(dimension.size) for dimension in tensor.tensor_shape.dim)
+                if declared > _MAX_REQUEST_BYTES // _BYTES_OF_A_PIXEL:
+                    message = f"{name} must have {_MAX_REQUEST_BYTES // _BYTES_OF_A_PIXEL:,} values at most."
+                    raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, message)
             return {name: self._tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
 
         try:

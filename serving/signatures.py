@@ -1,6 +1,7 @@
 """The smoothed classifier as TensorFlow graphs: checks, fresh noise, votes, a certificate or a prediction."""
 
 import functools
+import secrets
 
 import numpy as np
 import tensorflow as tf
@@ -12,19 +13,21 @@ from macer_tf.inference import InferenceGraph
 from macer_tf.probing import probe
 from macer_tf.smoothing import count_block, default_microbatch
 from serving.bounds import anytime_p_value, certified_radius, clopper_pearson_lower
+from serving.card import ALPHA_RANGE
+from serving.siphash import siphash
 
 # `predict` gives up after so many times n: then it decides as narrow a margin as the binomial test of n samples.
 _PREDICT_LIMIT = 2
-# What `certify_custom` takes for alpha.
-ALPHA_RANGE = (1e-6, 0.1)
 _HALF_KEY = 2**32 - 1
 
 
 class SmoothedSignatures(tf.Module):
     """CERTIFY and PREDICT (Cohen et al. 2019) for a batch of images, in the graph, and what they were exported with.
 
-    Noise is new for every image and every call: its key comes from the operating system, so neither a restart nor a
-    client can repeat or choose it. The key is returned as `seed`, and the library repeats the votes with it:
+    Noise is new for every image and every call: its key is a keyed hash of TensorFlow's next random number and the
+    time, and the hash's own key is drawn from the operating system at export, so no client can tell or choose it, as
+    long as the graph's file is kept from whoever chooses images. It is returned as `seed`, and the library repeats the
+    votes with it:
     `SmoothedClassifier(model, seed=seed[0], levels=levels).count(image, seed[1], noise.ESTIMATION, 0, n)`.
 
     Args:
@@ -35,8 +38,8 @@ class SmoothedSignatures(tf.Module):
         model_card: text that `metadata` returns.
 
     Raises:
-        ValueError: if n and alpha could never certify an image, n is above max_n, or the classifier has
-            fewer than two classes or is no function of one image.
+        ValueError: if n and alpha could never certify an image, alpha is outside ALPHA_RANGE, n is above max_n, or
+            the classifier has fewer than two classes or is no function of one image.
     """
 
     def __init__(self, classifier, sigma, levels, n0, n, alpha, max_n, max_batch_size, model_card):
@@ -50,6 +53,9 @@ class SmoothedSignatures(tf.Module):
             # The largest of a single output is always class 0: everything would be certified.
             raise ValueError(f"The classifier must have two classes or more. Received: {self._num_classes}")
         early_exit.check_can_decide(_PREDICT_LIMIT * n, self._num_classes, alpha)
+        if not ALPHA_RANGE[0] <= alpha <= ALPHA_RANGE[1]:
+            raise ValueError(f"alpha must lie in {list(ALPHA_RANGE)} to be served. Received: alpha={alpha:g}")
+        self._secret = secrets.randbits(64), secrets.randbits(64)
         self._noise = GridNoise(float(sigma), levels)
         self._n0, self._n, self._alpha = n0, n, float(alpha)
         self._max_n, self._max_batch_size = max_n, max_batch_size
@@ -83,7 +89,8 @@ class SmoothedSignatures(tf.Module):
 
         @in_graph(input_signature=[tf.TensorSpec([None], tf.string, name="query")])
         def metadata(query=no_query):
-            return {"model_card": tf.fill(tf.shape(query), self._model_card)}
+            with tf.control_dependencies([self._has_few(query, "queries")]):
+                return {"model_card": tf.fill(tf.shape(query), self._model_card)}
 
         return {
             "serving_default": in_graph(self.certify, input_signature=[images]),
@@ -153,7 +160,7 @@ class SmoothedSignatures(tf.Module):
             tf.errors.InvalidArgumentError: see `certify`.
         """
         images = self._checked(images)
-        seed = _fresh_seeds(images)
+        seed = _fresh_seeds(images, self._secret)
         predicted, p_value, samples = tf.map_fn(
             lambda element: self._predict_image(*element),
             (images, seed),
@@ -162,15 +169,16 @@ class SmoothedSignatures(tf.Module):
         )
         return {"predicted_class": predicted, "p_value": p_value, "samples": samples, "seed": seed}
 
+    def _has_few(self, values, name):
+        few = tf.shape(values)[0] <= self._max_batch_size
+        return tf.debugging.Assert(few, [f"one request takes at most {self._max_batch_size} {name}"])
+
     def _checked(self, images):
         """The images as whole numbers of 1 / levels, once they have passed the checks that `certify` promises."""
         # The messages are constants: an assertion that prints values would show one client another's pixels.
         images = tf.ensure_shape(images, [None, *self._image_shape])
         checks = [
-            tf.debugging.Assert(
-                tf.shape(images)[0] <= self._max_batch_size,
-                [f"one request takes at most {self._max_batch_size} images"],
-            ),
+            self._has_few(images, "images"),
             tf.debugging.Assert(
                 tf.reduce_all((images >= 0) & (images <= 1)), ["images must be finite and lie in [0, 1]"]
             ),
@@ -186,7 +194,7 @@ class SmoothedSignatures(tf.Module):
             return tf.cast(on_grid, tf.float32)
 
     def _certify(self, images, n, alpha):
-        seed = _fresh_seeds(images)
+        seed = _fresh_seeds(images, self._secret)
         selected, votes = tf.map_fn(
             lambda element: self._votes(*element),
             (images, seed, n),
@@ -245,7 +253,12 @@ class SmoothedSignatures(tf.Module):
             return tf.identity(counts)
 
 
-def _fresh_seeds(images):
-    """int64 [batch, 2] in [0, 2**32): what `noise.gaussian` takes as seed and example id, from the operating system."""
-    keys = tf.raw_ops.NonDeterministicInts(shape=tf.stack([tf.shape(images)[0], 2]), dtype=tf.int64)
-    return tf.bitwise.bitwise_and(keys, tf.constant(_HALF_KEY, tf.int64))
+def _fresh_seeds(images, secret):
+    """int64 [batch, 2] in [0, 2**32), new ones: what `noise.gaussian` takes as seed and example id."""
+    drawn = tf.raw_ops.NonDeterministicInts(shape=tf.shape(images)[:1], dtype=tf.int64)
+    # A restart may begin with the same number again, but not at the same time.
+    time = tf.fill(tf.shape(drawn), tf.bitcast(tf.timestamp(), tf.uint64))
+    keys = tf.bitcast(siphash(secret, tf.bitcast(drawn, tf.uint64), time), tf.int64)
+    half = tf.constant(_HALF_KEY, tf.int64)
+    halves = keys, tf.bitwise.right_shift(keys, tf.constant(32, tf.int64))
+    return tf.bitwise.bitwise_and(tf.stack(halves, axis=1), half)

@@ -13,6 +13,7 @@ from pipeline.data.datasets import SHORT_NAMES
 from pipeline.experiments import methods, presets
 from pipeline.experiments.setting_list import GROUPS
 from pipeline.utils.errors import InputError
+from serving import card
 from serving.fingerprints import digest
 
 _DATASETS = f"{', '.join(SHORT_NAMES)}, or any TFDS image-classification builder"
@@ -287,6 +288,12 @@ def _check(settings, method):
         certificates.check_can_certify(settings["serving_n"], settings["alpha"])
     except ValueError as error:
         raise InputError(f"--serving_n is too small. {error}") from None
+    low, high = card.ALPHA_RANGE
+    if not low <= settings["alpha"] <= high:
+        raise InputError(
+            f"--alpha must lie from {low:g} to {high:g}, as the exported model takes no other. Received: "
+            f"{settings['alpha']:g}"
+        )
     drops = settings["lr_drop_epochs"] or []
     if drops != sorted(set(drops)):
         raise InputError(f"--lr_drop_epochs must rise. Received: {','.join(map(str, drops))}")

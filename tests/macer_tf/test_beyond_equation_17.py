@@ -1,5 +1,8 @@
 """What MACERModel has beyond Eq. (17), each by hand; and that it is Eq. (17) to the bit where they are off."""
 
+import copy
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -244,10 +247,30 @@ def test_the_configuration_comes_back():
         "average_cross_entropy": True, "consistency": 5.0, "entropy": 0.5, "noise_steps": 2, "noise_radius": 0.5,
         "noise_for_all": True,
     }  # fmt: skip
-    config = macer(**options).get_config()
+    model = macer(**options)
+    model.consistency_share = 0.25
+    config = model.get_config()
     again = MACERModel.from_config(config).get_config()
     assert {name: again[name] for name in options} == options
+    assert again["consistency_share"] == 0.25
     assert again | {"classifier": None} == config | {"classifier": None}
+    before = model.get_config()
+    del before["consistency_share"]  # as files of before have none
+    assert MACERModel.from_config(before).consistency_share == 1
+
+
+@pytest.mark.parametrize("copied", ["saved", "pickled", "cloned", "deep-copied"])
+def test_a_copy_goes_on_with_the_share_of_consistency(copied, tmp_path):
+    model = macer(consistency=5.0)
+    model.consistency_share = 0.5
+    model.save(tmp_path / "m.keras")
+    copies = {
+        "saved": lambda: keras.models.load_model(tmp_path / "m.keras"),
+        "pickled": lambda: pickle.loads(pickle.dumps(model)),
+        "cloned": lambda: keras.models.clone_model(model),
+        "deep-copied": lambda: copy.deepcopy(model),
+    }
+    assert copies[copied]().consistency_share == 0.5
 
 
 @pytest.mark.parametrize(

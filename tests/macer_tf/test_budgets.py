@@ -308,10 +308,10 @@ def test_bad_input():
     for n in (0, -5, 1.5):
         with pytest.raises(ValueError, match="n, the most samples per image, must be a whole number from 1"):
             FixedBudget(n)
-    for radius in (-0.1, np.nan, np.inf):
+    for radius in (-0.1, np.nan, np.inf, [0.25, 0.5], np.array([0.25]), "0.25", None, (0.25, "0.5"), ()):
         with pytest.raises(ValueError, match="radius must be finite, from 0"):
             RadiusBudget(radius, 1000)
-    for tolerance in (0, 1, np.nan):
+    for tolerance in (0, 1, np.nan, "0.1", None):
         with pytest.raises(ValueError, match="tolerance must be above 0 and below 1"):
             ToleranceBudget(tolerance, 1000)
     budget, votes = RadiusBudget(0.25, 1000), two_classes(9, 10, 0, 0)

@@ -82,6 +82,25 @@ def test_the_time_is_written_where_it_is_known(tmp_path, log):
     assert certification_log.read(tmp_path / "again.tsv").seconds.tolist() == [15.4, 15.6, 16.9]
 
 
+@pytest.mark.parametrize(
+    ("labels", "ids", "message"),
+    [
+        ([5, 1, 3, 4], [0, 1.7, 2, 3], "ids must be one whole number per image. Received: float64"),
+        ([0.7, 1, 3, 4], [0, 1, 2, 3], "labels must be one whole number per image. Received: float64"),
+        ([np.nan, 1, 3, 4], [0, 1, 2, 3], "labels must be one whole number per image. Received: float64"),
+        (["a", "b", "c", "d"], [0, 1, 2, 3], "labels must be one whole number per image. Received: <U1"),
+        ([5, 1, 3], [0, 1, 2, 3], r"labels must be one whole number per image. Received: int64 \(3,\) for 4 images"),
+        ([5, 1, 3, 4], [0, 1, 1, 3], "No two images may have the same id. Received: 3 different of 4"),
+    ],
+)
+def test_what_could_not_be_read_back_is_not_written(tmp_path, labels, ids, message):
+    with pytest.raises(ValueError, match=message):
+        certification_log.write(tmp_path / "log.tsv", CERTIFICATES, labels, ids)
+    assert not (tmp_path / "log.tsv").exists()
+    certification_log.write(tmp_path / "log.tsv", CERTIFICATES, [5.0, 1, 3, 4], np.arange(4.0))
+    assert certification_log.read(tmp_path / "log.tsv").labels.tolist() == [5, 1, 3, 4]
+
+
 @pytest.mark.parametrize("cut", [1, 2, 3, 12])
 def test_a_log_of_ours_that_was_cut_off_is_read_up_to_the_cut(tmp_path, cut):
     certification_log.write(tmp_path / "log.tsv", CERTIFICATES, [5, 1, 3, 4], [0, 20, 40, 60])
@@ -106,9 +125,9 @@ def test_it_is_read_back_to_the_last_bit(tmp_path):
 
 
 def test_an_image_is_not_dropped_silently(tmp_path):
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="labels must be one whole number per image"):
         certification_log.write(tmp_path / "log.tsv", CERTIFICATES, [5, 1, 3], [0, 20, 40, 60])
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match=r"names must be one per image\. Received: 1 for 4 images"):
         certification_log.write(tmp_path / "log.tsv", CERTIFICATES, [5, 1, 3, 4], [0, 20, 40, 60], ["a"])
     assert not (tmp_path / "log.tsv").exists()
 

@@ -1,8 +1,12 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
+from macer_tf.budgets import RadiusBudget, ToleranceBudget
+from macer_tf.certificates import certify, certify_without_selection, max_radius
 from macer_tf.confidence import (
     anytime_lower,
     anytime_upper,
@@ -13,6 +17,7 @@ from macer_tf.confidence import (
     hoeffding_lower,
     randomized_clopper_pearson_lower,
 )
+from macer_tf.votes import Votes
 
 
 @pytest.mark.parametrize("alpha", [0.001, 0.05, 1e-9])
@@ -64,6 +69,42 @@ def test_exact_coverage(n, alpha):
 def test_it_grows_with_successes_and_with_alpha():
     assert (np.diff(clopper_pearson_lower(np.arange(101), 100, 0.01)) > 0).all()
     assert (np.diff([clopper_pearson_lower(80, 100, alpha) for alpha in (1e-6, 0.001, 0.05, 0.5)]) > 0).all()
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.longdouble, Fraction])
+@pytest.mark.parametrize("alpha", [0.001, 1.8e-7])
+def test_alpha_counts_as_the_number_that_it_is_whatever_its_type(kind, alpha):
+    """Logarithms and halves in 16 bits would put a bound too high."""
+    given = kind(alpha)
+    exact = float(given)
+    assert type(check_alpha(given)) is float
+    for bound in (clopper_pearson_lower, clopper_pearson_upper, anytime_lower, anytime_upper):
+        assert bound(990, 1000, given) == bound(990, 1000, exact)
+    assert hoeffding_lower(0.99, 1000, given) == hoeffding_lower(0.99, 1000, exact)
+    assert empirical_bernstein_lower(0.99, 0.01, 1000, given) == empirical_bernstein_lower(0.99, 0.01, 1000, exact)
+    votes = Votes(np.array([[100, 0]]), np.array([[990, 10]]))
+    sigma = kind(0.3) if kind is not Fraction else 0.3
+    for certified in (
+        lambda sigma, alpha: certify(votes, sigma, alpha),
+        lambda sigma, alpha: certify(votes, sigma, alpha, bound="anytime"),
+        lambda sigma, alpha: certify_without_selection(votes, sigma, alpha),
+        lambda sigma, alpha: RadiusBudget(0.25, 1000).certify(votes, sigma, alpha),
+    ):
+        received, expected = certified(sigma, given), certified(float(sigma), exact)
+        assert (received.radii, received.p_lower) == (expected.radii, expected.p_lower)
+        assert (type(received.alpha), type(received.sigma)) == (float, float)
+        assert (received.alpha, received.sigma) == (exact, float(sigma))
+    for budget in (RadiusBudget(0.25, 1000), ToleranceBudget(0.01, 1000)):
+        assert budget.more(votes, sigma, given) == budget.more(votes, float(sigma), exact)
+    assert max_radius(sigma, 1000, given) == max_radius(float(sigma), 1000, exact)
+
+
+@pytest.mark.parametrize("alpha", [5e-324, 1e-310, 9e-301])
+def test_an_alpha_next_to_the_smallest_float_is_refused(alpha):
+    """Of 1e9 votes and 3 others, SciPy's bound at 5e-324 errs 2e10 times as often."""
+    with pytest.raises(ValueError, match=r"alpha must be at least 1e-300. Received: alpha="):
+        clopper_pearson_lower(99_999, 100_000, alpha)
+    assert clopper_pearson_lower(99_999, 100_000, 1e-300) > 0.99
 
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.5, np.nan])

@@ -95,6 +95,20 @@ def test_a_log_does_not_say_what_it_is_for_so_its_radii_are_asked_for(tmp_path):
         evaluate(log, log.labels)
 
 
+@pytest.mark.parametrize("radii", [[-1], [0, np.nan], [np.inf], 0.5, ["0.5"], [[0.5]]])
+def test_radii_that_are_none_are_refused(radii):
+    """A radius below 0 would count what is wrong."""
+    with pytest.raises(ValueError, match="radii must be finite numbers from 0"):
+        evaluate(certified([0], [0.5]), [1], radii)
+
+
+def test_what_is_no_certificate_or_none_is_refused():
+    with pytest.raises(ValueError, match=r"Expected `Certificates` or a `CertificationLog`\. Received: list"):
+        evaluate([1], [1])
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        evaluate(certified([0], [0.5])[:0], [])
+
+
 def test_an_evaluation_is_printed_as_one_table():
     result = evaluate(certified([3, ABSTAIN], [0.5, 0.0]), [3, 1], (0, 0.25, 0.75))
     assert str(result).splitlines() == [

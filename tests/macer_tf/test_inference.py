@@ -1,3 +1,5 @@
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -180,6 +182,73 @@ def test_the_classifier_is_left_as_it_was():
         np.testing.assert_array_equal(weight, expected)
     for layer in model.layers:
         assert layer.output is not None  # raises for a layer that was called a second time
+
+
+def relu(x):
+    return -x
+
+
+def swish(x):
+    return x * keras.ops.sigmoid(3 * x)
+
+
+OWN_ACTIVATIONS = {
+    "of a name that Keras has": relu,
+    "of another name": swish,
+    "lambda": lambda x: tf.nn.leaky_relu(x, 0.1),
+    "partial": functools.partial(tf.nn.leaky_relu, alpha=0.1),
+    "of TensorFlow": tf.nn.swish,
+    "of Keras' operations": keras.ops.gelu,
+    "layer with weights": layers.PReLU(alpha_initializer="ones"),
+}
+
+
+@pytest.mark.parametrize("as_layer", [False, True], ids=["argument", "layer"])
+@pytest.mark.parametrize("name", OWN_ACTIVATIONS)
+def test_an_activation_of_ones_own_is_never_taken_for_keras(name, as_layer):
+    """In a configuration it has its bare name, `relu` for one."""
+    activation = OWN_ACTIVATIONS[name]
+
+    def build(x):
+        if as_layer:
+            return norm()(layers.Activation(activation)(layers.Conv2D(4, 3)(x)))
+        return norm()(layers.Conv2D(4, 3, activation=activation)(x))
+
+    model = randomized(functional(build))
+    graph = InferenceGraph(model)
+    images = images_for(model)
+    np.testing.assert_array_equal(graph(images), model(images))
+    with pytest.raises(ValueError, match="with Keras' own activations, can be converted to another precision"):
+        InferenceGraph(model, "bfloat16")
+
+
+class WithoutConfig(keras.regularizers.Regularizer):
+    def __call__(self, weights):
+        return 0.0 * keras.ops.sum(weights)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_initializer": lambda shape, dtype=None: tf.ones(shape, dtype)},
+        {"kernel_constraint": lambda weights: weights},
+        {"kernel_regularizer": WithoutConfig()},
+    ],
+    ids=["initialiser", "constraint", "regulariser"],
+)
+def test_a_layer_whose_configuration_cannot_be_read_runs_as_it_is(options):
+    model = randomized(functional(lambda x: norm()(layers.Conv2D(4, 3, **options)(x))))
+    images = images_for(model)
+    np.testing.assert_allclose(InferenceGraph(model)(images), model(images), atol=1e-5)
+
+
+def test_a_layer_or_a_model_whose_call_was_replaced_runs_as_it_is():
+    for replaced in (lambda model: model.layers[1], lambda model: model):
+        model = randomized(functional(lambda x: norm()(layers.Conv2D(4, 3)(x))))
+        one = replaced(model)
+        one.call = lambda *inputs, call=one.call, **options: 2 * call(*inputs, **options)
+        images = images_for(model)
+        np.testing.assert_array_equal(InferenceGraph(model)(images), model(images, training=False))
 
 
 class Subclassed(keras.Model):

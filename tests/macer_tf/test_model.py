@@ -260,6 +260,13 @@ class TestKeras:
         for name, values in expected.items():
             np.testing.assert_allclose(values, history[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
+    @pytest.mark.parametrize("microbatch", [np.int64(4), 4.0, np.float32(4)])
+    def test_a_slices_size_may_be_of_any_type_of_number(self, microbatch):
+        model = macer(linear(), microbatch=microbatch)
+        model.compile("sgd")
+        fit(model, *data())
+        assert type(model.microbatch) is int
+
     def test_evaluate_is_of_the_smoothed_prediction(self):
         # sigma 10 drowns the images: the plain prediction is always right, the smoothed one is at chance.
         images = np.zeros((400, *SHAPE), np.float32)

@@ -624,6 +624,42 @@ def test_votes_carry_the_soft_moments_that_are_drawn(linear):
     assert (certified.p_lower <= votes.soft[16.0].mean(votes.n).max(axis=1)).all()
 
 
+def test_more_soft_votes_than_their_sums_hold_are_refused_before_any_sampling(linear):
+    smoothed = SmoothedClassifier(linear_classifier(*linear), sigma=0.5, seed=1, betas=(1.0,))
+    for n0, n in ((10, 2**22 + 1), (2**22 + 1, 10)):
+        with pytest.raises(ValueError, match=r"Soft votes hold up to 4,194,304 samples per image\. Received: n0="):
+            smoothed.votes(random_images(1), n0, n)
+
+
+def test_scores_that_overflow_at_a_beta_are_told(linear):
+    smoothed = SmoothedClassifier(linear_classifier(*linear), sigma=0.5, seed=1, betas=(1e38,))
+    with pytest.raises(ValueError, match=r"or some that overflow when multiplied by a beta; it cannot be certified"):
+        smoothed.votes(random_images(1), 10, 100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"levels": [255]}, r"levels, .* must be a whole number from 1 to 65535\. Received: levels=\[255\]"),
+        ({"levels": np.array(255)}, "levels, .* must be a whole number"),
+        ({"betas": 1.0}, r"betas must be several numbers, such as \(1\.0, 16\.0\)\. Received: betas=1\.0"),
+        ({"betas": None}, "betas must be several numbers"),
+        ({"betas": "16"}, "betas must be several numbers"),
+        ({"microbatch": True}, "microbatch must be a whole number from 1"),
+    ],
+)
+def test_options_of_another_type_are_refused_in_one_line(linear, options, message):
+    with pytest.raises(ValueError, match=message):
+        SmoothedClassifier(linear_classifier(*linear), sigma=0.5, **options)
+
+
+def test_a_classifier_that_returns_whole_numbers_is_refused():
+    inputs = keras.Input((2, 2, 1))
+    outputs = keras.ops.cast(layers.Dense(2)(layers.Flatten()(inputs)), "int32")
+    with pytest.raises(ValueError, match=r"The classifier must return floats\. Received: outputs of int32"):
+        SmoothedClassifier(keras.Model(inputs, outputs), SIGMA)
+
+
 # What the base classifier must be
 
 

@@ -158,7 +158,7 @@ def test_both_transports_bring_the_same_bits(server):
     p_lower = special.ndtr(radii.astype(np.float64))  # at sigma = 1
     sent = {
         "predicted_class": np.zeros(count, np.int64), "radius": radii, "p_lower": p_lower,
-        "votes": np.tile(np.array([[2**40, 0]]), (count, 1)), "seed": random.integers(-(2**63), 2**63, (count, 2)),
+        "votes": np.tile(np.array([[2**40, 0]]), (count, 1)), "seed": random.integers(0, 2**32, (count, 2)),
     }  # fmt: skip
     server.change = lambda outputs: sent
     images = np.zeros((count, 2, 2, 1), np.float32)
@@ -228,7 +228,8 @@ def test_a_version_can_be_chosen(server, transport):
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"timeout": 0}, "timeout must be"), ({"timeout": math.nan}, "timeout must be"),
+    [({"timeout": 1e10}, "timeout must be"), ({"timeout": math.inf}, "timeout must be"),
+     ({"timeout": 0}, "timeout must be"), ({"timeout": math.nan}, "timeout must be"),
      ({"timeout": "5"}, "timeout must be"), ({"timeout": None}, "timeout must be"),
      ({"timeout": True}, "timeout must be"), ({"label": ""}, "label must be"), ({"label": 5}, "label must be"),
      ({"model": ""}, "model_name must be"),
@@ -532,6 +533,8 @@ BROKEN_CERTIFICATES = {
     "scalar class": with_array("predicted_class", lambda classes: np.int64(0)),
     "class of rank 2": with_array("predicted_class", lambda classes: classes[:, None]),
     "seed of one number": with_array("seed", lambda seed: seed[:, :1]),
+    "seed below 0": with_value("seed", (3, 1), -1),
+    "seed beyond 32 bits": with_value("seed", (0, 0), 2**32),
     "class as a float": with_array("predicted_class", lambda classes: classes.astype(np.float64)),
     "votes as floats": with_array("votes", lambda votes: votes.astype(np.float32)),
     "class as words": with_array("predicted_class", lambda classes: classes.astype(str).astype(object)),
@@ -549,6 +552,9 @@ BROKEN_PREDICTIONS = {
     "NaN p_value": with_value("p_value", 0, np.nan),
     "p_value above 1": with_value("p_value", 0, 1.5),
     "no samples": with_value("samples", 0, 0),
+    "a class at a p_value of 1": with_value("p_value", slice(None), 1.0),
+    "seed below 0": with_value("seed", (0, 0), -1),
+    "seed beyond 32 bits": with_value("seed", (4, 1), 2**40),
     "a class at the p_value of an ABSTAIN": with_value("predicted_class", 0, -1),
     **{f"without {name}": without(name) for name in answers.PREDICT_OUTPUTS},
     **{f"a row too few of {name}": with_array(name, lambda array: array[:-1]) for name in answers.PREDICT_OUTPUTS},

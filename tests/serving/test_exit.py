@@ -20,6 +20,12 @@ class BadInput(ValueError):
         (OSError("odd"), {"foreseen": (OSError,)}, 1, "error: cannot use a file: odd"),
         (RuntimeError("died"), {"foreseen": (OSError, RuntimeError)}, 1, "error: died"),
         (TypeError(), {"foreseen": (OSError,)}, 1, "error: TypeError:  (details: error.log)"),
+        (
+            RuntimeError("Graph execution error:\n\nassertion failed: [n is too small]\n\t [[node]]"),
+            {},
+            1,
+            "error: RuntimeError: assertion failed: [n is too small] (details: error.log)",
+        ),
         (KeyboardInterrupt(), {}, 130, "\nInterrupted. All is kept."),
     ],
 )

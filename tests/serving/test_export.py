@@ -79,14 +79,29 @@ def test_the_signatures_are_batch_major_and_named_as_promised(exported, images):
             "class_names must be different, one per class. Received: 'cat' more than once",
         ),
         ({"class_names": ["cat"]}, "class_names must be one per class. Received: 1 for 2 classes"),
+        ({"class_names": 5}, "class_names must be a list of texts. Received: 5"),
+        ({"class_names": "ab"}, "class_names must be a list of texts. Received: 'ab'"),
+        ({"n": "1000"}, "n in the model card must be a whole number from 1. Received: '1000'"),
+        ({"alpha": 0.2}, r"alpha must lie in \[1e-06, 0.1\] to be served. Received: alpha=0.2"),
         ({"pixel_max": 0}, "pixel_max, what a stored pixel is divided by, must be a whole number from 1 to 65535"),
     ],
 )
 def test_bad_options_write_nothing(linear_classifier, tmp_path, options, message):
     model = MACERModel(linear_classifier(), sigma=0.25, seed=0)
     with pytest.raises(ValueError, match=f"^{message}"):
-        export(model, tmp_path / "model", n0=10, n=50, alpha=0.01, **options)
+        export(model, tmp_path / "model", **{"n0": 10, "n": 50, "alpha": 0.01, **options})
     assert not (tmp_path / "model").exists()
+
+
+def test_numbers_of_numpy_are_numbers(linear_classifier, tmp_path):
+    model = MACERModel(linear_classifier(), sigma=0.25, seed=0)
+    whole = {"n0": 10, "n": 50, "max_n": 60, "max_batch_size": 7, "pixel_max": 255}
+    export(model, tmp_path, alpha=np.float32(0.01), **{name: np.int64(value) for name, value in whole.items()})
+    about = card.read(tmp_path)
+    assert {name: about[name] for name in ("n0", "n", "max_n", "max_batch_size")} == {
+        name: whole[name] for name in ("n0", "n", "max_n", "max_batch_size")
+    }
+    assert about["alpha"] == float(np.float32(0.01))
 
 
 def test_what_the_pipeline_calls_the_model_is_in_the_card_and_in_the_graph(linear_classifier, tmp_path):

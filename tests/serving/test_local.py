@@ -8,8 +8,11 @@ import socket
 import threading
 import urllib.request
 
+import grpc
 import numpy as np
 import pytest
+from tensorflow.core.framework import types_pb2
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving import local, rest_format
 from serving.client import RefusedError, RestClient
@@ -140,6 +143,23 @@ def test_a_body_without_end_is_not_waited_for(server, length):
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"A request must have a Content-Length of 268,435,456 bytes at most." in answer
+
+
+def test_a_shape_that_a_few_bytes_declare_is_refused_before_it_is_filled(server):
+    """In a tensor's message one value may stand for all."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = "digits"
+    tensor = request.inputs["images"]
+    tensor.dtype = types_pb2.DT_FLOAT
+    for size in (10**8, 2, 2, 1):
+        tensor.tensor_shape.dim.add(size=size)
+    tensor.float_val.append(0.5)
+    with grpc.insecure_channel(server.grpc_address) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.Predict(request, timeout=30)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.details() == "images must have 67,108,864 values at most."
 
 
 def test_rows_and_columns_are_answered_alike(ask):

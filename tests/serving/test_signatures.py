@@ -1,4 +1,5 @@
 import itertools
+import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -10,7 +11,9 @@ from scipy import stats
 from macer_tf import early_exit, noise
 from macer_tf.certificates import ABSTAIN
 from macer_tf.smoothing import SmoothedClassifier, default_microbatch
+from serving import signatures as signatures_lib
 from serving.signatures import SmoothedSignatures
+from serving.siphash import siphash as siphash_in_the_graph
 
 SIGMA, LEVELS = 0.5, 200
 TAKE_IMAGES = ("serving_default", "certify_custom", "predict")
@@ -197,6 +200,73 @@ def test_metadata_is_batch_major(served):
     metadata = served["metadata"]
     assert metadata()["model_card"].tolist() == [b"the card"]
     assert metadata(query=np.array(["", "a", "b"]))["model_card"].tolist() == [b"the card"] * 3
+
+
+def test_more_queries_than_the_limit_are_refused(served):
+    """One value may stand for many, so a few bytes would be answered with as many cards as memory holds."""
+    with pytest.raises(tf.errors.InvalidArgumentError, match="one request takes at most 100 queries"):
+        served["metadata"](query=np.full(101, ""))
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1e-7])
+def test_an_alpha_that_no_request_may_ask_for_is_refused(linear_classifier, alpha):
+    with pytest.raises(ValueError, match=r"alpha must lie in \[1e-06, 0\.1\] to be served\. Received: alpha="):
+        signatures(linear_classifier(), n=1000, alpha=alpha)
+
+
+def test_seeds_are_a_keyed_hash_of_what_tensorflow_draws(monkeypatch):
+    """TensorFlow's own numbers tell the next ones; a client sees the hash, and not its key."""
+    drawn, time = np.array([3, -5], np.int64), 1.5
+    monkeypatch.setattr(tf.raw_ops, "NonDeterministicInts", lambda shape, dtype: tf.constant(drawn, dtype))
+    monkeypatch.setattr(tf, "timestamp", lambda: tf.constant(time, tf.float64))
+    secret = (2**64 - 1, 7)
+    seeds = signatures_lib._fresh_seeds(tf.zeros([2, 1, 1, 1]), secret).numpy()
+    for seed, number in zip(seeds.tolist(), drawn.tolist(), strict=True):
+        expected = siphash(secret, struct.pack("<q", number) + struct.pack("<d", time))
+        assert seed == [expected % 2**32, expected >> 32]
+
+
+def test_each_export_has_a_key_of_its_own(linear_classifier):
+    made = [SmoothedSignatures(linear_classifier(), SIGMA, LEVELS, 10, 100, 0.01, 100, 9, "") for _ in range(2)]
+    keys = {half for module in made for half in module._secret}
+    assert len(keys) == 4
+    assert all(0 <= key < 2**64 for key in keys)
+
+
+def siphash(key, message):
+    """SipHash-2-4 in Python's whole numbers, from the paper (Aumasson and Bernstein, 2012)."""
+    mask = 2**64 - 1
+    v = [half ^ start for half, start in zip(key * 2, (0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261,
+                                                       0x7465646279746573), strict=True)]  # fmt: skip
+
+    def add(i, j):
+        v[i] = (v[i] + v[j]) & mask
+
+    def rotate(i, bits, j=None):
+        v[i] = ((v[i] << bits) | (v[i] >> (64 - bits))) & mask
+        v[i] ^= 0 if j is None else v[j]
+
+    def rounds(number):
+        for _ in range(number):
+            add(0, 1), add(2, 3), rotate(1, 13, 0), rotate(3, 16, 2), rotate(0, 32)
+            add(2, 1), add(0, 3), rotate(1, 17, 2), rotate(3, 21, 0), rotate(2, 32)
+
+    padded = message + bytes(-(len(message) + 1) % 8) + bytes([len(message) % 256])
+    for (word,) in struct.iter_unpack("<Q", padded):
+        v[3] ^= word
+        rounds(2)
+        v[0] ^= word
+    v[2] ^= 0xFF
+    rounds(4)
+    return v[0] ^ v[1] ^ v[2] ^ v[3]
+
+
+def test_the_hash_is_the_published_one():
+    """Of the paper's Appendix A: the bytes 0, 1, ..., 14 under the key of the bytes 0, 1, ..., 15."""
+    key = struct.unpack("<QQ", bytes(range(16)))
+    assert siphash(key, bytes(range(15))) == 0xA129CA6149BE45E5
+    words = [tf.constant([word], tf.uint64) for word in struct.unpack("<QQ", bytes(range(16)))]
+    assert siphash_in_the_graph(key, *words).numpy().tolist() == [siphash(key, bytes(range(16)))]
 
 
 def test_settings_that_could_never_answer_are_refused(linear_classifier):

@@ -20,6 +20,7 @@ def write(directory):
             means = tf.reduce_mean(tf.cast(images, tf.float64), axis=(1, 2, 3))
         ones = tf.cast(tf.round(means * tf.cast(n, tf.float64)), tf.int64)
         seed = tf.raw_ops.NonDeterministicInts(shape=tf.stack([tf.shape(images)[0], 2]), dtype=tf.int64)
+        seed = tf.bitwise.bitwise_and(seed, tf.constant(2**32 - 1, tf.int64))
         return tf.stack([n - ones, ones], axis=1), seed
 
     def certify(images, n, alpha):

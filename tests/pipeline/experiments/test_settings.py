@@ -36,6 +36,8 @@ def line(capsys, tmp_path, monkeypatch):
 
 
 BAD = [
+    (["--dataset", "digits", "--alpha", "0.2"], "--alpha must lie from 1e-06 to 0.1, as the exported model takes no"),
+    (["--dataset", "digits", "--alpha", "1e-7"], "--alpha must lie from 1e-06 to 0.1, as the exported model takes no"),
     (["--dataset", "digits", "--sgima", "1"], "Unknown argument --sgima. Did you mean --sigma"),
     (["--dataset", "digits", "--epoch", "1"], "Unknown argument --epoch. Did you mean --epochs"),
     (["--dataset", "digits", "--xyzzy"], "Unknown argument --xyzzy. See --help."),
