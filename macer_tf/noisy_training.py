@@ -222,11 +222,15 @@ class NoisyTrainingModel(keras.Model):
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         self._direct(arguments.get("callbacks"))
         _check_arrays(arguments.get("x"), arguments.get("y"))
+        if isinstance(validation := arguments.get("validation_data"), tuple) and len(validation) > 1:
+            _check_arrays(*validation[:2])
         with _one_line_errors():
             return super().fit(*args, **kwargs)
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = inspect.signature(keras.Model.evaluate).bind(self, *args, **kwargs).arguments
+        _check_arrays(arguments.get("x"), arguments.get("y"))
         with _one_line_errors():
             return super().evaluate(*args, **kwargs)
 

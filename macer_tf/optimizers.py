@@ -4,6 +4,8 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 # isort: split
 
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,13 +50,13 @@ class SGD(keras.optimizers.Optimizer):
         name: str = "sgd",
         **kwargs: Any,
     ) -> None:
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1. Received: momentum={momentum}")
-        if l2 < 0:
-            raise ValueError(f"l2 must be 0 or above. Received: l2={l2}")
+        if not (isinstance(momentum, numbers.Real) and 0 <= momentum < 1):
+            raise ValueError(f"momentum must be at least 0 and below 1. Received: momentum={momentum!r}")
+        if not (isinstance(l2, numbers.Real) and 0 <= l2 < math.inf):
+            raise ValueError(f"l2 must be 0 or above, and finite. Received: l2={l2!r}")
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
-        self.momentum = momentum
-        self.l2 = l2
+        self.momentum: float = momentum
+        self.l2: float = l2
         self._velocities: list[keras.Variable] = []
 
     def build(self, variables: Sequence[keras.Variable]) -> None:

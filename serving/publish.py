@@ -58,7 +58,7 @@ class Publication:
 
 
 def load_test(saved_model: str | Path, trust: bool = False) -> None:
-    """Loads a SavedModel in a fresh process, as the InfraValidator does, and runs it on a grey image.
+    """Loads a SavedModel in a fresh process, as the InfraValidator does, and runs it on a black image.
 
     Args:
         saved_model: directory.

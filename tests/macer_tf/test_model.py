@@ -896,6 +896,10 @@ def test_arrays_that_cannot_be_trained_on_are_refused(change, message):
     model.compile("sgd")
     with pytest.raises(ValueError, match=message):
         model.fit(*change(*data()), verbose=0)
+    with pytest.raises(ValueError, match=message):
+        model.fit(*data(), validation_data=change(*data()), verbose=0)
+    with pytest.raises(ValueError, match=message):
+        model.evaluate(*change(*data()), verbose=0)
 
 
 def test_loading_needs_no_custom_objects_but_the_import():

@@ -88,9 +88,12 @@ def test_a_schedule_survives_serialisation():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"momentum": None}, "momentum must be at least 0 and below 1. Received: momentum=None"),
+        ({"l2": float("nan")}, "l2 must be 0 or above, and finite. Received: l2=nan"),
+        ({"l2": "1e-4"}, "l2 must be 0 or above, and finite. Received: l2='1e-4'"),
         ({"momentum": 1.0}, "momentum must be at least 0 and below 1. Received: momentum=1.0"),
         ({"momentum": -0.1}, "momentum"),
-        ({"l2": -1e-4}, "l2 must be 0 or above. Received: l2=-0.0001"),
+        ({"l2": -1e-4}, "l2 must be 0 or above, and finite. Received: l2=-0.0001"),
     ],
 )
 def test_bad_input(options, message):
