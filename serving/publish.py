@@ -401,6 +401,8 @@ def _version_number(text):
 
 
 def _print_listing(base):
+    if not Path(base).exists():
+        raise ValueError(f"There is no folder {base}.")
     lines = listing(base)
     if not lines:
         print(f"There is no version in {base}.")

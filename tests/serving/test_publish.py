@@ -641,6 +641,7 @@ def test_a_foreign_cards_fingerprint_is_not_printed(saved_model, base, fingerpri
         (["rollback", "BASE", "--to", "/etc"], 2, "must be the number of a version"),
         (["rollback", "BASE", "--to", "²"], 2, "must be the number of a version"),
         (["list", "MODEL/saved_model.pb"], 1, "Not a directory"),
+        (["list", "absent"], 2, "There is no folder absent."),
         (["publish", "MODEL", "/dev/null/base", "--force"], 1, "/dev/null/base: Not a directory"),
     ],
 )
