@@ -346,15 +346,20 @@ def recertify(name, arguments):
 
     about = released.card(name)
     if about["verified"]["num_images"] >= arguments.images:
+        print(f"{name} is certified on {about['verified']['num_images']:,} images already.")
         return
     cell, path, output = released_cell(about["sigma"]), released.FOLDER / f"{name}.keras", arguments.root / name
     before = cell.measured()
+    if before is None:
+        sys.exit(f"Nothing that was measured of {cell.group}/{cell.name} with its flags is kept in {cell.kept}.")
     drawn = [f"--{setting}={before[setting]}" for setting in DRAWN]
     images = ["--dataset=mnist", f"--skip={TEST_IMAGES // arguments.images}", f"--data_dir={arguments.data_dir}"]
     if status := certify.main([f"--model={path}", *images, *drawn, f"--output={output}"]):
         sys.exit(status)
     labels = certificates_in(output / "certificates.parquet")["label"]
-    image_set = f"{len(labels):,}, evenly spaced, of the test split of mnist 3.0.1 ({TEST_IMAGES:,} images)"
+    image_set = f"the test split of mnist 3.0.1 ({TEST_IMAGES:,} images)"
+    if len(labels) < TEST_IMAGES:
+        image_set = f"{len(labels):,}, evenly spaced, of {image_set}"
     told = {setting: before[setting] for setting in TOLD} | {"image_set": image_set}
     told["command"] = cell.command(arguments.images)
     keep(cell, certificate_files.read(output), labels, **told)

@@ -202,6 +202,8 @@ def certify_without_selection(votes: Votes, sigma: float, alpha: float) -> Certi
 
 def check_sigma(sigma: float) -> float:
     """Returns `sigma` as a float. Raises ValueError unless it is a number above 0 and finite."""
+    if getattr(sigma, "shape", None) == ():  # an array or a tensor of one number
+        sigma = np.asarray(sigma).item()
     if not isinstance(sigma, numbers.Real) or isinstance(sigma, bool) or not 0 < float(sigma) < np.inf:
         raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
     return float(sigma)
@@ -264,7 +266,7 @@ def check_can_certify(n: int, alpha: float, bound: str = bounds.DEFAULT) -> None
 
 
 def check_can_predict(n: int, alpha: float) -> float:
-    """Returns `alpha` as a float. Raises ValueError if not even n of n votes would pass PREDICT's test at it."""
+    """Returns `alpha` as a float. Raises ValueError if not even n of n votes would pass PREDICT's test."""
     alpha = check_predict_alpha(alpha)
     if n < 1 or 2 * 0.5**n + SAMPLES_OFF > alpha:
         raise ValueError(
@@ -275,7 +277,7 @@ def check_can_predict(n: int, alpha: float) -> float:
 
 
 def check_predict_alpha(alpha: float) -> float:
-    """Returns `alpha` as a float. Raises ValueError for one of a prediction that the noise is not exact enough for."""
+    """Returns `alpha` as a float. Raises ValueError if it is smaller than the exactness of the noise allows."""
     alpha = check_alpha(alpha)
     if alpha < 10 * SAMPLES_OFF:
         raise ValueError(f"A prediction's alpha must be at least {10 * SAMPLES_OFF:g}. Received: alpha={alpha:g}")

@@ -126,8 +126,8 @@ def write(
 
 def _whole_numbers(name, given, predictions):
     """As Python's, one per image."""
-    found = np.asarray(given)
-    is_number = found.dtype.kind in "iuf" or found.size == 0
+    found = np.asarray(given if hasattr(given, "__len__") else list(given))
+    is_number = found.dtype.kind in "biuf" or found.size == 0
     if found.shape != predictions.shape or not is_number or not (np.isfinite(found) & (found == np.rint(found))).all():
         raise ValueError(
             f"{name} must be one whole number per image. Received: {found.dtype} {found.shape} for "

@@ -193,7 +193,7 @@ def check_alpha(alpha: float) -> float:
     Raises:
         ValueError: unless it is below 1 and from 1e-300; SciPy's inverses lose their digits next to the smallest float.
     """
-    if not isinstance(alpha, numbers.Real) or not 0 < alpha < 1:
+    if not isinstance(alpha, numbers.Real) or not 0 < float(alpha) < 1:
         raise ValueError(f"alpha, the failure probability, must be above 0 and below 1. Received: alpha={alpha!r}")
     if alpha < _LEAST_ALPHA:
         raise ValueError(f"alpha must be at least {_LEAST_ALPHA:g}. Received: alpha={alpha!r}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -144,10 +145,10 @@ def evaluate(
 
 def _checked(radii):
     """Radii as floats. One below 0 would count what is wrong."""
-    found = np.asarray(radii)
-    if found.ndim != 1 or found.dtype.kind not in "iuf" or not ((found >= 0) & np.isfinite(found)).all():
+    found = list(radii) if isinstance(radii, Iterable) else [None]
+    if not all(isinstance(radius, numbers.Real) and 0 <= radius < np.inf for radius in found):
         raise ValueError(f"radii must be finite numbers from 0, such as (0, 0.25, 0.5). Received: radii={radii!r}")
-    return tuple(found.tolist())
+    return tuple(map(float, found))
 
 
 def default_radii(sigma: float, n: int, alpha: float, bound: str = bounds.DEFAULT) -> tuple[float, ...]:

@@ -37,8 +37,7 @@ class InferenceGraph:
     Batch norm that directly follows a `Conv2D` or `Dense` layer of a functional or sequential model is folded into its
     kernel and bias: the same outputs but for rounding. Folding is part of the graph and reads the classifier's
     variables whenever it runs, so there is no copy of weights to fall behind them. What cannot be folded runs as it is,
-    and so does a whole model that is subclassed, or has layers of other kinds than Keras' plain ones or activations
-    that Keras does not know by name.
+    and so does a whole model that is subclassed or has layers of other kinds than Keras' plain ones.
 
     To save it on a `tf.Module`, let the module track `variables` and nothing else of it: a Keras model tracked there
     loads in Python and fails in C++.
@@ -57,19 +56,20 @@ class InferenceGraph:
         if precision not in (None, *PRECISIONS):
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}. Received: precision={precision}")
         own = own_precision(classifier)
-        is_plain = _is_plain(classifier)
+        has_norm = any(type(layer) in _NORMS for layer in classifier._flatten_layers())
+        # Not looked at in vain: to make a layer again draws from Python's random numbers.
+        is_plain = (has_norm or precision not in (None, own)) and _is_plain(classifier)
         if precision not in (None, own) and not is_plain:
             raise ValueError(
-                f"The classifier computes in {own}; only functional and sequential models of plain Keras layers, with "
-                f"Keras' own activations, can be converted to another precision. Received: precision={precision}, "
+                f"The classifier computes in {own}; only functional and sequential models of plain Keras layers "
+                f"can be converted to another precision. Received: precision={precision}, "
                 f"{type(classifier).__name__}"
             )
         self._precision = precision or own
         self._classifier = classifier
         self._rebuilt: keras.Model | None = None
         self._values: dict[int, Callable[[], tf.Tensor]] = {}
-        has_norm = any(type(layer) in _NORMS for layer in classifier._flatten_layers())
-        if is_plain and (self._precision != own or has_norm):
+        if is_plain:
             policy = None if self._precision == own else _POLICIES[self._precision]
             self._rebuilt = _rebuild(classifier, policy, "float32", self._values)
 
@@ -116,12 +116,26 @@ def _can_be_made_again(layer):
     """Whether the layer's configuration and weights are all there is to what it computes."""
     if layer.quantization_mode is not None or getattr(layer, "lora_rank", None) is not None or "call" in vars(layer):
         return False
+    activation = getattr(layer, "activation", None)
+    is_simple = type(activation) in _PLAIN and not activation.variables and not hasattr(activation, "activation")
+    if isinstance(activation, keras.Layer) and not is_simple:
+        return False
     try:
-        again = type(layer).from_config(layer.get_config())
+        _made_again(layer)
     except Exception:  # whatever a function, an initialiser or a constraint of the user's does
         return False
+    return True
+
+
+def _made_again(layer, **changes):
+    """A layer of the same configuration, but for some changes to it, and the same activation."""
+    config = {**layer.get_config(), **changes}
+    if not hasattr(layer, "activation") or isinstance(layer.activation, keras.Layer):
+        return type(layer).from_config(config)
     # A configuration has the name of an activation, which may be that of another function.
-    return getattr(again, "activation", None) is getattr(layer, "activation", None)
+    again = type(layer).from_config({**config, "activation": "linear"})
+    again.activation = layer.activation
+    return again
 
 
 def _rebuild(model, policy, last_policy, values):
@@ -144,12 +158,8 @@ def _rebuild(model, policy, last_policy, values):
         own_policy = policy and (last_policy if layer.name in last else policy)
         if isinstance(layer, keras.Model):
             return _rebuild(layer, policy, own_policy, values)
-        layer_config = layer.get_config()
-        if own_policy:
-            layer_config["dtype"] = own_policy
-        if layer.name in folded:
-            layer_config["use_bias"] = True
-        return type(layer).from_config(layer_config)
+        changes = {"dtype": own_policy} if own_policy else {}
+        return _made_again(layer, **changes, **({"use_bias": True} if layer.name in folded else {}))
 
     def call(layer, inputs, *others, **options):
         return inputs if layer in folded.values() else layer(inputs, *others, **options)

@@ -238,10 +238,8 @@ class MACERModel(NoisyTrainingModel):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}, **share}
 
     @classmethod
-    def from_config(
-        cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None
-    ) -> "NoisyTrainingModel":
-        # Files of before have none.
+    def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "MACERModel":
+        # Files saved by earlier versions have none.
         share = config.get("consistency_share", 1.0)
         others = {name: value for name, value in config.items() if name != "consistency_share"}
         model = super().from_config(others, custom_objects)

@@ -29,6 +29,7 @@ from macer_tf.votes import MAX_SOFT_SAMPLES, UNITS, SoftMoments, Votes
 _ROWS = 32
 # Above what can be drawn, and below where the addresses of the noise would overflow.
 _MOST_SAMPLES = 2**40
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class Drawn(NamedTuple):
@@ -125,6 +126,8 @@ class SmoothedClassifier:
         self._betas = tuple(betas)
         for beta in self._betas:
             check(beta=beta)
+            if beta > _LARGEST_FLOAT32:
+                raise ValueError(f"beta must be a number that float32 holds. Received: beta={beta!r}")
         self._microbatch = microbatch
         self._graph = InferenceGraph(classifier, precision)
         self._passes: dict[tuple, Callable] = {}
@@ -221,9 +224,8 @@ class SmoothedClassifier:
             if not finite.numpy().all():
                 place = places[np.argmin(finite.numpy())]
                 raise ValueError(
-                    f"The classifier returned NaN or infinite outputs for image {example_ids[place]}"
-                    f"{', or some that overflow when multiplied by a beta' if self._betas else ''}; it cannot be "
-                    "certified."
+                    f"The classifier returned NaN or infinite outputs for image {example_ids[place]}; "
+                    "it cannot be certified."
                 )
             block = block.numpy()
             if totals is None:
@@ -483,9 +485,11 @@ def _votes(outputs, owners, pieces, betas=()):
     votes = [tf.one_hot(tf.argmax(outputs, axis=-1), outputs.shape[-1], dtype=tf.int64)]
     is_finite = tf.reduce_all(tf.math.is_finite(outputs), axis=-1)
     for beta in betas:
-        scaled = beta * tf.cast(outputs, tf.float32)
-        is_finite &= tf.reduce_all(tf.math.is_finite(scaled), axis=-1)
-        soft = tf.nn.softmax(scaled)
+        scores = tf.cast(outputs, tf.float32)
+        scaled = beta * scores
+        # Where that overflows, as a class that is masked by -1e38 does, the differences do not, or to a softmax of 0.
+        below = beta * (scores - tf.reduce_max(scores, axis=-1, keepdims=True))
+        soft = tf.nn.softmax(tf.where(tf.reduce_all(tf.math.is_finite(scaled), axis=-1, keepdims=True), scaled, below))
         soft = tf.cast(tf.floor(soft * UNITS), tf.int64)
         votes += [soft, soft * soft]
     return (

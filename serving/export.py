@@ -1,6 +1,6 @@
 """A trained classifier -> a SavedModel that returns the smoothed prediction with its certified radius."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from macer_tf.checks import levels_of
 from macer_tf.noisy_training import NoisyTrainingModel
 from macer_tf.smoothing import default_microbatch
 from serving import card, manifest
-from serving.files import EXTRA
+from serving.files import EXTRA, check_local
 from serving.signatures import SmoothedSignatures
 
 WARMUP = Path(EXTRA) / "tf_serving_warmup_requests"
@@ -26,7 +26,7 @@ def export(
     n0: int,
     n: int,
     alpha: float,
-    class_names: Sequence[str] | None = None,
+    class_names: Iterable[str] | None = None,
     pixel_max: int = 255,
     max_n: int | None = None,
     max_batch_size: int = 128,
@@ -39,6 +39,8 @@ def export(
     certificate is false with probability at most alpha. Beside the graph, in assets.extra, are model_card.json (see
     `serving.card`), manifest.json (see `serving.manifest`), by which publishing notices damage, and a warm-up request
     for every signature: a model server runs them as it loads a version, and does not serve one that fails them.
+
+    The graph holds the key that the noise is drawn by: who chooses images must not read the file.
 
     Args:
         model: a `MACERModel` or another `NoisyTrainingModel`.
@@ -55,10 +57,11 @@ def export(
         ValueError: if n and alpha could never certify an image, or an option is out of range; if the classifier takes
             no floats, returns more than one tensor, or is no function of one image (see `macer_tf.probing`).
     """
+    check_local(directory)
     directory, classifier = Path(directory), model.classifier
     base_classifier.check(classifier)
     num_classes = classifier.output_shape[-1]
-    if not (class_names is None or (isinstance(class_names, Sequence) and not isinstance(class_names, str))):
+    if isinstance(class_names, str) or not (class_names is None or isinstance(class_names, Iterable)):
         raise ValueError(f"class_names must be a list of texts. Received: {class_names!r}")
     names = [str(number) for number in range(num_classes)] if class_names is None else list(class_names)
     n0, n, alpha, pixel_max, max_n, max_batch_size = map(_plain, (n0, n, alpha, pixel_max, max_n, max_batch_size))

@@ -13,6 +13,12 @@ _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _MAX_BYTES = 2**20
 
 
+def check_local(path):
+    """Raises ValueError if a path is a URL, of which `Path` would make a folder here."""
+    if "://" in str(path):
+        raise ValueError(f"A path on this machine is needed, not a URL. Received: {path}")
+
+
 def is_hidden(name):
     """Whether a file or folder of this name is nobody's content: neither fingerprinted, nor copied, nor loaded."""
     return name.startswith(".") or name in _LITTER

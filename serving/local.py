@@ -41,7 +41,8 @@ _HTTP = {
 _PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,19})|/labels/([^/:]+))?(|/metadata|:predict)")
 _THREADS = 4
 _MAX_REQUEST_BYTES = 2**28
-_BYTES_OF_A_PIXEL = 4
+# Of a text, at least, in NumPy.
+_POINTER_BYTES = 8
 # Of a client that says nothing more.
 _IDLE_SECONDS = 60
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -194,18 +195,20 @@ class LocalServer:
 
     def _predict_by_grpc(self, request, context):
         def inputs_of(_):
-            for name, tensor in request.inputs.items():
-                # One value may stand for as many as the shape says.
-                declared = math.prod(abs(dimension.size) for dimension in tensor.tensor_shape.dim)
-                if declared > _MAX_REQUEST_BYTES // _BYTES_OF_A_PIXEL:
-                    message = f"{name} must have {_MAX_REQUEST_BYTES // _BYTES_OF_A_PIXEL:,} values at most."
-                    raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, message)
+            # One value may stand for as many as the shape says.
+            if sum(map(self._declared_bytes, request.inputs.values())) > _MAX_REQUEST_BYTES:
+                message = f"A request must have tensors of {_MAX_REQUEST_BYTES:,} bytes at most."
+                raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, message)
             return {name: self._tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
 
         try:
             return self.grpc_body(self.predict(request.model_spec, inputs_of))
         except StatusError as error:
             context.abort(error.code, str(error))
+
+    def _declared_bytes(self, tensor):
+        values = math.prod(abs(dimension.size) for dimension in tensor.tensor_shape.dim)
+        return values * (self._tf.as_dtype(tensor.dtype).size or _POINTER_BYTES)
 
     def _bound(self, port, bind):
         """What `bind` makes of (host, port), if nobody listens there."""

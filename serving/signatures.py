@@ -25,7 +25,7 @@ class SmoothedSignatures(tf.Module):
     """CERTIFY and PREDICT (Cohen et al. 2019) for a batch of images, in the graph, and what they were exported with.
 
     Noise is new for every image and every call: its key is a keyed hash of TensorFlow's next random number and the
-    time, and the hash's own key is drawn from the operating system at export, so no client can tell or choose it, as
+    time, and the hash's own key is drawn from the operating system at export, so no client can predict or choose it, as
     long as the graph's file is kept from whoever chooses images. It is returned as `seed`, and the library repeats the
     votes with it:
     `SmoothedClassifier(model, seed=seed[0], levels=levels).count(image, seed[1], noise.ESTIMATION, 0, n)`.
@@ -54,7 +54,7 @@ class SmoothedSignatures(tf.Module):
             raise ValueError(f"The classifier must have two classes or more. Received: {self._num_classes}")
         early_exit.check_can_decide(_PREDICT_LIMIT * n, self._num_classes, alpha)
         if not ALPHA_RANGE[0] <= alpha <= ALPHA_RANGE[1]:
-            raise ValueError(f"alpha must lie in {list(ALPHA_RANGE)} to be served. Received: alpha={alpha:g}")
+            raise ValueError(f"alpha must lie in {list(ALPHA_RANGE)} to be served. Received: alpha={alpha!r}")
         self._secret = secrets.randbits(64), secrets.randbits(64)
         self._noise = GridNoise(float(sigma), levels)
         self._n0, self._n, self._alpha = n0, n, float(alpha)

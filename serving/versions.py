@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from serving.files import flush, is_hidden, open_plain
+from serving.files import check_local, flush, is_hidden, open_plain
 
 # A model server reads only names that are numbers.
 _UNFINISHED = ".publishing-"
@@ -27,6 +27,7 @@ def versions(base):
             its number: it would serve what a symbolic link points to, or one of `7` and `007`.
         OSError: if `base` cannot be read.
     """
+    check_local(base)
     base, found = Path(base), []
     if not base.exists():
         return found
@@ -65,6 +66,7 @@ def add(saved_model, base, finish):
             `base`; or as `versions`.
         OSError: if something cannot be read or written, or another publisher does not come to its end.
     """
+    check_local(base)
     given, saved_model, base = Path(base), Path(saved_model).resolve(), Path(base).resolve()
     if not saved_model.is_dir():
         raise ValueError(f"{saved_model} is no directory; give the directory of a SavedModel.")

@@ -51,7 +51,7 @@ def enough_images(count):
 
 
 def read_from(parameters):
-    """What tells the images that these parameters name from others: name -> JSON value."""
+    """Fingerprints of the images that these parameters name: name -> JSON value."""
     if parameters["train_images"]:
         return {name: own_images.fingerprint(parameters[name]) for name in ("train_images", "test_images")}
     if parameters["dataset"] == "digits":

@@ -158,7 +158,7 @@ def check_choice(dataset: str, **chosen: Any) -> None:
 def fingerprint(dataset: str, data_dir: str | os.PathLike | None = None) -> str | None:
     """Tells the prepared data that `load` would read from others; None if it would have to prepare them.
 
-    Up to 256 MiB by their content, beyond by each file's path, size and time of change.
+    Up to 256 MiB by their content, beyond by each file's path, size and modification time.
 
     Raises:
       InputError, OSError, ValueError: if they cannot be read.
@@ -283,6 +283,8 @@ def _root(data_dir: str | os.PathLike | None) -> Path:
         from tensorflow_datasets.core import constants
 
         data_dir = constants.DATA_DIR
+    if "://" in str(data_dir):
+        raise InputError(f"data_dir must be a directory on this machine, not a URL. Received: {data_dir}")
     root = Path(data_dir).expanduser()
     if root.exists() and not root.is_dir():
         raise InputError(f"data_dir must be a directory of prepared TFDS data. Received the file {root}")

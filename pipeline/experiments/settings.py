@@ -28,6 +28,7 @@ _OF_ENGINES = (beam_options.VOTES, beam_options.PATIENCE)
 _UNLISTED = (*_OF_ENGINES, *saying.SETTINGS)
 # Not for images of one's own, which have no data set's name.
 _OF_DATA_SETS = ("dataset", "preset", "data_dir", "train_split", "test_split", "image_size")
+_RESERVED = {"beam", "help", "list_presets", "version"}
 # What a file of settings leaves out: what is of one call, or of this machine.
 _NOT_WRITTEN = ("sweep", "num_workers", "no_cache")
 
@@ -108,7 +109,7 @@ def notes(settings, preset, given):
 def groups(method):
     """Title -> `Setting`s, of all that a `Method` has: its own behind those that every method has."""
     training = (*GROUPS["Training"], *method.settings)
-    shared = {setting.name for group in (*GROUPS.values(), _UNLISTED) for setting in group} | {"help", "version"}
+    shared = {setting.name for group in (*GROUPS.values(), _UNLISTED) for setting in group} | _RESERVED
     if both := shared & method.defaults().keys():
         raise InputError(
             f"Every method has a setting {min(both)}: the method {method.name} may not have one of its own."
@@ -291,7 +292,7 @@ def _check(settings, method):
     low, high = card.ALPHA_RANGE
     if not low <= settings["alpha"] <= high:
         raise InputError(
-            f"--alpha must lie from {low:g} to {high:g}, as the exported model takes no other. Received: "
+            f"--alpha must lie from {low:g} to {high:g}, because the exported model accepts no others. Received: "
             f"{settings['alpha']:g}"
         )
     drops = settings["lr_drop_epochs"] or []

@@ -203,9 +203,11 @@ def _certify(settings, said, snapshot, engine):
     from pipeline.data import sources
 
     output = Path(settings["output"])
-    plan, code = _plan(settings), _code(settings)
+    plan, module = _plan(settings), settings["custom_objects"]
+    before = code_lib.contents(module) if module else {}
     sampler, loaded = _load(settings, snapshot, plan)
-    if code != _code(settings):
+    code = _code(settings)
+    if not code_lib.are_contents(before):
         raise InputError(f"{settings['custom_objects']} was changed while it was imported; run the same command again.")
     classifier, opened = loaded.smoothed.classifier, loaded.images
     ids = sources.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})

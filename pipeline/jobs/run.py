@@ -36,7 +36,7 @@ def main(arguments=None):
 
         def parse():
             if _LIST in arguments:
-                raise InputError(f"{_LIST} goes with nothing else. Received: {shlex.join(map(printable, arguments))}")
+                raise InputError(f"{_LIST} must be given alone. Received: {shlex.join(map(printable, arguments))}")
             parsed = _Parsed(arguments)
             # Where nothing is to be made, nothing is written of an error either.
             return parsed, None if parsed.settings["dry_run"] else parsed.root

@@ -61,8 +61,8 @@ class Component:
         parameters: names of the settings it depends on, and no others.
         execute: called with an `Execution`.
         references: names of the parameters that may be package.module:name, of anyone's modules whose code it runs.
-        reads: called with the parameters; returns name -> JSON value that tells, by its content, what it reads of
-            anyone's from elsewhere; None for what it will make there first.
+        reads: called with the parameters; returns name -> JSON value that identifies the outside data it reads; None
+            for what it will create itself.
     """
 
     name: str
@@ -197,7 +197,7 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
                 inputs = {name: artifacts[name] for name in component.inputs}
                 parameters = declaration["parameters"]
                 execution = _prepare(component, inputs, parameters, directory, root, num_workers, engine)
-                seconds = _execute(component, execution, declaration, directory)
+                declaration, directory, seconds = _execute(component, execution, declaration, directory)
             print(f"{component.name:<15} done in {duration(seconds)}: {directory}", flush=True)
         artifacts.update(_finished_outputs(component, declaration, directory))
         # Not before the rename: a kill in between would cost what scratch holds.
@@ -305,7 +305,11 @@ def _declared(component, artifacts, settings, root):
         "code": _code(component, modules),
         "files": _read(component, parameters),
     }
-    return declaration, root / f"{component.name}-{fingerprint(declaration)[:16]}"
+    return declaration, _directory(declaration, root)
+
+
+def _directory(declaration, root):
+    return root / f"{declaration['component']}-{fingerprint(declaration)[:16]}"
 
 
 def _prepare(component, inputs, parameters, directory, root, num_workers, engine):
@@ -320,12 +324,17 @@ def _prepare(component, inputs, parameters, directory, root, num_workers, engine
 
 
 def _execute(component, execution, declaration, directory):
+    """Carries it out. Returns its declaration, directory and seconds: with what it created itself, other ones."""
+    unfinished = _unfinished(directory)
     # In milliseconds, or a digit could be another and the number the same.
     started = round(time.time(), 3)
     component.execute(execution)
     before, now = declaration["files"], _read(component, execution.parameters)
     if any(found is not None and now[name] != found for name, found in before.items()):
         raise InputError(f"The files that {component.name} read were changed meanwhile; run the same command again.")
+    if now != before:
+        declaration = {**declaration, "files": now}
+        directory = _directory(declaration, directory.parent)
     files = {name: file_digests(path) for name, path in execution.outputs.items()}
     record = {
         "format": _FORMAT,
@@ -335,12 +344,12 @@ def _execute(component, execution, declaration, directory):
         "started_at": started,
         "finished_at": round(time.time(), 3),
     }
-    write_text(_unfinished(directory) / _RECORD, json.dumps(sealed(record), indent=1))
+    write_text(unfinished / _RECORD, json.dumps(sealed(record), indent=1))
     if directory.exists():
         os.rename(directory, _replaced(directory))
-    finish_directory(_unfinished(directory), directory)
+    finish_directory(unfinished, directory)
     shutil.rmtree(_replaced(directory), ignore_errors=True)
-    return record["finished_at"] - started
+    return declaration, directory, record["finished_at"] - started
 
 
 def _code(component, modules):
@@ -361,9 +370,9 @@ def _read(component, parameters):
 
 def _import(modules):
     for module in modules:
-        before = code.digest(module)
+        before = code.contents(module)
         code.import_module(module)
-        if code.digest(module) != before:
+        if not code.are_contents(before):
             raise InputError(f"{module} was changed while it was imported; run the same command again.")
 
 

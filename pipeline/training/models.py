@@ -80,7 +80,23 @@ def _network_of_ones_own(name, image_shape, num_classes):
             f"The network {name} must map images {(None, *image_shape)} to logits {(None, num_classes)}. "
             f"Received: {shapes[0]} to {shapes[1]}"
         )
+    for layer in made._flatten_layers():
+        if not _is_kept_in_a_file(getattr(layer, "activation", None)):
+            raise InputError(
+                f"The network {name} has an activation of its own in the layer {layer.name}, which the model's file "
+                "would not bring back; register it by keras.saving.register_keras_serializable."
+            )
     return made
+
+
+def _is_kept_in_a_file(activation):
+    """Whether Keras, which writes an activation by its name, finds the same one by that name."""
+    if activation is None or isinstance(activation, keras.Layer):
+        return True
+    try:
+        return keras.activations.get(keras.activations.serialize(activation)) is activation
+    except Exception:  # of a function that has no name, or that nobody knows
+        return False
 
 
 def network_for(image_shape: tuple[int, int, int]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.utils.errors import InputError, reason
 from serving.files import content_files
+from serving.fingerprints import digest as digest_of_bytes
 from serving.fingerprints import file_digest, fingerprint
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -27,8 +28,8 @@ def attribute(reference):
     Raises:
         InputError: in one line, if there is no such module, it cannot be imported, or does not define the name.
     """
-    (module,) = modules(reference)
-    name = reference.partition(":")[2]
+    module, _, name = reference.partition(":")
+    modules(reference)
     imported = import_module(module)
     try:
         return getattr(imported, name)
@@ -59,14 +60,31 @@ def import_module(module):
 def digest(module):
     """Hexadecimal SHA-256 of what a module's code does: of all of its package, and of whatever these files import.
 
-    Docstrings, comments and layout do not count, nor what is installed, and nor do we.
+    Docstrings, comments and layout do not count, nor what is installed beside it, nor our own code.
 
     Raises:
         InputError: if there is no such module, or it cannot be read.
     """
     with _current_folder_first():
         files = _files(module)
-        return fingerprint({name: _meaning(path) for name, path in sorted(files.items())})
+    return fingerprint({name: _meaning(path) for name, path in sorted(files.items())})
+
+
+def contents(module):
+    """Path -> digest of each file that `digest` is of, to tell by `are_contents` whether one has changed since.
+
+    What a module imports may be found only once it was imported, as it may change where modules are looked for.
+    """
+    with _current_folder_first():
+        return {path: file_digest(path) for path in _files(module).values()}
+
+
+def are_contents(found):
+    """Whether files are what `contents` found."""
+    try:
+        return all(file_digest(path) == digest for path, digest in found.items())
+    except OSError:
+        return False
 
 
 @functools.cache
@@ -105,6 +123,9 @@ def _files(module):
     found, seen = _of(top), {top}
     if not found:
         raise InputError(f"There is no module {module} to import, from the current folder or installed.")
+    for path in found.values():
+        if path.suffix in SOURCE_SUFFIXES and path.stem in (top, *module.split("."), "__init__"):
+            _tree(path)  # what does not parse cannot be imported
     waiting = list(found.values())
     while waiting:
         for name in sorted({name.partition(".")[0] for name in _imports(waiting.pop())} - seen):
@@ -149,18 +170,7 @@ def _is_ours(top):
 
 def _imports(path):
     """The names of all modules that a file imports, and of those that it may."""
-    names = set()
-    if path.suffix not in SOURCE_SUFFIXES:
-        return names
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Call) and _name(node.func) in _IMPORTING and node.args:
-            name = node.args[0]
-            names |= {name.value} if isinstance(name, ast.Constant) and isinstance(name.value, str) else set()
-    return names
+    return _parsed(path.read_bytes())[0] if path.suffix in SOURCE_SUFFIXES else frozenset()
 
 
 def _name(function):
@@ -169,10 +179,27 @@ def _name(function):
 
 
 def _meaning(path):
-    """A file's code without docstrings, comments and layout."""
-    if path.suffix not in SOURCE_SUFFIXES:
-        return file_digest(path)
-    return ast.dump(_without_docstrings(_tree(path)))
+    """A digest of a file's code without docstrings, comments and layout."""
+    return _parsed(path.read_bytes())[1] if path.suffix in SOURCE_SUFFIXES else file_digest(path)
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(content):
+    """What a file of this content imports, and a digest of what it does; of its bytes where it is no Python."""
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):
+        return frozenset(), digest_of_bytes(content)
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Call) and _name(node.func) in _IMPORTING and node.args:
+            name = node.args[0]
+            names |= {name.value} if isinstance(name, ast.Constant) and isinstance(name.value, str) else set()
+    return frozenset(names), fingerprint(ast.dump(_without_docstrings(tree)))
 
 
 @functools.cache

@@ -99,6 +99,20 @@ def test_alpha_counts_as_the_number_that_it_is_whatever_its_type(kind, alpha):
     assert max_radius(sigma, 1000, given) == max_radius(float(sigma), 1000, exact)
 
 
+def test_an_alpha_that_rounds_to_1_is_refused():
+    for alpha in (np.longdouble(1) - np.longdouble(1e-18), Fraction(10**30 - 1, 10**30)):
+        with pytest.raises(ValueError, match="must be above 0 and below 1"):
+            clopper_pearson_lower(50, 100, alpha)
+
+
+def test_sigma_may_be_an_array_of_one_number():
+    votes = Votes(np.array([[100, 0]]), np.array([[990, 10]]))
+    assert certify(votes, np.array(0.25), 0.001).radii == certify(votes, 0.25, 0.001).radii
+    for sigma in ("0.25", None, np.array([0.25]), True, 0, np.inf):
+        with pytest.raises(ValueError, match=r"sigma must be above 0 and finite\. Received: sigma="):
+            certify(votes, sigma, 0.001)
+
+
 @pytest.mark.parametrize("alpha", [5e-324, 1e-310, 9e-301])
 def test_an_alpha_next_to_the_smallest_float_is_refused(alpha):
     """Of 1e9 votes and 3 others, SciPy's bound at 5e-324 errs 2e10 times as often."""

@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,13 @@ def test_radii_that_are_none_are_refused(radii):
     """A radius below 0 would count what is wrong."""
     with pytest.raises(ValueError, match="radii must be finite numbers from 0"):
         evaluate(certified([0], [0.5]), [1], radii)
+
+
+def test_radii_may_come_in_any_collection():
+    expected = evaluate(certified([0], [0.5]), [0], (0, 0.5)).certified_accuracy
+    for radii in ([0, Fraction(1, 2)], {0.0: 1, 0.5: 2}.keys(), np.array([0, 0.5]), np.array([0, 0.5], np.float32)):
+        result = evaluate(certified([0], [0.5]), [0], radii)
+        assert (result.radii, result.certified_accuracy) == ((0.0, 0.5), expected)
 
 
 def test_what_is_no_certificate_or_none_is_refused():

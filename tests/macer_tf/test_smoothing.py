@@ -631,10 +631,17 @@ def test_more_soft_votes_than_their_sums_hold_are_refused_before_any_sampling(li
             smoothed.votes(random_images(1), n0, n)
 
 
-def test_scores_that_overflow_at_a_beta_are_told(linear):
-    smoothed = SmoothedClassifier(linear_classifier(*linear), sigma=0.5, seed=1, betas=(1e38,))
-    with pytest.raises(ValueError, match=r"or some that overflow when multiplied by a beta; it cannot be certified"):
-        smoothed.votes(random_images(1), 10, 100)
+def test_scores_that_overflow_at_a_beta_are_those_of_the_limit():
+    """A class that is masked by the smallest float has a softmax of 0, and the larger of two distant logits of 1."""
+    inputs = keras.Input((1, 1, 1))
+    logits = layers.Lambda(lambda x: tf.concat([x, 2 * x, 0 * x + tf.float32.min], axis=-1))(layers.Flatten()(inputs))
+    smoothed = SmoothedClassifier(keras.Model(inputs, logits), sigma=1e-3, seed=1, betas=(16.0, 1e38))
+    votes = smoothed.votes(np.ones((1, 1, 1, 1)), 10, 50)
+    assert votes.soft[16.0].sums[0, 2] == 0
+    assert votes.soft[16.0].mean(votes.n)[0, 1] == pytest.approx(1 / (1 + np.exp(-16)), abs=1e-5)
+    assert votes.soft[1e38].sums.tolist() == [[0, 50 * 2**20, 0]]
+    with pytest.raises(ValueError, match="beta must be a number that float32 holds"):
+        SmoothedClassifier(keras.Model(inputs, logits), sigma=1e-3, betas=(1e300,))
 
 
 @pytest.mark.parametrize(

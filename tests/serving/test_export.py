@@ -93,10 +93,25 @@ def test_bad_options_write_nothing(linear_classifier, tmp_path, options, message
     assert not (tmp_path / "model").exists()
 
 
+def test_a_url_is_no_directory(linear_classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = MACERModel(linear_classifier(), sigma=0.25, seed=0)
+    with pytest.raises(ValueError, match=r"A path on this machine is needed, not a URL\. Received: gs://bucket/m"):
+        export(model, "gs://bucket/m", n0=10, n=50, alpha=0.01)
+    assert not list(tmp_path.iterdir())
+
+
 def test_numbers_of_numpy_are_numbers(linear_classifier, tmp_path):
     model = MACERModel(linear_classifier(), sigma=0.25, seed=0)
     whole = {"n0": 10, "n": 50, "max_n": 60, "max_batch_size": 7, "pixel_max": 255}
-    export(model, tmp_path, alpha=np.float32(0.01), **{name: np.int64(value) for name, value in whole.items()})
+    names = np.array(["cat", "dog"])
+    export(
+        model,
+        tmp_path,
+        alpha=np.float32(0.01),
+        class_names=names,
+        **{name: np.int64(value) for name, value in whole.items()},
+    )
     about = card.read(tmp_path)
     assert {name: about[name] for name in ("n0", "n", "max_n", "max_batch_size")} == {
         name: whole[name] for name in ("n0", "n", "max_n", "max_batch_size")

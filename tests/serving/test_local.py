@@ -159,7 +159,7 @@ def test_a_shape_that_a_few_bytes_declare_is_refused_before_it_is_filled(server)
         with pytest.raises(grpc.RpcError) as refused:
             stub.Predict(request, timeout=30)
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert refused.value.details() == "images must have 67,108,864 values at most."
+    assert refused.value.details() == "A request must have tensors of 268,435,456 bytes at most."
 
 
 def test_rows_and_columns_are_answered_alike(ask):

@@ -642,6 +642,12 @@ def test_a_foreign_cards_fingerprint_is_not_printed(saved_model, base, fingerpri
         (["rollback", "BASE", "--to", "²"], 2, "must be the number of a version"),
         (["list", "MODEL/saved_model.pb"], 1, "Not a directory"),
         (["list", "absent"], 2, "There is no folder absent."),
+        (
+            ["publish", "MODEL", "gs://bucket/m", "--force"],
+            2,
+            "A path on this machine is needed, not a URL. Received: gs",
+        ),
+        (["rollback", "s3://bucket/m"], 2, "A path on this machine is needed, not a URL."),
         (["publish", "MODEL", "/dev/null/base", "--force"], 1, "/dev/null/base: Not a directory"),
     ],
 )

@@ -36,8 +36,8 @@ def line(capsys, tmp_path, monkeypatch):
 
 
 BAD = [
-    (["--dataset", "digits", "--alpha", "0.2"], "--alpha must lie from 1e-06 to 0.1, as the exported model takes no"),
-    (["--dataset", "digits", "--alpha", "1e-7"], "--alpha must lie from 1e-06 to 0.1, as the exported model takes no"),
+    (["--dataset", "digits", "--alpha", "0.2"], "--alpha must lie from 1e-06 to 0.1, because the exported model acc"),
+    (["--dataset", "digits", "--alpha", "1e-7"], "--alpha must lie from 1e-06 to 0.1, because the exported model acc"),
     (["--dataset", "digits", "--sgima", "1"], "Unknown argument --sgima. Did you mean --sigma"),
     (["--dataset", "digits", "--epoch", "1"], "Unknown argument --epoch. Did you mean --epochs"),
     (["--dataset", "digits", "--xyzzy"], "Unknown argument --xyzzy. See --help."),
@@ -232,6 +232,12 @@ def test_what_only_the_data_can_tell_is_one_line_too(line, arguments, message, t
             "import keras\ndef make(shape, classes):\n    images = keras.Input(shape)\n"
             "    return keras.Model(images, keras.layers.Dense(classes + 1)(keras.layers.Flatten()(images)))\n",
             "must map images (None, 8, 8, 1) to logits (None, 10). Received: (None, 8, 8, 1) to (None, 11)",
+        ),
+        (
+            "import keras\ndef relu(x):\n    return -x\ndef make(shape, classes):\n    images = keras.Input(shape)\n"
+            "    x = keras.layers.Dense(4, activation=relu, name='own')(keras.layers.Flatten()(images))\n"
+            "    return keras.Model(images, keras.layers.Dense(classes)(x))\n",
+            "has an activation of its own in the layer own, which the model's file would not bring back; register it",
         ),
         (
             "import keras\ndef make(shape, classes):\n    images = keras.Input(shape)\n    x = keras.layers.Flatten()"
@@ -510,7 +516,7 @@ def test_the_list_of_presets(capsys):
 
 def test_the_list_of_presets_goes_with_nothing_else(capsys):
     assert run_lib.main(["--list_presets", "--typo"]) == 2
-    assert capsys.readouterr().err == "error: --list_presets goes with nothing else. Received: --list_presets --typo\n"
+    assert capsys.readouterr().err == "error: --list_presets must be given alone. Received: --list_presets --typo\n"
 
 
 def test_two_folders_of_ones_own_share_no_folder_of_a_server(tmp_path):

@@ -1,6 +1,7 @@
 """A digest of code changes with what the code does, and not with its wording."""
 
 import importlib
+import sys
 import tempfile
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -138,6 +139,29 @@ def test_what_is_imported_from_elsewhere_counts_unless_it_is_installed(digest, t
     assert digest() == first
     (tmp_path / "elsewhere" / "mine.py").write_text("b = 2\n")
     assert digest() != first
+
+
+def test_a_module_may_say_where_it_imports_from(digest, tmp_path, monkeypatch):
+    """Then what it imports is found only once it was imported."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "lib").mkdir()
+    digest(subject=f"import sys\nsys.path.insert(0, {str(tmp_path / 'lib')!r})\nimport told_by_path\n",
+           lib__of__told_by_path="b = 1\n")  # fmt: skip
+    before = code.contents("subject")
+    code.import_module("subject")
+    try:
+        assert code.are_contents(before)
+        first = digest()
+        assert digest(lib__of__told_by_path="b = 2\n") != first
+        digest(subject="a = 1\n")
+        assert not code.are_contents(before)
+    finally:
+        del sys.modules["subject"], sys.modules["told_by_path"]
+
+
+def test_what_is_no_python_counts_by_its_bytes(digest):
+    first = digest(subject__of____init__="", subject__of__template="{{ a }} = print 1\n")
+    assert digest(subject__of__template="{{ a }} = print 2\n") != first
 
 
 def test_linked_folders_and_compiled_files_of_a_package_count(digest, tmp_path):
