@@ -76,7 +76,7 @@ def contents(module):
     What a module imports may be found only once it was imported, as it may change where modules are looked for.
     """
     with _current_folder_first():
-        return {path: file_digest(path) for path in _files(module).values()}
+        return {path: digest_of_bytes(_content(path)) for path in _files(module).values()}
 
 
 def are_contents(found):
@@ -170,7 +170,7 @@ def _is_ours(top):
 
 def _imports(path):
     """The names of all modules that a file imports, and of those that it may."""
-    return _parsed(path.read_bytes())[0] if path.suffix in SOURCE_SUFFIXES else frozenset()
+    return _parsed(_content(path))[0] if path.suffix in SOURCE_SUFFIXES else frozenset()
 
 
 def _name(function):
@@ -180,7 +180,7 @@ def _name(function):
 
 def _meaning(path):
     """A digest of a file's code without docstrings, comments and layout."""
-    return _parsed(path.read_bytes())[1] if path.suffix in SOURCE_SUFFIXES else file_digest(path)
+    return _parsed(_content(path))[1] if path.suffix in SOURCE_SUFFIXES else digest_of_bytes(_content(path))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -226,9 +226,17 @@ def _without_docstrings(tree):
 
 
 def _tree(path):
+    content = _content(path)
     try:
-        return ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError) as error:
+        return ast.parse(content)
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"Cannot read the code in {path} ({reason(error)}).") from None
+
+
+def _content(path):
+    try:
+        return path.read_bytes()
+    except OSError as error:
         raise InputError(f"Cannot read the code in {path} ({reason(error)}).") from None
 
 

@@ -159,6 +159,17 @@ def test_a_module_may_say_where_it_imports_from(digest, tmp_path, monkeypatch):
         del sys.modules["subject"], sys.modules["told_by_path"]
 
 
+def test_a_file_that_cannot_be_read_is_told_once(digest, tmp_path, monkeypatch):
+    digest(subject="a = 1\n")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=r"^Cannot read the code in \S*subject\.py \(.*Permission denied[^(]*\)\.$"):
+        digest()
+
+
 def test_what_is_no_python_counts_by_its_bytes(digest):
     first = digest(subject__of____init__="", subject__of__template="{{ a }} = print 1\n")
     assert digest(subject__of__template="{{ a }} = print 2\n") != first
