@@ -12,7 +12,12 @@ from serving.files import read_extra
 from serving.fingerprints import weights_fingerprint
 
 NAME = "model_card.json"
-FORMAT = 2
+FORMAT = 3
+# What is wrong with what an earlier version exported.
+_WRONG = {
+    1: "draws its noise in floats: rounding can betray such certificates",
+    2: "draws its noise by numbers that tell the next ones: a client can foresee, and so betray, such certificates",
+}
 # What is served for alpha.
 ALPHA_RANGE = (1e-6, 0.1)
 _MAX_VALUES = 2**26
@@ -136,10 +141,11 @@ OPTIONAL = {
 
 
 def _check(card):
-    if isinstance(card, dict) and card.get("format") == 1:
+    before = card.get("format") if isinstance(card, dict) else None
+    if isinstance(before, int) and before in _WRONG:
         raise ValueError(
-            "The model card is of format 1, of an earlier version that draws its noise in floats: rounding can betray "
-            "such certificates. Export the model again."
+            f"The model card is of format {before}, of an earlier version that {_WRONG[before]}. Export the model "
+            "again."
         )
     if not isinstance(card, dict) or not SCHEMA.keys() <= card.keys() <= SCHEMA.keys() | OPTIONAL.keys():
         fields = sorted(card) if isinstance(card, dict) else type(card).__name__

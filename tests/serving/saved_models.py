@@ -9,7 +9,7 @@ from serving import card, manifest
 from serving.fingerprints import sealed, weights_fingerprint
 
 CARD = {
-    "format": 2, "sigma": 0.25, "levels": 255, "n0": 100, "n": 1000, "alpha": 0.001,
+    "format": 3, "sigma": 0.25, "levels": 255, "n0": 100, "n": 1000, "alpha": 0.001,
     "max_n": 100_000, "max_batch_size": 128,
     "microbatch": 500, "image_shape": [8, 8, 1], "scaling": "divide by 16", "normalization": "none",
     "precision": "float32", "class_names": ["zero", "one"], "fingerprint": "0123456789abcdef" * 4,

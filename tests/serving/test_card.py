@@ -59,7 +59,7 @@ def test_what_is_no_plain_small_file_is_not_read(tmp_path, path):
 @pytest.mark.parametrize(
     ("name", "bad"),
     [
-        ("format", 3), ("sigma", 0), ("sigma", float("nan")), ("sigma", float("inf")), ("sigma", "0.25"), ("n", 0),
+        ("format", 4), ("sigma", 0), ("sigma", float("nan")), ("sigma", float("inf")), ("sigma", "0.25"), ("n", 0),
         ("n", 1000.0), ("n", True), ("alpha", 1), ("alpha", 0.0), ("max_batch_size", None), ("image_shape", [8, 8]),
         ("image_shape", [8, 8, 0]), ("image_shape", "881"), ("image_shape", [2**13, 2**13, 3]),
         ("sigma", 10**400), ("n", -(10**400)), ("scaling", ""), ("precision", 32),
@@ -81,10 +81,13 @@ def test_what_is_no_card_is_told_in_one_line(text):
     assert "\n" not in str(error.value)
 
 
-def test_a_card_of_the_format_before_is_told_in_one_line():
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_card_of_a_format_before_is_told_in_one_line(number):
     renamed = {"max_n": "max_num_samples", "microbatch": "micro_batch"}
-    before = {renamed.get(name, name): value for name, value in GOOD.items()} | {"format": 1}
-    with pytest.raises(ValueError, match=r"^The model card is of format 1, .* Export the model again\.$") as error:
+    before = {renamed.get(name, name): value for name, value in GOOD.items()} | {"format": number}
+    with pytest.raises(
+        ValueError, match=rf"^The model card is of format {number}, .* Export the model again\.$"
+    ) as error:
         card.from_json(json.dumps(before))
     assert "\n" not in str(error.value)
 

@@ -151,7 +151,7 @@ def test_only_plain_variables_are_tracked(exported, digits_model):
 
 def test_the_card_says_what_it_was_exported_with(exported, digits_model):
     assert card.read(exported) == {
-        "format": 2,
+        "format": 3,
         "levels": 256,
         "sigma": 0.25,
         "n0": 100,
