@@ -73,10 +73,10 @@ class Cell:
     def measured(self):
         """metrics.json, None before the cell was run with these flags."""
         path = self.kept / "metrics.json"
-        metrics = json.loads(path.read_text()) if path.exists() else None
-        return (
-            metrics if metrics and metrics["command"].partition(" --num_test_examples")[0] == self.command() else None
-        )
+        if not path.exists():
+            return None
+        metrics = json.loads(path.read_text())
+        return metrics if metrics["command"].partition(" --num_test_examples")[0] == self.command() else None
 
 
 def cells():

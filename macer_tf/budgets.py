@@ -21,6 +21,7 @@ from scipy import special
 
 from macer_tf import bounds, certificates
 from macer_tf.certificates import Certificates
+from macer_tf.checks import is_number
 from macer_tf.confidence import anytime_lower, anytime_upper, check_alpha, clopper_pearson_lower
 from macer_tf.votes import Votes
 
@@ -146,7 +147,7 @@ class RadiusBudget(_Budget):
 
     def __post_init__(self) -> None:
         _check_n(self.n)
-        if not self.radii or not all(_is_number(radius) and 0 <= radius < np.inf for radius in self.radii):
+        if not self.radii or not all(is_number(radius) and 0 <= radius < np.inf for radius in self.radii):
             raise ValueError(
                 f"radius must be finite, from 0, or a tuple of such numbers. Received: radius={self.radius!r}"
             )
@@ -224,7 +225,7 @@ class ToleranceBudget(_Budget):
 
     def __post_init__(self) -> None:
         _check_n(self.n)
-        if not (_is_number(self.tolerance) and 0 < self.tolerance < 1):
+        if not (is_number(self.tolerance) and 0 < self.tolerance < 1):
             raise ValueError(f"tolerance must be above 0 and below 1. Received: tolerance={self.tolerance!r}")
 
     def certify(self, votes: Votes, sigma: float, alpha: float) -> Certificates:
@@ -265,10 +266,6 @@ class ToleranceBudget(_Budget):
 def _check_n(n):
     if not isinstance(n, numbers.Integral) or n < 1:
         raise ValueError(f"n, the most samples per image, must be a whole number from 1. Received: n={n}")
-
-
-def _is_number(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _successes(votes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from macer_tf import bounds
+from macer_tf.checks import is_number
 from macer_tf.confidence import SAMPLES_OFF, check_alpha
 from macer_tf.votes import Votes, images_in_words, numbers_in_words
 
@@ -204,7 +204,7 @@ def check_sigma(sigma: float) -> float:
     """Returns `sigma` as a float. Raises ValueError unless it is a number above 0 and finite."""
     if getattr(sigma, "shape", None) == ():  # an array or a tensor of one number
         sigma = np.asarray(sigma).item()
-    if not isinstance(sigma, numbers.Real) or isinstance(sigma, bool) or not 0 < float(sigma) < np.inf:
+    if not is_number(sigma) or not 0 < float(sigma) < np.inf:
         raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
     return float(sigma)
 

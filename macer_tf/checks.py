@@ -94,7 +94,7 @@ def check(**hyperparameters: Any) -> None:
     for name, value in hyperparameters.items():
         accepts, line = _RULES[name]
         # A text or a list has no order, and what is neither would end in a TypeError.
-        is_comparable = name == "attack" or value is None or _is_number(value)
+        is_comparable = name == "attack" or value is None or is_number(value)
         if not (is_comparable and (value is not None or name == "microbatch") and accepts(value)):
             raise ValueError(f"{line} Received: {name}={value!r}")
 
@@ -118,20 +118,21 @@ def check_depth(depth: int) -> None:
         raise ValueError(f"The depth of a cifar_resnet must be 6n + 2, e.g. 20 or 110. Received: depth={depth}")
 
 
-def _is_number(value):
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, of Python's or NumPy's, and no truth value."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_seed(seed: int) -> int:
     """Returns `seed` as an int. Raises ValueError unless it is a whole number in [0, 2**32)."""
-    if not (_is_number(seed) and 0 <= seed < 2**32 and seed == int(seed)):
+    if not (is_number(seed) and 0 <= seed < 2**32 and seed == int(seed)):
         raise ValueError(f"seed must be a whole number from 0 to 4294967295. Received: seed={seed!r}")
     return int(seed)
 
 
 def check_levels(levels: int) -> None:
     """Raises ValueError unless `levels` is a whole number from 1 to 65535."""
-    if not (_is_number(levels) and 1 <= levels < 2**16 and levels == int(levels)):
+    if not (is_number(levels) and 1 <= levels < 2**16 and levels == int(levels)):
         raise ValueError(
             f"levels, the steps from pixel 0 to 1, must be a whole number from 1 to 65535. Received: levels={levels!r}"
         )
@@ -143,7 +144,7 @@ def levels_of(pixel_max: int) -> int:
     Raises:
         ValueError: unless it is a whole number from 1 to 65535.
     """
-    if not (_is_number(pixel_max) and 1 <= pixel_max < 2**16 and pixel_max == int(pixel_max)):
+    if not (is_number(pixel_max) and 1 <= pixel_max < 2**16 and pixel_max == int(pixel_max)):
         raise ValueError(
             "pixel_max, what a stored pixel is divided by, must be a whole number from 1 to 65535. Received: "
             f"pixel_max={pixel_max!r}"

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from pipeline.utils.errors import InputError
+from pipeline.utils.places import is_url
 from serving import fingerprints
 from serving.files import content_files
 from serving.terminal import printable
@@ -283,7 +284,7 @@ def _root(data_dir: str | os.PathLike | None) -> Path:
         from tensorflow_datasets.core import constants
 
         data_dir = constants.DATA_DIR
-    if "://" in str(data_dir):
+    if is_url(data_dir):
         raise InputError(f"data_dir must be a directory on this machine, not a URL. Received: {data_dir}")
     root = Path(data_dir).expanduser()
     if root.exists() and not root.is_dir():

@@ -157,10 +157,15 @@ def _of(top, is_installed_too=True):
 
 def _is_installed(path):
     """Whether a path is Python's own or of what was installed for it: what a requirement pins."""
-    paths = sysconfig.get_paths()
-    installed = [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     path = Path(path).resolve()
-    return bool({"site-packages", "dist-packages"} & {*path.parts}) or any(map(path.is_relative_to, installed))
+    return bool({"site-packages", "dist-packages"} & {*path.parts}) or any(map(path.is_relative_to, _installed()))
+
+
+@functools.cache
+def _installed():
+    """The folders of Python's own modules and of what is installed."""
+    paths = sysconfig.get_paths()
+    return [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 
 def _is_ours(top):
