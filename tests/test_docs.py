@@ -65,6 +65,21 @@ def test_no_command_of_the_pages_takes_the_first_of_several_runs():
     assert re.findall(r"glob\(.*\)\[0\]|(?:Exporter|Trainer|Evaluator)-\*/", pages) == []
 
 
+def test_the_glossary_gives_the_formats_that_are_written():
+    modules = {
+        "`execution.json`": "pipeline/orchestration/orchestrator.py",
+        "votes": "pipeline/certification/ledger.py",
+        "`certification.json`": "pipeline/certification/certificate_files.py",
+        "`model_card.json`": "serving/card.py",
+    }
+    (row,) = re.findall(r"^\| format \| .*: (.*);", (REPOSITORY / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    formats = {
+        name: re.findall(r"^_?FORMAT = (\d+)$", (REPOSITORY / module).read_text(), re.MULTILINE)
+        for name, module in modules.items()
+    }
+    assert {name: [number] for name, number in (entry.rsplit(" ", 1) for entry in row.split(", "))} == formats
+
+
 def test_the_figure_of_the_readme_is_drawn_from_the_logs_in_the_repository(tmp_path, monkeypatch, capsys):
     from pipeline.jobs import compare
 
