@@ -283,13 +283,13 @@ def test_what_depends_on_the_rest_of_the_batch_is_refused(name):
 class AlwaysTraining(keras.Model):
     """Calls one layer in training mode whatever it is told."""
 
-    def __init__(self, layer):
+    def __init__(self, layer, classes=3, mask=0.0):
         super().__init__()
-        self.parts = [layers.Flatten(), layer, layers.Dense(3)]
+        self.parts, self.mask = [layers.Flatten(), layer, layers.Dense(classes)], np.float32(mask)
 
     def call(self, x):
         flat, layer, dense = self.parts
-        return dense(layer(flat(x), training=True))
+        return dense(layer(flat(x), training=True)) + self.mask
 
 
 @pytest.mark.parametrize(
@@ -303,3 +303,26 @@ class AlwaysTraining(keras.Model):
 def test_a_layer_in_training_mode_is_refused(layer, reason):
     with pytest.raises(ValueError, match=reason):
         probe(InferenceGraph(AlwaysTraining(layer)), (4, 4, 1))
+
+
+@pytest.mark.parametrize("masked", [1, 5, 6, 8])
+@pytest.mark.parametrize("mask", [-1e9, -1e4, -1e2, -30.0])
+@pytest.mark.parametrize(
+    ("layer", "reason"), [(BN(), "depends on the rest of its batch"), (layers.Dropout(0.2), "different outputs")]
+)
+def test_masked_classes_hide_nothing_however_many(layer, reason, mask, masked):
+    """As a head of many classes is cut down to some of them."""
+    keras.utils.set_random_seed(0)
+    model = AlwaysTraining(layer, 10, np.where(np.arange(10) < 10 - masked, 0, mask))
+    with pytest.raises(ValueError, match=reason):
+        probe(InferenceGraph(model), (4, 4, 1))
+
+
+@pytest.mark.parametrize("masked", [1, 5, 9])
+@pytest.mark.parametrize("mask", [-np.inf, -1e9, 30.0])
+def test_masked_classes_do_not_matter(mask, masked):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4, 4, 1))
+    logits = layers.Dense(10)(layers.Flatten()(inputs))
+    model = keras.Model(inputs, logits + np.where(np.arange(10) < 10 - masked, 0, mask).astype("float32"))
+    assert probe(InferenceGraph(model), (4, 4, 1)).shape == (16, 10)
