@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 N0, ALPHA, FIXED_N = 100, 0.001, 1000
 THROUGHPUT_N = (1000, 10_000)
-MICROBATCHES = (64, 128, 256, 512, 1024, 2048)
+MICROBATCHES = (96, 192, 384, 768, 1536)
 BATCHES = (1, 8, 32)
 
 

@@ -105,6 +105,8 @@ def check_network(name: str, accepted: Iterable[str] = NETWORKS) -> tuple[str, t
     Raises:
         ValueError: in one line, if there is none.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"A network is chosen by its name, e.g. 'lenet'. Received: {name!r}")
     for registered in accepted:
         pattern = r"(\d+)".join(map(re.escape, re.split(r"<\w+>", registered)))
         if found := re.fullmatch(pattern, name):
@@ -121,6 +123,11 @@ def check_depth(depth: int) -> None:
 def is_number(value: Any) -> bool:
     """Whether a value is a real number, of Python's or NumPy's, and no truth value."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, of Python's or NumPy's type for them, and no truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_seed(seed: int) -> int:

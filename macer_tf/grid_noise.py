@@ -152,23 +152,34 @@ def to_grid(images: np.ndarray, levels: int) -> np.ndarray:
         float32 of that shape.
 
     Raises:
-        ValueError: for a pixel that is not a multiple of 1 / levels, beyond float rounding.
+        ValueError: for a pixel that is not a multiple of 1 / levels from 0 to 1, beyond float rounding.
     """
-    if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"Images must be floats in [0, 1]; divide bytes by 255. Received: dtype={images.dtype}")
+    check_floats(images.dtype)
     allowed = levels * rounding_of(images.dtype)
     if allowed > _COARSEST:
         raise ValueError(f"Images in {images.dtype} do not tell the levels of 1/{levels} apart; use float32.")
     exact = np.asarray(images, np.float64) * levels
     nearest = np.rint(exact)
+    # Outside [0, 1] the sum of a pixel and its noise may be one that float32 does not hold.
+    is_inside = (nearest >= 0) & (nearest <= levels)  # not so for NaN
+    if not is_inside.all():
+        outside = images.flat[np.argmin(is_inside)]
+        raise ValueError(f"Pixels must be finite and lie in [0, 1]. Received: {float(outside)!r}")
     off = np.abs(exact - nearest)
     if (off > allowed).any():
-        worst = np.asarray(images).flat[np.argmax(off)]
+        worst = images.flat[np.argmax(off)]
         raise ValueError(
             f"Pixels must be multiples of 1/{levels}, the grid that noise is drawn on. Received: {float(worst)!r}. "
             "Round the images to that grid, or give the levels of their grid."
         )
     return nearest.astype(np.float32)
+
+
+def check_floats(dtype: np.dtype) -> None:
+    """Raises ValueError, in one line, unless images of this NumPy type are floats that NumPy knows."""
+    if not np.issubdtype(dtype, np.floating):
+        remedy = "divide bytes by 255" if dtype.kind in "biu" else "convert them to float32"
+        raise ValueError(f"Images must be floats in [0, 1]; {remedy}. Received: dtype={dtype}")
 
 
 def rounding_of(dtype: np.dtype) -> float:

@@ -15,6 +15,8 @@ from macer_tf.layers import FusedBatchNormalization
 
 PRECISIONS = ("float32", "bfloat16")
 
+# Types of what is set of a layer, beside functions.
+_SETTINGS = (bool, int, float, str, tuple, type(None))
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 _NORMS = (layers.BatchNormalization, FusedBatchNormalization)
 # Whose configuration and weights are all there is to them: made again from both, they are the same function. That is
@@ -69,9 +71,11 @@ class InferenceGraph:
         self._classifier = classifier
         self._rebuilt: keras.Model | None = None
         self._values: dict[int, Callable[[], tf.Tensor]] = {}
+        self._made_of: list | None = None
         if is_plain:
             policy = None if self._precision == own else _POLICIES[self._precision]
             self._rebuilt = _rebuild(classifier, policy, "float32", self._values)
+            self.check_unchanged()
 
     @property
     def precision(self) -> str:
@@ -92,6 +96,36 @@ class InferenceGraph:
             for variables in (self._rebuilt.trainable_variables, self._rebuilt.non_trainable_variables)
         )
         return self._rebuilt.stateless_call(trainable, other, images, training=False)[0]
+
+    def check_unchanged(self) -> None:
+        """Raises ValueError if the classifier's variables, layers or Keras' settings of them are no longer the same.
+
+        The first call remembers them: call it once the classifier has its variables. A graph that was traced before
+        such a change is another function's.
+        """
+        now = _made_of(self._classifier)
+        if self._made_of is None:
+            self._made_of = now
+        elif len(now) != len(self._made_of) or not all(map(_is_same, now, self._made_of)):
+            raise ValueError(
+                "The classifier's layers are no longer what they were when this was made of it. Make a new one of the "
+                f"changed classifier. Received: {type(self._classifier).__name__} {self._classifier.name}"
+            )
+
+
+def _made_of(classifier):
+    """The variables of a model, its layers, and what is set of those that are Keras' own."""
+    parts = [*classifier.variables]
+    for layer in classifier._flatten_layers():
+        parts += [layer, layer.compute_dtype]
+        if type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.Model):
+            settings = {name: value for name, value in vars(layer).items() if name[0] != "_" and name != "trainable"}
+            parts += [item for item in sorted(settings.items()) if callable(item[1]) or isinstance(item[1], _SETTINGS)]
+    return parts
+
+
+def _is_same(now, before):
+    return now == before if isinstance(now, tuple) else now is before or (isinstance(now, str) and now == before)
 
 
 def own_precision(classifier: keras.Model) -> str:

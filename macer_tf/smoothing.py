@@ -6,7 +6,6 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 import functools
 import math
-import numbers
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -17,16 +16,19 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from macer_tf import base_classifier, certificates, noise
-from macer_tf.checks import check, check_levels, check_seed
-from macer_tf.grid_noise import GridNoise, to_grid
+from macer_tf.checks import check, check_levels, check_seed, is_whole
+from macer_tf.grid_noise import GridNoise, check_floats, to_grid
 from macer_tf.inference import InferenceGraph
 from macer_tf.noisy_training import NoisyTrainingModel
 from macer_tf.probing import are_probabilities, check_outputs, probe
 from macer_tf.votes import MAX_SOFT_SAMPLES, UNITS, SoftMoments, Votes
 
-# Rows of a forward pass come in multiples of this: TensorFlow computes the odd values at the end of a tensor, after the
-# last whole vector of 16, by other code, and on processors with AMX 16 rows of bfloat16 by other code than 32 or more.
-_ROWS = 32
+# Rows of a forward pass come in multiples of this, 3 * 32. TensorFlow computes the odd values at the end of a tensor,
+# after the last whole vector of 16, by other code; on processors with AMX 16 rows of bfloat16 by other code than 32 or
+# more; and on those without AVX-512 the rows after the last whole block of 6.
+_ROWS = 96
+# On processors without AVX-512, small layers are computed by other code where there are over a thousand rows.
+_MOST_ROWS = 8 * _ROWS
 # Above what can be drawn, and below where the addresses of the noise would overflow.
 _MOST_SAMPLES = 2**40
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -56,8 +58,11 @@ class SmoothedClassifier:
     after looking at results, if whoever chose the image knew the seed, or if the classifier's output for an image
     depends on the rest of its batch.
 
+    It reads the classifier's weights whenever it draws, so training may go on in between. Its layers must stay as they
+    are: with others, fewer or other settings of Keras' layers, `draw` refuses; what else code changes is not seen.
+
     Noise is addressed by (seed, example id, stream, sample): the same image under the same id gets the same noise,
-    whoever asks for it, so votes add up. A forward pass has one of two fixed numbers of rows, multiples of 32, filled
+    whoever asks for it, so votes add up. A forward pass has one of two fixed numbers of rows, multiples of 96, filled
     across images and padded. With TensorFlow's CPU kernels, neither the other rows nor the number of threads changes a
     bit of a row's outputs, nor, as far as was found, does the number of rows. Another kind of machine or
     another build of TensorFlow may round differently. `count` and `draw` may be called from several threads at once.
@@ -83,8 +88,8 @@ class SmoothedClassifier:
             images -> [batch, classes], two classes or more, whose largest output is its class.
         sigma: noise level in units of a pixel in [0, 1]; by default that of the model it was trained in.
         seed: whole number in [0, 2**32); drawn from the operating system if None.
-        microbatch: noisy copies in one forward pass (in training, images in one), rounded up to a multiple of 32; by
-            default 2048, fewer for large images (512 at 32x32x3).
+        microbatch: noisy copies in one forward pass (in training, images in one), rounded up to a multiple of 96; by
+            default 768, fewer for large images (576 at 32x32x3).
         precision: "float32" or "bfloat16", what the base classifier computes in; by default its own. A certificate
             holds for this precision only: see `InferenceGraph`.
         betas: inverse temperatures to draw soft votes at, see `Drawn`.
@@ -114,8 +119,7 @@ class SmoothedClassifier:
         base_classifier.check(classifier)
         check(sigma=sigma)
         assert sigma is not None  # the check refuses it
-        is_whole = isinstance(microbatch, numbers.Integral) and not isinstance(microbatch, bool)
-        if microbatch is not None and not (is_whole and microbatch >= 1):
+        if microbatch is not None and not (is_whole(microbatch) and microbatch >= 1):
             raise ValueError(f"microbatch must be a whole number from 1. Received: microbatch={microbatch!r}")
         self._classifier = classifier
         check_levels(levels)
@@ -135,6 +139,7 @@ class SmoothedClassifier:
         shape = getattr(classifier, "input_shape", None)
         if shape is not None and None not in shape[1:]:
             self._probe(shape[1:])
+            self._graph.check_unchanged()
 
     # Read-only: a traced graph holds them, and another sigma in the radius than in the noise is a false certificate.
     @property
@@ -187,8 +192,7 @@ class SmoothedClassifier:
         """Votes of each image's samples `start` to `start + count - 1`, in forward passes filled across images.
 
         Args:
-            images: floats [images, height, width, channels] in [0, 1], multiples of 1 / levels; their range is not
-                checked again here.
+            images: floats [images, height, width, channels] in [0, 1], multiples of 1 / levels.
             example_ids: whole numbers in [0, 2**32), each image's own.
             stream: `noise.SELECTION` or `noise.ESTIMATION`.
             starts: whole numbers from 0, one per image.
@@ -200,7 +204,8 @@ class SmoothedClassifier:
 
         Raises:
             ValueError: if the classifier returns NaN or infinite outputs, or not [batch, classes] of two classes or
-                more; if an image is off the grid, or an example id, stream, start or count is out of range.
+                more; if its layers are no longer what they were; if a pixel is off the grid or outside [0, 1], or an
+                example id, stream, start or count is out of range.
         """
         images = to_grid(np.asarray(images), self.levels)
         if not len(images) == len(example_ids) == len(starts) == len(counts) >= 1:
@@ -213,6 +218,7 @@ class SmoothedClassifier:
             _check_address(example_id, stream, start, count, images[0].size)
         self._check_shape(images.shape)
         self._probe(images.shape[1:])
+        self._graph.check_unchanged()
         totals: np.ndarray | None = None
         for rows, pieces in passes(counts, self._microbatch or default_microbatch(images.shape[1:])):
             places, offsets, counted = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
@@ -333,10 +339,12 @@ class SmoothedClassifier:
         Raises:
             ValueError: before any sampling, for bad images or numbers of samples that could never certify.
         """
-        if n0 == 0:
-            certificates.check_can_certify(n, alpha / 2)
+        _check_samples("n", n)
+        if is_whole(n0) and n0 == 0:
+            certificates.check_can_certify(n, alpha, share=0.5)
             counts = self._estimation_counts(images, n, example_ids, verbose)
             return certificates.certify_without_selection(Votes(np.zeros_like(counts), counts), self.sigma, alpha)
+        _check_samples("n0", n0)
         certificates.check_can_certify(n, alpha)
         return certificates.certify(self.votes(images, n0, n, example_ids, verbose), self.sigma, alpha)
 
@@ -357,12 +365,12 @@ class SmoothedClassifier:
         Raises:
             ValueError: before any sampling, as `certify`.
         """
+        _check_samples("n", n)
         certificates.check_can_predict(n, alpha)
         return certificates.predict(self._estimation_counts(images, n, example_ids), alpha)[0]
 
     def _estimation_counts(self, images, n, example_ids, verbose=0):
         """int64 [images, classes]: class counts of n estimation samples of each image."""
-        _check_samples("n", n)
         images, example_ids = check_images(images, example_ids)
         progress = keras.utils.Progbar(len(images) * n, verbose=verbose, unit_name="sample").add
         return self.draw(images, example_ids, noise.ESTIMATION, [0] * len(images), [n] * len(images), progress).counts
@@ -418,7 +426,7 @@ def draw_pass(
     Args:
         classifier: images -> [batch, classes] in inference mode: an `InferenceGraph`.
         noise_of: `GridNoise`.
-        rows: number of rows of the pass, from 2; a multiple of 32 keeps outputs the same to the bit.
+        rows: number of rows of the pass, from 2; a multiple of 96 up to 768 keeps outputs the same to the bit.
         images: float32 [pieces, height, width, channels], whole numbers, see `to_grid`.
         addresses: int64 [pieces, 4]: seed, example id, stream and first sample of each piece, see `noise.gaussian`.
         counted: int64 [pieces], from 1: samples of each piece, `rows` in all or fewer.
@@ -499,8 +507,8 @@ def _votes(outputs, owners, pieces, betas=()):
 
 
 def default_microbatch(image_shape: Sequence[int]) -> int:
-    """Noisy copies in one forward pass: 512 at 32x32x3 pixels, as many more or fewer as take the same, 32 to 2048."""
-    return min(-(-512 * 32 * 32 * 3 // (_ROWS * math.prod(image_shape))) * _ROWS, 2048)
+    """Noisy copies in one forward pass: 576 at 32x32x3 pixels, as many more or fewer as take the same, 96 to 768."""
+    return min(-(-512 * 32 * 32 * 3 // (_ROWS * math.prod(image_shape))) * _ROWS, _MOST_ROWS)
 
 
 def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tuple[np.ndarray, list[int]]:
@@ -511,12 +519,12 @@ def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tup
             ids are as many different whole numbers in [0, 2**32).
     """
     images = np.asarray(images)
-    if images.ndim != 4 or len(images) == 0:
+    if images.ndim != 4 or images.size == 0:
         raise ValueError(
-            f"Images, at least one, must have shape [images, height, width, channels]. Received: {images.shape}"
+            "Images, at least one and of one pixel or more, must have shape [images, height, width, channels]. "
+            f"Received: {images.shape}"
         )
-    if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"Images must be floats in [0, 1]; divide bytes by 255. Received: dtype={images.dtype}")
+    check_floats(images.dtype)
     if not np.isfinite(images).all() or images.min() < 0 or images.max() > 1:
         raise ValueError(
             f"Pixels must be finite and lie in [0, 1]. Received: values from {images.min()} to {images.max()}"
@@ -536,11 +544,8 @@ def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tup
 
 def _check_address(example_id, stream, start, count, pixels):
     """Beyond these ranges, noise would be that of another seed, stream or sample."""
-    are_whole = all(
-        isinstance(value, numbers.Integral) and not isinstance(value, bool) for value in (example_id, stream, start)
-    )
     if not (
-        are_whole
+        all(map(is_whole, (example_id, stream, start)))
         and 0 <= example_id < 2**32
         and stream in noise.STREAMS
         and start >= 0
@@ -553,7 +558,7 @@ def _check_address(example_id, stream, start, count, pixels):
 
 
 def _check_samples(name, value):
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+    if not is_whole(value) or value < 1:
         raise ValueError(f"{name}, a number of samples, must be a whole number from 1. Received: {name}={value}")
     if value > _MOST_SAMPLES:
         raise ValueError(f"{name}, a number of samples, must be at most {_MOST_SAMPLES:,}. Received: {name}={value}")

@@ -189,6 +189,12 @@ def test_a_pixel_off_the_grid_is_refused_and_named(pixel):
         to_grid(np.array([[0.0, pixel]]), 255)
 
 
+@pytest.mark.parametrize("pixel", [np.nan, np.inf, -np.inf, -1 / 255, 256 / 255, 1e9])
+def test_a_pixel_outside_the_range_is_refused_and_named(pixel):
+    with pytest.raises(ValueError, match=r"Pixels must be finite and lie in \[0, 1\]\. Received: (nan|-?inf|-0|1)"):
+        to_grid(np.array([[0.0, pixel]]), 255)
+
+
 @pytest.mark.parametrize(
     ("sigma", "levels"),
     [(0.25, 0), (0.25, 2.5), (0.25, 65536), (0, 255), (-1, 255), (np.nan, 255), (1.0, 20000), (1e-4, 255), (0.04, 1)],

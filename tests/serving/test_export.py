@@ -159,7 +159,7 @@ def test_the_card_says_what_it_was_exported_with(exported, digits_model):
         "alpha": 0.001,
         "max_n": 20_000,
         "max_batch_size": 8,
-        "microbatch": 2048,
+        "microbatch": 768,
         "image_shape": [8, 8, 1],
         "scaling": "divide by 16",
         "normalization": "none before the model, which adds its noise to pixels in [0, 1]",
