@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import numbers
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,9 +20,9 @@ from scipy import special
 
 from macer_tf import bounds, certificates
 from macer_tf.certificates import Certificates
-from macer_tf.checks import is_number
+from macer_tf.checks import is_number, is_whole
 from macer_tf.confidence import anytime_lower, anytime_upper, check_alpha, clopper_pearson_lower
-from macer_tf.votes import Votes
+from macer_tf.votes import Votes, check_votes
 
 # Samples are drawn in multiples of it, up to the last ones before n.
 BLOCK = 100
@@ -57,6 +56,7 @@ class _Budget:
             ValueError: if sigma or alpha is out of range, n could never reach what is asked for, an image has no
                 selection votes or more than n estimation votes, or there is not one label per image.
         """
+        check_votes(votes)
         sigma, alpha = certificates.check_sigma(sigma), check_alpha(alpha)
         self._check_can_reach(sigma, alpha)
         if (votes.n0 < 1).any() or (votes.n > self.n).any():
@@ -105,6 +105,7 @@ class FixedBudget(_Budget):
             ValueError: for an image with another number of estimation votes than n, or 0 if it was left out; see also
                 there.
         """
+        check_votes(votes)
         # Images are left out by the class that hard votes select, which may not be the soft one.
         left_out = (votes.n == 0) & (beta is None)
         fixed_n = np.where(left_out, 0, self.n) if bounds.get(bound).needs_fixed_n else None
@@ -163,6 +164,7 @@ class RadiusBudget(_Budget):
         Raises:
             ValueError: as `certificates.certify`.
         """
+        check_votes(votes)
         sigma, alpha = certificates.check_sigma(sigma), check_alpha(alpha)
         certified = certificates.certify(votes, sigma, alpha / 2, bound="anytime")
         p_lower = _lower(_successes(votes), votes.n, self.n, alpha)
@@ -187,7 +189,7 @@ class RadiusBudget(_Budget):
         return np.where(decided, n, _blocks(np.maximum(n * _GROWTH, BLOCK)))
 
     def _check_can_reach(self, sigma, alpha):
-        certificates.check_can_certify(self.n, alpha / 2)
+        certificates.check_can_certify(self.n, alpha, share=0.5)
         largest = certificates.max_radius(sigma, self.n, alpha / 2)
         if min(self.radii) > largest:
             raise ValueError(
@@ -234,6 +236,7 @@ class ToleranceBudget(_Budget):
         Raises:
             ValueError: for an image with neither as many estimation votes as were planned nor none; see also there.
         """
+        check_votes(votes)
         sigma, alpha = certificates.check_sigma(sigma), check_alpha(alpha)
         return certificates.certify(
             votes, sigma, alpha, fixed_n=np.where(votes.n > 0, self._goal(votes, sigma, alpha), 0)
@@ -264,7 +267,7 @@ class ToleranceBudget(_Budget):
 
 
 def _check_n(n):
-    if not isinstance(n, numbers.Integral) or n < 1:
+    if not is_whole(n) or n < 1:
         raise ValueError(f"n, the most samples per image, must be a whole number from 1. Received: n={n}")
 
 

@@ -13,7 +13,7 @@ from scipy import special, stats
 from macer_tf import bounds
 from macer_tf.checks import is_number
 from macer_tf.confidence import SAMPLES_OFF, check_alpha
-from macer_tf.votes import Votes, images_in_words, numbers_in_words
+from macer_tf.votes import Votes, check_counts, check_votes, images_in_words, numbers_in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +22,8 @@ ABSTAIN = -1
 # Taken off p_lower, and off a radius: above the rounding errors of SciPy's inverse incomplete beta function and inverse
 # normal distribution (3e-15 and 1e-15, against mpmath), and above what `GridNoise` is off in total variation (2^-54).
 _ROUNDING, _RADIUS_ROUNDING = 1e-13, 1e-14
+# A radius at a sigma within these is a float that keeps all its digits.
+_LEAST_SIGMA, _LARGEST_SIGMA = 1e-100, 1e100
 # No bound at any alpha that float64 can hold needs more samples to certify a unanimous vote.
 _ENOUGH = 5000
 
@@ -143,8 +145,7 @@ def certify(
         ValueError: if alpha, sigma, bound or beta is out of range, the images' numbers of samples are not what was
             fixed, or they are so small that no image could ever be certified.
     """
-    if not isinstance(votes, Votes):
-        raise ValueError(f"Expected `Votes`, as `SmoothedClassifier.votes` returns. Received: {type(votes).__name__}")
+    check_votes(votes)
     sigma, alpha = check_sigma(sigma), check_alpha(alpha)
     chosen = bounds.get(bound)
     _check_beta(chosen, beta, votes.soft)
@@ -194,18 +195,21 @@ def certify_without_selection(votes: Votes, sigma: float, alpha: float) -> Certi
     Raises:
         ValueError: as `certify`.
     """
+    check_votes(votes)
     alpha = check_alpha(alpha)
-    _same(votes.n, "n")
+    check_can_certify(_same(votes.n, "n"), alpha, share=0.5)
     certified = certify(Votes(votes.estimation, votes.estimation), sigma, alpha / 2)
     return replace(certified, alpha=alpha, n0=0)
 
 
 def check_sigma(sigma: float) -> float:
-    """Returns `sigma` as a float. Raises ValueError unless it is a number above 0 and finite."""
+    """Returns `sigma` as a float. Raises ValueError unless it is a number above 0, finite, and from 1e-100 to 1e100."""
     if getattr(sigma, "shape", None) == ():  # an array or a tensor of one number
         sigma = np.asarray(sigma).item()
     if not is_number(sigma) or not 0 < float(sigma) < np.inf:
         raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
+    if not _LEAST_SIGMA <= sigma <= _LARGEST_SIGMA:
+        raise ValueError(f"sigma must lie in [{_LEAST_SIGMA:g}, {_LARGEST_SIGMA:g}]. Received: sigma={sigma}")
     return float(sigma)
 
 
@@ -244,8 +248,9 @@ def predict(counts: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
         ValueError: if alpha is out of range, there are fewer than two classes, the images' numbers of samples differ,
             or n is so small that every image would be abstained on.
     """
-    if counts.shape[1] < 2:
+    if counts.ndim != 2 or counts.shape[1] < 2:
         raise ValueError(f"PREDICT needs counts [images, classes], 2 classes or more. Received: {counts.shape}")
+    check_counts(counts)
     alpha = check_can_predict(_same(counts.sum(axis=1), "n"), alpha)
     order = np.argsort(-counts, axis=1, kind="stable")[:, :2]
     top, runner_up = np.take_along_axis(counts, order, axis=1).T
@@ -253,15 +258,16 @@ def predict(counts: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     return np.where(p_values <= alpha, order[:, 0], ABSTAIN), p_values
 
 
-def check_can_certify(n: int, alpha: float, bound: str = bounds.DEFAULT) -> None:
-    """Raises ValueError if not even n votes out of n would certify an image at alpha."""
-    alpha = check_alpha(alpha)
+def check_can_certify(n: int, alpha: float, bound: str = bounds.DEFAULT, share: float = 1.0) -> None:
+    """Raises ValueError if not even n votes out of n would certify an image at this share of alpha."""
+    of_bound = check_alpha(check_alpha(alpha) * share)
     unanimous = bounds.get(bound).unanimous
-    if n < 1 or round_down(unanimous(n, alpha)) <= 0.5:
-        smallest = np.argmax(round_down(unanimous(np.arange(_ENOUGH), alpha)) > 0.5)
+    if n < 1 or round_down(unanimous(n, of_bound)) <= 0.5:
+        smallest = np.argmax(round_down(unanimous(np.arange(_ENOUGH), of_bound)) > 0.5)
+        whose = "" if share == 1 else f", {share:.0%} of it for this bound"
         raise ValueError(
-            f"No image could be certified: with alpha={alpha:g}, even n votes out of n leave the bound on p_A at "
-            f"1/2 or below. Received: n={n}; n must be at least {smallest}."
+            f"No image could be certified: with alpha={alpha:g}{whose}, even n votes out of n leave the bound on p_A "
+            f"at 1/2 or below. Received: n={n}; n must be at least {smallest}."
         )
 
 

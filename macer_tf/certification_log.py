@@ -100,10 +100,13 @@ def write(
         ValueError: before anything is written, unless there is one label and one id per image, whole numbers, no two
             ids are the same, and names, if given, are one per image.
     """
+    if not isinstance(certificates, (Certificates, CertificationLog)):
+        raise ValueError(f"Expected `Certificates` or a `CertificationLog`. Received: {type(certificates).__name__}")
     predictions, radii = certificates.predictions, certificates.radii
     ids, labels = (_whole_numbers(name, given, predictions) for name, given in (("ids", ids), ("labels", labels)))
-    if names is not None and len(names) != len(ids):
-        raise ValueError(f"names must be one per image. Received: {len(names)} for {len(ids):,} images")
+    if isinstance(names, str) or (names is not None and len(names) != len(ids)):
+        received = repr(names) if isinstance(names, str) else len(names)
+        raise ValueError(f"names must be one per image. Received: {received} for {len(ids):,} images")
     if len({*ids}) < len(ids):
         raise ValueError(f"No two images may have the same id. Received: {len({*ids}):,} different of {len(ids):,}")
     columns = {
@@ -162,7 +165,8 @@ def read(path: str | Path) -> CertificationLog:
     Raises:
         ValueError: in one line with the file and the line's number, if this is not such a log, is larger than 256 MiB,
             holds no image or the same image twice, a value is not a number, `correct` is not whether the prediction is
-            the label, or the radius of a correct prediction is not finite or is below 0.
+            the label, an id is below 0 or a prediction below -1, or the radius of a correct prediction is not finite or
+            is below 0.
         OSError: if the file cannot be read.
     """
     lines = _lines(path)
@@ -267,7 +271,7 @@ def _is_cut_off(fields, columns, width):
         return False
     try:
         _seconds(fields[-1])
-    except ValueError:
+    except (ValueError, OverflowError):
         return True
     return False
 
@@ -295,6 +299,11 @@ def _row(where, fields, columns, width):
         seconds = _seconds(fields[columns["time"]]) if "time" in columns else math.nan
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{where}: {error}. Received: {_shown(fields)}") from None
+    if index < 0 or prediction < ABSTAIN:
+        raise ValueError(
+            f"{where}: idx must be 0 or above, and predict a class from 0 or -1, which abstains. Received: "
+            f"idx {index}, predict {prediction}"
+        )
     is_correct = _is_correct(label, prediction)
     if correct != is_correct:
         raise ValueError(

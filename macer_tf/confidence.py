@@ -14,7 +14,8 @@ _ODDS_RATIOS = np.concatenate([[0.0], np.exp(-_THETA)])
 _LOG_WEIGHTS = np.log(np.concatenate([[0.15], np.full(7, 0.75 / 7), np.full(9, 0.1 / 9)]))
 _BISECTIONS = 54
 _LEAST_UNIFORM = 1 / 16
-_LEAST_ALPHA = 1e-300
+# SciPy's inverses lose terms that underflow: from about 1e-250 on, the Clopper-Pearson bound is too high.
+_LEAST_ALPHA = 1e-100
 
 # A p-value is raised by this: n samples of d pixels are off by less in total variation for n * d up to 1e12, see
 # `grid_noise`.
@@ -191,7 +192,7 @@ def check_alpha(alpha: float) -> float:
     """Returns `alpha` as a float, as logarithms and halves of it in fewer digits would make a bound too high.
 
     Raises:
-        ValueError: unless it is below 1 and from 1e-300; SciPy's inverses lose their digits next to the smallest float.
+        ValueError: unless it is below 1 and from 1e-100, below which SciPy's inverses cannot be relied on.
     """
     if not isinstance(alpha, numbers.Real) or not 0 < float(alpha) < 1:
         raise ValueError(f"alpha, the failure probability, must be above 0 and below 1. Received: alpha={alpha!r}")

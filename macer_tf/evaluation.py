@@ -145,7 +145,8 @@ def evaluate(
 
 def _checked(radii):
     """Radii as floats. One below 0 would count what is wrong."""
-    found = list(radii) if isinstance(radii, Iterable) else [None]
+    is_scalar = isinstance(radii, np.ndarray) and radii.ndim == 0  # iterable by its type, and by nothing else
+    found = list(radii) if isinstance(radii, Iterable) and not is_scalar else [None]
     if not all(isinstance(radius, numbers.Real) and 0 <= radius < np.inf for radius in found):
         raise ValueError(f"radii must be finite numbers from 0, such as (0, 0.25, 0.5). Received: radii={radii!r}")
     return tuple(map(float, found))

@@ -85,7 +85,7 @@ def small_cnn(input_shape: Shape = (8, 8, 1), num_classes: int = 10) -> keras.Mo
         >>> networks.small_cnn((8, 8, 1), num_classes=10).output_shape
         (None, 10)
     """
-    _check_side("small_cnn", input_shape, 4)
+    _check("small_cnn", input_shape, 4, num_classes)
     inputs = keras.Input(input_shape)
     x = layers.MaxPooling2D(2)(layers.Conv2D(32, 3, padding="same", activation="relu")(inputs))
     x = layers.MaxPooling2D(2)(layers.Conv2D(64, 3, padding="same", activation="relu")(x))
@@ -102,7 +102,7 @@ def lenet(input_shape: Shape = (28, 28, 1), num_classes: int = 10) -> keras.Mode
         >>> networks.lenet().count_params()
         431080
     """
-    _check_side("lenet", input_shape, 16)
+    _check("lenet", input_shape, 16, num_classes)
     inputs = keras.Input(input_shape)
     # The maximum of four ReLUs is the ReLU of their maximum, on a quarter of the values.
     x = layers.ReLU()(layers.MaxPooling2D(2)(layers.Conv2D(20, 5, name="conv1")(inputs)))
@@ -129,7 +129,7 @@ def cifar_resnet(depth: int, input_shape: Shape = (32, 32, 3), num_classes: int 
         ValueError: if depth is not 6n + 2.
     """
     checks.check_depth(depth)
-    _check_side(f"cifar_resnet{depth}", input_shape, 8)
+    _check(f"cifar_resnet{depth}", input_shape, 8, num_classes)
     inputs = keras.Input(input_shape)
     x = layers.ReLU()(_conv_norm(inputs, 16, 3, 1, ("conv1", "bn1")))
     for stage, filters in enumerate((16, 32, 64), start=1):
@@ -148,7 +148,7 @@ def resnet50(input_shape: Shape = (224, 224, 3), num_classes: int = 1000) -> ker
         >>> networks.resnet50((32, 32, 3), num_classes=10).output_shape
         (None, 10)
     """
-    _check_side("resnet50", input_shape, 32)
+    _check("resnet50", input_shape, 32, num_classes)
     inputs = keras.Input(input_shape)
     x = layers.ReLU()(_conv_norm(inputs, 64, 7, 2, ("conv1", "bn1")))
     x = layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(x))
@@ -201,8 +201,13 @@ def _logits(x, num_classes, name=None):
     return layers.Dense(num_classes, name=name, dtype="float32" if is_mixed else None)(x)
 
 
-def _check_side(name, input_shape, smallest):
-    if min(input_shape[:2]) < smallest:
+def _check(name, input_shape, smallest, num_classes):
+    sides = input_shape if isinstance(input_shape, (tuple, list)) else ()
+    if len(sides) != 3 or not all(checks.is_whole(side) and side >= 1 for side in sides):
+        raise ValueError(f"input_shape must be (height, width, channels). Received: {input_shape!r}")
+    if min(sides[:2]) < smallest:
         raise ValueError(
-            f"{name} takes images of at least {smallest}x{smallest} pixels. Received: {input_shape[0]}x{input_shape[1]}"
+            f"{name} takes images of at least {smallest}x{smallest} pixels. Received: {sides[0]}x{sides[1]}"
         )
+    if not (checks.is_whole(num_classes) and num_classes >= 2):
+        raise ValueError(f"num_classes must be a whole number from 2. Received: {num_classes!r}")

@@ -25,6 +25,7 @@ from macer_tf import noise as noise_lib
 
 _BAD_BATCH = "Bad batch: "
 _PROBABILITIES = "the classifier returned probabilities instead of logits; remove its softmax."
+_UNLIKE = "there must be one label and, if any, one sample weight per image."
 _ROWS_THAT_TELL = 8
 # More than a replica's share of any batch: each step owns this many addresses of noise.
 _IMAGES_PER_STEP = 2**20
@@ -202,6 +203,11 @@ class NoisyTrainingModel(keras.Model):
             raise ValueError(
                 "jit_compile=True does not work under a distribution strategy with several replicas; do not set it."
             )
+        if jit_compile is True and self.microbatch is not None:
+            raise ValueError(
+                "jit_compile=True does not work with a microbatch, whose last slice has a size of its own; leave one "
+                f"of them out. Received: microbatch={self.microbatch}"
+            )
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile is True, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -348,7 +354,11 @@ class NoisyTrainingModel(keras.Model):
         images = self._as_images(images)
         labels, targets = _as_classes(labels)
         present = tf.ones_like(labels, tf.float32)
-        weights = present if weights is None else tf.reshape(tf.cast(weights, tf.float32), [-1])
+        weights = present if weights is None else _as_weights(weights)
+        counts = [tf.shape(tensor)[0] for tensor in (images, labels, weights)]
+        are_alike = (counts[0] == counts[1]) & (counts[0] == counts[2])
+        with tf.control_dependencies([_batch_check(are_alike, _UNLIKE)]):
+            images = tf.identity(images)
         batch = _Batch(images, labels, targets, weights, present)
         if self.distribute_strategy.num_replicas_in_sync > 1:
             # A replica left without an image by a small last batch would crash in the convolution.
@@ -492,6 +502,15 @@ def _as_classes(labels):
         )
     with tf.control_dependencies([_batch_check(labels_ok, message)]):
         return tf.identity(classes), targets
+
+
+def _as_weights(weights):
+    """Sample weights as float32 [batch]."""
+    weights = tf.cast(weights, tf.float32)
+    shape = weights.shape
+    if shape.rank is not None and shape.rank != 1 and not (shape.rank == 2 and shape[1] in (1, None)):
+        raise ValueError(f"sample_weight must be one number per image, [batch] or [batch, 1]. Received: shape={shape}")
+    return tf.reshape(weights, [-1])
 
 
 def _sum_over_replicas(value):

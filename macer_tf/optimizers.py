@@ -39,7 +39,7 @@ class SGD(keras.optimizers.Optimizer):
         **kwargs: as in `keras.optimizers.Optimizer`, e.g. `global_clipnorm`.
 
     Raises:
-        ValueError: if `momentum` or `l2` is out of range.
+        ValueError: if `momentum`, `l2`, `learning_rate` or a clipping threshold is out of range.
     """
 
     def __init__(
@@ -54,6 +54,11 @@ class SGD(keras.optimizers.Optimizer):
             raise ValueError(f"momentum must be at least 0 and below 1. Received: momentum={momentum!r}")
         if not (isinstance(l2, numbers.Real) and 0 <= l2 < math.inf):
             raise ValueError(f"l2 must be 0 or above, and finite. Received: l2={l2!r}")
+        if isinstance(learning_rate, numbers.Real) and not 0 <= learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be 0 or above, and finite. Received: learning_rate={learning_rate!r}")
+        for clip in ("clipnorm", "clipvalue", "global_clipnorm"):
+            if (value := kwargs.get(clip)) is not None and not (isinstance(value, numbers.Real) and value > 0):
+                raise ValueError(f"{clip} must be above 0. Received: {clip}={value!r}")
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.momentum: float = momentum
         self.l2: float = l2

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike
 UNITS = 2**20
 # Sums of squares of up to UNITS each stay below 2**63.
 MAX_SOFT_SAMPLES = 2**22
+# Beyond that, float64 skips whole numbers, and sums of int64 would soon wrap.
+_MOST_SAMPLES = 2**53
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +80,8 @@ class Votes:
             if there are none.
 
     Raises:
-        ValueError: if shapes differ, a count is negative, soft moments do not match the numbers of samples, or uniforms
-            are not in [0, 1].
+        ValueError: if shapes differ, a count is negative, an image's counts add up to more than 2^53, soft moments do
+            not match the numbers of samples, or uniforms are not in [0, 1].
     """
 
     selection: np.ndarray
@@ -99,8 +101,7 @@ class Votes:
                 f"estimation {self.estimation.shape}"
             )
         for counts in (self.selection, self.estimation):
-            if counts.dtype != np.int64 or (counts < 0).any():
-                raise ValueError(f"Votes are int64 counts from 0. Received: dtype={counts.dtype}, min={counts.min()}")
+            check_counts(counts)
         for beta, moments in self.soft.items():
             self._check_soft(beta, moments)
         if self.uniforms is not None and not (
@@ -181,6 +182,21 @@ class Votes:
             and (moments.variance(self.n) >= 0).all()
         ):
             raise ValueError(f"The soft moments at beta={beta:g} do not match the numbers of samples.")
+
+
+def check_counts(counts: np.ndarray) -> None:
+    """Raises ValueError, in one line, unless these are class counts: int64 [images, classes] from 0, up to 2^53."""
+    if counts.dtype != np.int64 or (counts < 0).any():
+        raise ValueError(f"Votes are int64 counts from 0. Received: dtype={counts.dtype}, min={counts.min()}")
+    most = counts.sum(axis=1, dtype=np.float64).max(initial=0)
+    if most > _MOST_SAMPLES:
+        raise ValueError(f"Votes hold up to 2^53 samples per image. Received: {most:g}")
+
+
+def check_votes(votes: Votes) -> None:
+    """Raises ValueError, in one line, for anything but `Votes`."""
+    if not isinstance(votes, Votes):
+        raise ValueError(f"Expected `Votes`, as `SmoothedClassifier.votes` returns. Received: {type(votes).__name__}")
 
 
 def numbers_in_words(numbers: ArrayLike) -> str:

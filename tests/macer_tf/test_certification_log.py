@@ -96,6 +96,10 @@ def test_the_time_is_written_where_it_is_known(tmp_path, log):
 def test_what_could_not_be_read_back_is_not_written(tmp_path, labels, ids, message):
     with pytest.raises(ValueError, match=message):
         certification_log.write(tmp_path / "log.tsv", CERTIFICATES, labels, ids)
+    with pytest.raises(ValueError, match=r"names must be one per image\. Received: 'abcd' for 4 images"):
+        certification_log.write(tmp_path / "log.tsv", CERTIFICATES, range(4), range(4), names="abcd")
+    with pytest.raises(ValueError, match=r"Expected `Certificates` or a `CertificationLog`\. Received: list"):
+        certification_log.write(tmp_path / "log.tsv", [1], [1], [1])
     assert not (tmp_path / "log.tsv").exists()
     certification_log.write(tmp_path / "log.tsv", CERTIFICATES, [5.0, 1, 3, 4], np.arange(4.0))
     assert certification_log.read(tmp_path / "log.tsv").labels.tolist() == [5, 1, 3, 4]
@@ -227,6 +231,8 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_told(log, end, newline):
 
 def test_a_kill_inside_the_time_loses_no_image(log):
     assert certification_log.read(log(COHEN + "60\t1\t1\t0.7\t1\t15.")).ids.tolist() == [0, 20, 40, 60]
+    # Hours that no float holds are no time.
+    assert certification_log.read(log(COHEN + "60\t1\t1\t0.7\t1\t" + "9" * 400 + ":00:00")).cut_off == 5
 
 
 @pytest.mark.parametrize(
@@ -255,6 +261,8 @@ def test_a_kill_inside_the_time_loses_no_image(log):
         (COHEN.replace("0.378", "3_7"), "log.tsv:2: not a number: '3_7'. Received: '0\\t3\\t3"),
         (COHEN.replace("20\t7", "20\t7.5"), "log.tsv:3: not a whole number: '7.5'."),
         (COHEN.replace("20\t7", f"{2**63}\t7"), f"log.tsv:3: not a number of 64 bits: '{2**63}'."),
+        (COHEN.replace("20\t7", "-20\t7"), "log.tsv:3: idx must be 0 or above, and predict a class from 0 or -1"),
+        (COHEN + "60\t-2\t-2\t0.7\t1\t2\n", "log.tsv:5: idx must be 0 or above, and predict a class from 0 or -1"),
         (COHEN.replace("20\t7", "True\t7"), "log.tsv:3: not a whole number: 'True'."),
         (COHEN.replace("\t1\t15", "\tyes\t15"), "log.tsv:2: not a whole number: 'yes'."),
         (COHEN.replace("0\t3", "0,3", 1), "log.tsv:2: a line must have 6 fields. Received: '0,3"),

@@ -1,11 +1,12 @@
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from macer_tf.budgets import RadiusBudget, ToleranceBudget
+from macer_tf.budgets import FixedBudget, RadiusBudget, ToleranceBudget
 from macer_tf.certificates import certify, certify_without_selection, max_radius
 from macer_tf.confidence import (
     anytime_lower,
@@ -111,14 +112,34 @@ def test_sigma_may_be_an_array_of_one_number():
     for sigma in ("0.25", None, np.array([0.25]), True, 0, np.inf):
         with pytest.raises(ValueError, match=r"sigma must be above 0 and finite\. Received: sigma="):
             certify(votes, sigma, 0.001)
+    for sigma in (1e308, 5e-324):  # the radius would be infinite, or rounded up to the next multiple of 5e-324
+        with pytest.raises(ValueError, match=r"sigma must lie in \[1e-100, 1e\+100\]\. Received: sigma="):
+            certify(votes, sigma, 0.001)
+        with pytest.raises(ValueError, match="sigma must lie in"):
+            FixedBudget(1000).more(votes, sigma, 0.001)
 
 
-@pytest.mark.parametrize("alpha", [5e-324, 1e-310, 9e-301])
-def test_an_alpha_next_to_the_smallest_float_is_refused(alpha):
-    """Of 1e9 votes and 3 others, SciPy's bound at 5e-324 errs 2e10 times as often."""
-    with pytest.raises(ValueError, match=r"alpha must be at least 1e-300. Received: alpha="):
-        clopper_pearson_lower(99_999, 100_000, alpha)
-    assert clopper_pearson_lower(99_999, 100_000, 1e-300) > 0.99
+@pytest.mark.parametrize("alpha", [5e-324, 1e-300, 9e-101])
+def test_an_alpha_at_which_scipys_bound_is_too_high_is_refused(alpha):
+    """Of 3,000 votes, 30 of them others: its bound is 0.7808 at 1e-290, where mpmath finds 0.7666."""
+    with pytest.raises(ValueError, match=r"alpha must be at least 1e-100. Received: alpha="):
+        clopper_pearson_lower(2970, 3000, alpha)
+
+
+@pytest.mark.parametrize("alpha", [1e-100, 1e-50])
+@pytest.mark.parametrize(("n", "failures"), [(2000, 20), (3000, 30), (3000, 1200), (100_000, 80), (100_000, 30_000)])
+def test_clopper_pearson_at_the_least_alpha_errs_no_more_often_than_alpha(n, failures, alpha):
+    """P(X >= successes) at the bound, term by term in 60 digits, is alpha."""
+    successes = n - failures
+    lower = float(clopper_pearson_lower(successes, n, alpha)) - 1e-13  # as certificates round it down
+    with mpmath.workdps(60):
+        p = mpmath.mpf(lower)
+        term = mpmath.binomial(n, successes) * p**successes * (1 - p) ** failures
+        tail = mpmath.mpf(0)
+        for k in range(successes, n + 1):
+            tail += term
+            term *= mpmath.mpf(n - k) / (k + 1) * p / (1 - p)
+        assert 0.99 * alpha < tail <= alpha
 
 
 @pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.5, np.nan])
@@ -159,7 +180,7 @@ def test_anytime_bounds_at_the_extremes():
     # Below the observed share by no more than ten standard errors (or twenty events).
     assert (large < [1, 1 - 1e-9, 0.9, 0.5]).all()
     assert (large > [1 - 2e-8, 1 - 3e-8, 0.9 - 1e-4, 0.5 - 1.6e-4]).all()
-    for alpha in (1e-300, 1e-9, 0.999):
+    for alpha in (1e-100, 1e-9, 0.999):
         assert 0 <= anytime_lower(900, 1000, alpha) < 0.9 < anytime_upper(900, 1000, alpha) <= 1
     assert anytime_lower(np.zeros((0,)), 5, 0.1).shape == (0,)
     assert anytime_lower(np.full((2, 3), 5), 5, 0.1).shape == (2, 3)

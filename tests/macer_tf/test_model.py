@@ -872,11 +872,33 @@ class TestBadInput:
         ],
     )
     def test_compile(self, options, message):
+        with pytest.raises(ValueError, match=r"does not work with a microbatch, .*Received: microbatch=4"):
+            macer(microbatch=4).compile("sgd", jit_compile=True)
         with pytest.raises(ValueError, match=message):
             macer(gamma=15.0).compile("sgd", **options)
         with pytest.raises(ValueError, match=r"gamma <= 14: .*Received: gamma=14.0000001"):
             macer(gamma=14.0000001).compile("sgd", jit_compile=True)
         macer(gamma=14.0).compile("sgd", jit_compile=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights", "message"),
+    [
+        ([1], [[1.0, 1.0, 1.0]], r"^sample_weight must be one number per image.* Received: shape=\(1, 3\)"),
+        ([1], [1.0, 1.0, 1.0], r"^Bad batch: there must be one label and, if any, one sample weight per image\.$"),
+        ([1, 1], None, r"^Bad batch: there must be one label"),
+    ],
+)
+def test_labels_and_weights_of_more_images_are_not_broadcast(labels, weights, message):
+    """Of one image, three weights would be a step three times as long."""
+    model = macer()
+    model.compile("sgd")
+    before = model.classifier.get_weights()
+    weights = None if weights is None else np.array(weights)
+    with pytest.raises(ValueError, match=message):
+        model.train_on_batch(data(1)[0], np.array(labels), sample_weight=weights)
+    for weight, expected in zip(model.classifier.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, expected)
 
 
 @pytest.mark.parametrize(

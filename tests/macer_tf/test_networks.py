@@ -114,12 +114,17 @@ def test_build_by_name():
         ("small_cnn", (3, 8, 1), "at least 4x4 pixels. Received: 3x8"),
         ("cifar_resnet20", (4, 4, 3), "at least 8x8"),
         ("resnet50", (28, 28, 1), "at least 32x32"),
+        ("small_cnn", "abc", r"input_shape must be \(height, width, channels\). Received: 'abc'"),
+        ("lenet", (28, 28), r"input_shape must be \(height, width, channels\). Received: \(28, 28\)"),
+        (5, (8, 8, 1), "A network is chosen by its name, e.g. 'lenet'. Received: 5"),
     ],
 )
 def test_bad_input(name, shape, message):
     with pytest.raises(ValueError, match=message) as caught:
         networks.build(name, shape, 10)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"num_classes must be a whole number from 2\. Received: 1"):
+        networks.build("small_cnn", (8, 8, 1), 1)
 
 
 def test_another_network_is_one_decorated_function(monkeypatch):

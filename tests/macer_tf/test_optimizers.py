@@ -94,6 +94,9 @@ def test_a_schedule_survives_serialisation():
         ({"momentum": 1.0}, "momentum must be at least 0 and below 1. Received: momentum=1.0"),
         ({"momentum": -0.1}, "momentum"),
         ({"l2": -1e-4}, "l2 must be 0 or above, and finite. Received: l2=-0.0001"),
+        ({"learning_rate": float("nan")}, "learning_rate must be 0 or above, and finite. Received: learning_rate=nan"),
+        ({"clipnorm": -1}, "clipnorm must be above 0. Received: clipnorm=-1"),
+        ({"global_clipnorm": 0.0}, "global_clipnorm must be above 0. Received: global_clipnorm=0.0"),
     ],
 )
 def test_bad_input(options, message):
