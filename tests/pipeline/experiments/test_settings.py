@@ -540,6 +540,14 @@ def test_a_url_is_no_folder_of_this_machine(line, name, url):
     assert received == f"error: --{name} must be a path on this machine, not a URL. Received: {url}"
 
 
+@pytest.mark.parametrize("name", ["pipeline_root", "push_dir", "data_dir", "train_images", "config", "votes"])
+def test_a_name_that_is_not_utf_8_is_refused(line, name):
+    received = line("--dataset", "digits", f"--{name}", "/tmp/x\udcff")
+    assert received == (
+        f"error: --{name} must be a name in UTF-8; rename what has another one, or link to it. Received: /tmp/x\\udcff"
+    )
+
+
 @pytest.mark.parametrize("arguments", [["--method", ":x"], ["--network", ":f"]])
 def test_a_reference_without_a_module_is_told(line, arguments):
     received = line("--dataset", "digits", *arguments)
