@@ -99,6 +99,10 @@ def test_it_does_not_outlive_the_process_that_waits_for_it(tmp_path, is_at_work)
         writer = os.open(images, os.O_WRONLY) if is_at_work else None
         assert is_running(pid)
         waiting.terminate()
-    wait_for(lambda: not is_running(pid))
+    try:
+        wait_for(lambda: not is_running(pid))
+    finally:
+        if is_running(pid):
+            os.kill(pid, signal.SIGKILL)
     if writer is not None:
         os.close(writer)
