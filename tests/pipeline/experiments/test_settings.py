@@ -259,7 +259,7 @@ def test_an_unwritable_root_is_one_line(line, tmp_path, below):
     (tmp_path / "file").write_text("")
     received = line("--dataset", "digits", "--pipeline_root", f"{tmp_path / 'file'}{below}")
     assert "Cannot write to the folder" in received
-    assert "by pipeline_root" in received.split(";")[-1]
+    assert "or give another pipeline_root" in received.split(";")[-1]
 
 
 def test_a_failure_is_one_line_with_its_details_in_a_file(tmp_path, capsys, monkeypatch):
