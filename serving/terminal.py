@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -10,6 +11,8 @@ import threading
 INTERRUPTED = 130
 # As a shell tells of a program that SIGPIPE ended.
 _BROKEN_PIPE = 141
+# How the loader of libraries says that memory is short.
+_NO_MEMORY = ("failed to map segment", os.strerror(errno.ENOMEM))
 _PLAIN = {"±": "+-", "·": "-", "…": "...", "→": "->"}
 
 
@@ -47,11 +50,22 @@ def version():
 
 
 def import_tensorflow():
-    """Imports TensorFlow, and returns it, without the page that its C++ side writes before its log level counts."""
+    """Imports TensorFlow, and returns it, without the page that its C++ side writes before its log level counts.
+
+    Raises:
+        MemoryError: in one line, if there is not enough memory for it.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
-    with _stderr_nowhere():
-        import tensorflow
+    try:
+        with _stderr_nowhere():
+            import tensorflow
+    except (ImportError, MemoryError) as error:
+        if isinstance(error, ImportError) and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        raise MemoryError(
+            "There is not enough memory to load TensorFlow; end other programs, or raise the limit (ulimit -v)."
+        ) from error
     tensorflow.get_logger().setLevel("ERROR")
     return tensorflow
 

@@ -7,10 +7,12 @@ Prints one JSON object as its last line: `answers`, the outputs of `serving_defa
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,9 +29,16 @@ from serving.files import EXTRA
 from serving.graph_safety import check_effects
 
 _TIMEOUT_SECONDS = 600
+# The exit status of `exit_status` for bad input.
+_NOT_THE_MODEL = 2
 # Of what a model may make the process print, and of what it may write at all.
 _MAX_PRINTED_BYTES = 2**24
 _TRUST = "trust"
+# Environment variable: the process that waits for the answer, and that this one is not to outlive.
+_WAITING = "MACER_TF_WAITING"
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+# What people, and a system that is short of memory or of time, end a process by; a model's own faults are other ones.
+_ENDED_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
 _TAKE_IMAGES = ("serving_default", "certify_custom", "predict")
 # What `tf.saved_model.save` adds for loaders.
 _INITIALIZER = "__saved_model_init_op"
@@ -44,8 +53,8 @@ _CHECKS = (
 )
 
 
-class _ArgumentError(ValueError):
-    """The command line is wrong."""
+class _NotTheModelError(ValueError):
+    """The command line is wrong, or TensorFlow cannot be loaded."""
 
 
 def in_fresh_process(saved_model, images, trust=False):
@@ -60,7 +69,8 @@ def in_fresh_process(saved_model, images, trust=False):
         The JSON object; and why the model does not pass, in one line, empty if it does. Then there is no object.
 
     Raises:
-        RuntimeError: if it does not answer in time, which says more of this machine than of the model.
+        RuntimeError: in one line, if it does not answer in time, is ended from outside, or gets no further than loading
+            TensorFlow: that says more of this machine than of the model.
     """
     command = [sys.executable, "-m", "serving.validate", Path(saved_model).resolve(), Path(images).resolve()]
     command += [_TRUST] if trust else []
@@ -71,6 +81,7 @@ def in_fresh_process(saved_model, images, trust=False):
             status = subprocess.run(
                 command,
                 cwd=root,
+                env={**os.environ, _WAITING: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -86,7 +97,22 @@ def in_fresh_process(saved_model, images, trust=False):
             return found, ""
     # The last one: the model may print what it likes before.
     named = re.findall(r"^error: (.*)", errors, re.MULTILINE)
-    return None, named[-1] if named else f"the process died with exit status {status}"
+    problem = named[-1] if named else f"the process died with exit status {status}"
+    if status == _NOT_THE_MODEL:
+        raise RuntimeError(f"the SavedModel was not tried: {problem}")
+    if ended_by := _ended_from_outside(status):
+        raise RuntimeError(f"the process that tried the SavedModel was ended by {ended_by}; try again")
+    return None, problem
+
+
+def _ended_from_outside(status):
+    """What ended a process of this status, in words, if it is nothing that the process did; or else None."""
+    if status == terminal.INTERRUPTED:  # as `exit_status` makes of Ctrl-C
+        return "Ctrl-C"
+    ended_by = next((one for one in _ENDED_FROM_OUTSIDE if one == -status), None)
+    if ended_by == signal.SIGKILL:
+        return "SIGKILL, as the system does when memory is short"
+    return ended_by and ended_by.name
 
 
 def _read(file):
@@ -222,9 +248,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def parse():
         given = sys.argv[1:] if arguments is None else list(arguments)
         if len(given) not in (2, 3) or given[2:] not in ([], [_TRUST]):
-            raise _ArgumentError(
+            raise _NotTheModelError(
                 f"Expected SAVED_MODEL IMAGES.npy, and {_TRUST} or nothing. Received: {' '.join(given)}"
             )
+        try:
+            terminal.import_tensorflow()
+        except (ImportError, MemoryError) as error:
+            raise _NotTheModelError(str(error) or "TensorFlow cannot be loaded.") from None
         return given, None
 
     def work(given):
@@ -236,10 +266,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
     # What else goes wrong is the model's doing, and told with its type.
-    return exit_status(parse, work, "Nothing was changed.", bad_input=_ArgumentError)
+    return exit_status(parse, work, "Nothing was changed.", bad_input=_NotTheModelError)
+
+
+def _end_with(waiting):
+    """Ends this process when the process of this number ends, however it does."""
+    # By the system, as a graph may keep this process from ever looking.
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != waiting:  # it has ended before
+        os._exit(1)
 
 
 if __name__ == "__main__":
+    if _WAITING in os.environ:
+        _end_with(int(os.environ[_WAITING]))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_PRINTED_BYTES, _MAX_PRINTED_BYTES))
     terminal.run(main)

@@ -106,13 +106,22 @@ def _parse_radii(text):
 def _parse_path(text):
     if is_url(text):
         raise InputError("must be a path on this machine, not a URL")
-    return str(Path(text).expanduser())
+    return str(Path(_utf_8(text)).expanduser())
+
+
+def _utf_8(text):
+    """The text of a place, whose name TensorFlow and our own files take in this encoding only."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("must be a name in UTF-8; rename what has another one, or link to it") from None
+    return text
 
 
 TEXT = Kind("text", str)
 PATH = Kind("a path", _parse_path)
 # A URL's two slashes are not a path's.
-PLACE = Kind("a path or a URL", lambda text: text if is_url(text) else PATH.parse(text))
+PLACE = Kind("a path or a URL", lambda text: _utf_8(text) if is_url(text) else PATH.parse(text))
 FOLDER = Kind("a folder", PATH.parse)
 ABOVE_0 = number("a number above 0", float, lambda value: value > 0)
 FROM_0 = number("a number from 0", float, lambda value: value >= 0)

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.utils import atomic_files
 from pipeline.utils.errors import InputError
 from serving.files import is_hidden
 from serving.fingerprints import directory_fingerprint
@@ -37,15 +38,22 @@ def private_copy(artifact, directory):
     Raises:
         InputError: if the artifact is no longer what its fingerprint says, or cannot be copied.
     """
-    shutil.rmtree(directory, ignore_errors=True)
+    atomic_files.remove_path(directory)
     try:
         shutil.copytree(artifact.path, directory, ignore=lambda _, names: [*filter(is_hidden, names)])
     except OSError as error:
-        reason = error.strerror or f"{len(error.args[0])} files could not be copied"
+        reason = error.strerror or _first_of(error.args[0])
         raise InputError(
-            f"Cannot copy {artifact.path} to {directory} ({reason}); make room there or mend it."
+            f"Cannot copy {artifact.path} to {directory} ({reason}). {atomic_files.remedy(reason)} and run the same "
+            "command again."
         ) from None
     if directory_fingerprint(directory) != artifact.fingerprint:
         shutil.rmtree(directory)
         raise InputError(f"{artifact.path} was changed while this command ran; run the same command again.")
     return directory
+
+
+def _first_of(failures):
+    """Why files could not be copied, in words: `failures` are what `shutil.Error` has."""
+    _, _, why = failures[0]
+    return why if len(failures) == 1 else f"{len(failures)} files could not be copied, the first: {why}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from pipeline.orchestration import orchestrator
 from pipeline.orchestration.orchestrator import TENSORBOARD
 from pipeline.utils import sealed
-from pipeline.utils.atomic_files import write_text
+from pipeline.utils.atomic_files import remedy, remove_path, write_text, writing
 from pipeline.utils.errors import InputError
 from serving.exit import in_one_line
 from serving.files import flush
@@ -27,6 +27,11 @@ LATEST, SETTINGS = "latest", "settings.yaml"
 _HISTORY, _RECORD, _TRASH = "history", "run.json", ".pruned"
 _UNFINISHED = ".unfinished"
 _FORMAT = 1
+# As `name_of` makes them, and the Trainer those of its curves: what else lies beside them is not ours.
+_UNFINISHED_RUN = re.compile(rf"[\w.+-]+-[0-9a-f]{{8}}{re.escape(_UNFINISHED)}")
+_CURVES = re.compile(r"[\w.+-]+-[\w.+-]+-\d[\d.e+-]*-[0-9a-f]{8}")
+# How a run that could not be written down goes on.
+_GOES_ON = "what was finished is kept"
 _SCHEMA = {
     "format": int, "state": str, "executions": list, "began_at": float, "ended_at": float | None, "reason": str | None,
     "about": dict, "result": dict,
@@ -80,7 +85,17 @@ class Unused:
 
 @contextlib.contextmanager
 def recorded(root, name, about, settings):
-    """A `Recorder` of these, in a context: an error in it is what stopped the run."""
+    """A `Recorder` of these, in a context: an error in it is what stopped the run.
+
+    Raises:
+        InputError: if `latest` is a folder, as where a root was copied with its links followed.
+    """
+    latest = root / LATEST
+    if latest.is_dir() and not latest.is_symlink():
+        raise InputError(
+            f"{latest} must be a link to the last run, and is a folder, as `cp -L` makes of it. Move it away and run "
+            "the same command again."
+        )
     recorder = Recorder(root, name, about, settings)
     try:
         yield recorder
@@ -145,19 +160,28 @@ class Recorder:
 
         Returns:
             `Path` of its folder.
+
+        Raises:
+            InputError: if it cannot be written down.
         """
+        with writing(self._folder, _GOES_ON):
+            return self._finish(artifacts, links, result, is_whole)
+
+    def _finish(self, artifacts, links, result, is_whole):
         used = sorted({artifact.path.parent.name for artifact in artifacts if artifact.path is not None})
         folder = self._finished_before(used)
         if folder is None:
             self._executions = used
             self._write("finished", result=result)
             for name, path in links.items():
-                _link(self._folder / name, os.path.relpath(path, self._folder))
+                # An attempt before may have left it.
+                remove_path(self._folder / name)
+                (self._folder / name).symlink_to(os.path.relpath(path, self._folder))
             folder = self._free_name()
             flush(self._folder)
             os.rename(self._folder, folder)
             flush(folder.parent)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_path(self._folder)
         if is_whole:
             _link(self._root / LATEST, str(folder.relative_to(self._root)))
         return folder
@@ -190,12 +214,12 @@ class Recorder:
             "about": self._about,
             "result": result or {},
         }
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+        with writing(self._folder, _GOES_ON):
+            # Not the root, too, which may have been moved meanwhile.
+            for folder in (self._folder.parent, self._folder):
+                folder.mkdir(exist_ok=True)
             write_text(self._folder / SETTINGS, self._settings)
             write_text(self._folder / _RECORD, sealed.dumps(record, indent=1))
-        except OSError as error:
-            raise InputError(f"Cannot write {self._folder} ({error.strerror}); make room and run again.") from None
 
 
 def runs(root):
@@ -241,10 +265,10 @@ def remove(root):
     Raises:
         InputError: if a run is at work in the root, or something cannot be removed.
     """
-    with orchestrator.locked(root):
+    with orchestrator.locked(root, None):
         trash = root / _TRASH
         try:
-            shutil.rmtree(trash, ignore_errors=True)
+            remove_path(trash)
             found = _unused(root)
             size = sum(map(size_of, found.paths))
             trash.mkdir()
@@ -252,7 +276,10 @@ def remove(root):
                 os.rename(path, trash / str(number))
             shutil.rmtree(trash)
         except OSError as error:
-            raise InputError(f"Cannot remove {error.filename} ({error.strerror}).") from None
+            raise InputError(
+                f"Cannot remove {error.filename} ({error.strerror}). {remedy(error.strerror)} and run the same command "
+                "again."
+            ) from None
     return found, size
 
 
@@ -277,10 +304,12 @@ def _unused(root):
     runs_gone = {
         run.folder
         for run in found
-        if run.folder is not None and run.folder.suffix == _UNFINISHED and (models | last).isdisjoint(run.executions)
+        if run.folder is not None
+        and _UNFINISHED_RUN.fullmatch(run.folder.name)
+        and (models | last).isdisjoint(run.executions)
     }
     left = {path.name.rpartition("-")[2] for path in executions if path not in gone}
-    curves = [path for path in sorted((root / TENSORBOARD).glob("*-*")) if path.is_dir()]
+    curves = [path for path in (root / TENSORBOARD).glob("*-*") if _CURVES.fullmatch(path.name) and path.is_dir()]
     curves_gone = {path for path in curves if not any(name.startswith(path.name.rpartition("-")[2]) for name in left)}
     return Unused(
         paths=tuple(sorted(gone | runs_gone | curves_gone)),
@@ -347,7 +376,8 @@ def _link(path, target):
     if path.is_symlink() and os.readlink(path) == target:
         return
     beside = path.with_name(f".{path.name}.writing")
-    beside.unlink(missing_ok=True)
+    # A kill may have left it.
+    remove_path(beside)
     beside.symlink_to(target)
     os.replace(beside, path)
     flush(path.parent)

@@ -21,7 +21,7 @@ import macer_tf
 from pipeline.cli.console import duration
 from pipeline.orchestration.artifacts import Artifact
 from pipeline.utils import code
-from pipeline.utils.atomic_files import finish_directory, write_text
+from pipeline.utils.atomic_files import finish_directory, remedy, remove_path, write_text
 from pipeline.utils.errors import InputError
 from serving.files import read_json
 from serving.fingerprints import (
@@ -35,7 +35,7 @@ from serving.fingerprints import (
 _RECORD = "execution.json"
 # <component>-<fingerprint>
 _DIRECTORY = re.compile(r"([A-Za-z]+)-[0-9a-f]{16}")
-_SCRATCH = "scratch"
+_SCRATCH, _LOCK = "scratch", ".lock"
 # Folder of a root where training curves are.
 TENSORBOARD = "tensorboard"
 _UNFINISHED, _REPLACED = ".unfinished", ".replaced"
@@ -151,9 +151,10 @@ def planned(components, settings, root, anew=False):
             steps.append(Step(component, "to do"))
             continue
         declaration, directory = _declared(component, artifacts, settings, root)
+        _check_links(directory)
         # What a run would put back first.
         finished = next((path for path in (directory, _replaced(directory)) if path.exists()), None)
-        scratch = None if anew or not _unfinished(directory).exists() else _unfinished(directory) / _SCRATCH
+        scratch = None if anew or not _unfinished(directory).is_dir() else _unfinished(directory) / _SCRATCH
         state = "cached" if finished and not anew else "begun" if scratch else "to do"
         steps.append(Step(component, state, directory, scratch))
         if finished:
@@ -177,7 +178,8 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
         name -> `Artifact`, all of them.
 
     Raises:
-        InputError: if a finished directory of this root was changed or is not ours, or the disk is full.
+        InputError: if a finished directory of this root was changed, is not ours or is a link to what is gone, or the
+            disk is full.
     """
     artifacts = {}
     for component in components:
@@ -185,15 +187,16 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
             artifacts[component.output] = component.resolve(artifacts, settings, root)
             continue
         declaration, directory = _declared(component, artifacts, settings, root)
+        _check_links(directory)
         _put_back(directory)
         if directory.exists() and not anew:
             print(f"{component.name:<15} cached in {directory}", flush=True)
         else:
             print(f"{component.name:<15} running", flush=True)
-            with _told_if_no_room(component, directory):
+            with _told_if_it_cannot_write(component, directory):
                 starting(directory)
                 if anew:
-                    shutil.rmtree(_unfinished(directory), ignore_errors=True)
+                    remove_path(_unfinished(directory))
                 inputs = {name: artifacts[name] for name in component.inputs}
                 parameters = declaration["parameters"]
                 execution = _prepare(component, inputs, parameters, directory, root, num_workers, engine)
@@ -227,16 +230,21 @@ def executions(root):
     later one was about to replace in `.replaced`.
     """
     names = re.compile(rf"{_DIRECTORY.pattern}({re.escape(_UNFINISHED)}|{re.escape(_REPLACED)})?")
-    found = [path for path in sorted(root.glob("*-*")) if names.fullmatch(path.name) and path.is_dir()]
+    # What a link leads to may only be gone for a while, as a disk that is not mounted.
+    found = [
+        path
+        for path in sorted(root.glob("*-*"))
+        if names.fullmatch(path.name) and (path.is_dir() or _leads_nowhere(path))
+    ]
     return {path: None if path.suffix == _UNFINISHED else _read_record(path) for path in found}
 
 
 def is_locked(root):
     """Whether a run is at work in a root."""
     try:
-        with open(root / ".lock") as file:
+        with open(root / _LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return False
     except OSError:
         return True
@@ -245,21 +253,29 @@ def is_locked(root):
 
 @contextlib.contextmanager
 def locked(root, name="pipeline_root"):
-    """Holds the root, which the setting `name` gives, for one run at a time.
+    """Holds the root for one run at a time.
 
     The lock goes with the process, however it ends.
+
+    Args:
+        root: its `Path`.
+        name: of the setting that can give another root; None if there is none, as the command is about this one.
 
     Raises:
         InputError: if the root cannot be written, or another run holds it.
     """
+    lock, another = root / _LOCK, f", or give another {name}" if name else ""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        file = open(root / ".lock", "a")  # noqa: SIM115 (held open as long as the lock)
+        file = open(lock, "a")  # noqa: SIM115 (held open as long as the lock)
+    except IsADirectoryError as error:
+        raise InputError(f"Cannot write the file {lock} ({error.strerror}); remove that folder{another}.") from None
     except OSError as error:
-        raise InputError(f"Cannot write to the folder {root} ({error.strerror}); give another one by {name}.") from None
+        what = remedy(error.strerror).lower()
+        raise InputError(f"Cannot write to the folder {root} ({error.strerror}); {what}{another}.") from None
     with file:
         if not any(_try_to_lock(file) for _ in range(_TRIES_TO_LOCK)):
-            raise InputError(f"Another run is at work in {root}; wait for it, or give another {name}.")
+            raise InputError(f"Another run is at work in {root}; wait for it{another}.")
         yield
 
 
@@ -274,19 +290,24 @@ def _try_to_lock(file):
 
 
 @contextlib.contextmanager
-def _told_if_no_room(component, directory):
+def _told_if_it_cannot_write(component, directory):
     # TensorFlow and Beam raise errors of their own, with the system's words in them.
     try:
         yield
     except InputError:
         raise
     except Exception as error:
+        if not directory.parent.is_dir():
+            raise InputError(
+                f"{component.name} cannot write in {directory.parent}, which is gone. Put it back and run the same "
+                "command again: what was finished is kept."
+            ) from error
         reason = next((words for words in _NO_ROOM if words in str(error)), None)
         if reason is None:
             raise
         raise InputError(
-            f"{component.name} cannot write ({reason}) in {directory.parent}. Make room there and run the same command "
-            "again: what was finished is kept."
+            f"{component.name} cannot write ({reason}) in {directory.parent}. {remedy(reason)} and run the same "
+            "command again: what was finished is kept."
         ) from error
 
 
@@ -315,11 +336,15 @@ def _directory(declaration, root):
 def _prepare(component, inputs, parameters, directory, root, num_workers, engine):
     unfinished = _unfinished(directory)
     outputs = {name: unfinished / name for name in component.outputs}
-    for path in outputs.values():
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
     scratch = unfinished / _SCRATCH
-    scratch.mkdir(exist_ok=True)
+    # A file may bear our name, too; scratch is kept for what an attempt before left there.
+    for path in (unfinished, scratch):
+        if not path.is_dir():
+            remove_path(path)
+        path.mkdir(exist_ok=True)
+    for path in outputs.values():
+        remove_path(path)
+        path.mkdir()
     return Execution(inputs, outputs, parameters, root, scratch, num_workers, engine, directory.name)
 
 
@@ -348,7 +373,7 @@ def _execute(component, execution, declaration, directory):
     if directory.exists():
         os.rename(directory, _replaced(directory))
     finish_directory(unfinished, directory)
-    shutil.rmtree(_replaced(directory), ignore_errors=True)
+    remove_path(_replaced(directory))
     return declaration, directory, record["finished_at"] - started
 
 
@@ -376,11 +401,25 @@ def _import(modules):
             raise InputError(f"{module} was changed while it was imported; run the same command again.")
 
 
+def _check_links(directory):
+    """Raises InputError if an execution's directory is a link to what is gone: made again, it would have no place."""
+    for path in (directory, _replaced(directory), _unfinished(directory)):
+        if _leads_nowhere(path):
+            raise InputError(
+                f"{path} is a link to {os.readlink(path)}, where nothing is; put back or mount what it leads to, or "
+                "remove the link to make it again."
+            )
+
+
+def _leads_nowhere(path):
+    return path.is_symlink() and not path.exists()
+
+
 def _put_back(directory):
     """What was to be replaced by a run that was killed before it was."""
     if _replaced(directory).exists():
         if directory.exists():
-            shutil.rmtree(_replaced(directory), ignore_errors=True)
+            remove_path(_replaced(directory))
         else:
             os.rename(_replaced(directory), directory)
 

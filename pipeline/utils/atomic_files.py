@@ -1,12 +1,28 @@
-"""How files and directories are written: whole or not at all."""
+"""How files and directories are written: whole or not at all; and what puts a failed write right."""
 
 import contextlib
 import errno
 import os
+import shutil
 from pathlib import Path
 
 from pipeline.utils.errors import InputError
 from serving.files import flush
+
+# By how the system says what is wrong, as TensorFlow, Beam and HDF5 raise errors of their own with its words in them.
+_REMEDIES = [
+    (os.strerror(number), remedy)
+    for remedy, numbers in {
+        "Make room there": (errno.ENOSPC, errno.EDQUOT),
+        "Raise the limit on the size of a file (ulimit -f)": (errno.EFBIG,),
+        "Make it writable": (errno.EACCES, errno.EPERM, errno.EROFS),
+        "Put back what is gone there": (errno.ENOENT,),
+        "Move away what is in its place": (errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
+        "Put that right": errno.errorcode,
+    }.items()
+    for number in numbers
+]
+_MISPLACED = (FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 def write_text(path, text):
@@ -25,6 +41,12 @@ def write_bytes(path, content):
     os.replace(beside, path)
 
 
+def remedy(reason):
+    """What to do, in the imperative, about a write that fails for a reason, a text with the system's words in it."""
+    # What has other words, as NumPy's, is for want of room more often than not.
+    return next((remedy for words, remedy in _REMEDIES if words in reason), "Make room there")
+
+
 @contextlib.contextmanager
 def writing(path, then):
     """Tells in one line of a write that fails, as on a full disk.
@@ -40,11 +62,21 @@ def writing(path, then):
         yield
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
-        is_forbidden = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        # Of several things that are written there, a file in the place of a folder is one.
+        place = getattr(error, "filename", None) if isinstance(error, _MISPLACED) else None
+        told = reason if place is None else f"{place}: {reason}"
         raise InputError(
-            f"Cannot write {path} ({reason}). Make {'it writable' if is_forbidden else 'room there'} and run the same "
-            f"command again: {then}."
+            f"Cannot write {path} ({told}). {remedy(reason)} and run the same command again: {then}."
         ) from error
+
+
+def remove_path(path):
+    """Removes a folder with all that is in it, a file, or a link and not what it leads to; or leaves what it cannot."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def finish_directory(unfinished, finished):

@@ -144,7 +144,7 @@ def test_two_at_once_in_one_root_and_other_bad_input_are_refused_in_one_line(kee
     ):
         results.main(command)
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit, match=r"^Cannot write to the folder .*file \(.*\); give another one by --root\.$"):
+    with pytest.raises(SystemExit, match=r"^Cannot write to the folder .*file \(.*\); .*, or give another --root\.$"):
         results.main([*command[:-1], str(tmp_path / "file")])
 
 

@@ -125,6 +125,26 @@ def test_ctrl_c_while_tensorflow_is_imported_can_be_read_and_its_own_page_not(sh
 
 
 @pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ('ImportError("libtensorflow_cc.so.2: failed to map segment from shared object")', "is not enough memory"),
+        ('ImportError("libtensorflow_cc.so.2: Cannot allocate memory")', "is not enough memory"),
+        ("MemoryError()", "is not enough memory"),
+        ('ImportError("No module named absl")', "No module named absl"),
+    ],
+)
+def test_what_tensorflow_lacks_is_told_in_one_line(shell, tmp_path, raised, told):
+    (tmp_path / "tensorflow.py").write_text(f"raise {raised}")
+    (tmp_path / "program.py").write_text(
+        "from serving import exit, terminal\n"
+        "exit.exit_status(lambda: (None, None), lambda parsed: terminal.import_tensorflow(), '')\n"
+    )
+    ended = shell(f"$PYTHON {tmp_path / 'program.py'}")
+    assert told in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("plain text, é ± 日本", "plain text, é ± 日本"),

@@ -259,7 +259,7 @@ def test_an_unwritable_root_is_one_line(line, tmp_path, below):
     (tmp_path / "file").write_text("")
     received = line("--dataset", "digits", "--pipeline_root", f"{tmp_path / 'file'}{below}")
     assert "Cannot write to the folder" in received
-    assert "by pipeline_root" in received.split(";")[-1]
+    assert "or give another pipeline_root" in received.split(";")[-1]
 
 
 def test_a_failure_is_one_line_with_its_details_in_a_file(tmp_path, capsys, monkeypatch):
@@ -538,6 +538,14 @@ def test_two_folders_of_ones_own_share_no_folder_of_a_server(tmp_path):
 def test_a_url_is_no_folder_of_this_machine(line, name, url):
     received = line("--dataset", "mnist", f"--{name}", url)
     assert received == f"error: --{name} must be a path on this machine, not a URL. Received: {url}"
+
+
+@pytest.mark.parametrize("name", ["pipeline_root", "push_dir", "data_dir", "train_images", "config", "votes"])
+def test_a_name_that_is_not_utf_8_is_refused(line, name):
+    received = line("--dataset", "digits", f"--{name}", "/tmp/x\udcff")
+    assert received == (
+        f"error: --{name} must be a name in UTF-8; rename what has another one, or link to it. Received: /tmp/x\\udcff"
+    )
 
 
 @pytest.mark.parametrize("arguments", [["--method", ":x"], ["--network", ":f"]])

@@ -1,6 +1,8 @@
 """Fingerprints say what is in a directory; files and directories are finished whole or not at all."""
 
+import errno
 import os
+import re
 import shutil
 
 import pytest
@@ -98,3 +100,46 @@ def test_a_private_copy_is_what_was_fingerprinted_or_refused(tmp_path):
     shutil.rmtree(tmp_path / "made")
     with pytest.raises(InputError, match=r"Cannot copy .*made to .*copy \(No such file or directory\)"):
         artifacts.private_copy(artifact, tmp_path / "copy")
+
+
+def test_what_keeps_files_from_being_copied_is_named_and_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "made").mkdir()
+    artifact = artifacts.Artifact.of(tmp_path / "made")
+
+    def fail(source, target, **keywords):
+        why = f"[Errno 28] {os.strerror(errno.ENOSPC)}"
+        raise shutil.Error([(str(source / name), str(target / name), why) for name in ("one", "two")])
+
+    monkeypatch.setattr(shutil, "copytree", fail)
+    with pytest.raises(InputError) as told:
+        artifacts.private_copy(artifact, tmp_path / "copy")
+    assert "(2 files could not be copied, the first: [Errno 28] No space left on device)" in str(told.value)
+    assert str(told.value).endswith("). Make room there and run the same command again.")
+
+
+def test_a_file_in_the_place_of_a_private_copy_gives_way(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "copy").write_text("")
+    assert artifacts.private_copy(artifacts.Artifact.of(tmp_path / "made"), tmp_path / "copy").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.ENOSPC, "Make room there"),
+        (errno.EFBIG, "Raise the limit on the size of a file (ulimit -f)"),
+        (errno.EROFS, "Make it writable"),
+        (errno.ENOENT, "Put back what is gone there"),
+        (errno.ENOTDIR, "Move away what is in its place"),
+        (errno.EIO, "Put that right"),
+    ],
+)
+def test_a_write_that_fails_says_what_to_do_about_it(tmp_path, number, told):
+    for error in (OSError(number, os.strerror(number)), RuntimeError(f"HDF5: {os.strerror(number)} (code 5)")):
+        with (
+            pytest.raises(
+                InputError, match=rf"^Cannot write x \(.*\)\. {re.escape(told)} and run the same .*: it is kept"
+            ),
+            atomic_files.writing("x", "it is kept"),
+        ):
+            raise error

@@ -1,5 +1,6 @@
 """The history of a root: each run has a folder of links, the last one is swapped in, and nothing used is removed."""
 
+import errno
 import json
 import os
 import random
@@ -168,6 +169,82 @@ def test_another_version_of_the_code_makes_another_run_of_the_same_settings(root
     assert len(root.states()) == 2
 
 
+def test_a_root_that_was_copied_with_its_links_followed_is_refused_before_any_work(root, tmp_path):
+    root.run()
+    copy = Root(tmp_path / "copy")
+    shutil.copytree(root.folder, copy.folder)
+    with pytest.raises(InputError) as told:
+        copy.run(epochs=4)
+    assert str(told.value) == (
+        f"{copy.latest} must be a link to the last run, and is a folder, as `cp -L` makes of it. Move it away and run "
+        "the same command again."
+    )
+    assert copy.executed == []
+    shutil.rmtree(copy.latest)
+    folder = copy.run(epochs=4)
+    assert copy.latest.resolve() == folder.resolve()
+
+
+def test_a_folder_in_the_place_of_a_link_that_is_being_made_gives_way(root):
+    (root.folder / ".latest.writing" / "deep").mkdir(parents=True)
+    root.stopped("Pusher")
+    (unfinished,) = (root.folder / "history").glob("*.unfinished")
+    # As a kill leaves the links of a run, and a copy that follows them.
+    (unfinished / "model").mkdir()
+    folder = root.run()
+    assert root.latest.resolve() == folder.resolve()
+    assert (folder / "model").is_symlink()
+    assert not (root.folder / ".latest.writing").exists()
+
+
+@pytest.mark.parametrize("function", ["os.symlink", "os.replace", "os.rename"])
+def test_a_disk_that_is_full_at_the_end_is_told_in_one_line_and_loses_nothing(root, monkeypatch, function):
+    stroke = getattr(os, function.partition(".")[2])
+
+    def full(source, target, *arguments, **keywords):
+        if "history" in str(target) or "latest" in str(target):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        stroke(source, target, *arguments, **keywords)
+
+    root.stopped("Pusher")
+    with monkeypatch.context() as patch:
+        patch.setattr(function, full)
+        with pytest.raises(InputError) as told:
+            root.run()
+    assert str(told.value).startswith(f"Cannot write {root.folder}/history/a_run-")
+    assert str(told.value).endswith(
+        "(No space left on device). Make room there and run the same command again: what was finished is kept."
+    )
+    root.run()
+    assert root.executed == ([] if function != "os.replace" else ["Pusher"])
+    assert root.states() == ["finished"]
+
+
+@pytest.mark.parametrize("name", ["history", "history/a_run-"])
+def test_a_file_in_the_place_of_the_history_is_named_before_any_work(root, name):
+    if name != "history":
+        root.stopped("Trainer")
+        (folder,) = (root.folder / "history").iterdir()
+        shutil.rmtree(folder)
+        name = f"history/{folder.name}"
+    (root.folder / name).write_text("mine")
+    with pytest.raises(InputError) as told:
+        root.run()
+    assert f"({root.folder / name}: File exists). Move away what is in its place and run" in str(told.value)
+    assert "\n" not in str(told.value)
+    assert "Trainer" not in root.executed
+    assert (root.folder / name).read_text() == "mine"
+
+
+def test_a_root_that_is_moved_away_is_not_made_again_for_the_record(root, tmp_path):
+    recorder = history.Recorder(root.folder, "a_run-01234567", {}, "")
+    recorder.starting(root.folder / "Trainer-0123456789abcdef")
+    root.folder.rename(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"\(No such file or directory\)\. Put back what is gone there and run"):
+        recorder.failed("it is gone")
+    assert not root.folder.exists()
+
+
 # States
 
 
@@ -272,7 +349,7 @@ def test_nothing_is_removed_beside_a_run_that_is_at_work(root):
     root.stopped("Trainer")
     with orchestrator.locked(root.folder):
         for refused in (history.unused, history.remove):
-            with pytest.raises(InputError, match="at work"):
+            with pytest.raises(InputError, match=r"is at work in .*; wait for it\.$"):
                 refused(root.folder)
     assert list(root.folder.glob("Trainer-*.unfinished"))
 
@@ -315,6 +392,42 @@ def test_curves_go_with_their_model(root):
     assert history.curves_of(root.folder, trainer) == used
     assert [path.name for path in history.remove(root.folder)[0].paths] == ["macer-digits-0.25-ffffffff"]
     assert (used / "events").exists()
+
+
+def test_what_else_lies_beside_our_curves_and_records_is_nobodys_to_remove(root):
+    root.run()
+    root.stopped("Trainer", epochs=4)
+    (ours,) = (root.folder / "history").glob("*.unfinished")
+    theirs = [
+        *(root.folder / "tensorboard" / name for name in ("pytorch-baseline", "baseline-20240131", "my-runs")),
+        *(root.folder / "history" / name for name in ("notes.unfinished", "my-notes.unfinished", "notes-0123abcd")),
+    ]
+    for folder in theirs:
+        folder.mkdir(parents=True)
+        (folder / "file").write_text("theirs")
+    gone = history.remove(root.folder)[0].paths
+    assert ours in gone
+    assert {*theirs}.isdisjoint(gone)
+    assert all((folder / "file").exists() for folder in theirs)
+
+
+def test_the_curves_of_a_model_on_a_disk_that_is_not_mounted_are_kept(root):
+    root.run()
+    (trainer,) = root.folder.glob("Trainer-*")
+    curves = root.folder / "tensorboard" / f"macer-digits-0.25-{trainer.name[-16:][:8]}"
+    curves.mkdir(parents=True)
+    shutil.rmtree(trainer)
+    trainer.symlink_to("elsewhere")
+    found, _ = history.remove(root.folder)
+    assert found.paths == ()
+    assert curves.exists()
+
+
+def test_a_file_in_the_place_of_what_pruning_makes_gives_way(root):
+    root.stopped("Trainer")
+    (root.folder / ".pruned").write_text("")
+    assert history.remove(root.folder)[0].paths
+    assert not (root.folder / ".pruned").exists()
 
 
 @pytest.mark.parametrize("after", range(4))

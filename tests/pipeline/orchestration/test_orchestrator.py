@@ -464,7 +464,9 @@ def test_an_unwritable_root(tmp_path):
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
         with (
-            pytest.raises(InputError, match=r"Cannot write to the folder .*by pipeline_root"),
+            pytest.raises(
+                InputError, match=r"Cannot write to the folder .*; move away what .*, or give another pipeline"
+            ),
             orchestrator.locked(root),
         ):
             pass
@@ -472,6 +474,102 @@ def test_an_unwritable_root(tmp_path):
         (tmp_path / "readonly").mkdir(mode=0o500)
         with pytest.raises(InputError, match="Permission denied"), orchestrator.locked(tmp_path / "readonly"):
             pass
+
+
+def test_a_command_that_is_about_one_root_tells_of_no_other(tmp_path, monkeypatch):
+    with (
+        orchestrator.locked(tmp_path),
+        pytest.raises(InputError, match=rf"^Another run is at work in {tmp_path}; wait for it\.$"),
+        orchestrator.locked(tmp_path, None),
+    ):
+        pass
+
+    def refuse(*arguments, **keywords):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    for name, another in ((None, ""), ("output", ", or give another output")):
+        with pytest.raises(InputError) as told, orchestrator.locked(tmp_path, name):
+            pass
+        assert str(told.value) == (
+            f"Cannot write to the folder {tmp_path} (Read-only file system); make it writable{another}."
+        )
+
+
+def test_a_folder_in_the_place_of_the_lock_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(InputError) as told, orchestrator.locked(tmp_path):
+        pass
+    assert str(told.value) == (
+        f"Cannot write the file {tmp_path}/.lock (Is a directory); remove that folder, or give another pipeline_root."
+    )
+    assert not orchestrator.is_locked(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".unfinished", ".replaced"])
+def test_an_execution_that_is_a_link_to_what_is_gone_is_refused_before_any_work(pipeline, tmp_path, suffix):
+    pipeline.run()
+    directory = pipeline.directory("Repeat")
+    place = directory.with_name(directory.name + suffix)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(directory, tmp_path / "elsewhere" / "moved")
+    place.symlink_to("elsewhere/moved")
+    (tmp_path / "elsewhere").rename(tmp_path / "not mounted")
+    pipeline.executed.clear()
+    for refused in (pipeline.run, lambda: orchestrator.planned(pipeline.components, SETTINGS, pipeline.root)):
+        with pytest.raises(InputError) as told:
+            refused()
+        assert str(told.value) == (
+            f"{place} is a link to elsewhere/moved, where nothing is; put back or mount what it leads to, or remove "
+            "the link to make it again."
+        )
+    assert pipeline.executed == []
+    assert place in orchestrator.executions(pipeline.root)
+    (tmp_path / "not mounted").rename(tmp_path / "elsewhere")
+    assert pipeline.run()[1] == (["Repeat"] if suffix == ".unfinished" else [])
+
+
+@pytest.mark.parametrize("name", ["", "/scratch", "/repeated"])
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_file_in_the_place_of_a_folder_of_an_execution_gives_way(pipeline, name, anew):
+    pipeline.run()
+    directory = pipeline.directory("Repeat")
+    shutil.rmtree(directory)
+    file = pipeline.root / f"{directory.name}.unfinished{name}"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("")
+    (_, step, _), _ = orchestrator.planned(pipeline.components, SETTINGS, pipeline.root)
+    assert step.state == ("begun" if name else "to do")
+    assert pipeline.run(anew)[0] == "hellohello!"
+    assert "Repeat" in pipeline.executed
+    assert not [*pipeline.root.glob("*.unfinished")]
+
+
+def test_a_link_that_is_made_anew_leaves_what_it_led_to_and_no_link(pipeline, tmp_path):
+    pipeline.run()
+    directory = pipeline.directory("Repeat")
+    shutil.move(directory, tmp_path / "moved")
+    directory.symlink_to("moved")
+    assert "Repeat" in pipeline.run(anew=True)[1]
+    assert not directory.is_symlink()
+    assert (tmp_path / "moved" / "execution.json").exists()
+    assert not [*pipeline.root.glob("*.replaced")]
+
+
+def test_a_root_that_is_moved_away_while_it_is_written_to_is_told_in_one_line(pipeline, tmp_path):
+    pipeline.root = tmp_path / "root"
+    pipeline.root.mkdir()
+    execute = pipeline.components[1].execute
+    pipeline.replace(1, execute=lambda execution: (pipeline.root.rename(tmp_path / "moved"), execute(execution)))
+    with pytest.raises(InputError) as told:
+        pipeline.run()
+    assert str(told.value) == (
+        f"Repeat cannot write in {pipeline.root}, which is gone. Put it back and run the same command again: what was "
+        "finished is kept."
+    )
+    (tmp_path / "moved").rename(pipeline.root)
+    pipeline.replace(1, execute=execute)
+    assert pipeline.run() == ("hellohello!", ["Repeat", "Suffix"])
 
 
 def test_a_resolver_is_asked_in_every_run(pipeline):
@@ -521,6 +619,7 @@ def test_finished_lists_the_latest_first_and_passes_over_what_is_not_finished(pi
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/there/text"),
         RuntimeError("OSError: [Errno 28] No space left on device [while running 'Draw-ptransform-9']"),
         OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        OSError(errno.EFBIG, os.strerror(errno.EFBIG)),
     ],
 )
 def test_a_full_disk_is_told_in_one_line_whatever_it_is_raised_as(pipeline, error):
@@ -531,10 +630,11 @@ def test_a_full_disk_is_told_in_one_line_whatever_it_is_raised_as(pipeline, erro
     pipeline.replace(1, execute=fail)
     with pytest.raises(InputError) as told:
         pipeline.run()
-    reason = "Disk quota exceeded" if getattr(error, "errno", 0) == errno.EDQUOT else "No space left on device"
+    number = getattr(error, "errno", errno.ENOSPC)
+    remedy = "Raise the limit on the size of a file (ulimit -f)" if number == errno.EFBIG else "Make room there"
     assert str(told.value) == (
-        f"Repeat cannot write ({reason}) in {pipeline.root}. Make room there and run the same command again: what was "
-        "finished is kept."
+        f"Repeat cannot write ({os.strerror(number)}) in {pipeline.root}. {remedy} and run the same command again: "
+        "what was finished is kept."
     )
     pipeline.replace(1, execute=execute)
     assert pipeline.run() == ("hellohello!", ["Repeat", "Suffix"])

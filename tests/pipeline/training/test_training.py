@@ -665,8 +665,8 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_backup_before(train, und
     with largest_file(100_000), pytest.raises(InputError) as error:
         train("full")
     assert str(error.value) == (
-        f"Cannot write {latest.with_name('epoch-00001-step-0000003')} (File too large). Make room there and run the "
-        f"same command again: training goes on from {latest}."
+        f"Cannot write {latest.with_name('epoch-00001-step-0000003')} (File too large). Raise the limit on the "
+        f"size of a file (ulimit -f) and run the same command again: training goes on from {latest}."
     )
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert_equal_states(state(train("full")), undisturbed)
@@ -677,7 +677,7 @@ def test_a_disk_full_at_the_very_end_is_told_too(train, undisturbed):
     (train.executions["full"].outputs["model"] / "model.keras").unlink()
     with (
         largest_file(100_000),
-        pytest.raises(InputError, match=r"Cannot write .*model.keras \(File too large\)\. Make"),
+        pytest.raises(InputError, match=r"Cannot write .*model.keras \(File too large\)\. Raise"),
     ):
         train("full")
     assert_equal_states(state(train("full")), undisturbed)
