@@ -264,7 +264,7 @@ def check_can_certify(n: int, alpha: float, bound: str = bounds.DEFAULT, share: 
     unanimous = bounds.get(bound).unanimous
     if n < 1 or round_down(unanimous(n, of_bound)) <= 0.5:
         smallest = np.argmax(round_down(unanimous(np.arange(_ENOUGH), of_bound)) > 0.5)
-        whose = "" if share == 1 else f", {share:.0%} of it for this bound"
+        whose = "" if share == 1 else f", {100 * share:.0f} % of it for this bound"
         raise ValueError(
             f"No image could be certified: with alpha={alpha:g}{whose}, even n votes out of n leave the bound on p_A "
             f"at 1/2 or below. Received: n={n}; n must be at least {smallest}."

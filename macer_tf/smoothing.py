@@ -27,7 +27,6 @@ from macer_tf.votes import MAX_SOFT_SAMPLES, UNITS, SoftMoments, Votes
 # after the last whole vector of 16, by other code; on processors with AMX 16 rows of bfloat16 by other code than 32 or
 # more; and on those without AVX-512 the rows after the last whole block of 6.
 _ROWS = 96
-# On processors without AVX-512, small layers are computed by other code where there are over a thousand rows.
 _MOST_ROWS = 8 * _ROWS
 # Above what can be drawn, and below where the addresses of the noise would overflow.
 _MOST_SAMPLES = 2**40
@@ -62,10 +61,11 @@ class SmoothedClassifier:
     are: with others, fewer or other settings of Keras' layers, `draw` refuses; what else code changes is not seen.
 
     Noise is addressed by (seed, example id, stream, sample): the same image under the same id gets the same noise,
-    whoever asks for it, so votes add up. A forward pass has one of two fixed numbers of rows, multiples of 96, filled
-    across images and padded. With TensorFlow's CPU kernels, neither the other rows nor the number of threads changes a
-    bit of a row's outputs, nor, as far as was found, does the number of rows. Another kind of machine or
-    another build of TensorFlow may round differently. `count` and `draw` may be called from several threads at once.
+    whoever asks for it, so votes add up. Every forward pass has the same number of rows, a multiple of 96, filled
+    across images and padded. With TensorFlow's CPU kernels, neither the other rows nor a row's place changes a bit of
+    its outputs. On processors with AVX-512, as far as was found, neither does the number of rows or of threads; without
+    it, another number of rows, or one thread in place of several, may round differently. So may another kind of machine
+    or another build of TensorFlow. `count` and `draw` may be called from several threads at once.
 
     Examples:
         >>> import keras
@@ -392,21 +392,19 @@ def _traced_noise(sigma, levels):
 
 
 def passes(counts: Sequence[int], microbatch: int) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
-    """How to draw `counts[i]` samples of each image i in forward passes of two numbers of rows, the last one padded.
+    """How to draw `counts[i]` samples of each image i in forward passes of one number of rows, the last one padded.
 
     Yields:
         (rows, pieces) of each pass; `pieces` are (image, offset of its first sample, samples), rows in all or fewer.
     """
-    large = -(-microbatch // _ROWS) * _ROWS
-    small = -(-large // (8 * _ROWS)) * _ROWS
-    image, offset, left = 0, 0, sum(counts)
-    while left:
-        rows = large if left > large // 2 else small  # a small pass costs more per row
+    rows = -(-microbatch // _ROWS) * _ROWS
+    image, offset = 0, 0
+    while image < len(counts):
         pieces, space = [], rows
         while space and image < len(counts):
             samples = min(space, counts[image] - offset)
             pieces.append((image, offset, samples))
-            space, left, offset = space - samples, left - samples, offset + samples
+            space, offset = space - samples, offset + samples
             if offset == counts[image]:
                 image, offset = image + 1, 0
         yield rows, pieces
@@ -426,7 +424,7 @@ def draw_pass(
     Args:
         classifier: images -> [batch, classes] in inference mode: an `InferenceGraph`.
         noise_of: `GridNoise`.
-        rows: number of rows of the pass, from 2; a multiple of 96 up to 768 keeps outputs the same to the bit.
+        rows: number of rows of the pass, from 2; in a multiple of 96, a row's place changes no bit of its outputs.
         images: float32 [pieces, height, width, channels], whole numbers, see `to_grid`.
         addresses: int64 [pieces, 4]: seed, example id, stream and first sample of each piece, see `noise.gaussian`.
         counted: int64 [pieces], from 1: samples of each piece, `rows` in all or fewer.

@@ -1,7 +1,9 @@
 """The certificates of a run as files: a JSON line for each image, by rising id, and what they are."""
 
+import filecmp
 import json
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -24,10 +26,11 @@ _ABOUT = "certification.json"
 _RESULTS = "results"
 _FORMAT = 2
 # What `finish` may find of a run before.
-_FILES = (
-    *("certificates*.jsonl", "certificates*.tsv", "certificates*.parquet", _ABOUT, "failed.tsv", "metrics.json"),
-    *("radius_accuracy.png", "report.html", "settings.yaml"),
+_FILE = re.compile(
+    r"certificates(-[a-z0-9.-]+)?\.(jsonl|tsv|parquet)|certification\.json|failed\.tsv|metrics\.json|"
+    r"radius_accuracy\.png|report\.html|settings\.yaml"
 )
+_DIRECTORY = re.compile(rf"{_RESULTS}-[0-9a-f]{{8}}")
 
 
 def write(path, outcome, plan, sigma, precision):
@@ -140,6 +143,11 @@ def check_room(output):
     current = Path(output) / _RESULTS
     if current.exists() and not current.is_symlink():
         raise InputError(f"{current} is in the way: the certificates' directory goes there. Move it elsewhere.")
+    for path in _results_in(Path(output)):
+        if not _is_ours(path):
+            raise InputError(
+                f"{path} is in the way: a result of that name goes there. Move it elsewhere, or give another output."
+            )
 
 
 def finish(unfinished, output):
@@ -157,7 +165,7 @@ def finish(unfinished, output):
     current = output / _RESULTS
     directory = output / f"{_RESULTS}-{uuid.uuid4().hex[:8]}"
     finish_directory(unfinished, directory)
-    for path in _results_of_old(output):
+    for path in _results_in(output):
         # Of a copy that did not keep links: rather none for a moment than those of two runs.
         if not path.is_symlink():
             path.unlink()
@@ -165,16 +173,28 @@ def finish(unfinished, output):
         _link(output / name, f"{_RESULTS}/{name}")
     _link(current, directory.name)
     flush(output)
-    for path in output.glob(f"{_RESULTS}-*"):
+    for path in _directories(output):
         if path != directory:
             shutil.rmtree(path)
-    for path in _results_of_old(output):
+    for path in _results_in(output):
         if path.name not in names:
             path.unlink()
 
 
-def _results_of_old(output):
-    return [path for pattern in _FILES for path in output.glob(pattern)]
+def _results_in(output):
+    return [path for path in sorted(output.glob("*")) if _FILE.fullmatch(path.name)]
+
+
+def _directories(output):
+    return [path for path in output.iterdir() if _DIRECTORY.fullmatch(path.name) and path.is_dir()]
+
+
+def _is_ours(path):
+    """Whether it is a link that `finish` made, or a copy of what it led to."""
+    if path.is_symlink():
+        return os.readlink(path) == f"{_RESULTS}/{path.name}"
+    originals = [directory / path.name for directory in _directories(path.parent)]
+    return path.is_file() and any(one.is_file() and filecmp.cmp(path, one, shallow=False) for one in originals)
 
 
 def _link(path, target):

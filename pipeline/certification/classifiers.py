@@ -18,6 +18,7 @@ from macer_tf.noisy_training import NoisyTrainingModel
 from pipeline.certification import model_files
 from pipeline.training import models
 from pipeline.utils import code, places
+from pipeline.utils.atomic_files import remedy
 from pipeline.utils.errors import InputError
 from serving.graph_safety import check_effects
 
@@ -114,7 +115,10 @@ def _copy(path, folder):
             if not path.exists():
                 raise InputError(f"There is no model {path} any more.") from error
         except OSError as error:
-            raise InputError(f"Cannot copy the model {path} to {folder} ({error.strerror}).") from error
+            raise InputError(
+                f"Cannot copy the model {path} to {folder} ({error.strerror}). {remedy(error.strerror)} and run the "
+                "same command again."
+            ) from error
     raise InputError(f"The model {path} is being written to; wait until that is done, or give a copy of it.")
 
 

@@ -11,6 +11,7 @@ and, should it be lost, in `votes.json`, each shard and the first line of each l
 """
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from pipeline.certification.ledger import (
 )
 from pipeline.certification.pieces import Chunk, Piece, fits, joined
 from pipeline.utils import places, sealed
-from pipeline.utils.atomic_files import write_bytes, write_text
+from pipeline.utils.atomic_files import write_bytes, write_text, writing
 from pipeline.utils.errors import InputError
 from serving.files import flush
 from serving.fingerprints import digest, fingerprint
@@ -43,6 +44,10 @@ _ABOUT = b"macer_tf"
 # A damaged one of these costs its votes, which are drawn again.
 _DRAWN_AGAIN = (".jsonl", SUFFIX)
 _ADDRESS = ("example_id", "digest", "stream", "start", "count")
+
+
+class _DamagedError(InputError):
+    pass
 
 
 class VoteStore:
@@ -67,7 +72,7 @@ class VoteStore:
 
     Raises:
         InputError: if the folder, or a shard in it, holds votes of something else, is of an older format, or
-            cannot be read; or if the register of first looks is or cannot.
+            cannot be read; or if the register of first looks is. What a damaged register said counts as unknown.
     """
 
     def __init__(self, directory, identity, first_look, num_classes, betas=(), handed_in=None):
@@ -77,11 +82,13 @@ class VoteStore:
         self._identity = {"format": FORMAT, **identity, "num_classes": num_classes}
         self._num_classes, self.betas = num_classes, list(betas)
         self._shape = (1 + 2 * len(betas), num_classes)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        with writing(self.directory, "votes that were drawn are kept"):
+            self.directory.mkdir(parents=True, exist_ok=True)
         self.first_looks = self._seen() or [first_look]
         # Before the first sample: what is planned later has seen votes.
-        _write_if_new(self._register, {"format": FORMAT, **self._noise, "first_looks": self.first_looks})
-        _write_if_new(self.directory / ABOUT, {**self._identity, "first_looks": self.first_looks})
+        looks = {"first_looks": self.first_looks}
+        _write_if_new(self._register, {"format": FORMAT, **self._noise, **looks})
+        _write_if_new(self.directory / ABOUT, {**self._identity, **looks}, opened_at=time.time())
 
     def pieces(self):
         """Every `Piece` in shards and ledgers that has soft votes at all betas wanted. They may overlap."""
@@ -93,7 +100,9 @@ class VoteStore:
     @property
     def opened_at(self):
         """When the folder was first made ready to be drawn into, seconds since the epoch."""
-        return (self.directory / ABOUT).stat().st_mtime
+        path = self.directory / ABOUT
+        # Earlier versions left it to the file's own time.
+        return _read_sealed(path).get("opened_at", path.stat().st_mtime)
 
     def follow(self):
         """A `LedgerReader` of what the threads of this machine append."""
@@ -141,7 +150,10 @@ class VoteStore:
         """The first looks at whatever was seen of this noise, each once."""
         looks, is_known = [], self._register.exists()
         if is_known:
-            looks += _looks_of(self._register, _read_sealed(self._register))
+            try:
+                looks += _looks_of(self._register, _read_sealed(self._register))
+            except _DamagedError:  # what it said is not known, and may be no more in any votes
+                looks.append(None)
         for folder in sorted(path for path in self.directory.parent.iterdir() if path.is_dir()):
             about, unreadable = _of_folder(folder)
             if folder == self.directory:
@@ -248,9 +260,15 @@ def _looks_of(path, about):
     return about["first_looks"]
 
 
-def _write_if_new(path, content):
-    if not path.exists() or _read_sealed(path) != json.loads(json.dumps(content)):
-        write_text(path, sealed.dumps(content, indent=1))
+def _write_if_new(path, content, **once):
+    """Writes content, and what is said when it is first written, unless it stands there."""
+    try:
+        before = _read_sealed(path) if path.exists() else {}
+    except InputError:  # a damaged register, whose looks count as unknown
+        before = {}
+    kept = {name: before.get(name, value) for name, value in once.items()}
+    if before != json.loads(json.dumps({**content, **kept})):
+        write_text(path, sealed.dumps({**content, **kept}, indent=1))
         flush(path.parent)
 
 
@@ -261,9 +279,9 @@ def _read_sealed(path):
         if not is_about(content):
             raise ValueError("no list")
     except (OSError, ValueError) as error:
-        raise InputError(
+        raise _DamagedError(
             f"{path}, which says what samples were first drawn for, was changed or damaged ({type(error).__name__}); "
-            "delete it: what the votes themselves say will count."
+            "delete it: what the register and the votes themselves say will count."
         ) from None
     return content
 

@@ -123,7 +123,7 @@ class Loaded:
     def samples_per_second(self, example_ids, missing):
         """Noisy samples per second, on the first of these images that can be read; None if none can, or if it fails.
 
-        None also where the samples that are `missing` fill no forward pass: to measure would take longer than to draw.
+        None also where the samples that are `missing` fill few forward passes: to measure takes as long as to draw.
         """
         for example_id in example_ids:
             try:
@@ -134,23 +134,18 @@ class Loaded:
         else:
             return None
         most = default_microbatch(image.shape)
-        rate = None
-        for samples in (most // 8, most):
-            if missing < 8 * samples:
-                break
-            seconds = []
-            for _ in range(3):
-                started = time.perf_counter()
-                try:
-                    self.smoothed.count(image, example_id, noise.SELECTION, 0, samples)
-                except ValueError:
-                    return None
-                seconds.append(time.perf_counter() - started)
-            # The first one traces the graph.
-            rate = samples / min(seconds[1:])
-            if seconds[-1] > 0.1:
-                break
-        return rate
+        if missing < 8 * most:
+            return None
+        seconds = []
+        # The first pass traces the graph. A short one is measured twice.
+        while len(seconds) < 2 or (len(seconds) == 2 and seconds[-1] < 0.1):
+            started = time.perf_counter()
+            try:
+                self.smoothed.count(image, example_id, noise.SELECTION, 0, most)
+            except ValueError:
+                return None
+            seconds.append(time.perf_counter() - started)
+        return most / min(seconds[1:])
 
 
 class Watch:

@@ -7,7 +7,6 @@ import csv
 import io
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -37,7 +36,7 @@ from pipeline.orchestration import orchestrator
 from pipeline.report import results, words
 from pipeline.utils import code as code_lib
 from pipeline.utils import places
-from pipeline.utils.atomic_files import write_text
+from pipeline.utils.atomic_files import remove_path, working_in, write_text
 from pipeline.utils.errors import InputError, reason
 from serving.exit import exit_status
 from serving.terminal import printable
@@ -106,7 +105,8 @@ def main(arguments=None):
             output, engine = Path(settings["output"]), _engine(settings)
             with orchestrator.locked(output, "output"):
                 certificate_files.check_room(output)
-                return _in_snapshot(settings, said, output, engine)
+                with working_in(output, "The certification", "what was drawn"):
+                    return _in_snapshot(settings, said, output, engine)
 
         interrupted = "What was drawn is kept; run the same command again to go on."
         how = {"bad_input": InputError, "at_once": True, "on_error": said.failed}
@@ -225,7 +225,9 @@ def _certify(settings, said, snapshot, engine):
     how = {"num_workers": settings["num_workers"] or os.cpu_count(), "engine": engine, "cheaper": _cheaper(settings)}
     outcome = driver.run_in(*what, labels=labels, **how)
     _check_unchanged(settings, snapshot)
-    unfinished = _empty_folder(output / "unfinished")
+    unfinished = output / "unfinished"
+    remove_path(unfinished)
+    unfinished.mkdir()
     certificate_files.write(unfinished, outcome, plan, settings["sigma"], precision)
     of_certified = labels[np.searchsorted(ids, outcome.ids)]
     metrics = _write(unfinished, settings, num_classes, of_certified, outcome, opened)
@@ -318,12 +320,6 @@ def _labels(settings, opened, ids, num_classes):
             f"{remedy if are_folders else ''}"
         )
     return labels
-
-
-def _empty_folder(path):
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir()
-    return path
 
 
 def _check_grid(loaded, ids):

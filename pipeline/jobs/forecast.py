@@ -108,7 +108,7 @@ class _Work:
         sampler = workers.Sampler(path, source, settings["sigma"], settings["seed"], plan.betas)
         loaded = sampler.load(self._model if model is None else None)
         if model is not None:
-            of = {"model": model.fingerprint, "precision": loaded.smoothed.precision}
+            of = certifier.votes_are_of(path, loaded.smoothed.precision)
         labels = examples.labels["test"][ids]
         forecast = driver.forecast_in(self._root, sampler, loaded, of, ids, examples.num_classes, plan, labels=labels)
         return forecast.as_json() | {"cheaper": certifier.cheaper(settings)}, str(forecast)

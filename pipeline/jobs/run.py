@@ -239,10 +239,20 @@ def _print_results(artifacts, paper, metrics):
     print(f"\nReport: {evaluation / 'report.html'}")
     if push["pushed_to"] is None:
         print(f"Not pushed: {'; '.join(push['reasons'])}")
-    elif Path(push["pushed_to"]).is_dir():
+    elif _holds(Path(push["pushed_to"]), artifacts["saved_model"]):
         print(f"Pushed model: {push['pushed_to']}")
     else:
         print(
-            f"Pushed model: it was {push['pushed_to']}, which is gone; delete {artifacts['push'].path.parent} and run "
-            "again to push it again"
+            f"Pushed model: it was {push['pushed_to']}, where it is no more; delete {artifacts['push'].path.parent} "
+            "and run again to push it again"
         )
+
+
+def _holds(version, saved_model):
+    """Whether a version in the model server's directory is the model that was pushed there."""
+    from serving.publish import content_fingerprint
+
+    try:
+        return content_fingerprint(version) == saved_model.fingerprint
+    except (OSError, ValueError):
+        return False

@@ -6,7 +6,6 @@ called `….unfinished`; a rename, after everything is flushed, is what makes it
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -21,7 +20,7 @@ import macer_tf
 from pipeline.cli.console import duration
 from pipeline.orchestration.artifacts import Artifact
 from pipeline.utils import code
-from pipeline.utils.atomic_files import finish_directory, remedy, remove_path, write_text
+from pipeline.utils.atomic_files import finish_directory, remedy, remove_path, working_in, write_text
 from pipeline.utils.errors import InputError
 from serving.files import read_json
 from serving.fingerprints import (
@@ -41,8 +40,6 @@ TENSORBOARD = "tensorboard"
 _UNFINISHED, _REPLACED = ".unfinished", ".replaced"
 _FORMAT = 3
 _TRIES_TO_LOCK, _SECONDS_BETWEEN_TRIES = 4, 0.05
-# How the system says that there is no room to write: on the disk, in a quota, below the limit of a file.
-_NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 _SCHEMA = {
     "format": int, "component": str, "inputs": dict, "outputs": list, "parameters": dict, "version": str, "code": dict,
     "files": dict,
@@ -193,7 +190,7 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
             print(f"{component.name:<15} cached in {directory}", flush=True)
         else:
             print(f"{component.name:<15} running", flush=True)
-            with _told_if_it_cannot_write(component, directory):
+            with working_in(directory.parent, component.name, "what was finished"):
                 starting(directory)
                 if anew:
                     remove_path(_unfinished(directory))
@@ -289,28 +286,6 @@ def _try_to_lock(file):
     return True
 
 
-@contextlib.contextmanager
-def _told_if_it_cannot_write(component, directory):
-    # TensorFlow and Beam raise errors of their own, with the system's words in them.
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        if not directory.parent.is_dir():
-            raise InputError(
-                f"{component.name} cannot write in {directory.parent}, which is gone. Put it back and run the same "
-                "command again: what was finished is kept."
-            ) from error
-        reason = next((words for words in _NO_ROOM if words in str(error)), None)
-        if reason is None:
-            raise
-        raise InputError(
-            f"{component.name} cannot write ({reason}) in {directory.parent}. {remedy(reason)} and run the same "
-            "command again: what was finished is kept."
-        ) from error
-
-
 def _declared(component, artifacts, settings, root):
     """What tells an execution from others, as JSON values, and its directory."""
     parameters = {name: settings[name] for name in component.parameters}
@@ -357,6 +332,7 @@ def _execute(component, execution, declaration, directory):
     before, now = declaration["files"], _read(component, execution.parameters)
     if any(found is not None and now[name] != found for name, found in before.items()):
         raise InputError(f"The files that {component.name} read were changed meanwhile; run the same command again.")
+    _check_unchanged(execution.inputs, component)
     if now != before:
         declaration = {**declaration, "files": now}
         directory = _directory(declaration, directory.parent)
@@ -375,6 +351,22 @@ def _execute(component, execution, declaration, directory):
     finish_directory(unfinished, directory)
     remove_path(_replaced(directory))
     return declaration, directory, record["finished_at"] - started
+
+
+def _check_unchanged(inputs, component):
+    """Raises InputError unless what was read is what was fingerprinted: else it would be cached as made from that."""
+    for artifact in inputs.values():
+        if artifact.path is None:  # there is none, as of a first run's baseline
+            continue
+        try:
+            is_unchanged = Artifact.of(artifact.path) == artifact
+        except (OSError, ValueError):
+            is_unchanged = False
+        if not is_unchanged:
+            raise InputError(
+                f"{artifact.path} was changed while {component.name} read it; put back what was there, or delete "
+                f"{artifact.path.parent} to make it again, and run the same command again."
+            )
 
 
 def _code(component, modules):

@@ -22,6 +22,8 @@ _REMEDIES = [
     }.items()
     for number in numbers
 ]
+# How the system says that there is no room to write: on the disk, in a quota, below the limit of a file.
+_NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 _MISPLACED = (FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
@@ -67,6 +69,38 @@ def writing(path, then):
         told = reason if place is None else f"{place}: {reason}"
         raise InputError(
             f"Cannot write {path} ({told}). {remedy(reason)} and run the same command again: {then}."
+        ) from error
+
+
+@contextlib.contextmanager
+def working_in(folder, who, kept):
+    """Tells in one line if work comes to its end as there is no more room in a folder, or as it is gone.
+
+    Args:
+        folder: `Path`.
+        who: is at work there.
+        kept: of what was done, and not lost.
+
+    Raises:
+        InputError: in place of an error for that reason, whatever its kind; others pass.
+    """
+    # TensorFlow and Beam raise errors of their own, with the system's words in them.
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not folder.is_dir():
+            raise InputError(
+                f"{who} cannot write in {folder}, which is gone. Put it back and run the same command again: {kept} is "
+                "kept."
+            ) from error
+        reason = next((words for words in _NO_ROOM if words in str(error)), None)
+        if reason is None:
+            raise
+        raise InputError(
+            f"{who} cannot write ({reason}) in {folder}. {remedy(reason)} and run the same command again: {kept} is "
+            "kept."
         ) from error
 
 

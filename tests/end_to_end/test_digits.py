@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 import signal
 
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.jobs import certify, runs
 from pipeline.jobs import run as run_lib
-from pipeline.jobs import runs
 from serving import publish
 
 pytestmark = pytest.mark.slow
@@ -150,6 +151,33 @@ def test_the_same_again_is_cached(finished, command):
     assert again.out.partition("\nCertified")[2] == first.out.partition("\nCertified")[2]
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     assert again.seconds < 60
+
+
+def test_what_is_no_more_where_it_was_pushed_is_not_called_the_pushed_model(finished, command, tmp_path):
+    root, *_ = finished
+    version = root / "serving" / "digits-0.25" / "1"
+    version.rename(tmp_path / "kept")
+    version.mkdir()
+    (version / "saved_model.pb").write_bytes(b"another model")
+    try:
+        again = command(*TINY, "--pipeline_root", root).run()
+    finally:
+        shutil.rmtree(version)
+        (tmp_path / "kept").rename(version)
+    assert (again.status, again.err) == (0, "")
+    (pusher,) = root.glob("Pusher-*")
+    assert f"Pushed model: it was {version}, where it is no more; delete {pusher} and run again" in again.out
+
+
+def test_a_certification_beside_the_run_knows_what_was_looked_at(finished, tmp_path, capsys):
+    """Both draw the same noise for the same model: another n is a choice after a look."""
+    shutil.copytree(finished[0] / "votes", tmp_path / "votes")
+    model = finished[0] / "latest" / "model" / "model.keras"
+    arguments = ["--model", model, "--dataset", "digits", "--max", "1", "--n", "5000", "--output", tmp_path]
+    assert certify.main([*map(str, arguments)]) == 0
+    out = capsys.readouterr().out
+    assert "first drawn for n0=100, n=4,800: these certificates are by the bound" in out
+    assert "bound: anytime" in out
 
 
 def test_another_alpha_trains_and_samples_nothing(finished, command):

@@ -149,7 +149,7 @@ def probe(outputs=lambda images: tf.zeros([tf.shape(images)[0], 2])):
 def test_the_classifier_sees_the_image_plus_sigma_times_the_addressed_noise():
     model, seen = probe()
     images = random_images(3, (5, 3, 3))
-    # Up to a multiple of 96, which is also the smaller number of rows.
+    # Up to a multiple of 96.
     smoothed = SmoothedClassifier(model, 0.25, seed=8, microbatch=3)
     smoothed.draw(images, [77, 2**32 - 1, 5], noise.SELECTION, [2, 0, 2**33], [10, 21, 4])
     expected = [
@@ -162,21 +162,18 @@ def test_the_classifier_sees_the_image_plus_sigma_times_the_addressed_noise():
 
 
 def test_passes_are_filled_across_images():
-    # By hand: 576 rows, or 96 where at most 288 are left.
-    assert list(smoothing.passes([60], 512)) == [(96, [(0, 0, 60)])]
+    # By hand: 576 rows, the smallest multiple of 96 from 512 on.
+    assert list(smoothing.passes([60], 512)) == [(576, [(0, 0, 60)])]
     assert list(smoothing.passes([1300], 500)) == [
         (576, [(0, 0, 576)]),
         (576, [(0, 576, 576)]),
-        (96, [(0, 1152, 96)]),
-        (96, [(0, 1248, 52)]),
+        (576, [(0, 1152, 148)]),
     ]
     assert list(smoothing.passes([200, 1, 500], 512)) == [
         (576, [(0, 0, 200), (1, 0, 1), (2, 0, 375)]),
-        (96, [(2, 375, 96)]),
-        (96, [(2, 471, 29)]),
+        (576, [(2, 375, 125)]),
     ]
-    assert [rows for rows, _ in smoothing.passes([289], 512)] == [576]
-    assert [rows for rows, _ in smoothing.passes([288], 512)] == [96] * 3
+    assert [rows for rows, _ in smoothing.passes([576, 1], 576)] == [576, 576]
 
 
 @pytest.mark.parametrize("microbatch", [1, 16, 60, 512])
@@ -194,8 +191,7 @@ def test_passes_draw_each_sample_once(microbatch):
         assert drawn == [list(range(count)) for count in counts]
         assert all(used == rows for rows, used in sizes[:-1])
         assert 0 < sizes[-1][1] <= sizes[-1][0]
-        assert len({rows for rows, _ in sizes}) <= 2
-        assert all(rows % 96 == 0 for rows, _ in sizes)
+        assert {rows for rows, _ in sizes} == {-(-microbatch // 96) * 96}
 
 
 def test_images_drawn_together_get_the_votes_that_each_gets_alone():
@@ -842,7 +838,7 @@ def test_without_selection_bad_numbers_are_told_in_the_same_words(linear):
     for alpha in ("0.1", None):
         with pytest.raises(ValueError, match=r"alpha, the failure probability, must be above 0 and below 1\. Received"):
             smoothed.certify(GOOD[:, :2, :2], n0=0, alpha=alpha)
-    with pytest.raises(ValueError, match=r"with alpha=0\.1, 50% of it for this bound, .*n=3; n must be at least 5"):
+    with pytest.raises(ValueError, match=r"with alpha=0\.1, 50 % of it for this bound, .*n=3; n must be at least 5"):
         smoothed.certify(GOOD[:, :2, :2], n0=0, n=3, alpha=0.1)
 
 

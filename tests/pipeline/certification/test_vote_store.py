@@ -3,7 +3,9 @@
 import hashlib
 import itertools
 import json
+import os
 import shutil
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -181,13 +183,40 @@ def test_the_noise_s_first_look_is_known_in_every_folder_whatever_was_lost(store
     assert make(store.directory.with_name("another seed"), later, seed=4).first_looks == [later]
 
 
-@pytest.mark.parametrize("name", ["store/votes.json", "looks-*.json"])
-def test_an_edited_look_is_refused_by_name(store, name):
-    (path,) = store.directory.parent.glob(name)
+def test_an_edited_look_is_refused_by_name(store):
+    path = store.directory / "votes.json"
     path.write_text(path.read_text().replace("1000", "3000"))
     with pytest.raises(InputError, match=f"{path}, which says what samples were first drawn for, was changed") as error:
         make(store.directory, LOOK | {"n": 3000})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", None])
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_damaged_register_is_a_look_that_nobody_knows_even_where_no_votes_are_left(store, content, is_lost):
+    """Deleted, or taken for none, it would let n be chosen after a look."""
+    (path,) = store.directory.parent.glob("looks-*.json")
+    path.write_text(path.read_text().replace("1000", "3000") if content is None else content)
+    if is_lost:
+        shutil.rmtree(store.directory)
+    later = LOOK | {"n": 3000}
+    expected = [None] if is_lost else [None, LOOK]
+    for _ in range(2):
+        assert make(store.directory, later).first_looks == expected
+    assert make(store.directory.with_name("another seed"), later, seed=4).first_looks == [later]
+
+
+def test_when_votes_were_first_drawn_does_not_follow_the_files_time(store):
+    opened_at = store.opened_at
+    assert time.time() - 60 < opened_at <= time.time()
+    os.utime(store.directory / "votes.json", (2e9, 2e9))
+    assert make(store.directory).opened_at == opened_at
+
+
+def test_a_folder_of_votes_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "votes").write_text("a file")
+    with pytest.raises(InputError, match=r"^Cannot write .*votes.*\. Move away what is in its place and run the same"):
+        make(tmp_path / "votes" / "store")
 
 
 def test_votes_whose_first_look_nobody_knows_are_a_look(store):

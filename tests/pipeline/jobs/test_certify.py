@@ -1,5 +1,6 @@
 """Certifying anyone's classifier: every kind of file, the library's own certificates, failed images, refusals."""
 
+import errno
 import importlib
 import itertools
 import json
@@ -393,6 +394,54 @@ def test_a_copy_without_links_is_certified_anew_and_whole(run, model, tmp_path):
     assert run(*arguments, settings=(*SETTINGS, "--alpha", "0.2"))[0] == 0
     assert certificate_files.read(output)[0]["alpha"] == 0.2
     assert all(path.is_symlink() for path in output.glob("certificat*"))
+
+
+def test_files_of_ones_own_are_neither_replaced_nor_removed(run, model, tmp_path):
+    output = tmp_path / "output"
+    (output / "results-2025").mkdir(parents=True)
+    (output / "results-2025" / "notes.txt").write_text("mine")
+    (output / "results-notes.txt").write_text("mine")
+    (output / "certificates of old.tsv").write_text("mine")
+    arguments = ("--model", model, "--dataset", "digits", "--max", "2")
+    for name in ("settings.yaml", "report.html", "certificates-soft-bernstein-1.tsv"):
+        (output / name).write_text("mine")
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, "")  # before any work
+        assert err == (
+            f"error: {output / name} is in the way: a result of that name goes there. Move it elsewhere, or give "
+            "another output.\n"
+        )
+        assert (output / name).read_text() == "mine"
+        (output / name).unlink()
+    for _ in range(2):
+        assert run(*arguments)[0] == 0
+    for name in ("results-2025/notes.txt", "results-notes.txt", "certificates of old.tsv"):
+        assert (output / name).read_text() == "mine"
+    (output / "metrics.json").unlink()
+    (output / "metrics.json").symlink_to("results-notes.txt")
+    assert run(*arguments)[0] == 2
+    assert (output / "results-notes.txt").read_text() == "mine"
+
+
+def test_a_full_disk_is_one_line_and_what_was_drawn_is_kept(run, model, tmp_path, monkeypatch):
+    arguments = ("--model", model, "--dataset", "digits", "--max", "2")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "unfinished").write_text("a file of that name")
+
+    def write(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(certificate_files, "write", write)
+        status, _, err = run(*arguments)
+    assert (status, err) == (
+        2,
+        f"error: The certification cannot write ({os.strerror(errno.ENOSPC)}) in {tmp_path / 'output'}. Make room "
+        "there and run the same command again: what was drawn is kept.\n",
+    )
+    status, out, _ = run(*arguments)
+    assert status == 0
+    assert "To draw" not in out
 
 
 def test_the_page_of_a_folder_without_labels_shows_its_images_by_name(run, model, folder, tmp_path):

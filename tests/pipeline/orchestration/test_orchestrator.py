@@ -572,6 +572,32 @@ def test_a_root_that_is_moved_away_while_it_is_written_to_is_told_in_one_line(pi
     assert pipeline.run() == ("hellohello!", ["Repeat", "Suffix"])
 
 
+@pytest.mark.parametrize("damage", [lambda text: text.write_text("HELLO"), Path.unlink])
+def test_an_input_that_changes_while_it_is_read_is_refused_and_nothing_is_cached_as_made_from_it(pipeline, damage):
+    execute = pipeline.components[1].execute
+
+    def change_and_execute(execution):
+        text = execution.inputs["source"].path / "text"
+        kept = text.read_text()
+        text.write_text("OTHER")
+        execute(execution)
+        text.write_text(kept)
+        damage(text)
+
+    pipeline.replace(1, execute=change_and_execute)
+    with pytest.raises(InputError) as told:
+        pipeline.run()
+    source = pipeline.directory("Source") / "source"
+    assert str(told.value) == (
+        f"{source} was changed while Repeat read it; put back what was there, or delete {source.parent} to make it "
+        "again, and run the same command again."
+    )
+    assert not [path for path in pipeline.root.glob("Repeat-*") if path.suffix != ".unfinished"]
+    (source / "text").write_text("hello")
+    pipeline.replace(1, execute=execute)
+    assert pipeline.run() == ("hellohello!", ["Repeat", "Suffix"])
+
+
 def test_a_resolver_is_asked_in_every_run(pipeline):
     """What it finds is an input like any other: another finding makes another execution."""
     found = {"source": "first"}
