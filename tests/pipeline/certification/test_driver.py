@@ -362,8 +362,8 @@ def test_before_sampling_it_says_how_much_and_how_long(certify, small_model, dig
     assert re.search(
         rf"To draw: {9 * (N0 + N):,} noisy samples, a forward pass each: about .* at [\d,]+ per second", out
     )
-    assert re.search(r"100 %, took .* · 2,920 samples, [\d,]+ per second, 4 of 4 images, \d", out)
-    labels = examples_lib.read(digit_examples).labels["test"][:4]
+    assert re.search(r"100 %, took .* · 6,570 samples, [\d,]+ per second, 9 of 9 images, \d", out)
+    labels = examples_lib.read(digit_examples).labels["test"][:9]
     certify(small_model, digit_examples, range(9), labels=labels, store="labelled")
     assert f"To draw: at most {9 * (N0 + N):,} noisy samples" in capsys.readouterr().out
 
