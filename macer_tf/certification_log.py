@@ -21,6 +21,8 @@ from macer_tf.certificates import ABSTAIN, Certificates
 
 HEADER = ("idx", "label", "predict", "radius", "correct", "time")
 _FILE = "file"
+# Columns of which the first digits are another value.
+_OF_SEVERAL_DIGITS = ("idx", "label", "predict", "radius")
 
 _ACCEPTED = f"Accepted: lines of {', '.join(HEADER)} between tabs or commas, with that header or without"
 _MOST_BYTES = 2**28  # of four million images
@@ -169,7 +171,7 @@ def read(path: str | Path) -> CertificationLog:
             is below 0.
         OSError: if the file cannot be read.
     """
-    lines = _lines(path)
+    lines, has_end = _lines(path)
     if not lines:
         raise ValueError(f"{path} is empty: it holds no image's certificate.")
     header = lines[0][1]
@@ -177,7 +179,7 @@ def read(path: str | Path) -> CertificationLog:
     if has_header:
         lines = _without_headers(path, lines, header)
     cut_off = None
-    if lines and _is_cut_off(lines[-1][1], columns, width):
+    if lines and _is_cut_off(lines[-1][1], columns, width, has_end):
         cut_off = lines.pop()[0]
     if not lines:
         raise ValueError(f"{path} holds no image's certificate, only a header or a line that was cut off.")
@@ -193,7 +195,7 @@ def read(path: str | Path) -> CertificationLog:
 
 
 def _lines(path):
-    """The number and the fields of each line that is neither blank nor a comment."""
+    """Number and fields of each line that is neither blank nor a comment; and whether the last line has its end."""
     content = files.read(path, _MOST_BYTES, pipes=True)
     try:
         if content.startswith(_GZIP_MAGIC):
@@ -206,11 +208,13 @@ def _lines(path):
         raise ValueError(f"{path} is a damaged gzip file ({error}); copy it again.") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a certification log: it is not text. {_ACCEPTED}.") from None
-    numbered = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    numbered = enumerate(text.split("\n"), 1)
     lines = [(number, bare) for number, line in numbered if (bare := _without_comment(line))]
     # One kind of separator in all of a file: 1,5 may be two fields of one line, and half of one of another.
     is_tabbed = bool(lines) and "\t" in lines[0][1]
-    return [(number, line.split("\t") if is_tabbed else _at_commas(path, number, line)) for number, line in lines]
+    split = [(number, line.split("\t") if is_tabbed else _at_commas(path, number, line)) for number, line in lines]
+    return split, text.endswith("\n")
 
 
 def _without_comment(line):
@@ -263,9 +267,12 @@ def _columns(path, first):
     return {name: place for place, name in enumerate(HEADER[: len(first)])}, len(first), False
 
 
-def _is_cut_off(fields, columns, width):
-    """Whether the last line ends too early: a field is missing, or its last one, the time, is no time."""
+def _is_cut_off(fields, columns, width, has_end):
+    """Whether the last line ends too early: a field is missing, or its last one may be, or, the time, is no time."""
     if len(fields) < width or (columns["correct"] == width - 1 and not fields[-1]):
+        return True
+    last = next((name for name, place in columns.items() if place == width - 1), None)
+    if not has_end and last in _OF_SEVERAL_DIGITS:
         return True
     if columns.get("time") != width - 1:
         return False

@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 
+from macer_tf import files
 from pipeline.cli import command_line, saying
 from pipeline.utils.errors import InputError, reason
 from serving.terminal import printable
@@ -66,8 +67,7 @@ def dumps(program, settings):
 def _read(path):
     """Name -> text, list of texts, or None for nothing."""
     try:
-        with open(path, "rb") as file:
-            text = file.read(_MOST_BYTES).decode()
+        text = files.read(path, _MOST_BYTES, pipes=True).decode()
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot read --config {printable(path)} ({reason(error)}).") from None
     pairs = _of_json(text)

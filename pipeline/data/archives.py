@@ -10,18 +10,10 @@ from pipeline.utils.errors import InputError, reason
 from serving.terminal import printable
 
 # What people call an array of images, and what its labels are called then.
-_PAIRS = {
-    "images": "labels",
-    "image": "label",
-    "x_test": "y_test",
-    "X_test": "y_test",
-    "test_images": "test_labels",
-    "x": "y",
-    "X": "y",
-    "data": "labels",
-    "arr_0": "arr_1",
-}
-_LABELS = [*dict.fromkeys(_PAIRS.values()), "Y", "Y_test", "target", "targets"]
+_OF_ANY_USE = {"images": "labels", "image": "label", "x": "y", "X": "y", "data": "labels", "arr_0": "arr_1"}
+_TO_TEST_ON = {"x_test": "y_test", "X_test": "y_test", "test_images": "test_labels"}
+_TO_TRAIN_ON = {"x_train": "y_train", "X_train": "y_train", "train_images": "train_labels"}
+_LABELS = ("Y", "target", "targets")
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _LARGEST_LABEL = 2**31 - 1
 _BLOCK = 2**20
@@ -32,12 +24,13 @@ _MOST_TIMES = 100
 _ALWAYS_FINE = 2**28
 
 
-def read(path, shape):
+def read(path, shape, is_to_train=False):
     """Images and their labels, or None, of an .npz file; each array is read once.
 
     Args:
         path: of the file.
         shape: (H, W, C) that the images must have; None: any that is one.
+        is_to_train: whether the images are to be trained on, and those that are called x_test are not meant.
 
     Returns:
         Images, uint8 or floats, [N, H, W, C]; labels int64 [N], or None; and the number of classes, None unless the
@@ -52,7 +45,7 @@ def read(path, shape):
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if len(members) < len(archive.infolist()):
                 raise ValueError("two of its arrays have one name")
-            images, labels = _names(path, members)
+            images, labels = _names(path, members, is_to_train)
             pixels = _images(path, images, archive, members[images], shape)
             if labels is None:
                 return pixels, None, None
@@ -67,23 +60,28 @@ def read(path, shape):
         raise InputError(f"{path} cannot be read as an .npz file of plain arrays ({reason(error)}).") from None
 
 
-def _names(path, members):
+def _names(path, members, is_to_train):
     """The names of the images and of their labels, None if there are none."""
-    named = [name for name in _PAIRS if name in members]
+    pairs = _OF_ANY_USE | (_TO_TRAIN_ON if is_to_train else _TO_TEST_ON)
+    named = [name for name in pairs if name in members]
     more = ", ..." if len(members) > _MOST_NAMED else ""
     held = f"It has: {', '.join(map(printable, list(members)[:_MOST_NAMED])) or 'none'}{more}"
     if not named:
-        raise InputError(f"{path} has no array 'images', nor {', '.join(list(_PAIRS)[1:])}. {held}")
+        raise InputError(f"{path} has no array 'images', nor {', '.join(list(pairs)[1:])}. {held}")
     images = named[0]
     nameless = [name for name in members if name.startswith("arr_") and name not in ("arr_0", "arr_1")]
     # The name that is asked for may have any company.
     if images != "images" and (len(named) > 1 or (images == "arr_0" and nameless)):
         raise InputError(f"{path}: which arrays are meant? Call them 'images' and 'labels'. {held}")
-    if _PAIRS[images] in members:
-        return images, _PAIRS[images]
-    others = [name for name in _LABELS if name in members]
+    if pairs[images] in members:
+        return images, pairs[images]
+    others = [
+        name
+        for name in dict.fromkeys((*pairs.values(), *_LABELS, "Y_train" if is_to_train else "Y_test"))
+        if name in members
+    ]
     if len(others) > 1:
-        raise InputError(f"{path}: which array has the labels of {images!r}? Call it {_PAIRS[images]!r}. {held}")
+        raise InputError(f"{path}: which array has the labels of {images!r}? Call it {pairs[images]!r}. {held}")
     return images, next(iter(others), None)
 
 

@@ -9,6 +9,8 @@ from pipeline.data.image_files import ImageError
 from pipeline.utils.errors import InputError
 from serving import fingerprints
 
+_MOST_CLASSES = 2**16
+
 
 def load(train_images, test_images, scratch=None):
     """The `datasets.Dataset` of two sources that `sources.at` takes, of images of one shape with labels.
@@ -23,7 +25,8 @@ def load(train_images, test_images, scratch=None):
     """
     if Path(train_images).resolve() == Path(test_images).resolve():
         raise InputError(f"Test images must not be trained on. Received: {train_images} as both")
-    train = sources.at(train_images, None).open()
+    _check_are_others(train_images, test_images)
+    train = sources.at(train_images, None, is_to_train=True).open()
     shape = _image(train, train_images, 0).shape
     test = sources.at(test_images, shape).open()
     labels = [_labels(opened, path) for opened, path in ((train, train_images), (test, test_images))]
@@ -40,6 +43,15 @@ def load(train_images, test_images, scratch=None):
         )
     ]
     return datasets.Dataset(name_of(train_images), *splits, 255, len(class_names), class_names)
+
+
+def _check_are_others(train_images, test_images):
+    try:
+        are_alike = fingerprint(train_images) == fingerprint(test_images)
+    except (OSError, ValueError):  # whoever opens it says why
+        return
+    if are_alike:
+        raise InputError(f"Test images must not be trained on: {train_images} and {test_images} have the same content.")
 
 
 def name_of(train_images):
@@ -68,13 +80,25 @@ def _labels(opened, path):
 
 def _class_names(train, test, train_labels, test_labels):
     """The names of class 0, 1, ..., on which both sources agree."""
-    if train.class_names and test.class_names and train.class_names != test.class_names:
-        differing = sorted({*train.class_names} ^ {*test.class_names}) or list(test.class_names)
+    are_folders = train.name(0) is not None and test.name(0) is not None
+    of_train, of_test = (
+        opened.class_names and tuple(map(image_files.spelling, opened.class_names)) for opened in (train, test)
+    )
+    if of_train and of_test and of_train != of_test:
+        differing = sorted({*of_train} ^ {*of_test}) or list(of_test)
+        remedy = "; make an empty folder for a class that has no image" if are_folders else ""
         raise InputError(
-            f"The images to train and to test on must have the same classes, in one order. They differ in "
-            f"{sources.some(differing)}; make an empty folder for a class that has no image."
+            "The images to train and to test on must have the same classes, in one order. They differ in "
+            f"{sources.some(differing)}{remedy}."
+        )
+    if are_folders and bool(of_train) != bool(of_test):
+        raise InputError(
+            "The folders of the images to train and to test on must be named alike, by numbers or by words. Received: "
+            f"{sources.some(of_train or of_test)} to {'train' if of_train else 'test'} on, and numbers"
         )
     count = max(train_labels.max(), test_labels.max()) + 1
+    if count > _MOST_CLASSES:
+        raise InputError(f"Classes are numbered 0, 1, 2, ..., up to {_MOST_CLASSES - 1:,}. Received: {count - 1:,}")
     names = train.class_names or test.class_names or tuple(str(number) for number in range(train_labels.max() + 1))
     if count > len(names):
         raise InputError(
@@ -90,8 +114,10 @@ def _images(opened, path, role, shape, scratch):
     images = datasets.allocate(str(path), role, (len(opened.ids), *shape), scratch)
     for image_id in opened.ids.tolist():
         pixels = _image(opened, path, image_id)
-        images[image_id] = np.round(pixels * 255)
-        if not np.array_equal(images[image_id].astype(np.float32) / np.float32(255), pixels):
+        exact = pixels.astype(np.float64) * 255
+        images[image_id] = np.rint(exact)
+        # As where the grid of the noise is looked for, whatever the float type.
+        if (np.abs(exact - images[image_id]) > 255 * max(np.finfo(pixels.dtype).eps, np.finfo(np.float32).eps)).any():
             raise InputError(
                 f"{path}: image {image_id} has pixels between the 256 levels of 8 bits; save the images with 8 bits."
             )

@@ -151,6 +151,7 @@ class Folder:
         labels = self._labels(root, files, names)
         shape = _checked_shape(self.shape or _shape_of(files[0]))
         rule = image_files.resized_to(shape) if self.resize else image_files.UPRIGHT
+        _check_spellings(root, names)
         are_named = labels is not None and self.classes is None and not _are_numbers(names)
         return Images(
             ids=np.arange(len(files)),
@@ -185,6 +186,14 @@ class Folder:
         return [numbers[image_files.spelling(file.relative_to(root).parts[0])] for file in files]
 
 
+def _check_spellings(root, names):
+    """Raises InputError for two sub-folders that look the same, as accents can be spelt in two ways."""
+    spellings = [image_files.spelling(name) for name in names]
+    twice = sorted({one for one in spellings if spellings.count(one) > 1})
+    if twice:
+        raise InputError(f"{root} has two sub-folders {twice[0]}, whose accents are spelt in two ways; join them.")
+
+
 def _are_numbers(names):
     return all(_NUMBER.fullmatch(name) for name in names)
 
@@ -205,11 +214,13 @@ class Archive:
 
     Other usual names, such as x_test and y_test, are taken if they leave no doubt; labels may be one-hot.
 
-    shape: (H, W, C) that the images must have; None: that which they have.
+    shape: (H, W, C) that the images must have; None: that which they have. is_to_train: whether they are to be trained
+    on: then x_train is a usual name, and x_test none.
     """
 
     path: str
     shape: tuple[int, int, int] | None = None
+    is_to_train: bool = False
 
     def open(self):
         """`Images`; reads the whole file.
@@ -217,7 +228,8 @@ class Archive:
         Raises:
             InputError: as `archives.read`.
         """
-        images, labels, num_classes = archives.read(self.path, self.shape and _checked_shape(self.shape))
+        shape = self.shape and _checked_shape(self.shape)
+        images, labels, num_classes = archives.read(self.path, shape, self.is_to_train)
         names = None if num_classes is None else tuple(str(number) for number in range(num_classes))
         return _of_arrays(self.path, images, labels, self.shape or images.shape[1:], 255, names)
 
@@ -246,13 +258,14 @@ class AtURL:
         return at(local, self.shape, self.classes, self.resize).open()
 
 
-def at(path, shape, classes=None, resize=False):
+def at(path, shape, classes=None, resize=False, is_to_train=False):
     """The source of images at a path or URL: a `Folder`, or the `Archive` that an .npz file is.
 
     Args:
         path: of either.
         shape: (H, W, C) that the images must have; None: that of the first one.
         classes, resize: see `Folder`.
+        is_to_train: see `Archive`.
 
     Raises:
         InputError: if it is neither, or has no folders that `classes` could number, or no files to resize.
@@ -272,7 +285,7 @@ def at(path, shape, classes=None, resize=False):
         raise InputError(f"Class numbers are for a folder's sub-folders; an .npz file has its own. Received: {path}")
     if resize:
         raise InputError(f"Files in a folder are resized, and not arrays; resize those before. Received: {path}")
-    return Archive(path, shape)
+    return Archive(path, shape, is_to_train)
 
 
 def anywhere(source):
@@ -358,8 +371,8 @@ def _checked_pixels(image):
         # With all their digits: 1.0000001 is not in [0, 1] either.
         ends = " to ".join(str(end).removesuffix(".0") for end in (image.min(), image.max()))
         raise ImageError(f"its pixels must be in [0, 1]; they are from {ends}")
-    # Half floats stay what they are: their rounding tells which level is meant.
-    return image if image.dtype == np.float16 else image.astype(np.float32)
+    # Half floats stay what they are, in this machine's order: their rounding tells which level is meant.
+    return image.astype(np.float16 if image.dtype.newbyteorder("=") == np.float16 else np.float32)
 
 
 def _by(shape):

@@ -199,9 +199,12 @@ def _compare(sweep, listing, root, made, entries, recorder):
 
 
 def _in_common(sweep):
-    """Name -> text of the settings that all members are given alike."""
-    first, *others = (settings_lib.written(member.settings) for member in sweep.members)
-    return {name: text for name, text in first.items() if all(other.get(name) == text for other in others)}
+    """Name -> text of the settings that are alike in all members that have them, as not every method has each."""
+    texts = {}
+    for member in sweep.members:
+        for name, text in settings_lib.written(member.settings).items():
+            texts.setdefault(name, []).append(text)
+    return {name: found[0] for name, found in texts.items() if len({*found}) == 1}
 
 
 def _settings_file(sweep):

@@ -103,10 +103,10 @@ def conditions(comparison):
         lines.append("s/epoch: seconds of a training epoch, the median over the epochs, on the machine that trained")
     if len({(member["n"], member["alpha"]) for member in members}) > 1:
         lines.append("ACR grows with n and alpha: differences between them are no differences between models")
-    if len({member["bound"] for member in members}) > 1:
+    if len(found := {member["bound"] for member in members}) > 1:
+        why = ", as some n was chosen after a look at votes" if "anytime" in found else ""
         lines.append(
-            f"bound: {_each(members, 'bound')}, as some n was chosen after a look at votes; differences between bounds "
-            "are no differences between models"
+            f"bound: {_each(members, 'bound')}{why}; differences between bounds are no differences between models"
         )
     sets = dict.fromkeys(member["paper"]["image_set"] for member in members if member["paper"])
     if sets:

@@ -70,7 +70,7 @@ def _network_of_ones_own(name, image_shape, num_classes):
         base_classifier.check(made)
         base_classifier.check_returns_logits(made)
         shapes = (made.input_shape, made.output_shape)
-    except Exception as error:  # whatever someone's code does
+    except (Exception, SystemExit) as error:  # whatever someone's code does
         raise InputError(
             f"The network {name} cannot be made for images {image_shape} of {num_classes} classes "
             f"({type(error).__name__}: {reason(error)})."

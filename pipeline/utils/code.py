@@ -53,7 +53,7 @@ def import_module(module):
     try:
         with _current_folder_first():
             return importlib.import_module(module)
-    except Exception as error:  # whatever someone's code does
+    except (Exception, SystemExit) as error:  # whatever someone's code does
         raise InputError(f"Cannot import {module} ({type(error).__name__}: {reason(error)}).") from error
 
 

@@ -229,6 +229,18 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_told(log, end, newline):
     assert read.cut_off == 5
 
 
+@pytest.mark.parametrize("last", ["idx", "label", "predict", "radius"])
+def test_a_last_field_whose_first_digits_are_another_value_counts_only_with_the_lines_end(log, last):
+    """1.2345e-05 may be cut to 1.2345."""
+    names = [name for name in ("idx", "label", "predict", "correct", "radius") if name != last] + [last]
+    rows = [{"idx": idx, "label": 1, "predict": 1, "correct": 1, "radius": 0.5} for idx in (0, 20)]
+    text = "\n".join("\t".join(str(row[name]) for name in names) for row in rows)
+    content = "\t".join(names) + "\n" + text
+    cut, whole = certification_log.read(log(content)), certification_log.read(log(content + "\n"))
+    assert (cut.ids.tolist(), cut.cut_off) == ([0], 3)
+    assert (whole.ids.tolist(), whole.cut_off) == ([0, 20], None)
+
+
 def test_a_kill_inside_the_time_loses_no_image(log):
     assert certification_log.read(log(COHEN + "60\t1\t1\t0.7\t1\t15.")).ids.tolist() == [0, 20, 40, 60]
     # Hours that no float holds are no time.

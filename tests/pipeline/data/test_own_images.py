@@ -96,15 +96,50 @@ def test_a_turned_first_photograph_gives_the_shape_as_it_is_seen(folder):
             {"a": grey(1), "c": grey(2)},
             "must have the same classes, .* b, c;",
         ),
+        (
+            {"0": grey(1), "1": grey(2)},
+            {"cat": grey(3), "dog": grey(4)},
+            "named alike, .*: cat, dog to test on, and num",
+        ),
+        ({"a": grey(1), "b": grey(2)}, {"a": grey(1), "b": grey(2)}, "train and .*test have the same content"),
+        ({"0": grey(1), "999999999": grey(2)}, {"0": grey(3)}, "numbered 0, 1, .* up to 65,535. Received: 999,999,999"),
+        ({"\u00e9": grey(1), "e\u0301": grey(2)}, {"a": grey(3)}, "two sub-folders \u00e9, whose accents are spelt in"),
         ({"a": grey(1), "b": grey(2)}, {"a": grey(1, side=5), "b": []}, "is 5x5, not 4x4"),
         ({"a": grey(1), "b": colour(2)}, {"a": grey(1), "b": []}, "4x6, not 4x4"),
-        ({"a": grey(1)}, {"a": grey(1)}, "Two classes or more are needed to train. Received: a"),
+        ({"a": grey(1)}, {"a": grey(2)}, "Two classes or more are needed to train. Received: a"),
     ],
 )
 def test_what_cannot_be_trained_on_is_one_line(folder, train, test, message):
     with pytest.raises(InputError, match=message) as error:
         own_images.load(folder("train", train), folder("test", test))
     assert "\n" not in str(error.value)
+
+
+def test_accents_that_are_spelt_in_another_way_are_the_same_class(folder):
+    data = own_images.load(
+        folder("train", {"\u00e9": grey(1), "z": grey(2)}), folder("test", {"e\u0301": grey(3), "z": grey(4)})
+    )
+    assert data.test.labels.tolist() == [0, 1]
+
+
+def test_of_an_archive_in_keras_layout_the_training_images_are_trained_on(npz):
+    train, test = np.stack(grey(1, 2, 3)), np.stack(grey(7, 8))
+    archive = npz("mnist", x_train=train, y_train=[0, 1, 1], x_test=test, y_test=[0, 1])
+    data = own_images.load(archive, npz("test", images=test, labels=[0, 1]))
+    assert data.train.images[:, 0, 0, 0].tolist() == [1, 2, 3]
+    data = own_images.load(npz("train", x_train=train, y_train=[0, 1, 1]), archive)
+    assert (data.train.labels.tolist(), data.test.images[:, 0, 0, 0].tolist()) == ([0, 1, 1], [7, 8])
+    with pytest.raises(InputError, match="has no array 'images', nor image, x, X, data, arr_0, x_train, "):
+        own_images.load(npz("only test", x_test=test, y_test=[0, 1]), archive)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4"])
+def test_8_bits_of_any_float_type_are_exact(npz, dtype):
+    pixels = np.arange(256).reshape(-1, 1, 1, 1) * np.ones((1, 4, 4, 1))
+    other = npz("test", images=np.stack(grey(1)), labels=[0])
+    for name, images in (("divided", pixels / 255), ("scaled", pixels * np.float32(1 / 255))):
+        data = own_images.load(npz(name, images=images.astype(dtype), labels=np.arange(256) % 3), other)
+        assert data.train.images[:, 0, 0, 0].tolist() == list(range(256))
 
 
 def test_the_fingerprint_is_of_pixels_names_and_classes(folder, npz, tmp_path):

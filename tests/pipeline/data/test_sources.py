@@ -690,7 +690,7 @@ def test_an_image_that_is_no_image_is_an_error_of_its_own(archive, value, said):
     [
         (
             {"z\x1b[2J": pixels(0)},
-            r"has no array 'images', nor image, x_test, X_test, test_images, x, X, data, arr_0. It "
+            r"has no array 'images', nor image, x, X, data, arr_0, x_test, X_test, test_images. It "
             r"has: z\x1b[2J",
         ),
         (

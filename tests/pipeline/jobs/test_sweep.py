@@ -483,6 +483,23 @@ def test_other_n_is_no_other_model(compare, four):
     assert any("ACR grows with n" in line for line in lines)
 
 
+def test_bounds_that_were_asked_for_are_no_choice_after_a_look(compare, four):
+    compare.add("hard", [(1, 0.5), (1, 0.25)], four[0])
+    compare.add("soft", [(1, 0.5), (1, 0.25)], four[0], bound="hoeffding")
+    (line,) = (line for line in sweep_report.conditions(compare.result()) if line.startswith("bound: "))
+    assert line.startswith("bound: clopper-pearson | hoeffding; differences between bounds")
+
+
+def test_a_file_of_settings_gives_back_what_not_all_members_have(tmp_path):
+    given = ["--dataset", "digits", "--num_samples", "3", "--gamma", "2", "--epochs", "2"]
+    sweep = sweep_lib.parse([*given, "--sweep", "method=macer,cohen,smoothadv"])
+    path = tmp_path / "settings.yaml"
+    path.write_text(sweep_lib._settings_file(sweep))
+    again = sweep_lib.parse(config.expand(["--config", str(path)], settings_lib.known))
+    for one, other in zip(again.members, sweep.members, strict=True):
+        assert one.settings == {**other.settings, "config": str(path)}
+
+
 def test_members_by_several_bounds_are_told_apart(compare, four):
     compare.add("500", [(1, 0.5), (1, 0.25)], four[0], n=500)
     compare.add("1000", [(1, 0.5), (1, 0.25)], four[0], n=1000, bound="anytime")
