@@ -656,17 +656,17 @@ def test_a_failed_image_is_in_the_value_too(run, model, folder):
 
 
 def test_a_dry_run_forecasts_what_is_still_to_draw_and_writes_nothing(run, model, tmp_path):
-    on_digits = ("--model", model, "--dataset", "digits", "--max", "9")
+    on_digits = ("--model", model, "--dataset", "digits", "--max", "20")
     status, out, err = run(*on_digits, "--dry_run")
     assert (status, err) == (0, "")
-    assert "To draw: at most 2,880 noisy samples, a forward pass each: at most " in out
+    assert "To draw: at most 6,400 noisy samples, a forward pass each: at most " in out
     assert out.endswith("Nothing was certified or written.\n")
     assert list(tmp_path.iterdir()) == []
     assert run(*on_digits)[0] == 0
     before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert "Every sample was drawn before." in run(*on_digits, "--dry_run")[1]
-    told = json.loads(run(*on_digits[:-1], "19", "--skip_wrong", "no", "--dry_run", "--json")[1])
-    assert 10 * 320 <= told["dry_run"]["samples"] <= 19 * 320
+    told = json.loads(run(*on_digits[:-1], "30", "--skip_wrong", "no", "--dry_run", "--json")[1])
+    assert 10 * 320 <= told["dry_run"]["samples"] <= 30 * 320
     assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
