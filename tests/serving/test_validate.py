@@ -12,6 +12,11 @@ import pytest
 from serving import validate
 
 ROOT = Path(__file__).resolve().parents[2]
+# What a process is ended by even where its parent ignores that signal, as `nohup` has it ignore SIGHUP.
+ENDED_BY = (
+    f"exec {sys.executable} -c 'import os, signal; signal.signal(signal.{{0}}, signal.SIG_DFL); "
+    "os.kill(os.getpid(), signal.{0})'"
+)
 
 
 @pytest.fixture
@@ -32,10 +37,7 @@ def in_process(monkeypatch, tmp_path):
     ("line", "told"),
     [
         ("kill -KILL $$", "SIGKILL, as the system does when memory is short"),
-        ("kill -TERM $$", "SIGTERM"),
-        ("kill -INT $$", "SIGINT"),
-        ("kill -HUP $$", "SIGHUP"),
-        ("kill -XCPU $$", "SIGXCPU"),
+        *((ENDED_BY.format(name), name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGXCPU")),
         ("exit 130", "Ctrl-C"),
     ],
 )
