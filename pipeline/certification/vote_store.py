@@ -43,6 +43,7 @@ ABOUT = "votes.json"
 _ABOUT = b"macer_tf"
 # A damaged one of these costs its votes, which are drawn again.
 _DRAWN_AGAIN = (".jsonl", SUFFIX)
+_FIRST_DRAWN_FOR = "which says what samples were first drawn for"
 _ADDRESS = ("example_id", "digest", "stream", "start", "count")
 
 
@@ -72,7 +73,7 @@ class VoteStore:
 
     Raises:
         InputError: if the folder, or a shard in it, holds votes of something else, is of an older format, or
-            cannot be read; or if the register of first looks is. What a damaged register said counts as unknown.
+            cannot be read; or if the register of first looks is or cannot.
     """
 
     def __init__(self, directory, identity, first_look, num_classes, betas=(), handed_in=None):
@@ -148,12 +149,12 @@ class VoteStore:
 
     def _seen(self):
         """The first looks at whatever was seen of this noise, each once."""
-        looks, is_known = [], self._register.exists()
+        looks, is_known, is_damaged = [], self._register.exists(), False
         if is_known:
             try:
                 looks += _looks_of(self._register, _read_sealed(self._register))
-            except _DamagedError:  # what it said is not known, and may be no more in any votes
-                looks.append(None)
+            except _DamagedError:
+                is_damaged = True
         for folder in sorted(path for path in self.directory.parent.iterdir() if path.is_dir()):
             about, unreadable = _of_folder(folder)
             if folder == self.directory:
@@ -170,6 +171,12 @@ class VoteStore:
                 looks.append(None)
         if self._handed_in is not None:
             looks += self._handed_in_elsewhere(is_known)
+        if is_damaged:
+            # Deleted where no votes are left, it would let n be chosen after a look.
+            remedy = (
+                "delete it: what the votes themselves say will count" if looks else "put it back, or give another seed"
+            )
+            raise InputError(f"{self._register}, {_FIRST_DRAWN_FOR}, was changed or damaged; {remedy}.")
         return [look for place, look in enumerate(looks) if look not in looks[:place]]
 
     def _handed_in_elsewhere(self, is_known):
@@ -262,10 +269,7 @@ def _looks_of(path, about):
 
 def _write_if_new(path, content, **once):
     """Writes content, and what is said when it is first written, unless it stands there."""
-    try:
-        before = _read_sealed(path) if path.exists() else {}
-    except InputError:  # a damaged register, whose looks count as unknown
-        before = {}
+    before = _read_sealed(path) if path.exists() else {}
     kept = {name: before.get(name, value) for name, value in once.items()}
     if before != json.loads(json.dumps({**content, **kept})):
         write_text(path, sealed.dumps({**content, **kept}, indent=1))
@@ -280,8 +284,8 @@ def _read_sealed(path):
             raise ValueError("no list")
     except (OSError, ValueError) as error:
         raise _DamagedError(
-            f"{path}, which says what samples were first drawn for, was changed or damaged ({type(error).__name__}); "
-            "delete it: what the register and the votes themselves say will count."
+            f"{path}, {_FIRST_DRAWN_FOR}, was changed or damaged ({type(error).__name__}); delete it: what the "
+            "register and the votes themselves say will count."
         ) from None
     return content
 

@@ -193,17 +193,23 @@ def test_an_edited_look_is_refused_by_name(store):
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", None])
 @pytest.mark.parametrize("is_lost", [False, True])
-def test_a_damaged_register_is_a_look_that_nobody_knows_even_where_no_votes_are_left(store, content, is_lost):
-    """Deleted, or taken for none, it would let n be chosen after a look."""
+def test_a_damaged_register_is_to_be_deleted_only_where_votes_say_what_it_said(store, content, is_lost):
+    """Deleted where none are left, it would let n be chosen after a look."""
     (path,) = store.directory.parent.glob("looks-*.json")
     path.write_text(path.read_text().replace("1000", "3000") if content is None else content)
     if is_lost:
         shutil.rmtree(store.directory)
     later = LOOK | {"n": 3000}
-    expected = [None] if is_lost else [None, LOOK]
-    for _ in range(2):
-        assert make(store.directory, later).first_looks == expected
+    remedy = "put it back, or give another seed" if is_lost else "delete it: what the votes themselves say will count"
+    with pytest.raises(InputError) as told:
+        make(store.directory, later)
+    assert str(told.value) == (
+        f"{path}, which says what samples were first drawn for, was changed or damaged; {remedy}."
+    )
     assert make(store.directory.with_name("another seed"), later, seed=4).first_looks == [later]
+    if not is_lost:
+        path.unlink()
+        assert make(store.directory, later).first_looks == [LOOK]
 
 
 def test_when_votes_were_first_drawn_does_not_follow_the_files_time(store):
