@@ -259,7 +259,7 @@ def predict(counts: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_can_certify(n: int, alpha: float, bound: str = bounds.DEFAULT, share: float = 1.0) -> None:
-    """Raises ValueError if not even n votes out of n would certify an image at this share of alpha."""
+    """Raises ValueError unless n votes out of n would certify an image, by a bound that gets this share of alpha."""
     of_bound = check_alpha(check_alpha(alpha) * share)
     unanimous = bounds.get(bound).unanimous
     if n < 1 or round_down(unanimous(n, of_bound)) <= 0.5:

@@ -269,12 +269,10 @@ def _columns(path, first):
 
 def _is_cut_off(fields, columns, width, has_end):
     """Whether the last line ends too early: a field is missing, or its last one may be, or, the time, is no time."""
-    if len(fields) < width or (columns["correct"] == width - 1 and not fields[-1]):
-        return True
     last = next((name for name, place in columns.items() if place == width - 1), None)
-    if not has_end and last in _OF_SEVERAL_DIGITS:
+    if len(fields) < width or (last == "correct" and not fields[-1]) or (last in _OF_SEVERAL_DIGITS and not has_end):
         return True
-    if columns.get("time") != width - 1:
+    if last != "time":
         return False
     try:
         _seconds(fields[-1])

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 # float32 flushes probabilities below 1.2e-38 = Phi(-12.9) to zero; a hinge at 24 reaches down to about Phi(-12.4).
 MAX_GAMMA = 24.0
 # XLA evaluates the quantile as erfinv(2p - 1), which in float64 resolves no p below about 1e-15 = Phi(-7.9).
@@ -143,6 +145,11 @@ def check_levels(levels: int) -> None:
         raise ValueError(
             f"levels, the steps from pixel 0 to 1, must be a whole number from 1 to 65535. Received: levels={levels!r}"
         )
+
+
+def rounding_of(dtype: np.dtype) -> float:
+    """How far from a multiple of 1 / levels a pixel in [0, 1] of this float type may be and still stand for it."""
+    return max(float(np.finfo(dtype).eps), float(np.finfo(np.float32).eps))
 
 
 def levels_of(pixel_max: int) -> int:

@@ -22,7 +22,7 @@ import mpmath
 import numpy as np
 import tensorflow as tf
 
-from macer_tf.checks import check_levels
+from macer_tf.checks import check_levels, rounding_of
 
 # The high half of Philox' counter, beside those in `noise`: where a stream's further bits are.
 _FURTHER_BITS = 2**32
@@ -180,11 +180,6 @@ def check_floats(dtype: np.dtype) -> None:
     if not np.issubdtype(dtype, np.floating):
         remedy = "divide bytes by 255" if dtype.kind in "biu" else "convert them to float32"
         raise ValueError(f"Images must be floats in [0, 1]; {remedy}. Received: dtype={dtype}")
-
-
-def rounding_of(dtype: np.dtype) -> float:
-    """How far from a multiple of 1 / levels a pixel in [0, 1] of this float type may be and still stand for it."""
-    return max(float(np.finfo(dtype).eps), float(np.finfo(np.float32).eps))
 
 
 def _words(shape, key, block, stream, dtype):

@@ -117,7 +117,7 @@ def _made_of(classifier):
     """The variables of a model, its layers, and what is set of those that are Keras' own."""
     parts = [*classifier.variables]
     for layer in classifier._flatten_layers():
-        parts += [layer, layer.compute_dtype]
+        parts += [layer, ("compute_dtype", layer.compute_dtype)]
         if type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.Model):
             settings = {name: value for name, value in vars(layer).items() if name[0] != "_" and name != "trainable"}
             parts += [item for item in sorted(settings.items()) if callable(item[1]) or isinstance(item[1], _SETTINGS)]
@@ -125,7 +125,7 @@ def _made_of(classifier):
 
 
 def _is_same(now, before):
-    return now == before if isinstance(now, tuple) else now is before or (isinstance(now, str) and now == before)
+    return now == before if isinstance(now, tuple) else now is before
 
 
 def own_precision(classifier: keras.Model) -> str:

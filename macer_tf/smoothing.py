@@ -62,10 +62,11 @@ class SmoothedClassifier:
 
     Noise is addressed by (seed, example id, stream, sample): the same image under the same id gets the same noise,
     whoever asks for it, so votes add up. Every forward pass has the same number of rows, a multiple of 96, filled
-    across images and padded. With TensorFlow's CPU kernels, neither the other rows nor a row's place changes a bit of
-    its outputs. On processors with AVX-512, as far as was found, neither does the number of rows or of threads; without
-    it, another number of rows, or one thread in place of several, may round differently. So may another kind of machine
-    or another build of TensorFlow. `count` and `draw` may be called from several threads at once.
+    across images and padded. With TensorFlow's CPU kernels, a row's outputs are the same to the bit whatever its place
+    and the other rows. On processors with AVX-512, as far as was found, the numbers of rows and of threads do not
+    matter either; without it, another number of rows, or one thread in place of several, may round differently. So may
+    another kind of machine or another build of TensorFlow. `count` and `draw` may be called from several threads at
+    once.
 
     Examples:
         >>> import keras

@@ -80,8 +80,8 @@ class Votes:
             if there are none.
 
     Raises:
-        ValueError: if shapes differ, a count is negative, an image's counts add up to more than 2^53, soft moments do
-            not match the numbers of samples, or uniforms are not in [0, 1].
+        ValueError: if shapes differ, a count is negative, an image has more than 2^53 votes, soft moments do not match
+            the numbers of samples, or uniforms are not in [0, 1].
     """
 
     selection: np.ndarray

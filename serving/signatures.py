@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from macer_tf import early_exit, noise
 from macer_tf.certificates import ABSTAIN, check_can_certify
-from macer_tf.grid_noise import GridNoise, rounding_of
+from macer_tf.checks import rounding_of
+from macer_tf.grid_noise import GridNoise
 from macer_tf.inference import InferenceGraph
 from macer_tf.probing import probe
 from macer_tf.smoothing import count_block, default_microbatch

@@ -47,10 +47,6 @@ _FIRST_DRAWN_FOR = "which says what samples were first drawn for"
 _ADDRESS = ("example_id", "digest", "stream", "start", "count")
 
 
-class _DamagedError(InputError):
-    pass
-
-
 class VoteStore:
     """The votes in `directory`, which is made if it is not there.
 
@@ -152,9 +148,11 @@ class VoteStore:
         looks, is_known, is_damaged = [], self._register.exists(), False
         if is_known:
             try:
-                looks += _looks_of(self._register, _read_sealed(self._register))
-            except _DamagedError:
+                register = _read_sealed(self._register)
+            except InputError:
                 is_damaged = True
+            else:
+                looks += _looks_of(self._register, register)
         for folder in sorted(path for path in self.directory.parent.iterdir() if path.is_dir()):
             about, unreadable = _of_folder(folder)
             if folder == self.directory:
@@ -283,7 +281,7 @@ def _read_sealed(path):
         if not is_about(content):
             raise ValueError("no list")
     except (OSError, ValueError) as error:
-        raise _DamagedError(
+        raise InputError(
             f"{path}, {_FIRST_DRAWN_FOR}, was changed or damaged ({type(error).__name__}); delete it: what the "
             "register and the votes themselves say will count."
         ) from None

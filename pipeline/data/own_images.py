@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from macer_tf.checks import rounding_of
 from pipeline.data import datasets, image_files, sources
 from pipeline.data.image_files import ImageError
 from pipeline.utils.errors import InputError
@@ -117,7 +118,7 @@ def _images(opened, path, role, shape, scratch):
         exact = pixels.astype(np.float64) * 255
         images[image_id] = np.rint(exact)
         # As where the grid of the noise is looked for, whatever the float type.
-        if (np.abs(exact - images[image_id]) > 255 * max(np.finfo(pixels.dtype).eps, np.finfo(np.float32).eps)).any():
+        if (np.abs(exact - images[image_id]) > 255 * rounding_of(pixels.dtype)).any():
             raise InputError(
                 f"{path}: image {image_id} has pixels between the 256 levels of 8 bits; save the images with 8 bits."
             )
