@@ -91,11 +91,11 @@ def test_images_held_out_for_validation_are_certified_and_not_trained_on(executi
 def test_other_images_under_the_same_words_are_read_anew(tmp_path, monkeypatch):
     """A relative path leads elsewhere from another folder, and an empty folder is a class."""
     for place, pixel in (("one", 10), ("two", 200)):
-        for split in ("train", "test"):
+        for split, value in (("train", pixel + 1), ("test", pixel)):
             for name in ("a", "c"):
                 folder = tmp_path / place / split / name
                 folder.mkdir(parents=True)
-                Image.fromarray(np.full((4, 4), pixel, np.uint8)).save(folder / "0.png")
+                Image.fromarray(np.full((4, 4), value, np.uint8)).save(folder / "0.png")
     settings = dict.fromkeys(example_gen.EXAMPLE_GEN.parameters)
     settings |= {"train_images": "train", "test_images": "test", "dataset": "images-train"}
 
