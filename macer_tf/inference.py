@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers
 
@@ -16,7 +17,7 @@ from macer_tf.layers import FusedBatchNormalization
 PRECISIONS = ("float32", "bfloat16")
 
 # Types of what is set of a layer, beside functions.
-_SETTINGS = (bool, int, float, str, tuple, type(None))
+_SETTINGS = (bool, int, float, str, tuple, list, np.ndarray, np.generic, type(None))
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 _NORMS = (layers.BatchNormalization, FusedBatchNormalization)
 # Whose configuration and weights are all there is to them: made again from both, they are the same function. That is
@@ -119,9 +120,20 @@ def _made_of(classifier):
     for layer in classifier._flatten_layers():
         parts += [layer, ("compute_dtype", layer.compute_dtype)]
         if type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.Model):
-            settings = {name: value for name, value in vars(layer).items() if name[0] != "_" and name != "trainable"}
-            parts += [item for item in sorted(settings.items()) if callable(item[1]) or isinstance(item[1], _SETTINGS)]
+            settings = sorted(item for item in vars(layer).items() if item[0][0] != "_" and item[0] != "trainable")
+            # Tensors are by themselves: those of a `Normalization` that is adapted are others than before.
+            parts += [value for _, value in settings if tf.is_tensor(value)]
+            parts += [
+                (name, _as_now(value)) for name, value in settings if callable(value) or isinstance(value, _SETTINGS)
+            ]
     return parts
+
+
+def _as_now(value):
+    """A setting as it is now: what is in a list or an array may change."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return list(value) if isinstance(value, list) else value
 
 
 def _is_same(now, before):
