@@ -67,10 +67,11 @@ def anytime_predict(counts: ArrayLike, alpha: float) -> AnytimePrediction:
     """
     alpha = check_alpha(alpha)
     counts = np.asarray(counts)
-    if counts.ndim != 3 or counts.shape[1] < 1 or counts.shape[2] < 2 or (np.diff(counts, axis=1, prepend=0) < 0).any():
+    is_shaped = counts.ndim == 3 and counts.shape[1] >= 1 and counts.shape[2] >= 2
+    if counts.dtype != np.int64 or not is_shaped or (np.diff(counts, axis=1, prepend=0) < 0).any():
         raise ValueError(
-            "counts must be votes so far, [images, looks, classes], 2 classes or more, and never fall. "
-            f"Received: shape {counts.shape}"
+            "counts must be votes so far, int64 [images, looks, classes], 2 classes or more, and never fall. "
+            f"Received: {counts.dtype} {counts.shape}"
         )
     p_values = anytime_p_values(counts)
     decided = p_values <= alpha

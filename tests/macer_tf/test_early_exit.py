@@ -89,7 +89,13 @@ def test_a_limit_that_can_never_decide_is_refused():
         early_exit.check_can_decide(16, 10, 0.001)
 
 
-@pytest.mark.parametrize("counts", [np.ones((2, 3)), np.ones((1, 1, 1)), np.array([[[3, 1], [2, 2]]])])
+@pytest.mark.parametrize(
+    "counts",
+    [
+        np.ones((2, 3), np.int64), np.ones((1, 1, 1), np.int64), np.array([[[3, 1], [2, 2]]]),
+        np.array([[[90.0, 0.0]]]), np.array([[[np.nan, 0.0], [90.0, 0.0]]]),
+    ],
+)  # fmt: skip
 def test_bad_counts_are_refused(counts):
     with pytest.raises(ValueError, match=r"\[images, looks, classes\].*Received"):
         anytime_predict(counts, 0.01)
