@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 ABSTAIN = -1
 # Taken off p_lower, and off a radius: above the rounding errors of SciPy's inverse incomplete beta function and inverse
-# normal distribution (3e-15 and 1e-15, against mpmath), and above what `GridNoise` is off in total variation (2^-54).
+# normal distribution (1e-14 for up to 2^40 samples, and 1e-15, against mpmath), and above what `GridNoise` is off in
+# total variation (2^-54).
 _ROUNDING, _RADIUS_ROUNDING = 1e-13, 1e-14
 # A radius at a sigma within these is a float that keeps all its digits.
 _LEAST_SIGMA, _LARGEST_SIGMA = 1e-100, 1e100

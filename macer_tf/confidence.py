@@ -17,8 +17,8 @@ _LEAST_UNIFORM = 1 / 16
 # SciPy's inverses lose terms that underflow: from about 1e-250 on, the Clopper-Pearson bound is too high.
 _LEAST_ALPHA = 1e-100
 
-# A p-value is raised by this: n samples of d pixels are off by less in total variation for n * d up to 1e12, see
-# `grid_noise`.
+# A p-value is raised by this: n samples of d pixels are off by less in total variation for n * d up to 1e12, where the
+# noise is 600 steps of the grid or less; for n * d up to 4e10 at its widest, see `grid_noise`.
 SAMPLES_OFF = 1e-13
 
 

@@ -21,15 +21,13 @@ from macer_tf.grid_noise import GridNoise, check_floats, to_grid
 from macer_tf.inference import InferenceGraph
 from macer_tf.noisy_training import NoisyTrainingModel
 from macer_tf.probing import are_probabilities, check_outputs, probe
-from macer_tf.votes import MAX_SOFT_SAMPLES, UNITS, SoftMoments, Votes
+from macer_tf.votes import MAX_SOFT_SAMPLES, MOST_SAMPLES, UNITS, SoftMoments, Votes
 
 # Rows of a forward pass come in multiples of this, 3 * 32. TensorFlow computes the odd values at the end of a tensor,
 # after the last whole vector of 16, by other code; on processors with AMX 16 rows of bfloat16 by other code than 32 or
 # more; and on those without AVX-512 the rows after the last whole block of 6.
 _ROWS = 96
 _MOST_ROWS = 8 * _ROWS
-# Above what can be drawn, and below where the addresses of the noise would overflow.
-_MOST_SAMPLES = 2**40
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -133,7 +131,7 @@ class SmoothedClassifier:
             check(beta=beta)
             if beta > _LARGEST_FLOAT32:
                 raise ValueError(f"beta must be a number that float32 holds. Received: beta={beta!r}")
-        self._microbatch = microbatch
+        self._microbatch = None if microbatch is None else int(microbatch)
         self._graph = InferenceGraph(classifier, precision)
         self._passes: dict[tuple, Callable] = {}
         self._probed: set[tuple[int, ...]] = set()
@@ -217,6 +215,7 @@ class SmoothedClassifier:
         for example_id, start, count in zip(example_ids, starts, counts, strict=True):
             _check_samples("count", count)
             _check_address(example_id, stream, start, count, images[0].size)
+        starts, counts = ([int(number) for number in numbers] for numbers in (starts, counts))
         self._check_shape(images.shape)
         self._probe(images.shape[1:])
         self._graph.check_unchanged()
@@ -297,8 +296,7 @@ class SmoothedClassifier:
         Raises:
             ValueError: before any sampling, for bad images, ids or numbers of samples; see also `count`.
         """
-        _check_samples("n0", n0)
-        _check_samples("n", n)
+        n0, n = _check_samples("n0", n0), _check_samples("n", n)
         if self._betas and max(n0, n) > MAX_SOFT_SAMPLES:
             raise ValueError(f"Soft votes hold up to {MAX_SOFT_SAMPLES:,} samples per image. Received: {n0=}, {n=}")
         images, example_ids = check_images(images, example_ids)
@@ -340,12 +338,12 @@ class SmoothedClassifier:
         Raises:
             ValueError: before any sampling, for bad images or numbers of samples that could never certify.
         """
-        _check_samples("n", n)
+        n = _check_samples("n", n)
         if is_whole(n0) and n0 == 0:
             certificates.check_can_certify(n, alpha, share=0.5)
             counts = self._estimation_counts(images, n, example_ids, verbose)
             return certificates.certify_without_selection(Votes(np.zeros_like(counts), counts), self.sigma, alpha)
-        _check_samples("n0", n0)
+        n0 = _check_samples("n0", n0)
         certificates.check_can_certify(n, alpha)
         return certificates.certify(self.votes(images, n0, n, example_ids, verbose), self.sigma, alpha)
 
@@ -366,7 +364,7 @@ class SmoothedClassifier:
         Raises:
             ValueError: before any sampling, as `certify`.
         """
-        _check_samples("n", n)
+        n = _check_samples("n", n)
         certificates.check_can_predict(n, alpha)
         return certificates.predict(self._estimation_counts(images, n, example_ids), alpha)[0]
 
@@ -557,7 +555,9 @@ def _check_address(example_id, stream, start, count, pixels):
 
 
 def _check_samples(name, value):
+    """Returns a number of samples as an int: sums of NumPy's narrower types wrap."""
     if not is_whole(value) or value < 1:
         raise ValueError(f"{name}, a number of samples, must be a whole number from 1. Received: {name}={value}")
-    if value > _MOST_SAMPLES:
-        raise ValueError(f"{name}, a number of samples, must be at most {_MOST_SAMPLES:,}. Received: {name}={value}")
+    if value > MOST_SAMPLES:
+        raise ValueError(f"{name}, a number of samples, must be at most {MOST_SAMPLES:,}. Received: {name}={value}")
+    return int(value)

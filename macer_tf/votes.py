@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike
 UNITS = 2**20
 # Sums of squares of up to UNITS each stay below 2**63.
 MAX_SOFT_SAMPLES = 2**22
-# Beyond that, float64 skips whole numbers, and sums of int64 would soon wrap.
-_MOST_SAMPLES = 2**53
+# Far above what can be drawn. With four times as many, SciPy's inverse incomplete beta function is off by more than
+# what `certificates` takes off a bound.
+MOST_SAMPLES = 2**40
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ class Votes:
             if there are none.
 
     Raises:
-        ValueError: if shapes differ, a count is negative, an image has more than 2^53 votes, soft moments do not match
+        ValueError: if shapes differ, a count is negative, an image has more than 2^40 votes, soft moments do not match
             the numbers of samples, or uniforms are not in [0, 1].
     """
 
@@ -185,12 +186,12 @@ class Votes:
 
 
 def check_counts(counts: np.ndarray) -> None:
-    """Raises ValueError, in one line, unless these are class counts: int64 [images, classes] from 0, up to 2^53."""
+    """Raises ValueError, in one line, unless these are class counts: int64 [images, classes] from 0, up to 2^40."""
     if counts.dtype != np.int64 or (counts < 0).any():
         raise ValueError(f"Votes are int64 counts from 0. Received: dtype={counts.dtype}, min={counts.min()}")
     most = counts.sum(axis=1, dtype=np.float64).max(initial=0)
-    if most > _MOST_SAMPLES:
-        raise ValueError(f"Votes hold up to 2^53 samples per image. Received: {most:g}")
+    if most > MOST_SAMPLES:
+        raise ValueError(f"Votes hold up to 2^40 samples per image. Received: {most:g}")
 
 
 def check_votes(votes: Votes) -> None:
