@@ -94,7 +94,7 @@ class FixedBudget(_Budget):
     n: int
 
     def __post_init__(self) -> None:
-        _check_n(self.n)
+        object.__setattr__(self, "n", _checked(self.n))
 
     def certify(
         self, votes: Votes, sigma: float, alpha: float, bound: str = bounds.DEFAULT, beta: float | None = None
@@ -147,7 +147,7 @@ class RadiusBudget(_Budget):
     n: int
 
     def __post_init__(self) -> None:
-        _check_n(self.n)
+        object.__setattr__(self, "n", _checked(self.n))
         if not self.radii or not all(is_number(radius) and 0 <= radius < np.inf for radius in self.radii):
             raise ValueError(
                 f"radius must be finite, from 0, or a tuple of such numbers. Received: radius={self.radius!r}"
@@ -226,7 +226,7 @@ class ToleranceBudget(_Budget):
     n: int
 
     def __post_init__(self) -> None:
-        _check_n(self.n)
+        object.__setattr__(self, "n", _checked(self.n))
         if not (is_number(self.tolerance) and 0 < self.tolerance < 1):
             raise ValueError(f"tolerance must be above 0 and below 1. Received: tolerance={self.tolerance!r}")
 
@@ -266,9 +266,11 @@ class ToleranceBudget(_Budget):
         return np.minimum(most * BLOCK, self.n)[inverse.ravel()]
 
 
-def _check_n(n):
+def _checked(n):
+    """n as Python's int: NumPy's narrower ones overflow."""
     if not is_whole(n) or n < 1:
         raise ValueError(f"n, the most samples per image, must be a whole number from 1. Received: n={n}")
+    return int(n)
 
 
 def _successes(votes):

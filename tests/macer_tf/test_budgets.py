@@ -264,6 +264,17 @@ def test_a_plan_comes_from_selection_alone_and_nothing_else_is_certified():
         FixedBudget(5000).certify(two_classes(95, 100, planned, planned), SIGMA, ALPHA)
 
 
+@pytest.mark.parametrize(
+    "of_n", [FixedBudget, functools.partial(RadiusBudget, 0.25), functools.partial(ToleranceBudget, 0.01)]
+)
+def test_an_n_of_a_narrow_type_is_what_it_is(of_n):
+    """Its negative, and one more than it, would be other numbers."""
+    votes = two_classes(95, 100, 150, 200)
+    for n in (np.uint8(255), np.int16(32_750)):
+        assert of_n(n) == of_n(int(n))
+        assert of_n(n).more(votes, SIGMA, ALPHA).tolist() == of_n(int(n)).more(votes, SIGMA, ALPHA).tolist()
+
+
 def test_images_that_will_abstain_cost_little():
     # The most frequent class has 40 % of the votes, of three classes at selection.
     votes = Votes(np.array([[200, 150, 150]]), np.zeros((1, 3), np.int64))

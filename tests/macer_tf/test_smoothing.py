@@ -830,6 +830,22 @@ def test_an_address_whose_noise_would_be_that_of_another_is_refused(linear, addr
         smoothed.draw(random_images(1), **{**good, **address})
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint64])
+def test_narrow_whole_numbers_are_taken_for_what_they_are(linear, kind):
+    """NumPy's wrap when they are added up, and a uint64 plus an int64 is a float: another sample's address."""
+    model, images = linear_classifier(*linear), random_images(3)
+    reference = SmoothedClassifier(model, SIGMA, seed=0, microbatch=120)
+    smoothed = SmoothedClassifier(model, SIGMA, seed=0, microbatch=kind(120))
+    starts = [2**56 + 1] * 3 if kind == np.uint64 else [120] * 3
+    drawn = smoothed.draw(images, [0, 1, 2], noise.ESTIMATION, np.array(starts, kind), np.array([7, 100, 99], kind))
+    expected = reference.draw(images, [0, 1, 2], noise.ESTIMATION, starts, [7, 100, 99])
+    np.testing.assert_array_equal(drawn.counts, expected.counts)
+    np.testing.assert_array_equal(
+        smoothed.certify(images, kind(100), kind(120)).p_lower, reference.certify(images, 100, 120).p_lower
+    )
+    np.testing.assert_array_equal(smoothed.predict(images, kind(120)), reference.predict(images, 120))
+
+
 def test_without_selection_bad_numbers_are_told_in_the_same_words(linear):
     smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=1)
     for n0 in (False, 0.0, None):
@@ -844,15 +860,18 @@ def test_without_selection_bad_numbers_are_told_in_the_same_words(linear):
 
 @pytest.mark.parametrize("with_norm", [False, True])
 @pytest.mark.parametrize("drawn_before", [False, True])
-@pytest.mark.parametrize("change", ["layer", "adapter", "activation", "rate"])
+@pytest.mark.parametrize("change", ["layer", "adapter", "activation", "rate", "adapted", "scale"])
 def test_what_a_changed_classifier_would_be_certified_as_is_refused(change, drawn_before, with_norm):
     """The graph that votes are drawn by is that of the layers as they were."""
     keras.utils.set_random_seed(0)
     norm = [keras.layers.BatchNormalization()] if with_norm else []
     slope = keras.layers.LeakyReLU(0.1)
     last = keras.layers.Dense(3)
+    scale, normalization = keras.layers.Rescaling([2.0]), keras.layers.Normalization()
+    normalization.adapt(GOOD)
+    first = [scale, normalization] if change in ("adapted", "scale") else []
     model = keras.Sequential(
-        [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(8), *norm, slope, last]
+        [keras.Input((4, 4, 1)), *first, keras.layers.Flatten(), keras.layers.Dense(8), *norm, slope, last]
     )
     smoothed = SmoothedClassifier(model, SIGMA, seed=0)
     if drawn_before:
@@ -862,6 +881,10 @@ def test_what_a_changed_classifier_would_be_certified_as_is_refused(change, draw
         model.add(keras.layers.Dense(5))
     elif change == "adapter":
         last.enable_lora(2)
+    elif change == "adapted":
+        normalization.adapt(1 - GOOD)
+    elif change == "scale":
+        scale.scale[0] = 3.0
     elif change == "activation":
         last.activation = keras.activations.tanh
     else:
