@@ -5,6 +5,14 @@ clients are tried on it. It is no server for production: it has one model, no ba
 look for newer versions.
 """
 
+if __name__ == "__main__":
+    import os
+
+    from serving import terminal
+
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    terminal.run_main_of("serving.local")
+
 import argparse
 import contextlib
 import functools
@@ -395,8 +403,3 @@ def _serve(options):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until Ctrl-C. Returns the exit status: 130, or 1 if it failed, 2 for bad input."""
     return exit_status(lambda: (_parse(arguments), Path()), _serve, "Nothing is served any more.", foreseen=(OSError,))
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    terminal.run(main)

@@ -5,6 +5,11 @@ and the fingerprint of its files; that it was forced is in its model card too. T
 not against somebody who can write into the directory and means harm.
 """
 
+if __name__ == "__main__":
+    from serving import terminal
+
+    terminal.run_main_of("serving.publish")
+
 import argparse
 import json
 import re
@@ -465,7 +470,3 @@ def _carry_out(options):
         said = f", which is version {publication.rolled_back_to} again" if publication else ""
     print(f"Published {version}{said}.")
     return 0
-
-
-if __name__ == "__main__":
-    terminal.run(main)

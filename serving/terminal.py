@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import errno
+import importlib
 import os
 import signal
 import sys
@@ -40,6 +41,11 @@ def run(main):
     sys.stderr.flush()
     # Threads that an error left in the middle of a forward pass would crash in what Python does at its end.
     os._exit(status)
+
+
+def run_main_of(module):
+    """As `run`, the `main` of a module that is imported only then: so Ctrl-C meanwhile is answered in one line."""
+    run(lambda: importlib.import_module(module).main())
 
 
 def version():

@@ -6,6 +6,11 @@ Prints one JSON object as its last line: `answers`, the outputs of `serving_defa
 `checks`, what was found in order.
 """
 
+if __name__ == "__main__":
+    from serving import terminal
+
+    terminal.run_main_of("serving.validate")
+
 import contextlib
 import ctypes
 import json
@@ -243,7 +248,12 @@ def _check_refusals(server, signature, images, card):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 if the model does not pass, 2 for bad input, 130 for Ctrl-C."""
+    """Returns the exit status: 0, 1 if the model does not pass, 2 for bad input, 130 for Ctrl-C.
+
+    Without arguments, those of this process are taken, which then is nothing but this command.
+    """
+    if arguments is None:
+        _confine()
 
     def parse():
         given = sys.argv[1:] if arguments is None else list(arguments)
@@ -269,17 +279,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_status(parse, work, "Nothing was changed.", bad_input=_NotTheModelError)
 
 
+def _confine():
+    """Lets this process neither outlive the one that waits for it nor write without end."""
+    if _WAITING in os.environ:
+        _end_with(int(os.environ[_WAITING]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_PRINTED_BYTES, _MAX_PRINTED_BYTES))
+
+
 def _end_with(waiting):
     """Ends this process when the process of this number ends, however it does."""
     # By the system, as a graph may keep this process from ever looking.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != waiting:  # it has ended before
         os._exit(1)
-
-
-if __name__ == "__main__":
-    if _WAITING in os.environ:
-        _end_with(int(os.environ[_WAITING]))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_PRINTED_BYTES, _MAX_PRINTED_BYTES))
-    terminal.run(main)

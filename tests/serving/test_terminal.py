@@ -107,6 +107,24 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(shell):
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "\nInterrupted.\n")
 
 
+@pytest.mark.parametrize(
+    "module",
+    [*(f"pipeline.{name}" for name in ("run", "certify", "compare", "runs")),
+     *(f"serving.{name}" for name in ("publish", "local", "validate"))],
+)  # fmt: skip
+def test_ctrl_c_while_a_command_imports_what_it_needs_is_one_line(shell, module):
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Signals:\n"
+        "    def find_spec(self, name, *_):\n"
+        '        if name == "serving.exit": os.kill(os.getpid(), signal.SIGINT)\n'
+        "sys.meta_path.insert(0, Signals())\n"
+        f'runpy.run_module("{module}", run_name="__main__", alter_sys=True)\n'
+    )
+    ended = shell(f"$PYTHON -c '{code}'")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "\nInterrupted.\n")
+
+
 def test_ctrl_c_while_tensorflow_is_imported_can_be_read_and_its_own_page_not(shell, tmp_path):
     """Another thread than the one that imports may get the signal."""
     (tmp_path / "tensorflow.py").write_text(
