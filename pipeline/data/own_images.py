@@ -32,6 +32,7 @@ def load(train_images, test_images, scratch=None):
     test = sources.at(test_images, shape).open()
     labels = [_labels(opened, path) for opened, path in ((train, train_images), (test, test_images))]
     class_names = _class_names(train, test, *labels)
+    _tell_what_numbers_mean(train, test)
     splits = [
         datasets.Split(
             _images(opened, path, role, shape, scratch),
@@ -109,6 +110,14 @@ def _class_names(train, test, train_labels, test_labels):
     if len(names) < 2:
         raise InputError(f"Two classes or more are needed to train. Received: {sources.some(names)}")
     return names
+
+
+def _tell_what_numbers_mean(train, test):
+    """Prints which folders the numbers of an archive stand for, if it goes with folders that are named by words."""
+    for role, numbered, named in (("train", train, test), ("test", test, train)):
+        if numbered.class_names is None and numbered.name(0) is None and named.class_names and named.name(0):
+            meant = [f"{number} is {name}" for number, name in enumerate(named.class_names)]
+            print(f"  Labels of the images to {role} on are numbers of the sorted folders: {sources.some(meant)}.")
 
 
 def _images(opened, path, role, shape, scratch):

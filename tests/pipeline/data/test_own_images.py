@@ -67,10 +67,12 @@ def test_folders_that_are_named_by_numbers_need_not_be_the_same(folder):
     assert data.class_names == tuple(map(str, range(11)))
 
 
-def test_an_archive_goes_with_a_folder_or_an_archive(folder, npz):
+def test_an_archive_goes_with_a_folder_or_an_archive(folder, npz, capsys):
     archive = npz("train", images=np.stack(grey(1, 2, 3)), labels=[0, 1, 1])
     data = own_images.load(archive, folder("test", {"no": grey(4), "yes": grey(5)}))
     assert (data.class_names, data.train.images.shape) == (("no", "yes"), (3, 4, 4, 1))
+    said = "  Labels of the images to train on are numbers of the sorted folders: 0 is no, 1 is yes.\n"
+    assert capsys.readouterr().out == said
     # Floats of 8 bits are exact.
     floats = (np.arange(256, dtype=np.float32) / np.float32(255)).reshape(-1, 1, 1, 1) * np.ones(
         (1, 4, 4, 1), np.float32
@@ -78,6 +80,9 @@ def test_an_archive_goes_with_a_folder_or_an_archive(folder, npz):
     data = own_images.load(npz("floats", x=floats, y=np.arange(256) % 3), archive)
     assert data.train.images[:, 0, 0, 0].tolist() == list(range(256))
     assert data.class_names == ("0", "1", "2")
+    own_images.load(archive, folder("numbered", {"0": grey(4), "1": grey(5)}))
+    own_images.load(folder("named", {"no": grey(1), "yes": grey(2)}), folder("other", {"no": grey(6), "yes": []}))
+    assert capsys.readouterr().out == ""
 
 
 def test_a_turned_first_photograph_gives_the_shape_as_it_is_seen(folder):
