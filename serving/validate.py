@@ -42,6 +42,7 @@ _TRUST = "trust"
 # Environment variable: the process that waits for the answer, and that this one is not to outlive.
 _WAITING = "MACER_TF_WAITING"
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_NO_MEMORY = "std::bad_alloc"  # as C++ says before it aborts
 # What people, and a system that is short of memory or of time, end a process by; a model's own faults are other ones.
 _ENDED_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
 _TAKE_IMAGES = ("serving_default", "certify_custom", "predict")
@@ -59,7 +60,7 @@ _CHECKS = (
 
 
 class _NotTheModelError(ValueError):
-    """The command line is wrong, or TensorFlow cannot be loaded."""
+    """The command line is wrong, TensorFlow cannot be loaded, or memory ran out."""
 
 
 def in_fresh_process(saved_model, images, trust=False):
@@ -74,8 +75,8 @@ def in_fresh_process(saved_model, images, trust=False):
         The JSON object; and why the model does not pass, in one line, empty if it does. Then there is no object.
 
     Raises:
-        RuntimeError: in one line, if it does not answer in time, is ended from outside, or gets no further than loading
-            TensorFlow: that says more of this machine than of the model.
+        RuntimeError: in one line, if it does not answer in time, is ended from outside, runs out of memory, or gets no
+            further than loading TensorFlow: that says more of this machine than of the model.
     """
     command = [sys.executable, "-m", "serving.validate", Path(saved_model).resolve(), Path(images).resolve()]
     command += [_TRUST] if trust else []
@@ -105,15 +106,17 @@ def in_fresh_process(saved_model, images, trust=False):
     problem = named[-1] if named else f"the process died with exit status {status}"
     if status == _NOT_THE_MODEL:
         raise RuntimeError(f"the SavedModel was not tried: {problem}")
-    if ended_by := _ended_from_outside(status):
+    if ended_by := _ended_from_outside(status, errors):
         raise RuntimeError(f"the process that tried the SavedModel was ended by {ended_by}; try again")
     return None, problem
 
 
-def _ended_from_outside(status):
+def _ended_from_outside(status, errors):
     """What ended a process of this status, in words, if it is nothing that the process did; or else None."""
     if status == terminal.INTERRUPTED:  # as `exit_status` makes of Ctrl-C
         return "Ctrl-C"
+    if status == -signal.SIGABRT and _NO_MEMORY in errors:
+        return "a lack of memory"
     ended_by = next((one for one in _ENDED_FROM_OUTSIDE if one == -status), None)
     if ended_by == signal.SIGKILL:
         return "SIGKILL, as the system does when memory is short"
@@ -269,7 +272,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work(given):
         saved_model, images, *trust = given
-        answers, checks = run(saved_model, np.load(images), bool(trust))
+        pixels = np.load(images)
+        from tensorflow.errors import ResourceExhaustedError
+
+        try:
+            answers, checks = run(saved_model, pixels, bool(trust))
+        except (MemoryError, ResourceExhaustedError):
+            raise _NotTheModelError(
+                "There is not enough memory to run it; end other programs, or raise the limit (ulimit -v)."
+            ) from None
         found = {"answers": {name: values.tolist() for name, values in answers.items()}, "checks": checks}
         # Behind whatever the model has printed.
         print("\n" + json.dumps(found))

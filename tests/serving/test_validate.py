@@ -1,13 +1,16 @@
 """A SavedModel is tried in a process of its own, which says nothing of the model where it is ended from outside."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tensorflow import errors
 
 from serving import validate
 
@@ -39,6 +42,7 @@ def in_process(monkeypatch, tmp_path):
         ("kill -KILL $$", "SIGKILL, as the system does when memory is short"),
         *((ENDED_BY.format(name), name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGXCPU")),
         ("exit 130", "Ctrl-C"),
+        ("ulimit -c 0; echo '  what():  std::bad_alloc' >&2; kill -ABRT $$", "a lack of memory"),
     ],
 )
 def test_a_process_that_is_ended_from_outside_says_nothing_of_the_model(in_process, line, told):
@@ -66,6 +70,17 @@ def test_without_tensorflow_nothing_is_tried(monkeypatch, capsys):
     monkeypatch.setattr(validate.terminal, "import_tensorflow", fail)
     assert validate.main(["model", "images.npy"]) == 2
     assert capsys.readouterr().err == "error: There is no memory.\n"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), errors.ResourceExhaustedError(None, None, "OOM when allocating")])
+def test_memory_that_runs_out_is_not_the_models(monkeypatch, tmp_path, capsys, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(validate, "run", fail)
+    np.save(tmp_path / "images.npy", np.zeros((1, 1, 1, 1)))
+    assert validate.main(["model", str(tmp_path / "images.npy")]) == 2
+    assert re.fullmatch("error: There is not enough memory to run it; .*\n", capsys.readouterr().err)
 
 
 def children(process):
