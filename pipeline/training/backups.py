@@ -171,8 +171,10 @@ class Backup(keras.callbacks.Callback):
         unfinished = folder.with_name(folder.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            with writing(folder, f"training goes on from {latest or 'the start'}"):
-                unfinished.mkdir(parents=True)
+            with writing(folder, f"training goes on from {latest or 'its last backup, if there is one'}"):
+                # Not the root, too, which may have been moved meanwhile.
+                for path in (self._directory, unfinished):
+                    path.mkdir(exist_ok=True)
                 self.model.save(unfinished / "model.keras")
                 state = {**self._record.state(), "model": file_digest(unfinished / "model.keras")}
                 write_text(unfinished / "state.json", sealed.dumps(state))

@@ -672,6 +672,14 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_backup_before(train, und
     assert_equal_states(state(train("full")), undisturbed)
 
 
+def test_a_backup_where_all_was_moved_away_is_told_and_makes_nothing_again(tmp_path):
+    backup = backups.Backup(tmp_path / "moved" / "backup", backups.Record(5))
+    backup.set_model(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
+    with pytest.raises(InputError, match=r"\(No such file or directory\)\. Put back what is gone there"):
+        backup.on_epoch_end(0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_disk_full_at_the_very_end_is_told_too(train, undisturbed):
     train("full")
     (train.executions["full"].outputs["model"] / "model.keras").unlink()
