@@ -170,20 +170,18 @@ def float_noise_sampling(arguments, precision):
 
     from macer_tf import networks, noise
     from macer_tf.inference import InferenceGraph
-    from macer_tf.smoothing import default_microbatch, draw_pass, passes
+    from macer_tf.smoothing import draw_pass, passes, rows_of_a_pass
 
     shape, classes, *_ = NETWORKS[arguments.network]
     graph = InferenceGraph(networks.build(arguments.network, shape, classes), precision)
     image = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
-    drawn = list(passes([arguments.samples], arguments.microbatch or default_microbatch(shape)))
-    draw = {
-        rows: tf.function(lambda *inputs, rows=rows: draw_pass(graph, FloatNoise(), rows, *inputs)) for rows, _ in drawn
-    }
+    rows = rows_of_a_pass(shape, arguments.microbatch)
+    draw = tf.function(lambda *inputs: draw_pass(graph, FloatNoise(), rows, *inputs))
 
     def run():
-        for rows, [(_, offset, samples)] in drawn:
+        for [(_, offset, samples)] in passes([arguments.samples], rows):
             address = np.array([[0, 0, noise.ESTIMATION, offset]])
-            draw[rows](image[None], address, np.array([samples]))[0].numpy()
+            draw(image[None], address, np.array([samples]))[0].numpy()
 
     run()
     return run, arguments.samples

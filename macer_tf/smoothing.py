@@ -220,7 +220,8 @@ class SmoothedClassifier:
         self._probe(images.shape[1:])
         self._graph.check_unchanged()
         totals: np.ndarray | None = None
-        for rows, pieces in passes(counts, self._microbatch or default_microbatch(images.shape[1:])):
+        rows = rows_of_a_pass(images.shape[1:], self._microbatch)
+        for pieces in passes(counts, rows):
             places, offsets, counted = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
             addresses = [
                 (self._seed, example_ids[place], stream, starts[place] + offset)
@@ -390,13 +391,12 @@ def _traced_noise(sigma, levels):
     return _TracedNoise(grid.sigma, grid.levels, tf.function(grid.draw, autograph=False))
 
 
-def passes(counts: Sequence[int], microbatch: int) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
-    """How to draw `counts[i]` samples of each image i in forward passes of one number of rows, the last one padded.
+def passes(counts: Sequence[int], rows: int) -> Iterator[list[tuple[int, int, int]]]:
+    """How to draw `counts[i]` samples of each image i in forward passes of so many rows, the last one padded.
 
     Yields:
-        (rows, pieces) of each pass; `pieces` are (image, offset of its first sample, samples), rows in all or fewer.
+        The pieces of each pass: (image, offset of its first sample, samples), rows in all or fewer.
     """
-    rows = -(-microbatch // _ROWS) * _ROWS
     image, offset = 0, 0
     while image < len(counts):
         pieces, space = [], rows
@@ -406,7 +406,7 @@ def passes(counts: Sequence[int], microbatch: int) -> Iterator[tuple[int, list[t
             space, offset = space - samples, offset + samples
             if offset == counts[image]:
                 image, offset = image + 1, 0
-        yield rows, pieces
+        yield pieces
 
 
 def draw_pass(
@@ -506,6 +506,11 @@ def _votes(outputs, owners, pieces, betas=()):
 def default_microbatch(image_shape: Sequence[int]) -> int:
     """Noisy copies in one forward pass: 576 at 32x32x3 pixels, as many more or fewer as take the same, 96 to 768."""
     return min(-(-512 * 32 * 32 * 3 // (_ROWS * math.prod(image_shape))) * _ROWS, _MOST_ROWS)
+
+
+def rows_of_a_pass(image_shape: Sequence[int], microbatch: int | None = None) -> int:
+    """Rows of each forward pass of a `SmoothedClassifier`: its microbatch, rounded up to a multiple of 96."""
+    return default_microbatch(image_shape) if microbatch is None else -(-microbatch // _ROWS) * _ROWS
 
 
 def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tuple[np.ndarray, list[int]]:

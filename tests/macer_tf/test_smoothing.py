@@ -162,36 +162,36 @@ def test_the_classifier_sees_the_image_plus_sigma_times_the_addressed_noise():
 
 
 def test_passes_are_filled_across_images():
-    # By hand: 576 rows, the smallest multiple of 96 from 512 on.
-    assert list(smoothing.passes([60], 512)) == [(576, [(0, 0, 60)])]
-    assert list(smoothing.passes([1300], 500)) == [
-        (576, [(0, 0, 576)]),
-        (576, [(0, 576, 576)]),
-        (576, [(0, 1152, 148)]),
-    ]
-    assert list(smoothing.passes([200, 1, 500], 512)) == [
-        (576, [(0, 0, 200), (1, 0, 1), (2, 0, 375)]),
-        (576, [(2, 375, 125)]),
-    ]
-    assert [rows for rows, _ in smoothing.passes([576, 1], 576)] == [576, 576]
+    assert list(smoothing.passes([60], 576)) == [[(0, 0, 60)]]
+    assert list(smoothing.passes([1300], 576)) == [[(0, 0, 576)], [(0, 576, 576)], [(0, 1152, 148)]]
+    assert list(smoothing.passes([200, 1, 500], 576)) == [[(0, 0, 200), (1, 0, 1), (2, 0, 375)], [(2, 375, 125)]]
+    assert list(smoothing.passes([576, 1], 576)) == [[(0, 0, 576)], [(1, 0, 1)]]
 
 
-@pytest.mark.parametrize("microbatch", [1, 16, 60, 512])
-def test_passes_draw_each_sample_once(microbatch):
-    rng = np.random.default_rng(microbatch)
+@pytest.mark.parametrize(("microbatch", "rows"), [(1, 96), (96, 96), (97, 192), (512, 576), (None, 768)])
+def test_a_microbatch_is_rounded_up_to_a_multiple_of_96_rows(linear, monkeypatch, microbatch, rows):
+    seen, draw_pass = [], smoothing.draw_pass
+    monkeypatch.setattr(smoothing, "draw_pass", lambda *given: seen.append(given[2]) or draw_pass(*given))
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=1, microbatch=microbatch)
+    assert smoothed.count(random_images(1)[0], 0, noise.ESTIMATION, 0, 800).sum() == 800
+    assert seen == [rows]
+
+
+@pytest.mark.parametrize("rows", [96, 192, 576])
+def test_passes_draw_each_sample_once(rows):
+    rng = np.random.default_rng(rows)
     for _ in range(50):
         counts = rng.integers(1, 300, rng.integers(1, 12)).tolist()
         drawn = [[] for _ in counts]
         sizes = []
-        for rows, pieces in smoothing.passes(counts, microbatch):
-            sizes.append((rows, sum(samples for *_, samples in pieces)))
+        for pieces in smoothing.passes(counts, rows):
+            sizes.append(sum(samples for *_, samples in pieces))
             assert len({image for image, *_ in pieces}) == len(pieces)
             for image, offset, samples in pieces:
                 drawn[image] += range(offset, offset + samples)
         assert drawn == [list(range(count)) for count in counts]
-        assert all(used == rows for rows, used in sizes[:-1])
-        assert 0 < sizes[-1][1] <= sizes[-1][0]
-        assert {rows for rows, _ in sizes} == {-(-microbatch // 96) * 96}
+        assert all(size == rows for size in sizes[:-1])
+        assert 0 < sizes[-1] <= rows
 
 
 def test_images_drawn_together_get_the_votes_that_each_gets_alone():
