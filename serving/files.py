@@ -13,9 +13,14 @@ _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _MAX_BYTES = 2**20
 
 
+def is_url(place):
+    """Whether a place is a URL, not a path."""
+    return "://" in str(place)
+
+
 def check_local(path):
     """Raises ValueError if a path is a URL, of which `Path` would make a folder here."""
-    if "://" in str(path):
+    if is_url(path):
         raise ValueError(f"A path on this machine is needed, not a URL. Received: {path}")
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from macer_tf import checks
 from pipeline.utils.errors import InputError
-from pipeline.utils.places import is_url
 from serving import terminal
+from serving.files import is_url
 
 _LARGEST_INT32 = 2**31 - 1
 # As 1e5 and 2.5e4: at most two digits of an exponent, or a text could be a number that fills the memory.

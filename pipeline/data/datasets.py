@@ -23,9 +23,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from pipeline.utils.errors import InputError
-from pipeline.utils.places import is_url
 from serving import fingerprints
-from serving.files import content_files
+from serving.files import content_files, is_url
 from serving.terminal import printable
 
 SHORT_NAMES = {

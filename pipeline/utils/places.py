@@ -8,14 +8,8 @@ import uuid
 from pathlib import Path
 
 from pipeline.utils.errors import InputError
+from serving.files import is_url
 from serving.fingerprints import directory_fingerprint, file_digest
-
-_MARK = "://"
-
-
-def is_url(place):
-    """Whether a place is a URL, not a path."""
-    return _MARK in str(place)
 
 
 def absolute(place):
@@ -42,9 +36,9 @@ def check(place):
     try:
         _file_systems().get_filesystem(str(place))
     except ValueError:
-        scheme = str(place).partition(_MARK)[0]
+        scheme = str(place).partition("://")[0]
         raise InputError(
-            f"Beam has no file system for {scheme}{_MARK} here: gs needs apache-beam[gcp], s3 apache-beam[aws], azfs "
+            f"Beam has no file system for {scheme}:// here: gs needs apache-beam[gcp], s3 apache-beam[aws], azfs "
             f"apache-beam[azure] and hdfs apache-beam[hadoop], in the version that is installed. Received: {place}"
         ) from None
 
