@@ -53,7 +53,8 @@ def enough_images(count):
 def read_from(parameters):
     """Fingerprints of the images that these parameters name: name -> JSON value."""
     if parameters["train_images"]:
-        return {name: own_images.fingerprint(parameters[name]) for name in ("train_images", "test_images")}
+        names = ("train_images", "test_images")
+        return dict(zip(names, own_images.fingerprints_of_both(*map(parameters.get, names)), strict=True))
     if parameters["dataset"] == "digits":
         return {}
     return {"dataset": datasets.fingerprint(parameters["dataset"], parameters["data_dir"])}

@@ -26,7 +26,6 @@ def load(train_images, test_images, scratch=None):
     """
     if Path(train_images).resolve() == Path(test_images).resolve():
         raise InputError(f"Test images must not be trained on. Received: {train_images} as both")
-    _check_are_others(train_images, test_images)
     train = sources.at(train_images, None, is_to_train=True).open()
     shape = _image(train, train_images, 0).shape
     test = sources.at(test_images, shape).open()
@@ -47,15 +46,6 @@ def load(train_images, test_images, scratch=None):
     return datasets.Dataset(name_of(train_images), *splits, 255, len(class_names), class_names)
 
 
-def _check_are_others(train_images, test_images):
-    try:
-        are_alike = fingerprint(train_images) == fingerprint(test_images)
-    except (OSError, ValueError):  # whoever opens it says why
-        return
-    if are_alike:
-        raise InputError(f"Test images must not be trained on: {train_images} and {test_images} have the same content.")
-
-
 def name_of(train_images):
     """What a data set of anyone's images is called."""
     return f"images-{Path(train_images).resolve().stem}"
@@ -72,6 +62,19 @@ def fingerprint(path):
         return fingerprints.file_digest(path)
     folders = sorted(one.name for one in path.iterdir() if one.is_dir() and not image_files.is_hidden(one.name))
     return fingerprints.fingerprint([folders, fingerprints.file_digests(path)])
+
+
+def fingerprints_of_both(train_images, test_images):
+    """The `fingerprint` of each.
+
+    Raises:
+        InputError: if they are the same.
+        OSError, ValueError: if one cannot be read.
+    """
+    found = fingerprint(train_images), fingerprint(test_images)
+    if found[0] == found[1]:
+        raise InputError(f"Test images must not be trained on: {train_images} and {test_images} have the same content.")
+    return found
 
 
 def _labels(opened, path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.components.example_gen import EXAMPLE_GEN
 from pipeline.data import own_images
 from pipeline.utils.errors import InputError
 
@@ -106,7 +107,6 @@ def test_a_turned_first_photograph_gives_the_shape_as_it_is_seen(folder):
             {"cat": grey(3), "dog": grey(4)},
             "named alike, .*: cat, dog to test on, and num",
         ),
-        ({"a": grey(1), "b": grey(2)}, {"a": grey(1), "b": grey(2)}, "train and .*test have the same content"),
         ({"0": grey(1), "999999999": grey(2)}, {"0": grey(3)}, "numbered 0, 1, .* up to 65,535. Received: 999,999,999"),
         ({"\u00e9": grey(1), "e\u0301": grey(2)}, {"a": grey(3)}, "two sub-folders \u00e9, whose accents are spelt in"),
         ({"a": grey(1), "b": grey(2)}, {"a": grey(1, side=5), "b": []}, "is 5x5, not 4x4"),
@@ -163,6 +163,18 @@ def test_the_fingerprint_is_of_pixels_names_and_classes(folder, npz, tmp_path):
     changes(lambda: Image.fromarray(grey(3)[0]).save(tmp_path / "train" / "a" / "0.png"))
     archives = [npz("one", images=np.stack(grey(1)), labels=[0]), npz("two", images=np.stack(grey(2)), labels=[0])]
     assert len({*map(own_images.fingerprint, archives)}) == 2
+
+
+def test_images_of_one_content_are_refused_where_they_are_fingerprinted(folder):
+    train, test = (folder(name, {"a": grey(1), "b": grey(2)}) for name in ("train", "test"))
+    parameters = {"train_images": train, "test_images": test}
+    with pytest.raises(InputError, match=r"not be trained on: .*train and .*test have the same content\.$"):
+        EXAMPLE_GEN.reads(parameters)
+    other = folder("other", {"a": grey(3), "b": []})
+    assert EXAMPLE_GEN.reads({**parameters, "test_images": other}) == {
+        "train_images": own_images.fingerprint(train),
+        "test_images": own_images.fingerprint(other),
+    }
 
 
 def test_what_an_archive_lacks_is_one_line(npz, folder):
