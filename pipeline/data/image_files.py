@@ -33,6 +33,8 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_BIT_DEPTH = 24  # byte of the file
 _MOST_BYTES = 2**26
 UPRIGHT = b"upright "
+# Of what has another size; not where it is to be trained on.
+OR_RESIZED = ", or certify it resized"
 # What claims to be so large is an error of its own, not a page on the terminal.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 # What archivers and network drives put beside images.
@@ -221,7 +223,7 @@ def _upright(name, image, shape):
 
 def _other_size(name, image, height, width):
     size = f"{image.height}x{image.width}, not {height}x{width}"
-    return ImageError(f"{name} is {size}; save it in that size, or certify it resized")
+    return ImageError(f"{name} is {size}; save it in that size{OR_RESIZED}")
 
 
 def _in_channels(name, image, is_deep, channels):

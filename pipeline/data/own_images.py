@@ -141,4 +141,5 @@ def _image(opened, path, image_id):
     try:
         return opened.image(image_id)
     except ImageError as error:
-        raise InputError(f"{path}: image {image_id} cannot be used: {error}") from None
+        why = str(error).removesuffix(image_files.OR_RESIZED)
+        raise InputError(f"{path}: image {image_id} cannot be used: {why}") from None

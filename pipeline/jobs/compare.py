@@ -83,6 +83,8 @@ def load(path, name):
     log_path = _find_log(Path(path))
     try:
         log = certification_log.read(log_path)
+    except FileNotFoundError:
+        raise InputError(f"There is no file or folder {log_path}; give a log, or a folder of a run.") from None
     except OSError as error:
         raise InputError(f"Cannot read {log_path} ({error.strerror}).") from None
     except ValueError as error:

@@ -109,8 +109,8 @@ def test_a_turned_first_photograph_gives_the_shape_as_it_is_seen(folder):
         ),
         ({"0": grey(1), "999999999": grey(2)}, {"0": grey(3)}, "numbered 0, 1, .* up to 65,535. Received: 999,999,999"),
         ({"\u00e9": grey(1), "e\u0301": grey(2)}, {"a": grey(3)}, "two sub-folders \u00e9, whose accents are spelt in"),
-        ({"a": grey(1), "b": grey(2)}, {"a": grey(1, side=5), "b": []}, "is 5x5, not 4x4"),
-        ({"a": grey(1), "b": colour(2)}, {"a": grey(1), "b": []}, "4x6, not 4x4"),
+        ({"a": grey(1), "b": grey(2)}, {"a": grey(1, side=5), "b": []}, "is 5x5, not 4x4; save it in that size$"),
+        ({"a": grey(1), "b": colour(2)}, {"a": grey(1), "b": []}, "4x6, not 4x4; save it in that size$"),
         ({"a": grey(1)}, {"a": grey(2)}, "Two classes or more are needed to train. Received: a"),
     ],
 )

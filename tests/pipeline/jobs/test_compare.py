@@ -342,7 +342,7 @@ def test_a_long_legend_leaves_the_axes_their_room(name):
     ("arguments", "said"),
     [
         ([], "Give 1 to 28 logs, or folders of runs. Received: 0"),
-        (["nowhere.tsv"], "Cannot read nowhere.tsv (No such file or directory)."),
+        (["nowhere.tsv"], "There is no file or folder nowhere.tsv; give a log, or a folder of a run."),
         (["a.tsv", "--radii", "0.5,0.25"], "--radii must be rising radii such as 0,0.25,0.5. Received: 0.5,0.25"),
         (["a.tsv", "--radii", "0,nan"], "--radii must be rising radii such as 0,0.25,0.5. Received: 0,nan"),
         (["a.tsv", "--ids", "9-5"], "--ids must be a range such as 500-999. Received: 9-5"),
@@ -384,5 +384,5 @@ def test_an_output_that_cannot_be_written_is_one_line(write_log, capsys, tmp_pat
 
 
 def test_a_missing_log_is_no_traceback(tmp_path):
-    with pytest.raises(InputError, match="Cannot read"):
+    with pytest.raises(InputError, match=r"There is no file or folder .*none\.tsv"):
         compare.load(tmp_path / "none.tsv", "none")
