@@ -19,74 +19,54 @@ ATTACKS = ("pgd", "ddn")
 NETWORKS = ("small_cnn", "lenet", "cifar_resnet<depth>", "resnet50")
 
 
+def _is_above_0(value):
+    return math.isfinite(value) and value > 0
+
+
+def _is_from_0(value):
+    return math.isfinite(value) and value >= 0
+
+
+def _is_count(value):
+    return value == int(value) and value >= 1
+
+
+def _is_share(value):
+    return 0 <= value <= 1
+
+
 _RULES = {
-    "sigma": (
-        lambda value: math.isfinite(value) and value > 0,
-        "sigma, the noise level in [0, 1] pixel units, must be above 0.",
-    ),
-    "num_samples": (
-        lambda value: value == int(value) and value >= 1,
-        "num_samples, the noisy copies of each image, must be a whole number from 1.",
-    ),
+    "sigma": (_is_above_0, "sigma, the noise level in [0, 1] pixel units, must be above 0."),
+    "num_samples": (_is_count, "num_samples, the noisy copies of each image, must be a whole number from 1."),
     "microbatch": (
-        lambda value: value is None or (value == int(value) and value >= 1),
+        lambda value: value is None or _is_count(value),
         "microbatch, a number of images, must be a whole number from 1, or None.",
     ),
-    "lam": (lambda value: math.isfinite(value) and value >= 0, "lam must be 0 or above."),
-    "consistency": (
-        lambda value: math.isfinite(value) and value >= 0,
-        "consistency, the weight of the copies' divergence, must be 0 or above.",
-    ),
-    "entropy": (
-        lambda value: math.isfinite(value) and value >= 0,
-        "entropy, the weight of the mean prediction's entropy, must be 0 or above.",
-    ),
-    "stability": (
-        lambda value: math.isfinite(value) and value >= 0,
-        "stability, the weight of the stability term, must be 0 or above.",
-    ),
-    "mixup": (
-        lambda value: math.isfinite(value) and value >= 0,
-        "mixup, the weight of the mixed images' term, must be 0 or above.",
-    ),
-    "step_size": (
-        lambda value: math.isfinite(value) and value > 0,
-        "step_size, the size of the attack's steps in [0, 1] pixel units, must be above 0.",
-    ),
-    "adversarial": (
-        lambda value: math.isfinite(value) and value >= 0,
-        "adversarial, the weight of the worst noise's term, must be 0 or above.",
-    ),
-    "threshold": (
-        lambda value: 0 <= value <= 1,
-        "threshold, of the majority class' share, must be from 0 to 1.",
-    ),
+    "lam": (_is_from_0, "lam must be 0 or above."),
+    "consistency": (_is_from_0, "consistency, the weight of the copies' divergence, must be 0 or above."),
+    "entropy": (_is_from_0, "entropy, the weight of the mean prediction's entropy, must be 0 or above."),
+    "stability": (_is_from_0, "stability, the weight of the stability term, must be 0 or above."),
+    "mixup": (_is_from_0, "mixup, the weight of the mixed images' term, must be 0 or above."),
+    "step_size": (_is_above_0, "step_size, the size of the attack's steps in [0, 1] pixel units, must be above 0."),
+    "adversarial": (_is_from_0, "adversarial, the weight of the worst noise's term, must be 0 or above."),
+    "threshold": (_is_share, "threshold, of the majority class' share, must be from 0 to 1."),
     "teacher_samples": (
-        lambda value: value == int(value) and value >= 1,
+        _is_count,
         "teacher_samples, the noisy copies that the teacher sees, must be a whole number from 1.",
     ),
-    "consistency_share": (lambda value: 0 <= value <= 1, "consistency_share must be from 0 to 1."),
+    "consistency_share": (_is_share, "consistency_share must be from 0 to 1."),
     "noise_steps": (
         lambda value: value == int(value) and value >= 0,
         "noise_steps, gradient steps on the noise, must be a whole number from 0.",
     ),
-    "noise_radius": (
-        lambda value: math.isfinite(value) and value > 0,
-        "noise_radius, how far the noise may move, in [0, 1] pixel units, must be above 0.",
-    ),
+    "noise_radius": (_is_above_0, "noise_radius, how far the noise may move, in [0, 1] pixel units, must be above 0."),
     "gamma": (
         lambda value: 0 < value <= MAX_GAMMA,
         f"gamma must be above 0 and at most {MAX_GAMMA:g}, what float32 can resolve.",
     ),
-    "beta": (lambda value: math.isfinite(value) and value > 0, "beta, the inverse temperature, must be above 0."),
-    "epsilon": (
-        lambda value: math.isfinite(value) and value >= 0,
-        "epsilon, the attack's l2 radius in [0, 1] pixel units, must be 0 or above.",
-    ),
-    "attack_steps": (
-        lambda value: value == int(value) and value >= 1,
-        "attack_steps must be a whole number from 1.",
-    ),
+    "beta": (_is_above_0, "beta, the inverse temperature, must be above 0."),
+    "epsilon": (_is_from_0, "epsilon, the attack's l2 radius in [0, 1] pixel units, must be 0 or above."),
+    "attack_steps": (_is_count, "attack_steps must be a whole number from 1."),
     "attack": (lambda value: value in ATTACKS, f"attack must be {' or '.join(ATTACKS)}."),
 }
 

@@ -94,9 +94,7 @@ GROUPS = {
     ),
 }
 
-# What else a model is trained with than the group "Training" says.
-TRAINING_IMAGES = ("image_size", "train_examples")
-# What of that group makes no other model, as far as one is described in a paper.
+# What of the group "Training" makes no other model, as far as one is described in a paper.
 NO_HYPERPARAMETERS = ("precision", "microbatch", "strategy", "seed")
 
 
