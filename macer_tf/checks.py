@@ -28,7 +28,11 @@ def _is_from_0(value):
 
 
 def _is_count(value):
-    return value == int(value) and value >= 1
+    return _has_no_fraction(value) and value >= 1
+
+
+def _has_no_fraction(value):
+    return math.isfinite(value) and value == int(value)
 
 
 def _is_share(value):
@@ -56,7 +60,7 @@ _RULES = {
     ),
     "consistency_share": (_is_share, "consistency_share must be from 0 to 1."),
     "noise_steps": (
-        lambda value: value == int(value) and value >= 0,
+        lambda value: _has_no_fraction(value) and value >= 0,
         "noise_steps, gradient steps on the noise, must be a whole number from 0.",
     ),
     "noise_radius": (_is_above_0, "noise_radius, how far the noise may move, in [0, 1] pixel units, must be above 0."),

@@ -705,6 +705,8 @@ class TestBadInput:
             ({"lam": -1}, "lam must be 0 or above. Received: lam=-1"),
             ({"lam": np.nan}, "lam"),
             ({"num_samples": 0}, "must be a whole number from 1. Received: num_samples=0"),
+            ({"num_samples": np.inf}, "must be a whole number from 1. Received: num_samples=inf"),
+            ({"noise_steps": np.nan}, "must be a whole number from 0. Received: noise_steps=nan"),
             ({"num_samples": 2.5}, "num_samples"),
             ({"seed": -1}, "seed must be a whole number from 0 to 4294967295. Received: seed=-1"),
             ({"seed": 2**32}, "seed"),
