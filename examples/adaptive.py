@@ -1,4 +1,4 @@
-"""Samples only where they matter: is each image certified at radius 0.25? Any Keras classifier does, trained anyhow.
+"""Samples only where it matters: is each image certified at radius 0.25? Any Keras classifier works, however trained.
 
 python examples/adaptive.py
 """
@@ -19,7 +19,7 @@ keras.utils.set_random_seed(0)
 model = keras.Sequential(
     [
         keras.Input((8, 8, 1)),
-        keras.layers.GaussianNoise(sigma),  # in training only: without it, nothing could be certified at this sigma
+        keras.layers.GaussianNoise(sigma),  # in training only; without it, nothing could be certified at this sigma
         keras.layers.Conv2D(32, 3, activation="relu"),
         keras.layers.Flatten(),
         keras.layers.Dense(128, activation="relu"),
@@ -34,7 +34,7 @@ smoothed = SmoothedClassifier(model, sigma=sigma, seed=1, levels=256)
 ids = np.arange(100)
 selection = smoothed.draw(images[test], ids, SELECTION, [0] * 100, [100] * 100).counts
 votes = Votes(selection, np.zeros_like(selection))
-# How many more samples each image needs, until none does.
+# `more` says how many samples each image still needs; stop when none needs any.
 while (more := budget.more(votes, sigma, alpha)).any():
     undecided = ids[more > 0]
     estimation = votes.estimation.copy()
@@ -43,7 +43,8 @@ while (more := budget.more(votes, sigma, alpha)).any():
     ).counts
     votes = Votes(selection, estimation)
 
-# By the budget's own `certify`, which allows for its looks.
+# Certify with the budget's own `certify`, which accounts for its looks.
 evaluation = evaluate(budget.certify(votes, sigma, alpha), labels[test], radii=(0.25,))
-print(f"certified accuracy at 0.25: {evaluation.certified_accuracy[0]}")  # the radii are what it took to decide: no ACR
+# There is no ACR: the radii are only as large as the decision needed.
+print(f"certified accuracy at 0.25: {evaluation.certified_accuracy[0]}")
 print(f"{votes.n.sum():,} samples, where n = 10,000 for each image takes {100 * budget.n:,}")

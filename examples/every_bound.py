@@ -1,4 +1,4 @@
-"""One set of votes, certified by every bound. The soft bounds are about another classifier: the mean of softmax scores.
+"""One set of votes, certified by every bound. Soft bounds certify another classifier: the mean of softmax scores.
 
 python examples/every_bound.py
 """
@@ -20,7 +20,7 @@ model.fit(images[train], labels[train], batch_size=64, epochs=10, verbose=0)
 beta = 16.0  # inverse temperature of the soft votes
 votes = SmoothedClassifier(model, seed=1, levels=256, betas=(beta,)).votes(images[test], n0=100, n=1000)
 for bound in bounds.names():
-    # n = 1,000 was fixed before a vote was seen. Whoever looks first and then chooses n has the anytime bound alone.
+    # n = 1,000 was fixed before any vote was seen. If you choose n after a look, only the anytime bound is valid.
     is_soft = bound in bounds.names(is_soft=True)
     certificates = certify(votes, sigma=0.25, alpha=0.001, bound=bound, beta=beta if is_soft else None)
     print(f"{bound}: {evaluate(certificates, labels[test], radii=(0, 0.25, 0.5))}")

@@ -1,7 +1,7 @@
 """Gaussian training and MACER on the same digits, and the paired difference of their average certified radius.
 
-One seed and 100 images show how to compare, not which is better: with other settings of both, the difference is as
-small as its standard error.
+One seed and 100 images show how to compare, not which method is better: with other settings for both, the difference
+is as small as its standard error.
 
 python examples/two_methods.py
 """
@@ -23,7 +23,7 @@ for name, settings in {"Gaussian": {"lam": 0.0, "num_samples": 1}, "MACER": {"la
     steps = 20 * 23  # 20 epochs of 23 batches
     model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.004, steps)))
     model.fit(images[train], labels[train], batch_size=64, epochs=20, verbose=0)
-    # The same seed draws the same noise for both. Pixels are multiples of 1/16, and so of 1/256.
+    # The same seed draws the same noise for both. Pixels are multiples of 1/16, and hence of 1/256.
     certificates = SmoothedClassifier(model, seed=1, levels=256).certify(images[test], n=1000)
     print(f"{name}: {evaluate(certificates, labels[test])}")
     radii[name] = correct_radii(certificates, labels[test]).clip(0)  # wrong and abstained images count 0
