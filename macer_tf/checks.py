@@ -12,6 +12,10 @@ import numpy as np
 MAX_GAMMA = 24.0
 # XLA evaluates the quantile as erfinv(2p - 1), which in float64 resolves no p below about 1e-15 = Phi(-7.9).
 MAX_GAMMA_XLA = 14.0
+# Noise in steps of a grid. Here there are 370,000 thresholds, which take ten seconds to compute.
+_WIDEST = 2**14
+# Less noise than this leaves all but one pixel in 1e23 as it is.
+_NARROWEST = 0.05
 
 ATTACKS = ("pgd", "ddn")
 
@@ -128,6 +132,16 @@ def check_levels(levels: int) -> None:
     if not (is_number(levels) and 1 <= levels < 2**16 and levels == int(levels)):
         raise ValueError(
             f"levels, the steps from pixel 0 to 1, must be a whole number from 1 to 65535. Received: levels={levels!r}"
+        )
+
+
+def check_grid_noise(sigma: float, levels: int) -> None:
+    """Raises ValueError unless noise of this sigma can be drawn on the grid of 1 / levels."""
+    check_levels(levels)
+    if not _NARROWEST <= int(levels) * float(sigma) <= _WIDEST:
+        raise ValueError(
+            f"levels * sigma, the noise in steps of the grid, must lie in [{_NARROWEST}, {_WIDEST:,}]. Received: "
+            f"levels={levels}, sigma={sigma}"
         )
 
 

@@ -22,7 +22,7 @@ import mpmath
 import numpy as np
 import tensorflow as tf
 
-from macer_tf.checks import check_levels, rounding_of
+from macer_tf.checks import check_grid_noise, rounding_of
 
 # The high half of Philox' counter, beside those in `noise`: where a stream's further bits are.
 _FURTHER_BITS = 2**32
@@ -35,10 +35,6 @@ _OPEN = np.float32(2**24)
 _WORD = 96
 # Of a step of the grid: what is further from its multiples is off it, whatever the float type.
 _COARSEST = 0.25
-# Here there are 370,000 thresholds, which take ten seconds to compute.
-_WIDEST = 2**14
-# Less noise than this leaves all but one pixel in 1e23 as it is.
-_NARROWEST = 0.05
 _LOWEST = np.iinfo(np.int64).min
 
 
@@ -63,13 +59,8 @@ class GridNoise:
     """
 
     def __init__(self, sigma: float, levels: int = 255) -> None:
-        check_levels(levels)
+        check_grid_noise(sigma, levels)
         self._levels, self._sigma = int(levels), float(sigma)
-        if not _NARROWEST <= self._levels * self._sigma <= _WIDEST:
-            raise ValueError(
-                f"levels * sigma, the noise in steps of the grid, must lie in [{_NARROWEST}, {_WIDEST:,}]. Received: "
-                f"levels={levels}, sigma={sigma}"
-            )
         self._lowest, self._high, self._low = _thresholds(self._levels, self._sigma)
         self._bits = int(np.clip(math.log2(_ENTRIES_PER_THRESHOLD * len(self._high)), _TABLE_BITS[0], _TABLE_BITS[-1]))
         self._table = _table(self._lowest, self._high, self._low, self._bits)

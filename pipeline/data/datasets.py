@@ -132,7 +132,7 @@ def load(
             f"{dataset}: train images are {_by(train.images.shape[1:])}, test images "
             f"{_by(test.images.shape[1:])}; give image_size to bring them to one shape"
         )
-    return Dataset(dataset, train, test, 255, label.num_classes, tuple(map(printable, label.names)))
+    return Dataset(dataset, train, test, pixel_max(dataset), label.num_classes, tuple(map(printable, label.names)))
 
 
 def check_name(dataset: str, data_dir: str | os.PathLike | None = None) -> None:
@@ -231,9 +231,14 @@ def load_split(
     _check_split(dataset, builder, "split", split)
     return (
         _read_split(dataset, builder, "test", split, label.num_classes, image_size, None),
-        255,
+        pixel_max(dataset),
         tuple(map(printable, label.names)),
     )
+
+
+def pixel_max(dataset: str | None) -> int:
+    """What a stored pixel of this data set, or of image files (None), is divided by."""
+    return _DIGITS_MAX if dataset == "digits" else 255
 
 
 def _digits() -> Dataset:

@@ -43,7 +43,7 @@ def load(train_images, test_images, scratch=None):
             ("train", "test"), (train, test), labels, (train_images, test_images), strict=True
         )
     ]
-    return datasets.Dataset(name_of(train_images), *splits, 255, len(class_names), class_names)
+    return datasets.Dataset(name_of(train_images), *splits, datasets.pixel_max(None), len(class_names), class_names)
 
 
 def name_of(train_images):

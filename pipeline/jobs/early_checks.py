@@ -8,12 +8,17 @@ from pipeline.utils.errors import InputError
 
 
 def check_data(settings):
-    """Raises InputError, in one line, if there are no such images, or no data set of that name."""
+    """Raises InputError, in one line, if there are no such images or data set, or no noise of that sigma on their grid."""
     if settings["train_images"]:
         for name in ("train_images", "test_images"):
             sources.at(settings[name], None)
     else:
         _check_dataset(settings, "train_split", "test_split", "image_size")
+    levels = checks.levels_of(datasets.pixel_max(None if settings["train_images"] else settings["dataset"]))
+    try:
+        checks.check_grid_noise(settings["sigma"], levels)
+    except ValueError as error:
+        raise InputError(f"--sigma: no such noise can be certified. {error}") from None
 
 
 def _check_dataset(settings, *choices):

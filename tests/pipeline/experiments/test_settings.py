@@ -149,6 +149,11 @@ BAD = [
         for method in ("smoothadv", "smoothmix")
     ),
     (["--dataset", "digits", "--verbose", "--quiet"], "--verbose and --quiet: give one of them."),
+    # Or the training would be for nothing.
+    *(
+        (["--dataset", name, "--sigma", sigma], f"must lie in [0.05, 16,384]. Received: levels={levels}, sigma={sigma}")
+        for name, levels, sigma in (("digits", 256, "64.1"), ("digits", 256, "0.0001"), ("mnist", 255, "64.3"))
+    ),
     (["--dataset", "mnits"], "Unknown dataset 'mnits'. Did you mean mnist"),
     (["--dataset", "digit"], "Did you mean digits"),
     (["--dataset", "digits", "--network", "vgg"], "Unknown network. Received: vgg; accepted: small_cnn, lenet"),
