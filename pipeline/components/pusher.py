@@ -8,6 +8,7 @@ from pipeline.utils.atomic_files import write_text
 from pipeline.utils.errors import InputError
 from serving.blessing import judge
 from serving.publish import content_fingerprint, publish
+from serving.terminal import printable
 from serving.versions import versions
 
 
@@ -36,7 +37,7 @@ def push(execution):
         except ValueError as error:
             raise InputError(f"Cannot push to {base}: {error}") from None
         if pushed in before:  # by an earlier run, or by this one before it was killed
-            print(f"  {pushed} is this very model already; it is not pushed again.")
+            print(f"  {printable(pushed)} is this very model already; it is not pushed again.")
         pushed_to = str(pushed)
     result = {"pushed_to": pushed_to, "reasons": reasons}
     write_text(execution.outputs["push"] / "push.json", json.dumps(result, indent=1))

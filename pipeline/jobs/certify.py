@@ -356,7 +356,8 @@ def _check_unchanged(settings, snapshot):
     if places.is_url(settings["model"]):
         return
     if not Path(settings["model"]).exists() or classifiers.model_fingerprint(settings["model"]) != snapshot.fingerprint:
-        print(f"{settings['model']} has been replaced since then: the certificates are of what was there before.")
+        model = printable(settings["model"])
+        print(f"{model} has been replaced since then: the certificates are of what was there before.")
 
 
 def _print_settings(settings, plan, classifier, precision, opened, ids):

@@ -8,7 +8,7 @@ from pipeline.utils.errors import InputError
 
 
 def check_data(settings):
-    """Raises InputError, in one line, if there are no such images or data set, or no noise of that sigma on their grid."""
+    """Raises InputError, in one line, if there are no such images, or no noise of that sigma on their grid."""
     if settings["train_images"]:
         for name in ("train_images", "test_images"):
             sources.at(settings[name], None)

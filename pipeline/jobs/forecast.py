@@ -20,6 +20,7 @@ from pipeline.data import examples as examples_lib
 from pipeline.experiments import methods
 from pipeline.orchestration import orchestrator
 from pipeline.training import backups, input_pipeline, models
+from serving.terminal import printable
 
 _SECONDS, _MOST_STEPS = 3, 50
 _LATER = "how long it takes is told once the images are read"
@@ -48,7 +49,7 @@ def tell(components, settings, root):
         entry = {"name": name, "state": step.state, "directory": step.directory and str(step.directory.absolute())}
         told["components"].append(entry)
         if step.state == "cached":
-            print(f"{name:<15} cached in {step.directory}", flush=True)
+            print(f"{name:<15} cached in {printable(step.directory)}", flush=True)
             continue
         words = "to go on" if step.state == "begun" else step.state
         if name in measured:

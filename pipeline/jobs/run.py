@@ -168,7 +168,7 @@ def _run(parsed, said, engine):
     paths = {path.name: str(path.absolute()) for path in sorted(folder.iterdir())}
     with said.result(run=folder.name, **about, **result, metrics=metrics, paths=paths):
         _print_results(artifacts, settings["paper"], metrics)
-        print(f"Run: {folder}, as the last one also {root / history.LATEST}: {', '.join(paths)}")
+        print(printable(f"Run: {folder}, as the last one also {root / history.LATEST}: {', '.join(paths)}"))
         print(console.curves(root / orchestrator.TENSORBOARD))
 
 
@@ -200,7 +200,8 @@ def _result(artifacts, metrics):
 
 def _print_plan(parsed):
     settings, listing = parsed.settings, settings_lib.listing(parsed.settings)
-    print(f"{settings['method']} on {settings['dataset']}, preset {parsed.preset.name}, in {settings['pipeline_root']}")
+    plan = f"{settings['method']} on {settings['dataset']}, preset {parsed.preset.name}, in {settings['pipeline_root']}"
+    print(printable(plan))
     if settings["verbose"]:
         console.print_listing(listing, parsed.notes)
     else:
@@ -236,16 +237,14 @@ def _print_results(artifacts, paper, metrics):
     if paper:
         print(f"* as reported, at n=100,000 and alpha=0.001; {paper['image_set']}")
     push = json.loads((artifacts["push"].path / "push.json").read_text())
-    print(f"\nReport: {evaluation / 'report.html'}")
+    print(f"\nReport: {printable(evaluation / 'report.html')}")
     if push["pushed_to"] is None:
-        print(f"Not pushed: {'; '.join(push['reasons'])}")
+        print(printable(f"Not pushed: {'; '.join(push['reasons'])}"))
     elif _holds(Path(push["pushed_to"]), artifacts["saved_model"]):
-        print(f"Pushed model: {push['pushed_to']}")
+        print(printable(f"Pushed model: {push['pushed_to']}"))
     else:
-        print(
-            f"Pushed model: it was {push['pushed_to']}, where it is no more; delete {artifacts['push'].path.parent} "
-            "and run again to push it again"
-        )
+        was, cached = printable(push["pushed_to"]), printable(artifacts["push"].path.parent)
+        print(f"Pushed model: it was {was}, where it is no more; delete {cached} and run again to push it again")
 
 
 def _holds(version, saved_model):

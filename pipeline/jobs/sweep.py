@@ -17,6 +17,7 @@ from pipeline.orchestration.orchestrator import Resolver
 from pipeline.report import results, words
 from pipeline.utils.errors import InputError
 from serving.exit import in_one_line
+from serving.terminal import printable
 
 _FORM = "a setting and two or more of its values, such as lam=0,1,4"
 _CHANGE_NOTHING = (
@@ -90,7 +91,7 @@ def parse(arguments):
 def print_plan(sweep, root):
     """Prints what will be done: of each setting its values in the sweep's order, or only of those that differ."""
     listing, first = _listing(sweep), sweep.members[0].settings
-    print(f"Sweep of {sweep.name}: {', '.join(member.value for member in sweep.members)}; in {root}")
+    print(f"Sweep of {sweep.name}: {', '.join(member.value for member in sweep.members)}; in {printable(root)}")
     if first["verbose"]:
         console.print_listing(listing, sweep.notes)
         return
@@ -158,7 +159,7 @@ def run(sweep, root, said, command, engine=None):
     paths = {path.name: str(path.absolute()) for path in sorted(folder.iterdir())}
     with said.result(run=folder.name, **about, comparison=comparison, paths=paths):
         _print_results(directory, comparison)
-        print(f"Run: {folder}")
+        print(f"Run: {printable(folder)}")
         print(console.curves(root / orchestrator.TENSORBOARD))
     return 1 if any(entry["failure"] for entry in entries) else 0
 
@@ -344,5 +345,5 @@ def _print_results(directory, comparison):
     print(console.table(header + [name for name, _ in columns], rows))
     for line in sweep_report.conditions(comparison):
         print(line)
-    print(f"\nPage: {directory / sweep_report.FILE_NAME}")
-    print(f"Table: {directory / 'sweep.csv'}, and with every digit {directory / 'sweep.json'}")
+    print(f"\nPage: {printable(directory / sweep_report.FILE_NAME)}")
+    print(printable(f"Table: {directory / 'sweep.csv'}, and with every digit {directory / 'sweep.json'}"))

@@ -30,6 +30,7 @@ from serving.fingerprints import (
     sealed,
     unsealed,
 )
+from serving.terminal import printable
 
 _RECORD = "execution.json"
 # <component>-<fingerprint>
@@ -187,7 +188,7 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
         _check_links(directory)
         _put_back(directory)
         if directory.exists() and not anew:
-            print(f"{component.name:<15} cached in {directory}", flush=True)
+            print(f"{component.name:<15} cached in {printable(directory)}", flush=True)
         else:
             print(f"{component.name:<15} running", flush=True)
             with working_in(directory.parent, component.name, "what was finished"):
@@ -198,7 +199,7 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
                 parameters = declaration["parameters"]
                 execution = _prepare(component, inputs, parameters, directory, root, num_workers, engine)
                 declaration, directory, seconds = _execute(component, execution, declaration, directory)
-            print(f"{component.name:<15} done in {duration(seconds)}: {directory}", flush=True)
+            print(f"{component.name:<15} done in {duration(seconds)}: {printable(directory)}", flush=True)
         artifacts.update(_finished_outputs(component, declaration, directory))
         # Not before the rename: a kill in between would cost what scratch holds.
         shutil.rmtree(directory / _SCRATCH, ignore_errors=True)

@@ -28,6 +28,7 @@ from pipeline.report import charts, figures, page, sweep_report
 from pipeline.training import backups
 from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
+from serving.terminal import printable
 
 pytestmark = pytest.mark.usefixtures("small_heap")
 
@@ -35,19 +36,22 @@ TINY = (
     "--dataset", "digits", "--epochs", "2", "--train_examples", "96", "--num_samples", "2", "--n0", "10", "--n", "50",
     "--num_test_examples", "8", "--num_workers", "2", "--serving_n", "20",
 )  # fmt: skip
+# What is said of it stays in its line.
+ROOT = "a\nroot"
 
 
 @pytest.fixture
 def sweep(capsys, tmp_path):
     """A function that runs the command in one root -> status, stdout, stderr, the sweeps' directories by age."""
+    root = tmp_path / ROOT
 
     def run(*arguments):
-        status = run_lib.main([*TINY, "--pipeline_root", str(tmp_path / "root"), *arguments])
+        status = run_lib.main([*TINY, "--pipeline_root", str(root), *arguments])
         printed = capsys.readouterr()
-        directories = sorted((tmp_path / "root").glob("SweepEvaluator-*/comparison"), key=lambda d: d.stat().st_mtime)
-        return SimpleNamespace(
-            status=status, out=printed.out, err=printed.err, root=tmp_path / "root", directories=directories
-        )
+        directories = sorted(root.glob("SweepEvaluator-*/comparison"), key=lambda d: d.stat().st_mtime)
+        # No line of the root's name by itself.
+        assert not re.search("^root", printed.out + printed.err, re.MULTILINE)
+        return SimpleNamespace(status=status, out=printed.out, err=printed.err, root=root, directories=directories)
 
     return run
 
@@ -258,8 +262,8 @@ def test_the_table_is_what_the_members_certificates_say(sweep, digits, kept):
     assert lines[0]["difference"] == ""
     assert html.count('<path class="curve color-') == 2
     assert not re.search(r"<script[^>]|url\(|src=|href=\"(?!#)", html)
-    assert f"Page: {directory / 'sweep.html'}\n" in done.out
-    assert str(directory / "sweep.csv") in done.out
+    assert f"Page: {printable(directory / 'sweep.html')}\n" in done.out
+    assert printable(directory / "sweep.csv") in done.out
     assert {path.name for path in directory.glob("*.tsv")} == {"1-lam-0.tsv", "2-lam-8.tsv"}
     assert not list(done.root.glob("Pusher-*")) + list(done.root.glob("Evaluator-*"))
 
@@ -339,7 +343,7 @@ def test_where_all_fail_there_is_nothing_to_compare(sweep, monkeypatch):
     done = sweep("--sweep", "lam=0,8")
     assert done.status == 1
     zero, eight, last = done.err.splitlines()
-    assert zero == f"error: lam=0 failed: RuntimeError: no memory (details: {done.root / 'error.log'})"
+    assert zero == f"error: lam=0 failed: RuntimeError: no memory (details: {printable(done.root / 'error.log')})"
     assert eight.startswith("error: lam=8 failed: RuntimeError: no memory")
     assert last == "error: every value failed: there is nothing to compare."
     assert not done.directories
@@ -358,7 +362,7 @@ def test_interrupted_it_goes_on_where_it_was(sweep, monkeypatch, tmp_path, ctrl_
         with pytest.raises(SystemExit, match="130"):
             sweep("--sweep", "lam=0,8")
     assert "run the same command again to go on" in capsys.readouterr().err
-    assert len(list(tmp_path.glob("root/Trainer-*"))) == 1
+    assert len(list(tmp_path.glob(f"{ROOT}/Trainer-*"))) == 1
     done = sweep("--sweep", "lam=0,8")
     assert (done.status, done.err) == (0, "")
     assert len(re.findall(r"^Trainer +cached", done.out, re.MULTILINE)) == 1
