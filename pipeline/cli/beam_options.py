@@ -41,7 +41,8 @@ def checked(flags, settings):
         names += of_server
         unknown = _unknown(unknown, of_server)
     if unknown:
-        raise InputError(command_line.unknown_argument(unknown[0], [*(f"--{name}" for name in settings), *names]))
+        others = [name.removeprefix("--") for name in names]
+        raise InputError(command_line.unknown_argument(unknown[0], settings, others))
     if values.runner is None:
         raise InputError(f"{flags[0].split('=')[0]} is an option of Beam's, for an engine: name it by --runner.")
     return tuple(flags)

@@ -193,7 +193,7 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
     texts, unknown = parser.parse_known_intermixed_args(arguments)
     settings = {setting.name: setting for entries in groups.values() for setting in entries}
     if unknown and not rest:
-        raise InputError(unknown_argument(unknown[0], [f"--{name}" for name in settings]))
+        raise InputError(unknown_argument(unknown[0], settings))
     return ({"beam": rest(unknown, settings)} if unknown else {}) | {
         name: value(settings[name], text) if name in settings else text
         for name, text in vars(texts).items()
@@ -256,8 +256,16 @@ def refuse_idle(given, idle):
             raise InputError(f"--{name} would do nothing here: {idle[name]}. Leave it out, or change that.")
 
 
-def unknown_argument(argument, flags):
-    """What is told of an argument that is none of these flags."""
-    nearest = difflib.get_close_matches(argument.split("=")[0], flags, n=2)
-    hint = f"Did you mean {' or '.join(nearest)}?" if nearest else "See --help."
+def unknown_argument(argument, settings, others=()):
+    """What is told of an argument that is the flag of none of these settings, nor of others, which are less likely."""
+    name = argument.split("=")[0]
+    found = nearest(name, settings) or nearest(name, others)
+    hint = f"Did you mean {' or '.join(f'--{one}' for one in found)}?" if found else "See --help."
     return f"Unknown argument {argument}. {hint}"
+
+
+def nearest(name, settings):
+    """The settings, two at most, that may be meant by a name: as batch-size, by its initials as lr, or by a typo."""
+    name = name.strip("-_").replace("-", "_")
+    meant = [one for one in settings if name in (one, "".join(word[0] for word in one.split("_")))]
+    return meant[:2] or difflib.get_close_matches(name, settings, n=2)

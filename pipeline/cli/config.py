@@ -1,6 +1,5 @@
 """Files of settings, in YAML or JSON: the same names and values as on the command line."""
 
-import difflib
 import json
 import re
 
@@ -148,8 +147,8 @@ def _text(path, setting, value):
 
 
 def _unknown(name, settings):
-    nearest = difflib.get_close_matches(name.replace("-", "_").strip("_"), settings, n=2)
-    hint = f"Did you mean {' or '.join(nearest)}?" if nearest else "--help lists them."
+    found = command_line.nearest(name, settings)
+    hint = f"Did you mean {' or '.join(found)}?" if found else "--help lists them."
     return f"unknown setting {printable(name)}. {hint}"
 
 

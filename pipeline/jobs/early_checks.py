@@ -37,7 +37,7 @@ def check_network(settings):
     # Anyone's method may bring a network of its own.
     elif ":" not in settings["method"]:
         try:
-            registered, numbers = checks.check_network(name)
+            registered, numbers = checks.check_network(name, (*checks.NETWORKS, "module:function"))
             if registered == "cifar_resnet<depth>":
                 checks.check_depth(*numbers)
         except ValueError as error:

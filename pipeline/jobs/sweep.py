@@ -5,7 +5,6 @@ cached. A sweep compares and pushes nothing: it ends with certificates, one tabl
 """
 
 import dataclasses
-import difflib
 import json
 import sys
 
@@ -239,8 +238,8 @@ def _name_and_values(text, others):
     if name in _CHANGE_NOTHING:
         raise InputError(f"A sweep compares certificates, which {name} does not change. Received: --sweep {text}")
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=2)
-        hint = f"Did you mean {' or '.join(nearest)}?" if nearest else "See --help."
+        found = command_line.nearest(name, known)
+        hint = f"Did you mean {' or '.join(found)}?" if found else "See --help."
         raise InputError(f"Unknown setting {name}. {hint} Received: --sweep {text}")
     seen = []
     for value in values:

@@ -89,6 +89,7 @@ def test_numbers_are_as_they_are_written(written):
     ("text", "line"),
     [
         ("dataset: mnist\nepoch: 5\n", "unknown setting epoch. Did you mean epochs"),
+        ("dataset: mnist\nlr: 5\n", "unknown setting lr. Did you mean learning_rate?"),
         ("dataset: mnist\nbatch-size: 5\n", "unknown setting batch-size. Did you mean batch_size"),
         ("dataset: mnist\n--epochs: 5\n", "unknown setting --epochs. Did you mean epochs"),
         ("dataset: mnist\nxyzzy: 5\n", "unknown setting xyzzy. --help lists them."),

@@ -61,6 +61,9 @@ BAD = [
         "--lr_drop_epochs must be at most 2147483647. Received: 1,",
     ),
     (["--dataset", "digits", "--sgima=1"], "Did you mean --sigma"),
+    (["--dataset", "digits", "--lr", "0.1"], "Unknown argument --lr. Did you mean --learning_rate?"),
+    # No option of Beam's beside one of ours that is as near.
+    (["--dataset", "digits", "--batch-size", "8"], "Unknown argument --batch-size. Did you mean --batch_size?"),
     (["digits"], "Unknown argument digits"),
     ([], "--dataset is missing. Accepted: digits, mnist, svhn, cifar10, imagenet"),
     (["--train_images", "a"], "--test_images is missing: --train_images needs it."),
@@ -156,7 +159,10 @@ BAD = [
     ),
     (["--dataset", "mnits"], "Unknown dataset 'mnits'. Did you mean mnist"),
     (["--dataset", "digit"], "Did you mean digits"),
-    (["--dataset", "digits", "--network", "vgg"], "Unknown network. Received: vgg; accepted: small_cnn, lenet"),
+    (
+        ["--dataset", "digits", "--network", "vgg"],
+        "Received: vgg; accepted: small_cnn, lenet, cifar_resnet<depth>, resnet50, module:function, e.g. ",
+    ),
     (["--dataset", "digits", "--network", "cifar_resnet9"], "depth of a cifar_resnet must be 6n + 2"),
     (["--dataset", "digits", "--network", "my_nowhere:make"], "There is no module my_nowhere to import"),
     (["--train_images", "nowhere", "--test_images", "b"], "There is no folder or file nowhere."),

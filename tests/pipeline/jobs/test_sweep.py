@@ -143,6 +143,7 @@ BAD = [
     (["--sweep", "lam=0,1,"], "--sweep must be a setting and two or more of its values"),
     (["--sweep", "lam=3"], "for one value, give --lam 3."),
     (["--sweep", "lambda=0,1"], "Unknown setting lambda. Did you mean lam"),
+    (["--sweep", "lr=0.1,1"], "Unknown setting lr. Did you mean learning_rate?"),
     (["--sweep", "xyzzy=0,1"], "Unknown setting xyzzy. See --help. Received: --sweep xyzzy=0,1"),
     (["--sweep", "lam=0,1,1.0"], "--sweep has the value 1.0 twice. Received: lam=0,1,1.0"),
     (["--sweep", "lam=0,x"], "--lam must be a number from 0. Received: x"),
