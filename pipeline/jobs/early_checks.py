@@ -18,7 +18,7 @@ def check_data(settings):
     try:
         checks.check_grid_noise(settings["sigma"], levels)
     except ValueError as error:
-        raise InputError(f"--sigma: no such noise can be certified. {error}") from None
+        raise InputError(str(error)) from None
 
 
 def _check_dataset(settings, *choices):
