@@ -29,6 +29,11 @@ def check(classifier: keras.Model) -> None:
     inputs = keras.tree.flatten(_inputs(classifier))
     if len(inputs) > 1:
         raise ValueError(f"The classifier must take images as its only input. Received: {len(inputs)} inputs")
+    if inputs and len(inputs[0].shape) != 4:
+        raise ValueError(
+            "The classifier must take images [height, width, channels]; begin it with keras.Input((height, width, "
+            f"channels)) and a layers.Reshape. Received: input shape {tuple(inputs[0].shape)}"
+        )
     dtype = _integer_input(classifier)
     if dtype:
         raise ValueError(
