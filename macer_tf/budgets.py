@@ -20,7 +20,7 @@ from scipy import special
 
 from macer_tf import bounds, certificates
 from macer_tf.certificates import Certificates
-from macer_tf.checks import is_number, is_whole
+from macer_tf.checks import class_indices, is_number, is_whole
 from macer_tf.confidence import anytime_lower, anytime_upper, check_alpha, clopper_pearson_lower
 from macer_tf.votes import Votes, check_votes
 
@@ -44,10 +44,10 @@ class _Budget:
         Args:
             votes: `Votes` with all selection votes and the estimation votes so far.
             sigma, alpha: what will be certified for, the same at every call.
-            labels: int [images], in an EVALUATION only: images whose selected class, by hard votes, is not the label
-                get no estimation samples. Certified accuracy and ACR are those of a run without labels, because such an
-                image counts 0 whatever its votes; how many of them abstain stays unknown. Where there is no evaluation,
-                the user is owed the certificate of a wrong class too.
+            labels: as `evaluate` takes them, in an EVALUATION only: images whose selected class, by hard votes, is not
+                the label get no estimation samples. Certified accuracy and ACR are those of a run without labels,
+                because such an image counts 0 whatever its votes; how many of them abstain stays unknown. Where there
+                is no evaluation, the user is owed the certificate of a wrong class too.
 
         Returns:
             int64 [images].
@@ -67,8 +67,9 @@ class _Budget:
         more = np.maximum(np.minimum(self._goal(votes, sigma, alpha), self.n) - votes.n, 0)
         if labels is None:
             return more
-        if np.shape(labels) != votes.n.shape:
-            raise ValueError(f"Expected one label per image. Received: {np.shape(labels)} for {votes.n.shape}")
+        labels = class_indices(labels)
+        if labels.shape != votes.n.shape:
+            raise ValueError(f"Expected one label per image. Received: {labels.shape} for {votes.n.shape}")
         return np.where(votes.selected == labels, more, 0)
 
     def _goal(self, votes: Votes, sigma: float, alpha: float) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 
 from macer_tf import files
 from macer_tf.certificates import ABSTAIN, Certificates
+from macer_tf.checks import class_indices
 
 HEADER = ("idx", "label", "predict", "radius", "correct", "time")
 _FILE = "file"
@@ -94,7 +95,7 @@ def write(
     Args:
         path: where to write.
         certificates: `Certificates`, or a `CertificationLog`.
-        labels: integers [images].
+        labels: as `evaluate` takes them.
         ids: integers [images], each image's place in its split.
         names: one for each image, of its file or as its data set calls it; None for one that has none.
 
@@ -132,6 +133,8 @@ def write(
 def _whole_numbers(name, given, predictions):
     """As Python's, one per image."""
     found = np.asarray(given if hasattr(given, "__len__") else list(given))
+    if name == "labels":
+        found = class_indices(found)
     is_number = found.dtype.kind in "biuf" or found.size == 0
     if found.shape != predictions.shape or not is_number or not (np.isfinite(found) & (found == np.rint(found))).all():
         raise ValueError(

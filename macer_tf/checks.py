@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 # float32 flushes probabilities below 1.2e-38 = Phi(-12.9) to zero; a hinge at 24 reaches down to about Phi(-12.4).
 MAX_GAMMA = 24.0
@@ -125,6 +126,17 @@ def check_seed(seed: int) -> int:
     if not (is_number(seed) and 0 <= seed < 2**32 and seed == int(seed)):
         raise ValueError(f"seed must be a whole number from 0 to 4294967295. Received: seed={seed!r}")
     return int(seed)
+
+
+def class_indices(labels: ArrayLike) -> np.ndarray:
+    """Labels as training takes them, [images], [images, 1] or one-hot rows, as [images]; any others as they are."""
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.dtype.kind not in "biuf":
+        return labels
+    if labels.shape[1] == 1:
+        return labels[:, 0]
+    is_one_hot = np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()
+    return labels.argmax(axis=1) if is_one_hot else labels
 
 
 def check_levels(levels: int) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from macer_tf import bounds
 from macer_tf.certificates import ABSTAIN, Certificates, max_radius
+from macer_tf.checks import class_indices
 from macer_tf.votes import images_in_words
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def correct_radii(certificates: Certificates | CertificationLog, labels: ArrayLi
     """
     if not hasattr(certificates, "predictions"):
         raise ValueError(f"Expected `Certificates` or a `CertificationLog`. Received: {type(certificates).__name__}")
-    labels = np.asarray(labels)
+    labels = class_indices(labels)
     is_number = labels.dtype.kind in "biuf"
     if not is_number or not np.isfinite(labels).all() or (labels != np.rint(labels)).any() or (labels < -1).any():
         received = labels.dtype if not is_number else f"{labels.min()} to {labels.max()}"
@@ -115,7 +116,7 @@ def evaluate(
 
     Args:
         certificates: `Certificates`, or a `CertificationLog`.
-        labels: integers [images], the true classes.
+        labels: the true classes, integers [images] or [images, 1], or one-hot rows.
         radii: l2 radii to report certified accuracy at, in units of a pixel in [0, 1]; by default `default_radii`.
 
     Returns:

@@ -11,6 +11,7 @@ from macer_tf import tensorflow_backend  # noqa: F401
 import contextlib
 import functools
 import inspect
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -230,7 +231,7 @@ class NoisyTrainingModel(keras.Model):
         _check_arrays(arguments.get("x"), arguments.get("y"))
         if isinstance(validation := arguments.get("validation_data"), tuple) and len(validation) > 1:
             _check_arrays(*validation[:2])
-        with _one_line_errors():
+        with _one_line_errors(arguments.get("class_weight")):
             return super().fit(*args, **kwargs)
 
     @functools.wraps(keras.Model.evaluate)
@@ -464,9 +465,10 @@ def _the_only(value):
     """The tensor in a structure of one, as Keras takes it for a model of one input and one output."""
     tensors = keras.tree.flatten(value)
     if len(tensors) != 1:
+        received = f"a dict of {', '.join(map(str, value))}" if isinstance(value, dict) else f"{len(tensors)} tensors"
         raise ValueError(
-            "A batch must hold one tensor of images, one of labels and, if any, one of sample weights. "
-            f"Received: {len(tensors)} tensors in place of one"
+            "A batch must hold one tensor of images, one of labels and, if any, one of sample weights, in this order. "
+            f"Received: {received} in place of one"
         )
     return tensors[0]
 
@@ -499,6 +501,7 @@ def _as_classes(labels):
         raise ValueError(
             "Labels must be class indices, [batch] or [batch, 1], or one-hot rows, [batch, classes]. "
             f"Received: shape={'unknown' if rank is None else tuple(labels.shape)}"
+            + (", a single label; `batch` the data set" if rank == 0 else "")
         )
     with tf.control_dependencies([_batch_check(labels_ok, message)]):
         return tf.identity(classes), targets
@@ -527,11 +530,17 @@ def _batch_check(condition, message):
 
 
 @contextlib.contextmanager
-def _one_line_errors():
-    """Turns TensorFlow's page about a failed batch check into a ValueError of one line."""
+def _one_line_errors(class_weight=None):
+    """Turns TensorFlow's page on a failed batch check, or a label without a weight, into a ValueError of one line."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
+        without = re.search(rf" = (-?\d+) is not in \[0, {len(class_weight or ())}\)", error.message)
+        if class_weight and without:
+            raise ValueError(
+                "class_weight must have a weight for each class of the labels. "
+                f"Received: weights for 0 to {len(class_weight) - 1}, and a label {without[1]}"
+            ) from None
         if _BAD_BATCH not in error.message:
             raise
         line = error.message[error.message.index(_BAD_BATCH) :].split("\n")[0].split("] [Op:")[0]

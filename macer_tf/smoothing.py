@@ -520,11 +520,11 @@ def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tup
         ValueError: unless images are finite floats [images, height, width, channels] in [0, 1], at least one, and the
             ids are as many different whole numbers in [0, 2**32).
     """
-    images = np.asarray(images)
+    given, images = images, np.asarray(images)
     if images.ndim != 4 or images.size == 0:
         raise ValueError(
             "Images, at least one and of one pixel or more, must have shape [images, height, width, channels]. "
-            f"Received: {images.shape}"
+            f"Received: {images.shape or type(given).__name__}"
         )
     check_floats(images.dtype)
     if not np.isfinite(images).all() or images.min() < 0 or images.max() > 1:

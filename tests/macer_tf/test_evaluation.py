@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from macer_tf import certification_log
+from macer_tf import FixedBudget, Votes, certification_log
 from macer_tf.certificates import ABSTAIN, Certificates, max_radius
 from macer_tf.evaluation import correct_radii, default_radii, evaluate, mean_and_standard_error
 
@@ -54,6 +54,22 @@ def test_a_single_image_has_no_standard_error():
 def test_a_label_for_each_image():
     with pytest.raises(ValueError, match=r"Expected one label per image. Received: \(3,\) for \(2,\)"):
         evaluate(certified([0, 1], [0.1, 0.1]), [0, 1, 2], (0,))
+
+
+@pytest.mark.parametrize("labels", [[[1], [2]], np.eye(3)[[1, 2]], np.eye(3, dtype=bool)[[1, 2]]])
+def test_labels_as_training_takes_them(labels, tmp_path):
+    certificates = certified([1, 0], [0.5, 0.5])
+    assert evaluate(certificates, labels, (0,)) == evaluate(certificates, [1, 2], (0,))
+    certification_log.write(tmp_path / "log.tsv", certificates, labels, ids=[0, 1])
+    np.testing.assert_array_equal(certification_log.read(tmp_path / "log.tsv").labels, [1, 2])
+    votes = Votes(np.array([[0, 9, 1], [9, 1, 0]]), np.zeros((2, 3), int))
+    np.testing.assert_array_equal(FixedBudget(100).more(votes, 0.25, 0.001, labels), [100, 0])
+
+
+@pytest.mark.parametrize("labels", [[[1, 1], [1, 0]], [[0.5, 0.5], [1, 0]]])
+def test_rows_that_are_not_one_hot_are_no_labels(labels):
+    with pytest.raises(ValueError, match=r"Expected one label per image|Labels must be whole numbers"):
+        evaluate(certified([1, 0], [0.5, 0.5]), labels, (0,))
 
 
 def test_images_without_samples_are_told_from_those_that_abstained():

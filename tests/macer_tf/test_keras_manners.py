@@ -40,6 +40,8 @@ DIFFERENCES = {
     "fit: smoothed labels": "rows of one-hot labels must hold one 1",
     "classifier: a softmax": r"must return logits, but its last layer \(head\) applies softmax",
     "classifier: bytes as its input": "The classifier's input is uint8",
+    "classifier: rows of pixels as its input": r"must take images \[height, width, channels\]; begin it with",
+    "classifier: images without channels as its input": r"must take images \[height, width, channels\]; begin it with",
     "classifier: two inputs": "The classifier must take images as its only input. Received: 2 inputs",
     "classifier: outputs by name": "The classifier must return one tensor",
     "jit_compile after gamma above 14": "jit_compile=True needs gamma <= 14",
@@ -404,6 +406,12 @@ USES = {
     "classifier: bytes as its input": lambda kit, tmp: fit(
         made(kit, keras.Sequential([keras.Input(SHAPE, dtype="uint8"), layers.Flatten(), layers.Dense(3)])), X, Y
     ),
+    "classifier: rows of pixels as its input": lambda kit, tmp: fit(
+        made(kit, keras.Sequential([keras.Input((16,)), layers.Dense(3)])), X.reshape(16, 16), Y
+    ),
+    "classifier: images without channels as its input": lambda kit, tmp: fit(
+        made(kit, keras.Sequential([keras.Input((4, 4)), layers.Flatten(), layers.Dense(3)])), X[..., 0], Y
+    ),
     "classifier: two inputs": lambda kit, tmp: fit(made(kit, two_inputs()), [X, X], Y),
     "classifier: outputs by name": lambda kit, tmp: fit(
         made(kit, named_outputs(), **({} if kit is Macer else {"metrics": None})), X, Y
@@ -436,3 +444,25 @@ def test_what_plain_keras_does_macer_does_or_refuses_in_one_line(name, tmp_path)
     else:
         with contextlib.nullcontext() if works else pytest.fail(f"{type(ours).__name__}: {ours}"):
             assert ours == plain
+
+
+def test_a_label_without_a_class_weight_is_one_line():
+    with pytest.raises(ValueError, match=r"Received: weights for 0 to 1, and a label 2$") as caught:
+        shared(Macer).fit(dataset(X, Y), class_weight={0: 1.0, 1: 2.0}, verbose=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (tf.data.Dataset.from_tensor_slices((X, Y)), r"shape=\(\), a single label; `batch` the data set"),
+        (
+            tf.data.Dataset.from_tensors({"image": X, "label": Y}),
+            "Received: a dict of image, label in place of one",
+        ),
+    ],
+)
+def test_a_data_set_of_another_form_is_told_in_one_line(data, line):
+    with pytest.raises(ValueError, match=line) as caught:
+        made(Macer).fit(data, verbose=0)
+    assert "\n" not in str(caught.value)

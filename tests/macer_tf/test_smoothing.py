@@ -414,6 +414,7 @@ def changed(value, dtype=np.float32):
         (changed(np.inf), {}, "finite"),
         (GOOD.astype(np.uint8), {}, "divide bytes by 255. Received: dtype=uint8"),
         (GOOD[0], {}, r"shape \[images, height, width, channels\]. Received: \(4, 4, 1\)"),
+        (tf.data.Dataset.from_tensor_slices(GOOD), {}, r"channels\]. Received: \w*Dataset$"),
         (GOOD[:0], {}, r"shape \[images, height, width, channels\]. Received: \(0, 4, 4, 1\)"),
         (GOOD, {"example_ids": [3, 3]}, "example_ids must be different whole numbers from 0 to 4294967295"),
         (GOOD, {"example_ids": [-1, 3]}, "different whole numbers"),
