@@ -119,13 +119,15 @@ def _made_of(classifier):
     parts = [*classifier.variables]
     for layer in classifier._flatten_layers():
         parts += [layer, ("compute_dtype", layer.compute_dtype)]
-        if type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.Model):
-            settings = sorted(item for item in vars(layer).items() if item[0][0] != "_" and item[0] != "trainable")
-            # Tensors are by themselves: those of a `Normalization` that is adapted are others than before.
-            parts += [value for _, value in settings if tf.is_tensor(value)]
-            parts += [
-                (name, _as_now(value)) for name, value in settings if callable(value) or isinstance(value, _SETTINGS)
-            ]
+        if isinstance(layer, keras.Model) or not type(layer).__module__.startswith("keras."):
+            continue
+        for name, value in sorted(vars(layer).items()):
+            if name.startswith("_") or name == "trainable":
+                continue
+            if isinstance(value, tf.Tensor):  # by itself: of a `Normalization` that is adapted, it is another one
+                parts.append(value)
+            elif callable(value) or isinstance(value, _SETTINGS):
+                parts.append((name, _as_now(value)))
     return parts
 
 
