@@ -7,6 +7,7 @@ source. Images are never resized, cropped or padded unless a source says so: a r
 import dataclasses
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,10 +189,9 @@ class Folder:
 
 def _check_spellings(root, names):
     """Raises InputError for two sub-folders that look the same, as accents can be spelt in two ways."""
-    spellings = [image_files.spelling(name) for name in names]
-    twice = sorted({one for one in spellings if spellings.count(one) > 1})
-    if twice:
-        raise InputError(f"{root} has two sub-folders {twice[0]}, whose accents are spelt in two ways; join them.")
+    for spelling, times in Counter(map(image_files.spelling, names)).items():
+        if times > 1:
+            raise InputError(f"{root} has two sub-folders {spelling}, whose accents are spelt in two ways; join them.")
 
 
 def _are_numbers(names):
