@@ -85,7 +85,10 @@ class VoteStore:
         # Before the first sample: what is planned later has seen votes.
         looks = {"first_looks": self.first_looks}
         _write_if_new(self._register, {"format": FORMAT, **self._noise, **looks})
-        _write_if_new(self.directory / ABOUT, {**self._identity, **looks}, opened_at=time.time())
+        path = self.directory / ABOUT
+        # Earlier versions left it to the file's own time.
+        opened_at = path.stat().st_mtime if path.exists() else time.time()
+        _write_if_new(path, {**self._identity, **looks}, opened_at=opened_at)
 
     def pieces(self):
         """Every `Piece` in shards and ledgers that has soft votes at all betas wanted. They may overlap."""
@@ -97,9 +100,7 @@ class VoteStore:
     @property
     def opened_at(self):
         """When the folder was first made ready to be drawn into, seconds since the epoch."""
-        path = self.directory / ABOUT
-        # Earlier versions left it to the file's own time.
-        return _read_sealed(path).get("opened_at", path.stat().st_mtime)
+        return _read_sealed(self.directory / ABOUT)["opened_at"]
 
     def follow(self):
         """A `LedgerReader` of what the threads of this machine append."""

@@ -219,6 +219,16 @@ def test_when_votes_were_first_drawn_does_not_follow_the_files_time(store):
     assert make(store.directory).opened_at == opened_at
 
 
+def test_of_votes_that_do_not_say_when_they_were_first_drawn_the_files_time_does(store):
+    path = store.directory / "votes.json"
+    about = sealed.loads(path.read_bytes())
+    del about["opened_at"]
+    path.write_text(sealed.dumps(about))
+    os.utime(path, (1e9, 1e9))
+    for _ in range(2):
+        assert make(store.directory).opened_at == 1e9
+
+
 def test_a_folder_of_votes_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "votes").write_text("a file")
     with pytest.raises(InputError, match=r"^Cannot write .*votes.*\. Move away what is in its place and run the same"):
