@@ -112,8 +112,14 @@ def check_depth(depth: int) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number, of Python's or NumPy's, and no truth value."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    """Whether a value is a real number, of Python's or NumPy's, not beyond all floats, and no truth value."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:  # of an int such as 10**400
+        return False
+    return True
 
 
 def is_whole(value: Any) -> bool:

@@ -1,10 +1,10 @@
 """Confidence bounds on the probability, or the mean score, of the top class. All float64, all one-sided."""
 
-import numbers
-
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
+
+from macer_tf.checks import is_number
 
 # The alternatives that the anytime bounds are a mixture of, as odds ratios exp(-theta): certainty, and theta halved
 # from 3 to 9e-5. The first theta serve n up to about 100,000 and carry most of the weight; the last keep the bounds
@@ -194,7 +194,7 @@ def check_alpha(alpha: float) -> float:
     Raises:
         ValueError: unless it is below 1 and from 1e-100, below which SciPy's inverses cannot be relied on.
     """
-    if not isinstance(alpha, numbers.Real) or not 0 < float(alpha) < 1:
+    if not is_number(alpha) or not 0 < float(alpha) < 1:
         raise ValueError(f"alpha, the failure probability, must be above 0 and below 1. Received: alpha={alpha!r}")
     if alpha < _LEAST_ALPHA:
         raise ValueError(f"alpha must be at least {_LEAST_ALPHA:g}. Received: alpha={alpha!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from macer_tf import bounds
 from macer_tf.certificates import ABSTAIN, Certificates, max_radius
-from macer_tf.checks import class_indices
+from macer_tf.checks import class_indices, is_number
 from macer_tf.votes import images_in_words
 
 if TYPE_CHECKING:
@@ -148,7 +147,7 @@ def _checked(radii):
     """Radii as floats. One below 0 would count what is wrong."""
     is_scalar = isinstance(radii, np.ndarray) and radii.ndim == 0  # iterable by its type, and by nothing else
     found = list(radii) if isinstance(radii, Iterable) and not is_scalar else [None]
-    if not all(isinstance(radius, numbers.Real) and 0 <= radius < np.inf for radius in found):
+    if not all(is_number(radius) and 0 <= radius < np.inf for radius in found):
         raise ValueError(f"radii must be finite numbers from 0, such as (0, 0.25, 0.5). Received: radii={radii!r}")
     return tuple(map(float, found))
 

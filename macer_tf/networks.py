@@ -10,7 +10,7 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 # isort: split
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import keras
 from keras import layers
@@ -202,7 +202,7 @@ def _logits(x, num_classes, name=None):
 
 
 def _check(name, input_shape, smallest, num_classes):
-    sides = input_shape if isinstance(input_shape, (tuple, list)) else ()
+    sides = tuple(input_shape) if isinstance(input_shape, Iterable) else ()
     if len(sides) != 3 or not all(checks.is_whole(side) and side >= 1 for side in sides):
         raise ValueError(f"input_shape must be (height, width, channels). Received: {input_shape!r}")
     if min(sides[:2]) < smallest:

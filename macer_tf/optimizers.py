@@ -5,12 +5,13 @@ from macer_tf import tensorflow_backend  # noqa: F401
 # isort: split
 
 import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from macer_tf.checks import is_number
 
 
 @keras.saving.register_keras_serializable(package="macer_tf")
@@ -50,14 +51,14 @@ class SGD(keras.optimizers.Optimizer):
         name: str = "sgd",
         **kwargs: Any,
     ) -> None:
-        if not (isinstance(momentum, numbers.Real) and 0 <= momentum < 1):
+        if not (is_number(momentum) and 0 <= momentum < 1):
             raise ValueError(f"momentum must be at least 0 and below 1. Received: momentum={momentum!r}")
-        if not (isinstance(l2, numbers.Real) and 0 <= l2 < math.inf):
+        if not (is_number(l2) and 0 <= l2 < math.inf):
             raise ValueError(f"l2 must be 0 or above, and finite. Received: l2={l2!r}")
-        if isinstance(learning_rate, numbers.Real) and not 0 <= learning_rate < math.inf:
+        if is_number(learning_rate) and not 0 <= learning_rate < math.inf:
             raise ValueError(f"learning_rate must be 0 or above, and finite. Received: learning_rate={learning_rate!r}")
         for clip in ("clipnorm", "clipvalue", "global_clipnorm"):
-            if (value := kwargs.get(clip)) is not None and not (isinstance(value, numbers.Real) and value > 0):
+            if (value := kwargs.get(clip)) is not None and not (is_number(value) and value > 0):
                 raise ValueError(f"{clip} must be above 0. Received: {clip}={value!r}")
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.momentum: float = momentum

@@ -109,7 +109,7 @@ def test_an_alpha_that_rounds_to_1_is_refused():
 def test_sigma_may_be_an_array_of_one_number():
     votes = Votes(np.array([[100, 0]]), np.array([[990, 10]]))
     assert certify(votes, np.array(0.25), 0.001).radii == certify(votes, 0.25, 0.001).radii
-    for sigma in ("0.25", None, np.array([0.25]), True, 0, np.inf):
+    for sigma in ("0.25", None, np.array([0.25]), True, 0, np.inf, 10**400):
         with pytest.raises(ValueError, match=r"sigma must be above 0 and finite\. Received: sigma="):
             certify(votes, sigma, 0.001)
     for sigma in (1e308, 5e-324):  # the radius would be infinite, or rounded up to the next multiple of 5e-324
@@ -142,7 +142,7 @@ def test_clopper_pearson_at_the_least_alpha_errs_no_more_often_than_alpha(n, fai
         assert 0.99 * alpha < tail <= alpha
 
 
-@pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.5, np.nan])
+@pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.5, np.nan, 10**400])
 def test_bad_alpha(alpha):
     with pytest.raises(ValueError, match=r"alpha, the failure probability, must be above 0 and below 1. Received"):
         check_alpha(alpha)

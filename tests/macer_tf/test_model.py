@@ -704,6 +704,8 @@ class TestBadInput:
             ({"beta": np.inf}, "beta"),
             ({"lam": -1}, "lam must be 0 or above. Received: lam=-1"),
             ({"lam": np.nan}, "lam"),
+            ({"lam": 10**400}, "lam must be 0 or above. Received: lam=1000"),
+            ({"num_samples": 10**400}, "must be a whole number from 1. Received: num_samples=1000"),
             ({"num_samples": 0}, "must be a whole number from 1. Received: num_samples=0"),
             ({"num_samples": np.inf}, "must be a whole number from 1. Received: num_samples=inf"),
             ({"noise_steps": np.nan}, "must be a whole number from 0. Received: noise_steps=nan"),

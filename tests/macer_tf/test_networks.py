@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from scipy import signal
 
 from macer_tf import checks, networks
@@ -125,6 +126,11 @@ def test_bad_input(name, shape, message):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"num_classes must be a whole number from 2\. Received: 1"):
         networks.build("small_cnn", (8, 8, 1), 1)
+
+
+def test_the_shape_that_a_dataset_tells_is_one():
+    shape = tf.data.Dataset.from_tensors(np.zeros((8, 9, 1))).element_spec.shape
+    assert networks.small_cnn(shape).input_shape == (None, 8, 9, 1)
 
 
 def test_another_network_is_one_decorated_function(monkeypatch):
