@@ -1,13 +1,16 @@
 """Artifacts: directories of finished files, known by a fingerprint of their contents."""
 
+import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.utils import atomic_files
 from pipeline.utils.errors import InputError
-from serving.files import is_hidden
+from serving.files import content_files, is_hidden
 from serving.fingerprints import directory_fingerprint
+
+_SOON_READ_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -17,15 +20,33 @@ class Artifact:
     Attributes:
         path: a directory; None of what there is not.
         fingerprint: hexadecimal SHA-256 of its files' names and contents; hidden ones are left out.
+        stamps: name, inode, size and times of each file, before it was read for the fingerprint.
     """
 
     path: Path | None
     fingerprint: str
+    stamps: tuple = field(default=(), compare=False, repr=False)
 
     @classmethod
     def of(cls, path):
         """The artifact in the directory `path`, its fingerprint computed from the files as they are."""
-        return cls(Path(path), directory_fingerprint(path))
+        stamps = _stamps(path)
+        return cls(Path(path), directory_fingerprint(path), stamps)
+
+    def is_unchanged(self):
+        """Whether its files are what they were: beyond 256 MiB by the stamps, as to read them again takes long."""
+        try:
+            now = _stamps(self.path)
+            if now == self.stamps and sum(size for _, _, size, *_ in now) > _SOON_READ_BYTES:
+                return True
+            return directory_fingerprint(self.path) == self.fingerprint
+        except (OSError, ValueError):
+            return False
+
+
+def _stamps(directory):
+    found = ((name, os.stat(path)) for name, path in content_files(directory))
+    return tuple(sorted((name, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in found))
 
 
 def private_copy(artifact, directory):

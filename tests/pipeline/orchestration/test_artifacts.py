@@ -143,3 +143,22 @@ def test_a_write_that_fails_says_what_to_do_about_it(tmp_path, number, told):
             atomic_files.writing("x", "it is kept"),
         ):
             raise error
+
+
+def test_what_is_large_is_read_again_only_if_its_sizes_or_times_are_others(tmp_path, monkeypatch):
+    file = tmp_path / "made" / "file"
+    file.parent.mkdir()
+    file.write_text("one")
+    monkeypatch.setattr(artifacts, "_SOON_READ_BYTES", 0)
+    artifact = artifacts.Artifact.of(file.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "directory_fingerprint", lambda path: pytest.fail("It was read again."))
+        assert artifact.is_unchanged()
+    before = file.stat()
+    file.write_text("two")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not artifact.is_unchanged()
+    file.write_text("one")
+    assert artifact.is_unchanged()
+    shutil.rmtree(file.parent)
+    assert not artifact.is_unchanged()

@@ -598,6 +598,23 @@ def test_an_input_that_changes_while_it_is_read_is_refused_and_nothing_is_cached
     assert pipeline.run() == ("hellohello!", ["Repeat", "Suffix"])
 
 
+def test_what_is_read_under_two_names_is_looked_at_once(pipeline, monkeypatch):
+    """As the examples that the members of a sweep share."""
+    looked_at, is_unchanged = [], Artifact.is_unchanged
+    monkeypatch.setattr(Artifact, "is_unchanged", lambda self: looked_at.append(self.path.name) or is_unchanged(self))
+    pipeline.components.insert(2, Resolver("again", lambda artifacts, *_: artifacts["repeated"]))
+    last = pipeline.components[3]
+
+    def execute(execution):
+        del execution.inputs["again"]
+        last.execute(execution)
+        execution.inputs["again"] = execution.inputs["repeated"]
+
+    pipeline.components[3] = dataclasses.replace(last, inputs=(*last.inputs, "again"), execute=execute)
+    assert pipeline.run()[0] == "hellohello!"
+    assert looked_at == ["source", "repeated"]
+
+
 def test_a_resolver_is_asked_in_every_run(pipeline):
     """What it finds is an input like any other: another finding makes another execution."""
     found = {"source": "first"}
