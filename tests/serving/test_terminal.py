@@ -117,7 +117,7 @@ def test_ctrl_c_while_a_command_imports_what_it_needs_is_one_line(shell, module)
         "import os, runpy, signal, sys\n"
         "class Signals:\n"
         "    def find_spec(self, name, *_):\n"
-        '        if name == "serving.exit": os.kill(os.getpid(), signal.SIGINT)\n'
+        '        if name in ("pipeline.jobs", "serving.exit"): os.kill(os.getpid(), signal.SIGINT)\n'
         "sys.meta_path.insert(0, Signals())\n"
         f'runpy.run_module("{module}", run_name="__main__", alter_sys=True)\n'
     )
