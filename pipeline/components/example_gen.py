@@ -53,8 +53,7 @@ def enough_images(count):
 def read_from(parameters):
     """Fingerprints of the images that these parameters name: name -> JSON value."""
     if parameters["train_images"]:
-        names = ("train_images", "test_images")
-        return dict(zip(names, own_images.fingerprints_of_both(*map(parameters.get, names)), strict=True))
+        return own_images.fingerprints_of_both(parameters["train_images"], parameters["test_images"])
     if parameters["dataset"] == "digits":
         return {}
     return {"dataset": datasets.fingerprint(parameters["dataset"], parameters["data_dir"])}

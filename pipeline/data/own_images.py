@@ -65,14 +65,14 @@ def fingerprint(path):
 
 
 def fingerprints_of_both(train_images, test_images):
-    """The `fingerprint` of each.
+    """The `fingerprint` of each, by its setting's name.
 
     Raises:
         InputError: if they are the same.
         OSError, ValueError: if one cannot be read.
     """
-    found = fingerprint(train_images), fingerprint(test_images)
-    if found[0] == found[1]:
+    found = {"train_images": fingerprint(train_images), "test_images": fingerprint(test_images)}
+    if found["train_images"] == found["test_images"]:
         raise InputError(f"Test images must not be trained on: {train_images} and {test_images} have the same content.")
     return found
 
