@@ -22,7 +22,7 @@ from macer_tf import bounds, certificates
 from macer_tf.certificates import Certificates
 from macer_tf.checks import class_indices, is_number, is_whole
 from macer_tf.confidence import anytime_lower, anytime_upper, check_alpha, clopper_pearson_lower
-from macer_tf.votes import Votes, check_votes
+from macer_tf.votes import MOST_SAMPLES, Votes, check_votes
 
 # Samples are drawn in multiples of it, up to the last ones before n.
 BLOCK = 100
@@ -269,8 +269,10 @@ class ToleranceBudget(_Budget):
 
 def _checked(n):
     """n as Python's int: NumPy's narrower ones overflow."""
-    if not is_whole(n) or n < 1:
-        raise ValueError(f"n, the most samples per image, must be a whole number from 1. Received: n={n}")
+    if not is_whole(n) or not 1 <= n <= MOST_SAMPLES:
+        raise ValueError(
+            f"n, the most samples per image, must be a whole number from 1 to {MOST_SAMPLES:,}. Received: n={n}"
+        )
     return int(n)
 
 
