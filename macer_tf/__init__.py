@@ -65,7 +65,7 @@ __all__ = [
     "released",
 ]
 
-# Name -> the module that has it; a name that is not here is a module.
+# Name -> the module that defines it; a name not listed here is itself a module.
 _HOMES = {
     "CATRSModel": "baselines.catrs",
     "ConsistencyModel": "baselines.consistency",
@@ -84,7 +84,7 @@ _HOMES = {
     "load_released": "released",
 }
 
-# What registers the classes that `keras.models.load_model` must find in a file that was saved here.
+# Importing these registers the classes that `keras.models.load_model` must find in a file that was saved here.
 _SAVED = (
     "macer_tf.model",
     "macer_tf.semi_supervised",
@@ -93,7 +93,7 @@ _SAVED = (
 
 
 def __getattr__(name: str) -> Any:
-    # On demand: the version and the statistics do not need TensorFlow.
+    # On demand, because the version and the statistics do not need TensorFlow.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
@@ -107,7 +107,7 @@ def __dir__() -> list[str]:
 
 
 def _register(_: ModuleType) -> None:
-    # What derives from these two, if one of them is the first to import Keras, cannot until they are whole.
+    # If one of these two is the first to import Keras, classes derived from it must wait until it is fully imported.
     halves = {"macer_tf.noisy_training", "macer_tf.model"} - _WHOLE
     if sys.modules["keras"].config.backend() == "tensorflow" and halves.isdisjoint(sys.modules):
         for module in _SAVED:
@@ -119,7 +119,7 @@ def _register_after(module: ModuleType) -> None:
     _register(module)
 
 
-# As soon as there is a Keras to load a model with, and not before: command lines print their help without TensorFlow.
+# Registered when Keras is imported, and not before: command lines print their help without TensorFlow.
 _WHOLE: set[str] = set()
 wrapt.register_post_import_hook(_register, "keras")
 wrapt.register_post_import_hook(_register_after, "macer_tf.noisy_training")

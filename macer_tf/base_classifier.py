@@ -6,7 +6,7 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 import keras
 
-# Outputs of these are not logits, whether they are a layer, an activation or an operation.
+# The outputs of these are not logits, whether they are used as a layer, an activation or an operation.
 _NO_LOGITS = {
     name.replace("_", ""): name
     for name in ("softmax", "log_softmax", "sparsemax", "sigmoid", "log_sigmoid", "hard_sigmoid", "sparse_sigmoid")
@@ -19,7 +19,7 @@ _PASS_ON = {
 
 
 def check(classifier: keras.Model) -> None:
-    """Raises ValueError, in one line, unless `classifier` takes float images and returns rows, as far as can be seen.
+    """Raises a one-line ValueError unless `classifier` takes float images and returns rows, as far as can be seen.
 
     Args:
         classifier: a Keras model, images [batch, ...] -> [batch, classes], two classes or more.
@@ -41,7 +41,7 @@ def check(classifier: keras.Model) -> None:
             f"float, keras.Input(shape), and scale inside it, as Rescaling(255) does. Received: input dtype {dtype}"
         )
     outputs = getattr(classifier, "_outputs_struct", None)
-    # Keras returns the one tensor of a list by itself.
+    # Keras unwraps a list of one tensor.
     if isinstance(outputs, dict) or len(keras.tree.flatten(outputs)) > 1:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in keras.tree.flatten(outputs))
         received = f"a dict of {', '.join(outputs)}" if isinstance(outputs, dict) else f"outputs of shapes {shapes}"
@@ -58,13 +58,13 @@ def check(classifier: keras.Model) -> None:
 
 
 def image_shape(classifier: keras.Model) -> tuple[int | None, ...] | None:
-    """The shape of a classifier's images, (None, ...); None where it is not known."""
+    """The shape of a classifier's images, (None, ...), or None if it is not known."""
     inputs = keras.tree.flatten(_inputs(classifier))
     return tuple(inputs[0].shape) if len(inputs) == 1 else None
 
 
 def check_returns_logits(classifier: keras.Model) -> None:
-    """Raises ValueError, in one line, for a classifier whose outputs can be seen not to be logits."""
+    """Raises a one-line ValueError if it can be seen that a classifier's outputs are not logits."""
     found = _activation_of_model(classifier)
     if found:
         activation, name = found
@@ -75,7 +75,7 @@ def check_returns_logits(classifier: keras.Model) -> None:
 
 
 def _inputs(model):
-    """The inputs of a functional or sequential model; [] where they are not known."""
+    """The inputs of a functional or sequential model, or [] if they are not known."""
     try:
         return getattr(model, "inputs", None) or []
     except AttributeError:
@@ -83,7 +83,7 @@ def _inputs(model):
 
 
 def _integer_input(model):
-    """The dtype that a model casts its images to, if that is not a float; else None."""
+    """The dtype that a model casts its images to, if it is not a float type; else None."""
     inputs = keras.tree.flatten(_inputs(model))
     for tensor in inputs:
         if not keras.backend.is_float_dtype(tensor.dtype):
@@ -94,14 +94,14 @@ def _integer_input(model):
         ids = {id(tensor) for tensor in inputs}
         nodes = [node for level in (model._nodes_by_depth.values() if inputs else []) for node in level]
         first = [node.operation for node in nodes if ids & {id(tensor) for tensor in node.input_tensors}]
-    # A model inside it may be the one that has the integer input.
+    # The integer input may belong to a nested model.
     return next(filter(None, (_integer_input(layer) for layer in first if isinstance(layer, keras.Model))), None)
 
 
 def _activation_of_model(model):
-    """(activation, name of the layer that applies it) of a model whose outputs are not logits; else None."""
+    """(activation, name of the layer that applies it) if a model's outputs are not logits; else None."""
     if isinstance(model, keras.Sequential) or not _inputs(model):
-        # A subclassed model does not say what it calls last: most have it as their last layer.
+        # A subclassed model does not say what it calls last; in most, it is the last layer.
         for layer in reversed(getattr(model, "layers", [])):
             found = _activation_of(layer)
             if found or not _passes_on(layer):

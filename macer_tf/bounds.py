@@ -1,7 +1,7 @@
-"""The bounds that certificates rest on, by name: the one list that everything else takes them from.
+"""The bounds that certificates rest on, by name: the one list that everything else uses.
 
-`certificates.certify`, what n can reach at all, and the kinds of certificates that the pipeline offers derive from it.
-Another bound is one decorated function:
+`certificates.certify`, the limits of what n samples can certify, and the pipeline's kinds of certificates derive from
+it. To add a bound, decorate a function:
 
     @bounds.register("my-bound")
     def my_lower(successes, n, alpha): ...
@@ -23,7 +23,7 @@ BOUNDS: dict[str, "Bound"] = {}
 
 @dataclass(frozen=True)
 class Bound:
-    """A one-sided lower confidence bound on the selected class' probability, or on its mean soft score.
+    """A one-sided lower confidence bound on the selected class's probability, or on its mean soft score.
 
     Examples:
         >>> from macer_tf import bounds
@@ -34,15 +34,15 @@ class Bound:
         (False, True)
 
     Attributes:
-        name: what it is asked for by.
-        function: (successes, n, alpha) -> the bound, of class counts; or, of soft scores in [0, 1], (mean, variance, n,
-            alpha), with the unbiased sample variance. It must hold with probability at least 1 - alpha over the
-            samples, and takes and returns NumPy arrays of one shape.
+        name: the name to ask for it by.
+        function: returns the bound. It takes (successes, n, alpha) for class counts or, for soft scores in [0, 1],
+            (mean, variance, n, alpha), with the unbiased sample variance. It must hold with probability at least
+            1 - alpha over the samples, and takes and returns NumPy arrays of one shape.
         is_soft: whether it is a bound on soft scores, and so about the soft-smoothed classifier.
-        needs_fixed_n: whether n must be fixed before any estimation sample was seen.
+        needs_fixed_n: whether n must be fixed before any estimation sample is seen.
         is_randomized: whether the function of class counts takes a fourth argument, U, uniform on [0, 1] and one per
-            image; it must decrease in U.
-        kind: what certificates by it are called in reports and settings. "hard" ones are by the bound that the budget
+            image; the bound must decrease in U.
+        kind: what its certificates are called in reports and settings. "hard" ones use the bound that the budget
             allows.
     """
 
@@ -57,10 +57,10 @@ class Bound:
         """The bound for the selected class of each image.
 
         Args:
-            votes: `Votes`, with soft moments at `beta` for a soft bound, with uniforms for a randomised one.
-            selected: int64 [images], a class each.
+            votes: `Votes`, with soft moments at `beta` for a soft bound, and with uniforms for a randomised one.
+            selected: int64 [images], one class each.
             alpha: failure probability for each image.
-            beta: inverse temperature, for a soft bound alone.
+            beta: inverse temperature, for a soft bound only.
 
         Returns:
             float64 [images].
@@ -77,7 +77,7 @@ class Bound:
         return self.function(of_selected(moments.mean(votes.n)), of_selected(moments.variance(votes.n)), votes.n, alpha)
 
     def unanimous(self, n: int | np.ndarray, alpha: float) -> np.ndarray:
-        """The largest value that it takes with n samples: all of them for one class, or scores of 1; shape as n."""
+        """The largest value it can take with n samples, all for one class or all with score 1; same shape as n."""
         n = np.asarray(n)
         if self.is_soft:
             return self.function(np.ones(n.shape), np.zeros(n.shape), n, alpha)
@@ -92,7 +92,7 @@ def register(
     is_randomized: bool = False,
     kind: str | None = None,
 ) -> Callable[[Callable[..., np.ndarray]], Callable[..., np.ndarray]]:
-    """Decorator: makes a function the bound called `name`.
+    """Decorator: registers a function as the bound called `name`.
 
     Examples:
         >>> import numpy as np
@@ -105,14 +105,14 @@ def register(
         >>> del bounds.BOUNDS["hoeffding-of-counts"]  # so that this example leaves nothing behind
 
     Args:
-        name: what it is asked for by, as in `certify(votes, sigma, alpha, bound=name)`.
+        name: the name to ask for it by, as in `certify(votes, sigma, alpha, bound=name)`.
         is_soft: see `Bound`.
         needs_fixed_n: see `Bound`.
         is_randomized: see `Bound`.
-        kind: see `Bound`; by default `name`, of soft bounds "soft-<name>".
+        kind: see `Bound`; by default `name`, or "soft-<name>" for soft bounds.
 
     Raises:
-        ValueError: if there is a bound of that name.
+        ValueError: if there is already a bound of that name.
     """
     if name in BOUNDS:
         raise ValueError(f"There is a bound of this name; choose another one. Received: name={name!r}")
@@ -135,7 +135,7 @@ def get(name: str) -> Bound:
         False
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such bound.
     """
     if name not in BOUNDS:
         raise ValueError(f"bound must be one of {', '.join(BOUNDS)}. Received: bound={name!r}")
@@ -143,7 +143,7 @@ def get(name: str) -> Bound:
 
 
 def names(is_soft: bool | None = None) -> tuple[str, ...]:
-    """Names of all bounds, or of the soft or the hard ones alone, in the order in which they were registered.
+    """Names of all bounds, or of only the soft or only the hard ones, in the order in which they were registered.
 
     Examples:
         >>> from macer_tf import bounds

@@ -1,4 +1,4 @@
-"""Budgets: how many more estimation samples each image needs. Each certifies by a bound that its stopping rule allows.
+"""Budgets: how many more estimation samples each image needs. Each certifies by a bound valid for its stopping rule.
 
     budget = RadiusBudget(0.5, n=100_000)
     while (more := budget.more(votes, sigma, alpha)).any():
@@ -24,11 +24,11 @@ from macer_tf.checks import class_indices, is_number, is_whole
 from macer_tf.confidence import anytime_lower, anytime_upper, check_alpha, clopper_pearson_lower
 from macer_tf.votes import MOST_SAMPLES, Votes, check_votes
 
-# Samples are drawn in multiples of it, up to the last ones before n.
+# Samples are drawn in multiples of this, except perhaps the last ones before n.
 BLOCK = 100
 _GROWTH = 1.5
-# Over p_A after the selection votes: points of equal weight of a Beta distribution. Its prior leans towards 1, where
-# most images of a trained model are. Whatever it is, certificates hold; it decides how good the plan is.
+# Points of equal weight of a Beta distribution: that of p_A after the selection votes. Its prior leans towards 1, where
+# most images of a trained model are. Certificates hold with any prior; it only affects how good the plan is.
 _PRIOR = (0.5, 0.05)
 _QUANTILES = (np.arange(16) + 0.5) / 16
 
@@ -39,15 +39,15 @@ class _Budget:
     n: int
 
     def more(self, votes: Votes, sigma: float, alpha: float, labels: ArrayLike | None = None) -> np.ndarray:
-        """How many further estimation samples to draw of each image; 0 where it is decided.
+        """How many more estimation samples to draw for each image; 0 where it is decided.
 
         Args:
             votes: `Votes` with all selection votes and the estimation votes so far.
-            sigma, alpha: what will be certified for, the same at every call.
+            sigma, alpha: what the certificates will be for, the same at every call.
             labels: as `evaluate` takes them, in an EVALUATION only: images whose selected class, by hard votes, is not
-                the label get no estimation samples. Certified accuracy and ACR are those of a run without labels,
-                because such an image counts 0 whatever its votes; how many of them abstain stays unknown. Where there
-                is no evaluation, the user is owed the certificate of a wrong class too.
+                the label get no estimation samples. Certified accuracy and ACR are the same as without labels, because
+                such an image counts as 0 whatever its votes; how many of them would abstain stays unknown. Outside an
+                evaluation, the user is owed the certificate of a wrong class too.
 
         Returns:
             int64 [images].
@@ -73,7 +73,7 @@ class _Budget:
         return np.where(votes.selected == labels, more, 0)
 
     def _goal(self, votes: Votes, sigma: float, alpha: float) -> np.ndarray:
-        """How many estimation samples each image is to have, int64 [images]."""
+        """How many estimation samples each image should have, int64 [images]."""
         raise NotImplementedError
 
     def _check_can_reach(self, sigma, alpha):
@@ -100,14 +100,14 @@ class FixedBudget(_Budget):
     def certify(
         self, votes: Votes, sigma: float, alpha: float, bound: str = bounds.DEFAULT, beta: float | None = None
     ) -> Certificates:
-        """`certificates.certify` by any bound; by a soft one, only where no image was left out for its label.
+        """`certificates.certify` by any bound; by a soft one, only if no image was left out because of its label.
 
         Raises:
-            ValueError: for an image with another number of estimation votes than n, or 0 if it was left out; see also
-                there.
+            ValueError: for an image whose number of estimation votes is not n, or not 0 if it was left out; see also
+                `certificates.certify`.
         """
         check_votes(votes)
-        # Images are left out by the class that hard votes select, which may not be the soft one.
+        # Images are left out by the class that hard votes select, which may not be the soft votes' class.
         left_out = (votes.n == 0) & (beta is None)
         fixed_n = np.where(left_out, 0, self.n) if bounds.get(bound).needs_fixed_n else None
         return certificates.certify(votes, sigma, alpha, bound, beta, fixed_n)
@@ -118,16 +118,16 @@ class FixedBudget(_Budget):
 
 @dataclass(frozen=True)
 class RadiusBudget(_Budget):
-    """Samples until it is decided whether the image is certified at a radius, or at each of several; n at most.
+    """Draws until it is decided whether the image is certified at a radius, or at each of several; at most n samples.
 
-    Half of alpha goes to `anytime_lower`, at each look, and half to `clopper_pearson_lower`, at one look that was fixed
+    Half of alpha goes to `anytime_lower`, at each look, and half to `clopper_pearson_lower`, at one look that is fixed
     beforehand: after n samples. An image is decided at a radius once one of them certifies it there, which is false
-    with probability at most alpha; or once `anytime_upper` says that its class' probability is below the share of votes
-    that n samples would need to certify it, which is false with probability at most alpha too. Such an image, and one
-    that is undecided after n samples, is not certified at the radius. All three are bounds on one probability, whatever
-    the radius, so several radii share alpha without splitting it. An image is done when it is decided at each of them.
-    Certificates may hold beyond the radii, but there they are worth less than those of more samples: the ACR of such a
-    run is not the model's.
+    with probability at most alpha; or once `anytime_upper` shows that its class's probability is below the share of
+    votes that n samples would need to certify it, which is also false with probability at most alpha. In the second
+    case, and if it is undecided after n samples, the image is not certified at the radius. All three are bounds on the
+    same probability, whatever the radius, so several radii share alpha without splitting it. An image is done when it
+    is decided at each of them. Certificates may hold beyond the radii, but are smaller there than more samples would
+    make them: the ACR of such a run is not the model's.
 
     Examples:
         >>> import numpy as np
@@ -139,8 +139,8 @@ class RadiusBudget(_Budget):
         array([100,   0,   0])
 
     Attributes:
-        radius: in units of a pixel in [0, 1], from 0; or a tuple of several. Those that n samples cannot certify need
-            no decision, unless there is no other.
+        radius: in units of a pixel in [0, 1], from 0; or a tuple of several. Radii that n samples cannot certify need
+            no decision, unless there are no others.
         n: the most estimation samples of any image.
     """
 
@@ -156,11 +156,11 @@ class RadiusBudget(_Budget):
 
     @property
     def radii(self) -> tuple[float, ...]:
-        """What it is asked for, as a tuple."""
+        """The radii to decide at, as a tuple."""
         return self.radius if isinstance(self.radius, tuple) else (self.radius,)
 
     def certify(self, votes: Votes, sigma: float, alpha: float) -> Certificates:
-        """`Certificates` after any number of samples, by the better of both bounds.
+        """`Certificates` after any number of samples, by the better of the two bounds.
 
         Raises:
             ValueError: as `certificates.certify`.
@@ -201,15 +201,15 @@ class RadiusBudget(_Budget):
 
 @dataclass(frozen=True)
 class ToleranceBudget(_Budget):
-    """As many samples as bring the radius within `tolerance`, relative, of what n samples are expected to give.
+    """As many samples as bring the radius within a relative `tolerance` of what n samples are expected to give.
 
-    How many is planned for each image from its SELECTION votes alone, by the expected radius under a Beta posterior of
-    the class' probability; where the radius is expected to be 0 either way, one block. The estimation samples are
-    independent of the selection votes, so that their number was fixed before any was seen: Clopper-Pearson holds at
-    full alpha, though numbers differ between images. (A bound that allows for looks costs 1 % of the ACR by itself.)
-    All are drawn in one go. The better the selection votes say what the probability is, the better the plan: n0 of
-    500 to 1,000 is worth its samples. Where all votes agree, the radius grows with every sample, and there is little to
-    save: to be within 1 % of 100,000 samples, at alpha = 0.001, takes 85,800.
+    The number is planned for each image from its SELECTION votes alone, using the expected radius under a Beta
+    posterior of the class's probability; where the radius is expected to be 0 either way, it is one block. The
+    estimation samples are independent of the selection votes, so their number is fixed before any of them is seen:
+    Clopper-Pearson holds at full alpha, though numbers differ between images. (A bound that allows for looks costs 1 %
+    of the ACR by itself.) All are drawn in one go. The more precisely the selection votes determine the probability,
+    the better the plan: an n0 of 500 to 1,000 is worth its samples. Where all votes agree, the radius grows with every
+    sample, and little can be saved: getting within 1 % of 100,000 samples, at alpha = 0.001, takes 85,800.
 
     Examples:
         >>> import numpy as np
@@ -235,7 +235,8 @@ class ToleranceBudget(_Budget):
         """`certificates.certify` by Clopper-Pearson.
 
         Raises:
-            ValueError: for an image with neither as many estimation votes as were planned nor none; see also there.
+            ValueError: for an image whose number of estimation votes is neither the planned one nor 0; see also
+                `certificates.certify`.
         """
         check_votes(votes)
         sigma, alpha = certificates.check_sigma(sigma), check_alpha(alpha)
@@ -268,7 +269,7 @@ class ToleranceBudget(_Budget):
 
 
 def _checked(n):
-    """n as Python's int: NumPy's narrower ones overflow."""
+    """n as a Python int, because NumPy's narrower ones overflow."""
     if not is_whole(n) or not 1 <= n <= MOST_SAMPLES:
         raise ValueError(
             f"n, the most samples per image, must be a whole number from 1 to {MOST_SAMPLES:,}. Received: n={n}"
@@ -281,7 +282,7 @@ def _successes(votes):
 
 
 def _lower(successes, n, most, alpha):
-    """RadiusBudget's bound on the class' probability after n samples of `most`."""
+    """RadiusBudget's bound on the class's probability after n of `most` samples."""
     anytime = anytime_lower(successes, n, alpha / 2)
     lower = np.where(n == most, np.maximum(anytime, clopper_pearson_lower(successes, n, alpha / 2)), anytime)
     return certificates.round_down(lower)
@@ -294,7 +295,7 @@ def _reached(radius, successes, n, most, sigma, alpha):
 
 @functools.lru_cache
 def _fewest_successes(radius, n, sigma, alpha):
-    """How many of n samples certify at the radius."""
+    """The fewest of n votes that certify at the radius."""
     return bisect.bisect_left(range(n + 1), True, key=lambda successes: _reached(radius, successes, n, n, sigma, alpha))
 
 

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ABSTAIN = -1
-# Taken off p_lower, and off a radius: above the rounding errors of SciPy's inverse incomplete beta function and inverse
-# normal distribution (1e-14 for up to 2^40 samples, and 1e-15, against mpmath), and above what `GridNoise` is off in
-# total variation (2^-54).
+# Taken off p_lower, and off a radius: more than the rounding errors of SciPy's inverse incomplete beta function and
+# inverse normal distribution (against mpmath, 1e-14 for up to 2^40 samples, and 1e-15), and more than `GridNoise`'s
+# error in total variation (2^-54).
 _ROUNDING, _RADIUS_ROUNDING = 1e-13, 1e-14
-# A radius at a sigma within these is a float that keeps all its digits.
+# At a sigma within these limits, a radius is a float of full precision.
 _LEAST_SIGMA, _LARGEST_SIGMA = 1e-100, 1e100
-# No bound at any alpha that float64 can hold needs more samples to certify a unanimous vote.
+# No bound needs more samples to certify a unanimous vote, at any alpha that float64 can hold.
 _ENOUGH = 5000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Certificates:
-    """What can be said of the smoothed classifier at each image, wrong with probability at most alpha for each.
+    """What is certified of the smoothed classifier at each image; each is false with probability at most alpha.
 
     `len` is the number of images; an index, a slice or a mask gives the `Certificates` of those images.
 
@@ -53,13 +53,13 @@ class Certificates:
     Attributes:
         predictions: int64 [images], a class or ABSTAIN (-1).
         radii: float64 [images], certified l2 radius in units of a pixel in [0, 1]; 0 where it abstains.
-        p_lower: float64 [images], lower confidence bound on the selected class' probability or mean soft score.
-        selected: int64 [images], the class that selection chose, abstained on or not.
-        sigma, alpha: what they hold for.
-        n0: samples of selection for each image.
-        n: samples of estimation for each image; int64 [images] where images differ.
-        bound: which bound p_lower is.
-        beta: inverse temperature of the soft-smoothed classifier that they are about, None for the hard one.
+        p_lower: float64 [images], lower confidence bound on the selected class's probability or mean soft score.
+        selected: int64 [images], the class that selection chose, even where the prediction is ABSTAIN.
+        sigma, alpha: what the certificates hold for.
+        n0: selection samples of each image.
+        n: estimation samples of each image; int64 [images] where images differ.
+        bound: name of the bound that p_lower is.
+        beta: inverse temperature of the soft-smoothed classifier that they are about; None for the hard one.
     """
 
     predictions: np.ndarray
@@ -92,7 +92,7 @@ class Certificates:
         )
 
     def to_frame(self) -> pd.DataFrame:
-        """A pandas DataFrame of one row per image: its prediction, radius, p_lower, selected class and n."""
+        """A pandas DataFrame with one row per image: its prediction, radius, p_lower, selected class and n."""
         import pandas as pd
 
         columns = {"prediction": self.predictions, "radius": self.radii, "p_lower": self.p_lower}
@@ -111,17 +111,18 @@ def certify(
     """CERTIFY: the class that selection chose, with a radius if the bound on its probability is above 1/2.
 
     With probability at least 1 - alpha over the noise, an image's certificate holds: the smoothed classifier returns
-    `predictions` everywhere within the l2 radius `sigma * Phi^-1(p_lower)`. Which bound holds when:
+    `predictions` everywhere within the l2 radius `sigma * Phi^-1(p_lower)`. When each bound holds:
 
     - "clopper-pearson" (Cohen et al. 2019, Theorem 1 and Proposition 2): for n fixed before the estimation samples
-      were seen, not for an n chosen after a look at them. Votes cannot tell: after a budget, use its `certify`.
-    - "anytime": the same classifier and class; n may differ between images and may depend on looks.
+      were seen, not for an n chosen after a look at them. Votes do not show this: after a budget, use its `certify`.
+    - "anytime": about the same classifier and class; n may differ between images and may depend on looks.
     - "randomized-clopper-pearson" (Stevens, 1950; arXiv 2406.17830): as Clopper-Pearson, and above it for nearly every
-      image; the votes must hold `uniforms`, each drawn once. Its failure probability is at most alpha, and close.
-    - "hoeffding", "empirical-bernstein" (Algorithm 2 of the paper, Soft-RS): about another classifier, the class of
-      the largest mean softmax at inverse temperature `beta`; its class is selected by soft scores. n fixed beforehand.
+      image; the votes must hold `uniforms`, each drawn once. Its failure probability is at most alpha, and close to it.
+    - "hoeffding", "empirical-bernstein" (Algorithm 2 of the paper, Soft-RS): about another classifier, which returns
+      the class with the largest mean softmax at inverse temperature `beta`; its class is selected by soft scores. n
+      must be fixed beforehand.
 
-    Others are registered with `bounds.register`. An image without estimation samples is abstained on.
+    Others are registered with `bounds.register`. An image without estimation samples gets ABSTAIN.
 
     Examples:
         >>> import numpy as np
@@ -135,16 +136,16 @@ def certify(
         sigma: noise level the votes were drawn at.
         alpha: failure probability for each image.
         bound: see above.
-        beta: inverse temperature, for the soft bounds alone; the votes must hold soft moments at it.
-        fixed_n: int64 [images], where numbers of estimation samples differ and were fixed without a look at any of
-            them: what they were to be. 0 is an image that was not to be estimated.
+        beta: inverse temperature, for the soft bounds only; the votes must hold soft moments at it.
+        fixed_n: int64 [images], if numbers of estimation samples differ but were fixed without looking at any of them:
+            the planned numbers. 0 means that an image was not to be estimated.
 
     Returns:
         `Certificates`.
 
     Raises:
-        ValueError: if alpha, sigma, bound or beta is out of range, the images' numbers of samples are not what was
-            fixed, or they are so small that no image could ever be certified.
+        ValueError: if alpha, sigma, bound or beta is out of range, or if the images' numbers of samples are not what
+            was fixed, or are so small that no image could ever be certified.
     """
     check_votes(votes)
     sigma, alpha = check_sigma(sigma), check_alpha(alpha)
@@ -177,16 +178,16 @@ def certify(
 def certify_without_selection(votes: Votes, sigma: float, alpha: float) -> Certificates:
     """CERTIFY with one set of votes that both chooses the class and bounds its probability, at half of alpha.
 
-    The class is the most frequent of the n estimation votes, its bound Clopper-Pearson's at alpha / 2. A certificate is
-    false only if the bound is above 1/2 and above the class' probability p, and this happens with probability alpha at
-    most. Let m be the fewest votes that put the bound above 1/2, so that F(p) = P(Bin(n, p) >= m) is at most alpha / 2
-    at p = 1/2. A class with p >= 1/2 is overstated with probability alpha / 2 at most. A class with p < 1/2 is falsely
-    certified with probability F(p) at most; F is convex there and 0 at 0, so that F(p) <= 2 p F(1/2) <= p alpha. If a
-    class has p >= 1/2, the others' p add up to 1/2 at most: alpha / 2 + alpha / 2 in all. If none has, they add up to
-    1: alpha. If two have exactly 1/2, the others have nothing: alpha / 2 each.
+    The class is the most frequent of the n estimation votes, and its bound is Clopper-Pearson's at alpha / 2. A
+    certificate is false only if the bound is above 1/2 and above the class's probability p, which happens with
+    probability at most alpha. Let m be the fewest votes that put the bound above 1/2, so that F(p) = P(Bin(n, p) >= m)
+    is at most alpha / 2 at p = 1/2. A class with p >= 1/2 is overstated with probability at most alpha / 2. A class
+    with p < 1/2 is falsely certified with probability at most F(p); F is convex there and 0 at 0, so that
+    F(p) <= 2 p F(1/2) <= p alpha. If one class has p >= 1/2, the others' p add up to at most 1/2: alpha / 2 + alpha / 2
+    in all. If none has, they add up to 1: alpha. If two have exactly 1/2, the others have 0: alpha / 2 each.
 
     Args:
-        votes: `Votes`, the same n for every image; selection votes are not looked at, and may be none.
+        votes: `Votes`, the same n for every image; selection votes are ignored, and there may be none.
         sigma: noise level the votes were drawn at.
         alpha: failure probability for each image.
 
@@ -218,7 +219,7 @@ def radius(p_lower: float | np.ndarray, sigma: float) -> np.ndarray:
     """The certified l2 radius `sigma * Phi^-1(p_lower)`, rounded down; 0 where p_lower is not above 1/2.
 
     Args:
-        p_lower: float64, any shape, a lower bound on the selected class' probability.
+        p_lower: float64, any shape, a lower bound on the selected class's probability.
         sigma: noise level, in units of a pixel in [0, 1].
 
     Returns:
@@ -228,14 +229,14 @@ def radius(p_lower: float | np.ndarray, sigma: float) -> np.ndarray:
 
 
 def round_down(p_lower: float | np.ndarray) -> np.ndarray:
-    """A computed lower bound on a probability, float64 -> one that is none too high for the errors of computing it."""
+    """Lowers a computed lower bound on a probability, float64, by more than the error of computing it."""
     return np.maximum(p_lower - _ROUNDING, 0.0)
 
 
 def predict(counts: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """PREDICT: the most frequent class, or ABSTAIN if the runner-up could be as likely (Cohen et al. 2019).
 
-    The returned class is not the smoothed classifier's with probability at most alpha for each image, by the
+    The probability that the returned class is not the smoothed classifier's is at most alpha for each image, by the
     two-sided binomial test of the two highest counts against 1/2 (Hung and Fithian, 2019).
 
     Args:
@@ -247,7 +248,7 @@ def predict(counts: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         ValueError: if alpha is out of range, there are fewer than two classes, the images' numbers of samples differ,
-            or n is so small that every image would be abstained on.
+            or n is so small that every image would get ABSTAIN.
     """
     if counts.ndim != 2 or counts.shape[1] < 2:
         raise ValueError(f"PREDICT needs counts [images, classes], 2 classes or more. Received: {counts.shape}")

@@ -22,15 +22,15 @@ from macer_tf.checks import class_indices
 
 HEADER = ("idx", "label", "predict", "radius", "correct", "time")
 _FILE = "file"
-# Columns of which the first digits are another value.
+# Columns whose values, if cut short, would pass for other values.
 _OF_SEVERAL_DIGITS = ("idx", "label", "predict", "radius")
 
 _ACCEPTED = f"Accepted: lines of {', '.join(HEADER)} between tabs or commas, with that header or without"
 _MOST_BYTES = 2**28  # of four million images
-_LARGEST_RADIUS = 1e6  # above the distance of any two images, whatever their pixels' scale
+_LARGEST_RADIUS = 1e6  # above the distance between any two images, whatever their pixels' scale
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # what PowerShell writes
-_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")  # pandas writes 3.0 where a column once held a gap
+_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")  # pandas writes 3.0 if the column once had a missing value
 _TRUTHS = {"true": 1, "false": 0}
 # What Python's timedelta prints: 0:00:13.126220, or 1 day, 2:03:04 for the patient.
 _CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
@@ -52,8 +52,8 @@ class CertificationLog:
         labels: int64 [images].
         predictions: int64 [images], a class or ABSTAIN (-1).
         radii: float64 [images], as they stand in the log; they count only where the prediction is the label.
-        seconds: float64 [images], what certifying the image took; NaN where the log does not say.
-        cut_off: number of the last line if it was cut off, as by a kill, and is left out; None if it is whole.
+        seconds: float64 [images], the time that certifying the image took; NaN where the log does not say.
+        cut_off: number of the last line if it was cut off, for example by a kill, and left out; None if it is whole.
     """
 
     ids: np.ndarray
@@ -65,7 +65,7 @@ class CertificationLog:
 
     @property
     def correct(self) -> np.ndarray:
-        """bool [images]: whether the prediction is the label and no abstention."""
+        """bool [images]: whether the prediction is the label and not ABSTAIN."""
         return _is_correct(self.labels, self.predictions)
 
 
@@ -78,9 +78,9 @@ def write(
 ) -> None:
     """Writes one line per image, radii with all their digits.
 
-    The columns are idx, label, predict, radius and correct; time only for a `CertificationLog` that tells it; and file
-    only for `names`. It is the last one, as the field's readers take columns by name, or by place from the left, and
-    percent-encoded as in a URL, so that no name is taken for two fields, a comment or a quotation.
+    The columns are idx, label, predict, radius and correct; also time, for a `CertificationLog` that has it; and file,
+    if `names` are given. file is the last column, because the field's readers take columns by name, or by place from
+    the left; it is percent-encoded as in a URL, so that no name is taken for two fields, a comment or a quotation.
 
     Examples:
         >>> import tempfile
@@ -97,11 +97,11 @@ def write(
         certificates: `Certificates`, or a `CertificationLog`.
         labels: as `evaluate` takes them.
         ids: integers [images], each image's place in its split.
-        names: one for each image, of its file or as its data set calls it; None for one that has none.
+        names: one per image, of its file or as its data set calls it; None for an image without one.
 
     Raises:
-        ValueError: before anything is written, unless there is one label and one id per image, whole numbers, no two
-            ids are the same, and names, if given, are one per image.
+        ValueError: before anything is written, unless there is one label and one id per image, all whole numbers, no
+            two ids are the same, and names, if given, are one per image.
     """
     if not isinstance(certificates, (Certificates, CertificationLog)):
         raise ValueError(f"Expected `Certificates` or a `CertificationLog`. Received: {type(certificates).__name__}")
@@ -131,7 +131,7 @@ def write(
 
 
 def _whole_numbers(name, given, predictions):
-    """As Python's, one per image."""
+    """The given numbers as Python ints, one per image."""
     found = np.asarray(given if hasattr(given, "__len__") else list(given))
     if name == "labels":
         found = class_indices(found)
@@ -145,12 +145,12 @@ def _whole_numbers(name, given, predictions):
 
 
 def read(path: str | Path) -> CertificationLog:
-    """Reads a log as it occurs in the wild: ours, Cohen's, MACER's, SmoothAdv's and their descendants'.
+    """Reads a log as found in the wild: ours, Cohen's, MACER's, SmoothAdv's and their descendants'.
 
-    The header may be missing, have its columns in another order, have more of them, or be repeated, as by runs that
-    were appended; fields may be separated by commas; `correct` may be True or False; the time may be seconds or h:mm:ss
-    or missing; the radius may have any number of digits; lines may end in CRLF; blank lines and comments after # are
-    skipped; the file may be gzipped. `CertificationLog.cut_off` says whether the last line was cut off.
+    The header may be missing, be in another order, have additional columns, or be repeated, as when runs were appended;
+    fields may be separated by commas; `correct` may be True or False; the time may be seconds or h:mm:ss or missing;
+    the radius may have any number of digits; lines may end in CRLF; blank lines and comments after # are skipped; the
+    file may be gzipped. `CertificationLog.cut_off` says whether the last line was cut off.
 
     Examples:
         >>> import tempfile
@@ -162,16 +162,16 @@ def read(path: str | Path) -> CertificationLog:
         array([ 0, 20])
 
     Args:
-        path: of the file.
+        path: the file to read.
 
     Returns:
         `CertificationLog`.
 
     Raises:
         ValueError: in one line with the file and the line's number, if this is not such a log, is larger than 256 MiB,
-            holds no image or the same image twice, a value is not a number, `correct` is not whether the prediction is
-            the label, an id is below 0 or a prediction below -1, or the radius of a correct prediction is not finite or
-            is below 0.
+            holds no image or holds one twice, a value is not a number, `correct` contradicts the prediction and the
+            label, an id is below 0 or a prediction below -1, or the radius of a correct prediction is not finite or is
+            below 0.
         OSError: if the file cannot be read.
     """
     lines, has_end = _lines(path)
@@ -198,7 +198,7 @@ def read(path: str | Path) -> CertificationLog:
 
 
 def _lines(path):
-    """Number and fields of each line that is neither blank nor a comment; and whether the last line has its end."""
+    """Number and fields of each line that is neither blank nor a comment; and whether the last line is complete."""
     content = files.read(path, _MOST_BYTES, pipes=True)
     try:
         if content.startswith(_GZIP_MAGIC):
@@ -214,14 +214,14 @@ def _lines(path):
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     numbered = enumerate(text.split("\n"), 1)
     lines = [(number, bare) for number, line in numbered if (bare := _without_comment(line))]
-    # One kind of separator in all of a file: 1,5 may be two fields of one line, and half of one of another.
+    # One separator for the whole file: 1,5 may be two fields in one line and part of a field in another.
     is_tabbed = bool(lines) and "\t" in lines[0][1]
     split = [(number, line.split("\t") if is_tabbed else _at_commas(path, number, line)) for number, line in lines]
     return split, text.endswith("\n")
 
 
 def _without_comment(line):
-    """The line, or nothing if it is blank or a comment; a header behind a # is one all the same, as NumPy writes it."""
+    """The line, or "" if it is blank or a comment; a header after a #, as NumPy writes it, is still a header."""
     if not line.lstrip().startswith("#"):
         return line if line.strip() else ""
     bare = line.lstrip().lstrip("#").lstrip()
@@ -240,7 +240,7 @@ def _is_header(fields):
 
 
 def _without_headers(path, lines, header):
-    """The lines but the header, wherever it is repeated."""
+    """The lines without the header, wherever it is repeated."""
     names = [name.strip() for name in header]
     rows = []
     for number, fields in lines:
@@ -271,7 +271,7 @@ def _columns(path, first):
 
 
 def _is_cut_off(fields, columns, width, has_end):
-    """Whether the last line ends too early: a field is missing, or its last one may be, or, the time, is no time."""
+    """Whether the last line ends too early: a field is missing, or the last field may be cut short or is no time."""
     last = next((name for name, place in columns.items() if place == width - 1), None)
     if len(fields) < width or (last == "correct" and not fields[-1]) or (last in _OF_SEVERAL_DIGITS and not has_end):
         return True
@@ -342,7 +342,7 @@ def _number(text):
 
 
 def _is_correct(label, prediction):
-    # Data without labels is often labelled -1, which is what abstaining is called.
+    # Unlabelled data often has the label -1, which is ABSTAIN here.
     return (prediction == label) & (prediction != ABSTAIN)
 
 

@@ -1,4 +1,4 @@
-"""Checks of hyper-parameters, each with one line for what is out of range. Imports no TensorFlow."""
+"""Checks of hyper-parameters; each value out of range is refused in one line. Imports no TensorFlow."""
 
 import math
 import numbers
@@ -25,7 +25,7 @@ NETWORKS = ("small_cnn", "lenet", "cifar_resnet<depth>", "resnet50")
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number, of Python's or NumPy's, not beyond all floats, and no truth value."""
+    """Whether a value is a real number, Python's or NumPy's, not beyond all floats, and not a bool."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return False
     try:
@@ -36,7 +36,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number, of Python's or NumPy's type for them, and no truth value."""
+    """Whether a value is a whole number, of Python's or NumPy's type for them, and not a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
@@ -97,7 +97,7 @@ _RULES = {
 
 
 def check(**hyperparameters: Any) -> None:
-    """Raises ValueError, in one line, for the first outside its range: `check(sigma=0.25, lam=12.0)`."""
+    """Raises a one-line ValueError for the first value outside its range: `check(sigma=0.25, lam=12.0)`."""
     for name, value in hyperparameters.items():
         accepts, line = _RULES[name]
         if not accepts(value):
@@ -105,7 +105,7 @@ def check(**hyperparameters: Any) -> None:
 
 
 def check_network(name: str, accepted: Iterable[str] = NETWORKS) -> tuple[str, tuple[int, ...]]:
-    """The entry of `accepted` that a network's name is one of, and its whole numbers, for which <depth> or so stands.
+    """The entry of `accepted` that a network's name matches, and the whole numbers in place of <depth> or the like.
 
     Raises:
         ValueError: in one line, if there is none.
@@ -120,7 +120,7 @@ def check_network(name: str, accepted: Iterable[str] = NETWORKS) -> tuple[str, t
 
 
 def check_depth(depth: int) -> None:
-    """Raises ValueError, in one line, unless a cifar_resnet can have this depth."""
+    """Raises a one-line ValueError unless a cifar_resnet can have this depth."""
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"The depth of a cifar_resnet must be 6n + 2, e.g. 20 or 110. Received: depth={depth}")
 
@@ -162,7 +162,7 @@ def check_grid_noise(sigma: float, levels: int) -> None:
 
 
 def rounding_of(dtype: np.dtype) -> float:
-    """How far from a multiple of 1 / levels a pixel in [0, 1] of this float type may be and still stand for it."""
+    """How far a pixel in [0, 1] of this float type may be from a multiple of 1 / levels and still stand for it."""
     return max(float(np.finfo(dtype).eps), float(np.finfo(np.float32).eps))
 
 
@@ -170,7 +170,7 @@ def levels_of(pixel_max: int) -> int:
     """The grid for images whose bytes go up to `pixel_max`: the smallest multiple of it that is 255 or more.
 
     Raises:
-        ValueError: unless it is a whole number from 1 to 65535.
+        ValueError: unless `pixel_max` is a whole number from 1 to 65535.
     """
     if not (is_number(pixel_max) and 1 <= pixel_max < 2**16 and pixel_max == int(pixel_max)):
         raise ValueError(

@@ -6,8 +6,8 @@ from scipy import special
 
 from macer_tf.checks import is_number
 
-# The alternatives that the anytime bounds are a mixture of, as odds ratios exp(-theta): certainty, and theta halved
-# from 3 to 9e-5. The first theta serve n up to about 100,000 and carry most of the weight; the last keep the bounds
+# The alternatives that the anytime bounds mix, as odds ratios exp(-theta): certainty, and theta halved repeatedly from
+# 3 to 9e-5. The first thetas serve n up to about 100,000 and carry most of the weight; the last ones keep the bounds
 # converging up to n = 1e9. Any weights that add up to 1 are valid: these were chosen on the published CIFAR-10 logs.
 _THETA = 3 / 2.0 ** np.arange(16)
 _ODDS_RATIOS = np.concatenate([[0.0], np.exp(-_THETA)])
@@ -17,8 +17,8 @@ _LEAST_UNIFORM = 1 / 16
 # SciPy's inverses lose terms that underflow: from about 1e-250 on, the Clopper-Pearson bound is too high.
 _LEAST_ALPHA = 1e-100
 
-# A p-value is raised by this: n samples of d pixels are off by less in total variation for n * d up to 1e12, where the
-# noise is 600 steps of the grid or less; for n * d up to 4e10 at its widest, see `grid_noise`.
+# Added to a p-value: more than the error in total variation of n samples of d pixels, for n * d up to 1e12 where the
+# noise is 600 steps of the grid or less; and for n * d up to 4e10 where it is widest, see `grid_noise`.
 SAMPLES_OFF = 1e-13
 
 
@@ -65,17 +65,17 @@ def randomized_clopper_pearson_lower(
 ) -> np.ndarray:
     """Clopper and Pearson's lower bound, randomised to err as often as it may (Stevens, 1950; arXiv 2406.17830).
 
-    For X ~ Binomial(n, p) and U uniform on [0, 1], P(X > x) + U P(X = x) at x = X is uniform on [0, 1], where
-    Clopper-Pearson's U = 1 makes it larger. The bound is the p at which it is alpha: over the drawing of `successes`
-    and `uniform`, it exceeds the true proportion with probability at most alpha, for n fixed before the samples were
-    seen. It is above `clopper_pearson_lower` wherever there is a success and U is below 1. A U below 1/16 or 2 alpha
-    is raised to the larger of them: at U = alpha, the bound of a unanimous vote would be 1.
+    For X ~ Binomial(n, p) and U uniform on [0, 1], P(X > x) + U P(X = x) at x = X is uniform on [0, 1]; Clopper-Pearson
+    takes U = 1, which makes it larger. The bound is the p at which it is alpha: over the drawing of `successes` and
+    `uniform`, it exceeds the true proportion with probability at most alpha, for n fixed before the samples were seen.
+    It is above `clopper_pearson_lower` wherever there is a success and U is below 1. A U below 1/16 or 2 alpha is
+    raised to the larger of the two: at U = alpha, the bound of a unanimous vote would be 1.
 
     Args:
         successes: integers, any shape.
         n: number of samples, broadcasts against `successes`.
         alpha: failure probability, in (0, 1).
-        uniform: in [0, 1], independent of the samples, one for each of `successes`; drawn once and for all.
+        uniform: in [0, 1], independent of the samples, one for each of `successes`; drawn only once.
 
     Returns:
         float64 of the broadcast shape, in [0, 1): 0 where there is no success.
@@ -101,7 +101,7 @@ def randomized_clopper_pearson_lower(
 
 
 def anytime_lower(successes: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarray:
-    """A lower bound on a Bernoulli mean that holds at all n at once: stop, or go on, after any look.
+    """A lower bound on a Bernoulli mean that holds at all n at once: one may stop or go on after any look.
 
     With probability at least 1 - alpha, no prefix of the independent samples, however long, gives a bound above the
     true mean. For a mean p and an alternative of odds exp(theta) times those of p,
@@ -109,8 +109,8 @@ def anytime_lower(successes: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarra
         M(p) = sum over theta of weight * exp(theta * successes) / (1 + p * (exp(theta) - 1))^n
 
     is a nonnegative martingale that starts at 1 where p is the mean, so its chance of ever reaching 1 / alpha is at
-    most alpha (Ville, 1939; mixed over alternatives as by Robbins, 1970). M falls in p: the bound is the p at which
-    it is 1 / alpha, rounded down. Weights, set beforehand, favour p near 1. It is wider than Clopper-Pearson, which is
+    most alpha (Ville, 1939; mixed over alternatives as by Robbins, 1970). M falls in p: the bound is the p at which M
+    is 1 / alpha, rounded down. The weights, set beforehand, favour p near 1. It is wider than Clopper-Pearson, which is
     for one n: the radius of a certificate at n = 100,000 and alpha = 0.001 is 0.5 to 3 % smaller.
 
     Args:
@@ -141,10 +141,10 @@ def anytime_upper(successes: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarra
 def hoeffding_lower(mean: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarray:
     """A lower bound on the mean of a score in [0, 1] (Eq. 23 of the paper; Hoeffding, 1963).
 
-    It exceeds the true mean with probability at most alpha, for n independent samples, n fixed beforehand.
+    It exceeds the true mean with probability at most alpha, for n independent samples, with n fixed beforehand.
 
     Args:
-        mean: of the samples, in [0, 1], any shape.
+        mean: mean of the samples, in [0, 1], any shape.
         n: number of samples, broadcasts against `mean`; 0 gives 0.
         alpha: failure probability, in (0, 1).
 
@@ -161,13 +161,13 @@ def hoeffding_lower(mean: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarray:
 def empirical_bernstein_lower(mean: ArrayLike, variance: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarray:
     """A lower bound on the mean of a score in [0, 1] from its sample variance (Eq. 26 of the paper).
 
-    It exceeds the true mean with probability at most alpha, for n independent samples, n fixed beforehand. This is
-    Theorem 4 of Maurer and Pontil (2009), which bounds the mean from above; the paper turns it over to 1 - X, which
-    has the same variance. Constants are the same, and so is the variance (Eq. 25 is their V_n, divided by n - 1).
-    One half of alpha goes to the mean and the other to the variance, hence log(2 / alpha) for a one-sided bound.
+    It exceeds the true mean with probability at most alpha, for n independent samples, with n fixed beforehand. This is
+    Theorem 4 of Maurer and Pontil (2009), which bounds the mean from above; the paper applies it to 1 - X, which has
+    the same variance. The constants are the same, and so is the variance (Eq. 25 is their V_n, divided by n - 1). One
+    half of alpha goes to the mean and the other to the variance, hence log(2 / alpha) for a one-sided bound.
 
     Args:
-        mean: of the samples, in [0, 1], any shape.
+        mean: mean of the samples, in [0, 1], any shape.
         variance: unbiased sample variance, broadcasts against `mean`.
         n: number of samples, broadcasts against `mean`; fewer than 2 give 0.
         alpha: failure probability, in (0, 1).
@@ -189,7 +189,7 @@ def empirical_bernstein_lower(mean: ArrayLike, variance: ArrayLike, n: ArrayLike
 
 
 def check_alpha(alpha: float) -> float:
-    """Returns `alpha` as a float, as logarithms and halves of it in fewer digits would make a bound too high.
+    """Returns `alpha` as a float: its logarithm or its half in fewer digits would make a bound too high.
 
     Raises:
         ValueError: unless it is below 1 and from 1e-100, below which SciPy's inverses cannot be relied on.
@@ -229,7 +229,7 @@ def _anytime_upper(events, n, alpha):
     low = few / np.maximum(samples, 1)
     high = np.ones_like(low)
     for _ in range(_BISECTIONS):
-        # Below 1, where the logarithm ends.
+        # Below 1, where the logarithm is infinite.
         middle = np.minimum((low + high) / 2, np.nextafter(1, 0))
         terms = of_events - samples * np.log1p(-middle * (1 - _ODDS_RATIOS)) - threshold
         # A term above e is enough by itself, and must not overflow.

@@ -1,23 +1,23 @@
 """PREDICT with early exit: an anytime-valid test that stops as soon as the top class is beyond doubt.
 
-For a class t let H_t say that no class is more probable than t. Against it, a class c is bet on: the i-th vote for c
-or t multiplies the stake by 2q or 2(1 - q), with q drawn once, uniformly from [1/2, 1]; other votes leave it. With s
-votes for c and f for t the stake is, on average over q,
+For a class t, let H_t be the hypothesis that no class is more probable than t. To test it, bet on a class c: a vote for
+c multiplies the stake by 2q and a vote for t by 2(1 - q), with q drawn once, uniformly from [1/2, 1]; other votes leave
+it unchanged. After s votes for c and f for t, the stake is, on average over q,
 
     E(s, f) = 2 * integral from 1/2 to 1 of (2q)^s (2 (1 - q))^f dq
             = 2^(s + f + 1) B(s + 1, f + 1) I_{1/2}(f + 1, s + 1).
 
 Under H_t a vote multiplies it in expectation by 1 - (2q - 1)(p_t - p_c) <= 1, so it is a non-negative supermartingale
-from 1, and so is its mean over the K - 1 classes c other than t. By Ville's inequality that mean ever reaches 1/alpha
-with probability at most alpha, however often it is looked at and whenever sampling stops.
+that starts at 1, and so is its mean over the K - 1 classes c other than t. By Ville's inequality, this mean ever
+reaches 1/alpha with probability at most alpha, however often it is looked at and whenever sampling stops.
 
 The test returns the top class c once E(votes of c, votes of the runner-up) >= (K - 1) / alpha. If c is not the most
-probable class, let t be that one: E falls as f rises, so E(c, t) >= (K - 1) / alpha too, and the mean for t has reached
-1/alpha. So **a returned class is wrong with probability at most alpha**, with no class chosen beforehand and no samples
-set aside to choose it. ABSTAIN, at whatever time, is never wrong.
+probable class, let t be the one that is: E falls as f rises, so E(c, t) >= (K - 1) / alpha too, and the mean for t has
+reached 1/alpha. So **a returned class is wrong with probability at most alpha**, with no class chosen beforehand and no
+samples set aside to choose it. ABSTAIN is never wrong, whenever it is returned.
 
 Mixture martingales: Robbins (1970), "Statistical methods related to the law of the iterated logarithm"; the test of the
-two highest counts: Hung and Fithian (2019), to which the factor K - 1 is what looking more than once costs here.
+two highest counts: Hung and Fithian (2019). Compared with theirs, the factor K - 1 is the price of repeated looks.
 """
 
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ from scipy import special
 from macer_tf.certificates import ABSTAIN, check_predict_alpha
 from macer_tf.confidence import SAMPLES_OFF, check_alpha
 
-# Samples before the first look; later, half of what was drawn is added. On MNIST a first look at 16 saves 2 % of the
-# samples and is one pass more; one at 48 costs 20 % more samples.
+# Samples before the first look; before each later look, half of what was drawn is added. On MNIST a first look at 16
+# saves 2 % of the samples but needs one more pass; one at 48 costs 20 % more samples.
 _FIRST_LOOK = 32
-# Taken off every log E: above the rounding error of its terms for up to 1e6 samples, so that none is overstated.
+# Taken off every log E: more than the rounding error of its terms for up to 1e6 samples, so that none is overstated.
 ROUNDING = 1e-6
 
 
@@ -42,7 +42,7 @@ class AnytimePrediction:
 
     Attributes:
         predictions: int64 [images], a class or ABSTAIN (-1).
-        p_values: float64 [images], at the look that it stopped at: at most alpha where a class is returned.
+        p_values: float64 [images], at the look where it stopped: at most alpha where a class is returned.
         samples: int64 [images], drawn until then.
     """
 
@@ -56,14 +56,14 @@ def anytime_predict(counts: ArrayLike, alpha: float) -> AnytimePrediction:
 
     Args:
         counts: int64 [images, looks, classes], votes so far at each look, of one stream of samples.
-        alpha: probability that a returned class is wrong, at most, for each image.
+        alpha: largest probability that a returned class is wrong, for each image.
 
     Returns:
         `AnytimePrediction`.
 
     Raises:
-        ValueError: if alpha is out of range, or counts are not [images, looks, classes] of two classes or more that
-            never fall from look to look.
+        ValueError: if alpha is out of range, or counts are not [images, looks, classes] for two classes or more, or
+            fall from one look to the next.
     """
     alpha = check_alpha(alpha)
     counts = np.asarray(counts)
@@ -87,7 +87,7 @@ def anytime_predict(counts: ArrayLike, alpha: float) -> AnytimePrediction:
 def anytime_p_values(counts: np.ndarray) -> np.ndarray:
     """float64 [...]: the evidence in votes [..., classes] that the top class is not the smoothed classifier's.
 
-    Whenever it is looked at, the chance that it was ever at most alpha for a wrong class is at most alpha.
+    However often one looks, the chance that it is ever at most alpha for a wrong class is at most alpha.
     """
     runner_up, top = np.sort(counts, axis=-1)[..., -2:].astype(np.float64).T
     return np.minimum(1.0, (counts.shape[-1] - 1) * np.exp(-log_e_values(top.T, runner_up.T)) + SAMPLES_OFF)

@@ -25,7 +25,7 @@ _MAX_RADII = 10
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures over a set of images. Means nothing without n, alpha and the image set: ACR grows with n.
+    """Figures for a set of images. They mean nothing without n, alpha and the image set: ACR grows with n.
 
     Examples:
         >>> import numpy as np
@@ -37,14 +37,14 @@ class Evaluation:
         certified accuracy  0.500  0.500  0.500  0.000
 
     Attributes:
-        num_images: how many.
-        acr: average certified radius (Section 5.1), wrong and abstained images counting 0; in [0, 1] pixel units.
-        acr_standard_error: of `acr`, over the drawing of the images.
-        abstained: fraction of all images: those estimated and then abstained on.
+        num_images: number of images.
+        acr: average certified radius (Section 5.1); wrong and abstained images count as 0; in [0, 1] pixel units.
+        acr_standard_error: standard error of `acr`, over the drawing of the images.
+        abstained: fraction of all images that were estimated and then abstained on.
         radii, certified_accuracy: fraction certified, correctly, at each radius or beyond.
-        unestimated: fraction of the images without estimation samples, such as `budgets` leaves out where the selected
-            class is not the label. They count 0, as they would with samples; whether they would abstain or be
-            certified as a wrong class is not known.
+        unestimated: fraction of the images without estimation samples, such as those that `budgets` leave out because
+            the selected class is not the label. They count as 0, as they would with samples; whether they would abstain
+            or be certified as a wrong class is not known.
     """
 
     num_images: int
@@ -69,7 +69,7 @@ class Evaluation:
 
         Args:
             axes: where to draw; by default axes of a new figure.
-            label: of the curve, in a legend; by default its ACR.
+            label: the curve's label in a legend; by default its ACR.
         """
         if axes is None:
             from matplotlib import pyplot
@@ -96,7 +96,7 @@ def correct_radii(certificates: Certificates | CertificationLog, labels: ArrayLi
         raise ValueError(f"Labels must be whole numbers from 0, or -1 where there is none. Received: {received}")
     if labels.shape != certificates.predictions.shape:
         raise ValueError(f"Expected one label per image. Received: {labels.shape} for {certificates.predictions.shape}")
-    # Data without labels is often labelled -1, which is what abstaining is called.
+    # Unlabelled data often has the label -1, which is ABSTAIN here.
     correct = (certificates.predictions == labels) & (certificates.predictions != ABSTAIN)
     return np.where(correct, certificates.radii, -1.0)
 
@@ -144,7 +144,7 @@ def evaluate(
 
 
 def _checked(radii):
-    """Radii as floats. One below 0 would count what is wrong."""
+    """Radii as floats; one below 0 would count wrong images."""
     is_scalar = isinstance(radii, np.ndarray) and radii.ndim == 0  # iterable by its type, and by nothing else
     found = list(radii) if isinstance(radii, Iterable) and not is_scalar else [None]
     if not all(is_number(radius) and 0 <= radius < np.inf for radius in found):

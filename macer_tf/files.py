@@ -1,4 +1,4 @@
-"""Reading files from anywhere: once, and never beyond a size. Imports no TensorFlow."""
+"""Reading files from anywhere: once, and never more than a limit. Imports no TensorFlow."""
 
 import os
 import stat
@@ -9,12 +9,12 @@ _BLOCK = 2**20
 
 
 def read(path: str | Path, most: int, *, pipes: bool = False) -> bytes:
-    """The content of a file, in one read: what is digested and what is used can be the same bytes.
+    """The content of a file, in one read, so that the bytes that are digested can be the bytes that are used.
 
     Args:
         path: of the file.
-        most: bytes that it may have.
-        pipes: whether a pipe is read too, as a shell's `<(...)` gives one; a pipe that nobody writes to is empty.
+        most: the most bytes that it may have.
+        pipes: whether to read a pipe too, as a shell's `<(...)` gives one; a pipe that nobody writes to is empty.
 
     Raises:
         OSError: if it cannot be read.
@@ -41,7 +41,7 @@ def open_plain(path: str | Path, *, pipes: bool = False) -> BinaryIO:
 
 
 def size_in_words(size: float) -> str:
-    """A number of bytes, such as 64 MiB."""
+    """A number of bytes in words, such as 64 MiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"
@@ -50,5 +50,5 @@ def size_in_words(size: float) -> str:
 
 
 def _open_without_waiting(path, flags):
-    # A pipe is otherwise opened once somebody opens its other end.
+    # Otherwise, opening a pipe waits until somebody opens its other end.
     return os.open(path, flags | os.O_NONBLOCK)

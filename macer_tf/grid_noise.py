@@ -4,14 +4,15 @@ Images lie on the grid i / levels, i a whole number; levels is 255 for 8-bit pix
 
     K = floor(levels * sigma * N + 1/2),    N standard normal,
 
-and a noisy image is (i + K) / levels. Because floor(i + levels * sigma * N + 1/2) = i + K, voting on noisy images is
-voting of the classifier y -> f(floor(levels * y + 1/2) / levels) on y = x + N(0, sigma^2 I) in exact arithmetic, and
-Cohen's theorem holds for that one as it stands. Float noise has two faults that this has not: TensorFlow's normals end
+and a noisy image is (i + K) / levels. Because floor(i + levels * sigma * N + 1/2) = i + K, the votes on noisy images
+are those of the classifier y -> f(floor(levels * y + 1/2) / levels) on y = x + N(0, sigma^2 I) in exact arithmetic, and
+Cohen's theorem holds for that classifier as it stands. This avoids two faults of float noise: TensorFlow's normals end
 at 5.68 standard deviations, and the last bits of a float32 sum tell which image it was (Jin et al., arXiv 2205.10159;
 Voracek and Hein, ICLR 2023). docs/guarantee.md has the proof, step by step.
 
 A 96-bit word of Philox decides K: it is the lowest value plus the number of thresholds 2^96 * Phi((k - 1/2) / (levels *
-sigma)), rounded, that the word reaches. Its first 32 bits nearly always do; the rest is drawn where they leave K open.
+sigma)), rounded, that the word reaches. The first 32 bits nearly always suffice; the rest is drawn where they leave K
+open.
 """
 
 import functools
@@ -24,16 +25,16 @@ import tensorflow as tf
 
 from macer_tf.checks import check_grid_noise, rounding_of
 
-# The high half of Philox' counter, beside those in `noise`: where a stream's further bits are.
+# Added to the stream in the high half of Philox's counter, see `noise`: where a stream's further bits are.
 _FURTHER_BITS = 2**32
 _PHILOX = 1
 _WORDS_PER_BLOCK = 4
-# A table of the first bits of a word tells K unless one of the thresholds falls in between.
+# A table of a word's first bits gives K, unless a threshold falls among the words that begin with them.
 _TABLE_BITS = range(16, 19)
 _ENTRIES_PER_THRESHOLD = 60
 _OPEN = np.float32(2**24)
 _WORD = 96
-# Of a step of the grid: what is further from its multiples is off it, whatever the float type.
+# In steps of the grid: a pixel further than this from the grid's points is off it, whatever the float type.
 _COARSEST = 0.25
 _LOWEST = np.iinfo(np.int64).min
 
@@ -41,9 +42,9 @@ _LOWEST = np.iinfo(np.int64).min
 class GridNoise:
     """The noise K of the module's docstring, addressed by (seed, example id, stream, sample) as `noise.gaussian` is.
 
-    Each of some 23 * levels * sigma thresholds is off by 2^-97 at most, so a sample of d pixels is off by at most
-    d * 2^-97 * (24 * levels * sigma + 4) in total variation: below 2^-54 for d up to 2^24, which is half the spacing of
-    float64 below 1. `certificates` rounds p_lower down by more than that.
+    Each of some 23 * levels * sigma thresholds is off by at most 2^-97, so a sample of d pixels is off by at most
+    d * 2^-97 * (24 * levels * sigma + 4) in total variation: for d up to 2^24, below 2^-54, which is half the spacing
+    of float64 below 1. `certificates` rounds p_lower down by more than that.
 
     Examples:
         >>> from macer_tf.grid_noise import GridNoise
@@ -112,7 +113,7 @@ class GridNoise:
         return tf.reshape(values[:, :size], [count, *shape])
 
     def _decide(self, words, places, key, first_block, stream):
-        """K, float32, of 32-bit words at these places after the first block, by their further bits where needed."""
+        """K, float32, of 32-bit words at these places after the first block, using further bits where needed."""
         words = tf.cast(words, tf.int64)
         # The thresholds that the word reaches if its further bits are all 0, and if they are all 1.
         least = tf.searchsorted(self._high + (self._low > _LOWEST), words, side="right")
@@ -121,7 +122,7 @@ class GridNoise:
 
         def decide(i, reached):
             place, word = places[undecided[i]], words[undecided[i]]
-            # A block of its own for each place: its first half is the rest of the word.
+            # Each place has a block of its own, whose first half is the rest of the word.
             block = first_block * _WORDS_PER_BLOCK + place
             rest = _words([1], key, block, tf.cast(stream, tf.int64) + _FURTHER_BITS, tf.int64)
             is_reached = (self._high < word) | ((self._high == word) & (self._low <= rest))
@@ -151,7 +152,7 @@ def to_grid(images: np.ndarray, levels: int) -> np.ndarray:
         raise ValueError(f"Images in {images.dtype} do not tell the levels of 1/{levels} apart; use float32.")
     exact = np.asarray(images, np.float64) * levels
     nearest = np.rint(exact)
-    # Outside [0, 1] the sum of a pixel and its noise may be one that float32 does not hold.
+    # Outside [0, 1] the sum of a pixel and its noise may be one that float32 cannot represent.
     is_inside = (nearest >= 0) & (nearest <= levels)  # not so for NaN
     if not is_inside.all():
         outside = images.flat[np.argmin(is_inside)]
@@ -167,7 +168,7 @@ def to_grid(images: np.ndarray, levels: int) -> np.ndarray:
 
 
 def check_floats(dtype: np.dtype) -> None:
-    """Raises ValueError, in one line, unless images of this NumPy type are floats that NumPy knows."""
+    """Raises a one-line ValueError unless images of this NumPy type are floats that NumPy knows."""
     if not np.issubdtype(dtype, np.floating):
         remedy = "divide bytes by 255" if dtype.kind in "biu" else "convert them to float32"
         raise ValueError(f"Images must be floats in [0, 1]; {remedy}. Received: dtype={dtype}")
@@ -186,7 +187,7 @@ def _words(shape, key, block, stream, dtype):
 
 @functools.lru_cache(maxsize=8)
 def _thresholds(levels, sigma):
-    """The lowest K, and the rising 96-bit thresholds of the others as their first 32 bits and the rest less 2^63."""
+    """The lowest K, and the other values' 96-bit thresholds, rising, as their first 32 bits and the rest minus 2^63."""
     with mpmath.workprec(_WORD + 64):
         width = mpmath.mpf(levels) * mpmath.mpf(sigma)
         lower = []

@@ -16,12 +16,12 @@ from macer_tf.layers import FusedBatchNormalization
 
 PRECISIONS = ("float32", "bfloat16")
 
-# Types of what is set of a layer, beside functions.
+# Types of a layer's settings, besides functions.
 _SETTINGS = (bool, int, float, str, tuple, list, np.ndarray, np.generic, type(None))
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 _NORMS = (layers.BatchNormalization, FusedBatchNormalization)
-# Whose configuration and weights are all there is to them: made again from both, they are the same function. That is
-# not so of Lambda, Normalization and other preprocessing, of wrappers, or of layers that are not Keras' own.
+# Layers that configuration and weights describe completely: rebuilt from both, they are the same function. This is not
+# true of Lambda, Normalization and other preprocessing, of wrappers, or of layers that are not Keras' own.
 _PLAIN = {
     *_NORMS,
     *(layers.InputLayer, layers.Identity, layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.Dense),
@@ -38,12 +38,12 @@ class InferenceGraph:
     """The outputs of a Keras classifier in inference mode, as a function of images and the classifier's variables.
 
     Batch norm that directly follows a `Conv2D` or `Dense` layer of a functional or sequential model is folded into its
-    kernel and bias: the same outputs but for rounding. Folding is part of the graph and reads the classifier's
-    variables whenever it runs, so there is no copy of weights to fall behind them. What cannot be folded runs as it is,
-    and so does a whole model that is subclassed or has layers of other kinds than Keras' plain ones.
+    kernel and bias, which changes outputs only by rounding. Folding is part of the graph and reads the classifier's
+    variables whenever it runs, so there is no copy of the weights that could become outdated. What cannot be folded
+    runs unchanged, and so does a whole model that is subclassed or has layers other than Keras' plain ones.
 
     To save it on a `tf.Module`, let the module track `variables` and nothing else of it: a Keras model tracked there
-    loads in Python and fails in C++.
+    loads in Python but fails in C++.
 
     Args:
         classifier: a Keras model, images [batch, H, W, C] -> [batch, classes].
@@ -52,7 +52,7 @@ class InferenceGraph:
             precision than the classifier's own makes another classifier, with other certificates.
 
     Raises:
-        ValueError: for an unknown precision, or one that the classifier cannot be brought to.
+        ValueError: for an unknown precision, or one that the classifier cannot be converted to.
     """
 
     def __init__(self, classifier: keras.Model, precision: str | None = None) -> None:
@@ -60,7 +60,7 @@ class InferenceGraph:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}. Received: precision={precision}")
         own = own_precision(classifier)
         has_norm = any(type(layer) in _NORMS for layer in classifier._flatten_layers())
-        # Not looked at in vain: to make a layer again draws from Python's random numbers.
+        # Checked only where it matters: rebuilding a layer draws from Python's random numbers.
         is_plain = (has_norm or precision not in (None, own)) and _is_plain(classifier)
         if precision not in (None, own) and not is_plain:
             raise ValueError(
@@ -80,7 +80,7 @@ class InferenceGraph:
 
     @property
     def precision(self) -> str:
-        """What the classifier computes in, e.g. "float32"; its certificates are for this precision alone."""
+        """What the classifier computes in, e.g. "float32"; its certificates hold for this precision only."""
         return self._precision
 
     @property
@@ -99,10 +99,10 @@ class InferenceGraph:
         return self._rebuilt.stateless_call(trainable, other, images, training=False)[0]
 
     def check_unchanged(self) -> None:
-        """Raises ValueError if the classifier's variables, layers or Keras' settings of them are no longer the same.
+        """Raises ValueError if the classifier's variables, its layers or Keras' settings of the layers have changed.
 
-        The first call remembers them: call it once the classifier has its variables. A graph that was traced before
-        such a change is another function's.
+        The first call records them, so make it once the classifier has its variables. A graph that was traced before
+        such a change computes another function.
         """
         now = _made_of(self._classifier)
         if self._made_of is None:
@@ -115,7 +115,7 @@ class InferenceGraph:
 
 
 def _made_of(classifier):
-    """The variables of a model, its layers, and what is set of those that are Keras' own."""
+    """The variables of a model, its layers, and the settings of those layers that are Keras' own."""
     parts = [*classifier.variables]
     for layer in classifier._flatten_layers():
         parts += [layer, ("compute_dtype", layer.compute_dtype)]
@@ -124,7 +124,7 @@ def _made_of(classifier):
         for name, value in sorted(vars(layer).items()):
             if name.startswith("_") or name == "trainable":
                 continue
-            if isinstance(value, tf.Tensor):  # by itself: of a `Normalization` that is adapted, it is another one
+            if isinstance(value, tf.Tensor):  # compared by identity: adapting a `Normalization` replaces it
                 parts.append(value)
             elif callable(value) or isinstance(value, _SETTINGS):
                 parts.append((name, _as_now(value)))
@@ -132,7 +132,7 @@ def _made_of(classifier):
 
 
 def _as_now(value):
-    """A setting as it is now: what is in a list or an array may change."""
+    """The present value of a setting, copied because the contents of a list or an array may change."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     return list(value) if isinstance(value, list) else value
@@ -150,7 +150,7 @@ def own_precision(classifier: keras.Model) -> str:
 
 
 def _is_plain(model):
-    """Whether the model is a graph of plain layers, which can be made again from its configuration and weights."""
+    """Whether the model is a graph of plain layers, which can be rebuilt from its configuration and weights."""
     is_graph = model.built and getattr(model, "inputs", None)
     if not type(model).__module__.startswith("keras.") or not is_graph or "call" in vars(model):
         return False
@@ -161,7 +161,7 @@ def _is_plain(model):
 
 
 def _can_be_made_again(layer):
-    """Whether the layer's configuration and weights are all there is to what it computes."""
+    """Whether the layer's configuration and weights completely determine what it computes."""
     if layer.quantization_mode is not None or getattr(layer, "lora_rank", None) is not None or "call" in vars(layer):
         return False
     activation = getattr(layer, "activation", None)
@@ -170,28 +170,28 @@ def _can_be_made_again(layer):
         return False
     try:
         _made_again(layer)
-    except Exception:  # whatever a function, an initialiser or a constraint of the user's does
+    except Exception:  # whatever the user's function, initialiser or constraint raises
         return False
     return True
 
 
 def _made_again(layer, **changes):
-    """A layer of the same configuration, but for some changes to it, and the same activation."""
+    """A new layer with the same configuration, apart from `changes`, and the same activation."""
     config = {**layer.get_config(), **changes}
     if not hasattr(layer, "activation") or isinstance(layer.activation, keras.Layer):
         return type(layer).from_config(config)
-    # A configuration has the name of an activation, which may be that of another function.
+    # A configuration holds the name of an activation, which may also be the name of another function.
     again = type(layer).from_config({**config, "activation": "linear"})
     again.activation = layer.activation
     return again
 
 
 def _rebuild(model, policy, last_policy, values):
-    """The model again, batch norms folded, its layers under a dtype policy (None: their own).
+    """The model rebuilt, with batch norms folded and its layers under a dtype policy (None: their own).
 
     Args:
         policy, last_policy: dtype policies of the layers, and of the one that makes the outputs.
-        values: is given, by the id of each variable of the new model, what computes its value from the old ones.
+        values: is filled, by the id of each variable of the new model, with what computes its value from the old ones.
     """
     if isinstance(model, keras.Sequential):
         model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
@@ -202,7 +202,7 @@ def _rebuild(model, policy, last_policy, values):
 
     def again(layer):
         if not isinstance(layer, keras.Layer) or layer.name in norms:
-            return layer  # an operation has neither weights nor a policy, and a norm that is folded is not called
+            return layer  # an operation has neither weights nor a policy, and a folded norm is not called
         own_policy = policy and (last_policy if layer.name in last else policy)
         if isinstance(layer, keras.Model):
             return _rebuild(layer, policy, own_policy, values)
@@ -231,7 +231,7 @@ def _foldable(model, config):
     """Name of a layer -> the batch norm that is its only consumer, and is to be folded into it.
 
     Args:
-        config: what `model.get_config` returns: who is called on what.
+        config: what `model.get_config` returns, which says what is called on what.
     """
     calls = {layer["name"]: layer["inbound_nodes"] for layer in config["layers"]}
     consumers = {}
@@ -239,7 +239,7 @@ def _foldable(model, config):
         for producer, *_ in _histories(nodes):
             consumers.setdefault(producer, []).append(name)
     outputs = {name for name, *_ in _histories(config["output_layers"])}
-    layers_by_name = {layer.name: layer for layer in model.layers}  # a raw operation, as of `x + y`, is no layer
+    layers_by_name = {layer.name: layer for layer in model.layers}  # a raw operation, as in `x + y`, is not a layer
     folded = {}
     for norm in model.layers:
         if type(norm) not in _NORMS or len(calls[norm.name]) != 1 or norm.renorm:
@@ -256,7 +256,7 @@ def _foldable(model, config):
             and len(calls[producer]) == 1
             and consumers[producer] == [norm.name]
             and producer not in outputs
-            # Called with training=True, it would not take its moving statistics.
+            # Called with training=True, it would not use its moving statistics.
             and all(value is None for value in call["kwargs"].values())
         ):
             folded[producer] = norm
@@ -281,7 +281,7 @@ def _read(variable, dtype):
 
 
 def _scale(norm):
-    """What the batch norm multiplies its inputs with, [channels]."""
+    """What the batch norm multiplies its inputs by, [channels]."""
     scale = tf.math.rsqrt(norm.moving_variance.value + norm.epsilon)
     return scale * norm.gamma.value if norm.scale else scale
 

@@ -12,11 +12,11 @@ import tensorflow as tf
 class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Batch normalisation of [batch, H, W, C] over all but the channels, by the fused kernel.
 
-    The same function and the same weights as `keras.layers.BatchNormalization(axis=-1)`, but for the moving variance,
-    which is torch's: it averages the unbiased variance of the batches. Statistics are float32 also where activations
-    are float16 or bfloat16. Under a distribution strategy each replica takes those of its own images, and the first
-    replica's moving statistics are the ones saved, as with Keras' layer. In float64, which the kernel does not know,
-    the same is computed by elementwise operations.
+    The same function and the same weights as `keras.layers.BatchNormalization(axis=-1)`, except for the moving
+    variance, which is torch's: it averages the unbiased variance of the batches. Statistics are float32 even where
+    activations are float16 or bfloat16. Under a distribution strategy, each replica uses the statistics of its own
+    images, and the first replica's moving statistics are the ones saved, as with Keras' layer. In float64, which the
+    kernel does not support, the same is computed by elementwise operations.
 
     Raises:
         ValueError: when built, for an input that is not [batch, H, W, C], another axis, `renorm` or `synchronized`.

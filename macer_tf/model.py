@@ -26,25 +26,26 @@ class MACERModel(NoisyTrainingModel):
     term acts on) and `soft_radius` (mean of Eq. 16 capped at the hinge, 0 for wrong images). Metrics given to
     `compile` see the mean softmax, [batch, classes].
 
-    These are estimates from a few samples. They certify nothing: that is `SmoothedClassifier.certify`.
+    These are estimates from a few samples and certify nothing; for certificates, see `SmoothedClassifier.certify`.
 
     Images are floats in [0, 1], [batch, height, width, channels]; noise is added to them as they come in, so
     normalisation belongs inside `classifier`. Labels are class indices, [batch] or [batch, 1], or one-hot rows,
-    [batch, classes]. `evaluate` draws noise of its own, the same each time, and does not affect training.
+    [batch, classes]. `evaluate` draws its own noise, the same each time, and does not affect training.
 
     With lam=0 and num_samples=1 this is the Gaussian training of Cohen et al. (2019).
 
-    What goes beyond Eq. (17) is off unless asked for (p_j is the softmax of copy j, pbar their mean, y the label):
+    Extensions of Eq. (17) are off by default (p_j is the softmax of copy j, pbar the mean of these, y the label):
 
-    - `average_cross_entropy`: the first term is `mean_j -log p_jy`, by Jensen's inequality an upper bound of
+    - `average_cross_entropy`: the first term is `mean_j -log p_jy`, by Jensen's inequality an upper bound on
       `-log pbar_y` (`objective.averaged_cross_entropy`).
-    - `consistency`, `entropy`: plus `consistency * mean_j KL(pbar || p_j) + entropy * H(pbar)`, reported as
+    - `consistency`, `entropy`: adds `consistency * mean_j KL(pbar || p_j) + entropy * H(pbar)`, reported as
       `consistency_loss` (Jeong and Shin 2020; `objective.consistency`).
-    - `noise_steps`: where all copies are right, the hinge is the larger one of those on xi(eps) and on xi(eps'), eps'_j
-      within `noise_radius` of eps_j on which copy j does worse (`attacks.worst_noise`, after Jeong et al. 2023).
-    - `noise_for_all`: on these images cross-entropy and consistency are those on eps', too. What is reported beside the
-      losses, and metrics, stay those on eps.
-    - `num_samples` may rise while training: few copies first, many at the end.
+    - `noise_steps`: where all copies are right, the hinge is the larger of those on xi(eps) and on xi(eps'), where
+      eps'_j is within `noise_radius` of eps_j and copy j does worse on it (`attacks.worst_noise`, after Jeong et al.
+      2023).
+    - `noise_for_all`: on these images, cross-entropy and consistency are on eps' too. Metrics, and reports other than
+      the losses, stay on eps.
+    - `num_samples` may rise during training: few copies first, many at the end.
 
     Examples:
         >>> import numpy as np
@@ -59,9 +60,9 @@ class MACERModel(NoisyTrainingModel):
     Args:
         classifier: a Keras model, float images -> logits [batch, classes], without a softmax.
         sigma: noise level, the standard deviation of the noise in units of a pixel in [0, 1].
-        num_samples: noisy copies of each image (k in the paper). May rise while training, at the beginning of an epoch
-            at best: the step is traced anew.
-        lam: weight of the robustness term. May be changed while training: `model.lam = 12.0`; no argument below may.
+        num_samples: noisy copies of each image (k in the paper). May rise during training, preferably at the start of
+            an epoch, because the step is traced again.
+        lam: weight of the robustness term. May be changed during training: `model.lam = 12.0`; no argument below may.
         gamma: hinge on xi = Phi^-1(z_y) - Phi^-1(max other z); above 0, at most 24.
         beta: inverse temperature of the softmax in the robustness term.
         seed: whole number in [0, 2**32) that fixes the training noise; drawn from NumPy's global generator if None.
@@ -71,8 +72,8 @@ class MACERModel(NoisyTrainingModel):
         consistency: weight of the copies' mean divergence from their mean prediction; 0: off.
         entropy: weight of the mean prediction's entropy; 0: off.
         noise_steps: gradient steps on the noise for the hinge, each a forward and backward pass of all copies; 0: off.
-        noise_radius: l2 radius within which they move the noise, in [0, 1] pixel units.
-        noise_for_all: whether the moved noise is for all terms of the loss, not for the hinge alone.
+        noise_radius: l2 radius within which these steps move the noise, in [0, 1] pixel units.
+        noise_for_all: whether all terms of the loss use the moved noise, not only the hinge.
 
     Raises:
         ValueError: for a hyper-parameter out of range or a classifier that does not return logits.
@@ -142,7 +143,7 @@ class MACERModel(NoisyTrainingModel):
 
     @property
     def consistency_share(self) -> float:
-        """Share of `consistency` and `entropy` that acts, from 0 to 1: 1 unless it is set, to bring them in slowly."""
+        """Share of `consistency` and `entropy` that is applied, from 0 to 1: 1 unless set, to phase them in."""
         return float(self._consistency_share.numpy())
 
     @consistency_share.setter
@@ -169,7 +170,7 @@ class MACERModel(NoisyTrainingModel):
             self._trace_again()
 
     def _trace_again(self):
-        """Makes the traced steps anew, which have read what has changed; `fit` takes the new one at its next step."""
+        """Traces the steps again, because they have read values that changed; `fit` uses the new step from then on."""
         if self.train_function is not None:
             self.make_train_function(force=True)
         if self.test_function is not None:
@@ -194,7 +195,7 @@ class MACERModel(NoisyTrainingModel):
 
     def loss_terms(self, images: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor, training: bool) -> LossTerms:
         logits = self.noisy_logits(images, noise, training)
-        # What is reported is of the noise as it was drawn: that is what the smoothed classifier sees.
+        # Reports are about the noise as it was drawn, because that is what the smoothed classifier sees.
         terms = self._terms(logits, labels)
         classification, robustness, in_hinge = terms.classification, terms.robustness, terms.in_hinge
         if self._attacks_noise:
@@ -239,7 +240,7 @@ class MACERModel(NoisyTrainingModel):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "MACERModel":
-        # Files saved by earlier versions have none.
+        # Files saved by earlier versions do not have it.
         share = config.get("consistency_share", 1.0)
         others = {name: value for name, value in config.items() if name != "consistency_share"}
         model = super().from_config(others, custom_objects)
@@ -247,5 +248,5 @@ class MACERModel(NoisyTrainingModel):
         return model
 
 
-# In a .h5 file Keras looks for a model's class by its bare name.
+# In an .h5 file, Keras looks up a model's class by its bare name.
 keras.saving.get_custom_objects()["MACERModel"] = MACERModel

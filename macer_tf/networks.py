@@ -1,8 +1,8 @@
 """The paper's base classifiers (Section 5.1), and a small one for 8x8 digits: Keras models that return logits.
 
 Convolutions, padding, initialisation and batch norm follow torch's conventions, as the authors' networks do: symmetric
-padding also where the stride is 2, no bias before batch norm, He-normal initialisation over the fan-out, batch norm
-with momentum 0.9 (torch: 0.1) and epsilon 1e-5. Layers are named as the authors' and torchvision's modules, for
+padding even where the stride is 2, no bias before batch norm, He-normal initialisation over the fan-out, batch norm
+with momentum 0.9 (torch: 0.1) and epsilon 1e-5. Layers are named like the authors' and torchvision's modules, for
 `torch_checkpoints`.
 """
 
@@ -41,10 +41,10 @@ def register(name: str) -> Callable[[Callable[..., keras.Model]], Callable[..., 
         >>> del networks.BUILDERS["linear<width>"]  # so that this example leaves nothing behind
 
     Args:
-        name: what it is asked for by; <depth> or the like in it stands for a whole number, the first argument then.
+        name: the name to ask for it by; <depth> or the like in it stands for a whole number, then the first argument.
 
     Raises:
-        ValueError: if there is a network of that name.
+        ValueError: if there is already a network of that name.
     """
     if name in BUILDERS:
         raise ValueError(f"There is a network of this name; choose another one. Received: name={name!r}")
@@ -65,7 +65,7 @@ def build(name: str, input_shape: Shape, num_classes: int) -> keras.Model:
         (None, 10)
 
     Args:
-        name: of the network, e.g. "lenet" or "cifar_resnet110".
+        name: the network's name, e.g. "lenet" or "cifar_resnet110".
         input_shape: (height, width, channels) of the images.
         num_classes: how many logits it returns for each image.
 

@@ -2,8 +2,8 @@
 
 Philox is a counter-based generator: block i of its output is a function of the key and of (counter + i) alone. Each
 noise sample takes a whole number of blocks, so sample j of an image is read from the counter's position
-j * blocks, whichever batch, worker or run asks for it. This is so for TensorFlow's own kernels: XLA makes other normals
-of the same bits, so don't compile what draws noise with `jit_compile=True`.
+j * blocks, whichever batch, worker or run asks for it. This holds for TensorFlow's own kernels: XLA makes other normals
+from the same bits, so do not compile code that draws noise with `jit_compile=True`.
 """
 
 import math
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-# The high half of Philox' 128-bit counter. These six must never share a sample.
+# The high half of Philox's 128-bit counter. These six must never share a sample.
 SELECTION, ESTIMATION, TRAINING, EVALUATION, RANDOMIZATION, TEACHER = 0, 1, 2, 3, 4, 5
 STREAMS = (SELECTION, ESTIMATION)
 
@@ -32,7 +32,7 @@ def gaussian(
 
     Args:
         shape: shape of one sample, e.g. (height, width, channels); integers, Python's or int64 scalar tensors.
-        seed, example_id: integers in [0, 2**32), Python's or int64 scalar tensors; together Philox' key.
+        seed, example_id: integers in [0, 2**32), Python's or int64 scalar tensors; together Philox's key.
         stream: SELECTION, ESTIMATION, TRAINING, EVALUATION or TEACHER.
         start, count: integers, Python's or int64 scalar tensors.
 
@@ -53,7 +53,7 @@ def gaussian(
 
 
 def uniforms(seed: int, example_ids: Sequence[int]) -> np.ndarray:
-    """U of each image, uniform on [0, 1) and independent of its noise, for a bound that is randomised.
+    """U of each image, uniform on [0, 1) and independent of its noise, for a randomised bound.
 
     Examples:
         >>> from macer_tf import noise
@@ -64,7 +64,7 @@ def uniforms(seed: int, example_ids: Sequence[int]) -> np.ndarray:
         seed, example_ids: whole numbers in [0, 2**32), see `gaussian`.
 
     Returns:
-        float64 [images], multiples of 2^-53: always the same for a seed and an id, so that nobody draws it twice.
+        float64 [images], multiples of 2^-53: always the same for a seed and an id, so that nobody draws twice.
     """
     words = [
         tf.raw_ops.StatelessRandomUniformFullIntV2(
@@ -82,7 +82,7 @@ def uniforms(seed: int, example_ids: Sequence[int]) -> np.ndarray:
 def uniforms_of_noise(noise: tf.Tensor, sigma: float) -> tf.Tensor:
     """One draw of U(0, 1) for each image, computed from its noise, so that the same noise gives the same draw.
 
-    It is Phi of the noise's projection on a chessboard of +1 and -1, a direction that classifiers hardly see.
+    It is Phi of the noise's projection onto a checkerboard of +1 and -1, a direction that classifiers hardly see.
 
     Args:
         noise: float32 [batch, num_samples, height, width, channels], scaled by sigma.

@@ -1,7 +1,7 @@
-"""NoisyTrainingModel: what MACER and the methods it is compared with share as Keras models.
+"""NoisyTrainingModel: what the Keras models of MACER and of the methods it is compared with have in common.
 
-Addressed noise, checks of each batch, gradients that are right under a strategy, in mixed precision and over slices of
-a batch, metrics, saving. A method adds its loss.
+This is addressed noise, checks of each batch, metrics, saving, and gradients that are right under a strategy, in mixed
+precision and over slices of a batch. A method adds its loss.
 """
 
 from macer_tf import tensorflow_backend  # noqa: F401
@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# Layers and optimizers are imported so that whoever loads a saved model by its class also finds what it holds.
+# Layers and optimizers are imported so that loading a saved model by its class also finds the classes inside it.
 from macer_tf import base_classifier, checks, layers, optimizers  # noqa: F401
 from macer_tf import noise as noise_lib
 
@@ -28,7 +28,7 @@ _BAD_BATCH = "Bad batch: "
 _PROBABILITIES = "the classifier returned probabilities instead of logits; remove its softmax."
 _UNLIKE = "there must be one label and, if any, one sample weight per image."
 _ROWS_THAT_TELL = 8
-# More than a replica's share of any batch: each step owns this many addresses of noise.
+# Addresses of noise that each step owns: more than a replica's share of any batch.
 _IMAGES_PER_STEP = 2**20
 
 
@@ -37,7 +37,7 @@ class LossTerms(NamedTuple):
 
     Attributes:
         losses: name -> [batch]; they add up to the loss.
-        reports: name -> [batch]; their means are reported beside the losses'.
+        reports: name -> [batch]; their means are reported beside those of the losses.
         probabilities: [batch, classes], the smoothed prediction, which metrics see.
     """
 
@@ -78,8 +78,8 @@ class NoisyTrainingModel(keras.Model):
     normalisation belongs inside `classifier`. Labels are class indices, [batch] or [batch, 1], or one-hot rows,
     [batch, classes], of any type of number.
 
-    Training and evaluation draw different noise. That of training never repeats; each evaluation begins with the same,
-    so evaluating changes neither training nor the next evaluation.
+    Training and evaluation draw different noise. Training noise never repeats; each evaluation begins with the same
+    noise, so evaluating changes neither training nor the next evaluation.
 
     Examples:
         Gaussian training, whose loss is the mean cross-entropy of an image's noisy copies:
@@ -145,7 +145,7 @@ class NoisyTrainingModel(keras.Model):
         self._num_samples = int(num_samples)
         self._microbatch = None if microbatch is None else int(microbatch)
         self._seed = checks.check_seed(np.random.randint(2**31) if seed is None else seed)
-        # How many batches of noise were drawn. A weight, so that a restored model goes on with fresh noise.
+        # How many batches of noise were drawn. A weight, so that a restored model continues with fresh noise.
         self._noise_step = self.add_weight(
             name="noise_step", shape=(), dtype="int64", initializer="zeros", trainable=False,
             aggregation="only_first_replica",
@@ -190,7 +190,7 @@ class NoisyTrainingModel(keras.Model):
         jit_compile: bool | str = False,
         **kwargs: Any,
     ) -> None:
-        """As `keras.Model.compile`, without a loss, which is the method's own.
+        """As `keras.Model.compile`, but without a loss, because the method has its own.
 
         `jit_compile` is off unless it is True ("auto" is off): on a CPU, XLA makes this training step several times
         slower. XLA also drops the checks of each batch's pixels and labels, and draws other noise from the same seed.
@@ -218,7 +218,7 @@ class NoisyTrainingModel(keras.Model):
 
     @functools.wraps(keras.Model.make_train_function)
     def make_train_function(self, force: bool = False) -> Any:
-        # A step that makes the optimizer's variables is traced twice: once to make them, and once to be kept.
+        # A step that creates the optimizer's variables is traced twice: once to create them, and once to be kept.
         if self.built and not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
@@ -253,11 +253,11 @@ class NoisyTrainingModel(keras.Model):
 
     @functools.wraps(keras.Model.export)
     def export(self, *args: Any, **kwargs: Any) -> None:
-        # What `call` computes. Keras exports a subclassed model only once it was called; `fit` never calls this one.
+        # What `call` computes. Keras exports a subclassed model only after a call, and `fit` never calls this one.
         return self.classifier.export(*args, **kwargs)
 
     def reset_metrics(self) -> None:
-        """As `keras.Model.reset_metrics`, with which every evaluation begins; its noise begins again too."""
+        """As `keras.Model.reset_metrics`, with which every evaluation begins; also restarts the evaluation's noise."""
         super().reset_metrics()
         self._evaluated.assign(0)
 
@@ -278,12 +278,12 @@ class NoisyTrainingModel(keras.Model):
         return self._draw(images, start, self.num_samples, noise_lib.TRAINING if training else noise_lib.EVALUATION)
 
     def _draw(self, images, start, num_samples, stream):
-        """As `draw_noise`, but [batch, num_samples, *image shape], of a stream of the noise."""
+        """As `draw_noise`, but with this number of samples and from this stream of the noise."""
         begun = self._evaluated if stream == noise_lib.EVALUATION else self._noise_step.value * _IMAGES_PER_STEP
         first = (begun + tf.cast(start, tf.int64)) * num_samples
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         count = tf.shape(images, tf.int64)[0] * num_samples
-        # Each side as a number where the data set says it, else as a tensor.
+        # Each side is a number where the data set gives it, otherwise a tensor.
         shape = [side or tf.shape(images, tf.int64)[i + 1] for i, side in enumerate(images.shape[1:])]
         noise = noise_lib.gaussian(shape, self.seed, replica, stream, first, count)
         return self.sigma * tf.reshape(noise, [-1, num_samples, *shape])
@@ -302,8 +302,8 @@ class NoisyTrainingModel(keras.Model):
             # A subclassed classifier is built by its first call; an unbuilt model would be saved without the rest.
             self.build(images.shape)
         logits = tf.cast(logits, tf.float32)
-        # Before the first step, when rows of logits do not add up to 1 by chance: a subclassed classifier does not say
-        # what its last layer is.
+        # Before the first step, when rows of logits do not add up to 1 by chance. Needed because a subclassed
+        # classifier does not say what its last layer is.
         are_probabilities = (
             (self._noise_step.value == 0)
             & (tf.shape(logits)[0] >= _ROWS_THAT_TELL)
@@ -311,12 +311,12 @@ class NoisyTrainingModel(keras.Model):
             & tf.reduce_all(tf.abs(tf.reduce_sum(logits, axis=-1) - 1) < 0.01)
         )
         with tf.control_dependencies([_batch_check(~are_probabilities, _PROBABILITIES)]):
-            # The batch's size, if it is known: beside labels that know theirs, `tf.where` would forget all shapes.
+            # Keeps the batch's size if it is known: beside labels that know theirs, `tf.where` would lose all shapes.
             return tf.reshape(logits, [images.shape[0] or -1, self.num_samples, logits.shape[-1]])
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
         batch = self._unpack(data)
-        # Gradients are summed over the replicas: each divides by the size of the global batch.
+        # Gradients are summed over the replicas, so each divides by the size of the global batch.
         num_images = _sum_over_replicas(tf.reduce_sum(batch.present))
 
         def gradients(batch, start):
@@ -368,7 +368,7 @@ class NoisyTrainingModel(keras.Model):
         return batch
 
     def _as_images(self, images):
-        """Float32 images; their shape from the classifier where the data set does not say it."""
+        """Images as float32; the classifier gives their shape where the data set does not."""
         images = tf.convert_to_tensor(images)
         if not images.dtype.is_floating:
             raise ValueError(
@@ -379,13 +379,13 @@ class NoisyTrainingModel(keras.Model):
         if shape is None:
             return images
         if images.shape.rank == len(shape) - 1 and shape[-1] == 1:
-            # As Keras' functional models take grey images without an axis for their channel.
+            # Keras' functional models also take grey images without a channel axis.
             images = images[..., None]
-        # Where the shapes contradict each other, the classifier says so.
+        # Where the shapes contradict each other, the classifier reports it.
         return tf.ensure_shape(images, shape) if images.shape.is_compatible_with(shape) else images
 
     def _sum_over_slices(self, batch, function):
-        """Sums of the tensors that `function(slice of the batch, its first image's place)` returns."""
+        """Sums, over slices of the batch, the tensors that `function(slice, place of its first image)` returns."""
         if self.microbatch is None:
             return function(batch, 0)
 
@@ -427,7 +427,7 @@ class NoisyTrainingModel(keras.Model):
             total += tf.cast(tf.add_n(self.classifier.losses), tf.float32)
         total *= present
 
-        # Means of weighted losses over the number of images, as Keras reports them: weights do not renormalise.
+        # Weighted losses are averaged over the number of images, as Keras reports them: weights do not renormalise.
         correct = tf.cast(tf.argmax(terms.probabilities, axis=-1) == labels, tf.float32)
         values = {"loss": total, **losses, "smoothed_accuracy": correct, **terms.reports}
         for metric in (self._loss_tracker, *self._means):
@@ -462,7 +462,7 @@ class NoisyTrainingModel(keras.Model):
 
 
 def _the_only(value):
-    """The tensor in a structure of one, as Keras takes it for a model of one input and one output."""
+    """The one tensor in a structure, as Keras takes it for a model with one input and one output."""
     tensors = keras.tree.flatten(value)
     if len(tensors) != 1:
         received = f"a dict of {', '.join(map(str, value))}" if isinstance(value, dict) else f"{len(tensors)} tensors"
@@ -474,7 +474,7 @@ def _the_only(value):
 
 
 def _check_arrays(images, labels):
-    """Refuses arrays of which Keras would say nothing, or not what is wrong."""
+    """Refuses arrays about which Keras would say nothing, or something misleading."""
     if isinstance(images, np.ndarray) and not len(images):
         raise ValueError(f"Expected one or more images. Received: images {images.shape}")
     if isinstance(labels, np.ndarray | list) and (dtype := np.asarray(labels).dtype).kind in "OSUMm":
@@ -524,14 +524,14 @@ def _sum_over_replicas(value):
 
 
 def _batch_check(condition, message):
-    """An assertion whose message holds no data of the batch."""
-    # The bare operation: tf.debugging.Assert puts it behind a tf.cond, which is traced for longer than it ever saves.
+    """An assertion whose message contains no data from the batch."""
+    # The raw operation: tf.debugging.Assert wraps it in a tf.cond, which costs more time to trace than it ever saves.
     return tf.raw_ops.Assert(condition=condition, data=[_BAD_BATCH + message])
 
 
 @contextlib.contextmanager
 def _one_line_errors(class_weight=None):
-    """Turns TensorFlow's page on a failed batch check, or a label without a weight, into a ValueError of one line."""
+    """Turns TensorFlow's page about a failed batch check, or a label without a weight, into a one-line ValueError."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:

@@ -104,8 +104,8 @@ def averaged_cross_entropy(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """The cross-entropy averaged over the noisy copies, `mean_j -log p_jy`, [batch].
 
     By Jensen's inequality it is at least `smoothed_cross_entropy`, `-log mean_j p_jy`, so the bound that Eq. (17) rests
-    on holds with it too. Its gradient weights all copies alike, where that of the other weights a copy by p_jy and so
-    hardly sees one that is wrong (Cohen et al. 2019 train with it, one copy per step).
+    on holds with it too. Its gradient weights all copies alike, whereas that of the other weights a copy by p_jy and so
+    hardly sees a wrong one (Cohen et al. 2019 train with it, one copy per step).
 
     Args:
         logits: float [batch, num_samples, classes].
@@ -127,7 +127,7 @@ class Consistency(NamedTuple):
 
 
 def consistency(logits: tf.Tensor) -> Consistency:
-    """Consistency regularisation (Jeong and Shin 2020), of p_j, the softmax of copy j, and pbar, their mean.
+    """Consistency regularisation (Jeong and Shin 2020), where p_j is the softmax of copy j and pbar their mean.
 
     The gradient flows through pbar as well as through p_j. Both terms and their gradients are finite for every finite
     logit.
@@ -159,13 +159,13 @@ def _clipped(logits):
 
 def _xi(others_sum, runner_up, correct, gamma, num_classes):
     """xi = Phi^-1(z_y) - Phi^-1(runner-up) where `correct` and within the hinge's reach, gamma elsewhere."""
-    import tensorflow_probability as tfp  # takes a second, and who certifies what was trained needs none of it
+    import tensorflow_probability as tfp  # takes a second to import, and certifying does not need it
 
     standard_normal = tfp.distributions.Normal(tf.zeros([], tf.float64), tf.ones([], tf.float64))
     reachable = correct & (runner_up >= _smallest_runner_up(gamma, num_classes))
 
     def quantile(probability):
-        # Masked before the quantile and after it: a `where` after it alone turns inf into NaN in the gradient.
+        # Masked before the quantile and after it: a `where` only after it would turn inf into NaN in the gradient.
         safe = tf.where(reachable, probability, tf.constant(0.5, probability.dtype))
         return tf.cast(standard_normal.quantile(tf.cast(safe, tf.float64)), probability.dtype)
 

@@ -1,4 +1,4 @@
-"""SGD as the paper's recipe has it, which is torch's: momentum, and L2 regularisation added to the gradient."""
+"""SGD as in the paper's recipe, which is torch's: momentum, and L2 regularisation added to the gradient."""
 
 from macer_tf import tensorflow_backend  # noqa: F401
 
@@ -21,8 +21,8 @@ class SGD(keras.optimizers.Optimizer):
     One step on a variable w with gradient g: `v <- momentum * v + (g + l2 * w)`, `w <- w - learning_rate * v`.
     `keras.optimizers.SGD(weight_decay=...)` is another recipe: its decay is decoupled from the gradient and does
     not pass through the momentum, and its velocity keeps the learning rate that it was made with. Clipping acts on
-    g alone, as `torch.nn.utils.clip_grad_norm_` before a step does; under a distribution strategy, on the sum over the
-    replicas, where Keras' own optimizers clip each replica's part.
+    g alone, as calling `torch.nn.utils.clip_grad_norm_` before a step does; under a distribution strategy, on the sum
+    over the replicas, whereas Keras' own optimizers clip each replica's part.
 
     Examples:
         >>> import keras

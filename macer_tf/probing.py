@@ -7,13 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 _ROWS = 16
-# Relative to an output, less what the classes that can win have in common, and the spacing of numbers. The same rows in
-# as many rows give the same bits on a CPU; a GPU may take another algorithm the next time, whose rounding is that of 11
-# binary digits (TF32) or, in 16-bit numbers, of 8, through many layers. Batch statistics and dropout change outputs by
-# more.
+# Relative to an output minus what the classes that can win have in common; and the spacing of numbers. On a CPU, the
+# same rows in passes of the same size give the same bits. A GPU may choose another algorithm the next time and then
+# round to 11 binary digits (TF32) or, in 16-bit numbers, to 8, through many layers. Batch statistics and dropout change
+# outputs by more.
 _TOLERANCES = {"float32": (2e-3, 2.0**-23), "float64": (2e-3, 2.0**-23)}
 _TOLERANCE_16_BITS = 0.05, 2.0**-8
-# A class can win if it is behind by no more than so many times what the second is behind by, in the median image.
+# A class can win if its gap to the winner is at most this many times the runner-up's gap in the median image.
 _WITHIN_REACH = 10
 
 
@@ -22,9 +22,9 @@ def probe(
 ) -> np.ndarray:
     """What a classifier returns for a few random images, after checking that it is a function of each image alone.
 
-    Randomised smoothing needs that: votes of a classifier that is random, or whose output for an image depends on the
-    rest of its batch, certify nothing. A dependence smaller than rounding, or one that these images do not show, is not
-    found.
+    Randomised smoothing needs this: the votes of a classifier that is random, or whose output for an image depends on
+    the rest of its batch, certify nothing. A dependence smaller than rounding, or one that these images do not show, is
+    not found.
 
     Args:
         classifier: images [batch, H, W, C] -> [batch, classes].
@@ -39,19 +39,19 @@ def probe(
             or more.
     """
     rng = np.random.default_rng(0)
-    # Brightness and contrast differ from image to image, as batch statistics do then.
+    # Brightness and contrast differ from image to image, so batch statistics do too.
     images, others = (
         rng.random((_ROWS, *image_shape)) * rng.random((_ROWS, 1, 1, 1)) + rng.normal(0, 0.25, (_ROWS, *image_shape))
         for _ in range(2)
     )
-    others *= 3  # so that the largest and smallest of a batch are not among those that both have
+    others *= 3  # so that a batch's largest and smallest pixels are not in the images that both share
     kept, places = np.arange(1, _ROWS, 2), np.arange(_ROWS - 2, -1, -2)
     others[places] = images[kept]
 
     def outputs_of(batch):
         try:
             outputs = classifier(tf.constant(batch, tf.float32))
-        except tf.errors.UnimplementedError as error:  # as convolutions with channels first are on a CPU
+        except tf.errors.UnimplementedError as error:  # such as convolutions with channels first on a CPU
             line = str(error).replace("\n", " ").partition(" [Op:")[0]
             raise ValueError(f"The classifier cannot run on this machine. TensorFlow says: {line}") from error
         check_outputs(outputs)
@@ -73,10 +73,10 @@ def probe(
 
 
 def _are_level(first, second, precision):
-    """Whether outputs [rows, classes] are the same but for rounding.
+    """Whether outputs [rows, classes] are the same up to rounding.
 
-    What they may differ by is told from the classes that can win, and less what these have in common: next to classes
-    that are masked by -1e9, however many, or to an offset of 1e5, everything else would look like rounding.
+    The allowed difference is relative to the classes that can win, minus what these have in common: beside classes that
+    are masked by -1e9, however many, or an offset of 1e5, everything else would look like rounding.
     """
     finite = np.isfinite(first) & np.isfinite(second)
     if not np.array_equal(np.isfinite(first), np.isfinite(second)):
@@ -100,7 +100,7 @@ def _are_level(first, second, precision):
 
 
 def check_outputs(outputs: tf.Tensor) -> None:
-    """Raises ValueError, in one line, unless they are one tensor [batch, classes] of two classes or more."""
+    """Raises a one-line ValueError unless they are one tensor [batch, classes] of two classes or more."""
     if not tf.is_tensor(outputs):
         names = f" of {', '.join(outputs)}" if isinstance(outputs, dict) else ""
         raise ValueError(
@@ -118,5 +118,5 @@ def check_outputs(outputs: tf.Tensor) -> None:
 
 
 def are_probabilities(outputs: np.ndarray) -> bool:
-    """Whether each row of outputs [batch, classes] is a distribution, but for the rounding of 8 binary digits."""
+    """Whether each row of outputs [batch, classes] is a distribution, up to rounding to 8 binary digits."""
     return bool((outputs >= 0).all() and (np.abs(outputs.sum(axis=1) - 1) < 0.02).all())

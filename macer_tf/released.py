@@ -14,7 +14,7 @@ from macer_tf import files
 if TYPE_CHECKING:
     from macer_tf.model import MACERModel
 
-# Below it, of each model: NAME.keras and NAME.json, its card.
+# Contains, for each model, NAME.keras and its card, NAME.json.
 FOLDER = Path(__file__).parent / "released_models"
 _MOST_BYTES = 2**28
 
@@ -31,7 +31,7 @@ def names() -> list[str]:
 
 
 def card(name: str) -> dict[str, Any]:
-    """What is known of a released model.
+    """What is known about a released model.
 
     Examples:
         >>> from macer_tf import released
@@ -43,8 +43,8 @@ def card(name: str) -> dict[str, Any]:
 
     Returns:
         `name`, `sigma` (in units of a pixel in [0, 1]) and `sha256` of the model's file; under `trained`, the command
-        and what it took; under `claimed`, what others say of theirs; under `verified`, what was measured of this one:
-        images, n0, n, alpha, ACR, certified accuracies, and of some images the class and its share of the votes.
+        and what it took; under `claimed`, what others report for theirs; under `verified`, what was measured for this
+        one: images, n0, n, alpha, ACR, certified accuracies, and for some images the class and its share of the votes.
 
     Raises:
         ValueError: for an unknown name.
@@ -72,7 +72,7 @@ def load_released(name: str) -> "MACERModel":
         A `MACERModel`, not compiled, whose noise level is the card's; `SmoothedClassifier` takes it as it is.
 
     Raises:
-        ValueError: for an unknown name, or a file that is not the one that the card was written for.
+        ValueError: for an unknown name, or a file other than the one that the card was written for.
     """
     import keras
 
@@ -85,7 +85,7 @@ def load_released(name: str) -> "MACERModel":
             f"{path} is not the model that its card describes; install the package again. Received: sha256 {found}, "
             f"the card's is {about['sha256']}"
         )
-    # What was checked is what is loaded, whatever becomes of the file.
+    # What is loaded is exactly what was checked, whatever happens to the file.
     with tempfile.TemporaryDirectory() as folder:
         checked = Path(folder) / path.name
         checked.write_bytes(content)

@@ -17,13 +17,13 @@ from macer_tf.noisy_training import fixed
 
 @keras.saving.register_keras_serializable(package="macer_tf")
 class SemiSupervisedMACERModel(MACERModel):
-    """`MACERModel` whose training images may lack a label: it is -1 then.
+    """`MACERModel` whose training images may lack a label; their label is then -1.
 
     The teacher is the moving average of the weights that the optimizer keeps, so `use_ema=True` is needed. An image
-    without a label takes the majority class of `teacher_samples` noisy copies of it under the teacher, and counts
-    where that class' share of them is above `threshold`; then it is in the same two terms of Eq. (17) as an image with
-    this label. (Semi-supervised training is named as future work by Zhai et al. 2020; that unlabelled images raise
-    certified radii was shown by Carmon et al. 2019, with a teacher that was trained before.)
+    without a label takes the majority class of `teacher_samples` noisy copies of it under the teacher, and counts only
+    where that class's share of them is above `threshold`; then it enters the same two terms of Eq. (17) as an image
+    with this label. (Zhai et al. 2020 name semi-supervised training as future work; Carmon et al. 2019 showed that
+    unlabelled images raise certified radii, with a teacher trained beforehand.)
 
     Before the first step the average is empty, and no image without a label counts. Labels are class indices, not
     one-hot rows; `evaluate` needs all of them. `smoothed_accuracy` is against the classes that were taken.
@@ -39,10 +39,10 @@ class SemiSupervisedMACERModel(MACERModel):
     Args:
         classifier: as in `MACERModel`.
         sigma: as in `MACERModel`.
-        *args: further arguments of `MACERModel`, by their place.
+        *args: further arguments of `MACERModel`, by position.
         **kwargs: further arguments of `MACERModel`, by name.
-        threshold: what the majority class' share must be above, in [0, 1].
-        teacher_samples: noisy copies that the teacher sees of each image.
+        threshold: share, in [0, 1], that the majority class must exceed.
+        teacher_samples: noisy copies of each image that the teacher sees.
 
     Raises:
         ValueError: for a hyper-parameter out of range or a classifier that does not return logits.
@@ -90,7 +90,7 @@ class SemiSupervisedMACERModel(MACERModel):
             noise: float32 [batch, copies, height, width, channels], scaled by sigma.
 
         Returns:
-            int64 [batch], the first of equals, and float32 [batch].
+            int64 [batch], the first class on a tie, and float32 [batch].
         """
         optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         if not self.built:
@@ -121,5 +121,5 @@ class SemiSupervisedMACERModel(MACERModel):
         return {**super().get_config(), "threshold": self.threshold, "teacher_samples": self.teacher_samples}
 
 
-# In a .h5 file Keras looks for a model's class by its bare name.
+# In an .h5 file, Keras looks up a model's class by its bare name.
 keras.saving.get_custom_objects()["SemiSupervisedMACERModel"] = SemiSupervisedMACERModel

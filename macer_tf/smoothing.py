@@ -23,9 +23,9 @@ from macer_tf.noisy_training import NoisyTrainingModel
 from macer_tf.probing import are_probabilities, check_outputs, probe
 from macer_tf.votes import MAX_SOFT_SAMPLES, MOST_SAMPLES, UNITS, SoftMoments, Votes
 
-# Rows of a forward pass come in multiples of this, 3 * 32. TensorFlow computes the odd values at the end of a tensor,
-# after the last whole vector of 16, by other code; on processors with AMX 16 rows of bfloat16 by other code than 32 or
-# more; and on those without AVX-512 the rows after the last whole block of 6.
+# A forward pass has a multiple of this many rows, 3 * 32. TensorFlow uses different code for the odd values at the end
+# of a tensor, after the last whole vector of 16; on processors with AMX, for 16 rows of bfloat16 than for 32 or more;
+# and on those without AVX-512, for the rows after the last whole block of 6.
 _ROWS = 96
 _MOST_ROWS = 8 * _ROWS
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -47,22 +47,23 @@ class Drawn(NamedTuple):
 class SmoothedClassifier:
     """g(x) = the class that the base classifier most often returns on x + N(0, sigma^2 I), rounded to the pixels' grid.
 
-    The guarantee: each certificate of `certify` holds with probability at least 1 - alpha over the noise, each image
-    by itself. Of 1,000 certified images, at alpha=0.001, at most one false certificate is expected. The guarantee
-    is about g at this sigma and this numeric precision, not about the base classifier, and about l2 perturbations of
-    images in [0, 1] whose pixels are multiples of 1 / levels, as 8-bit pixels are of 1/255. It needs no exact
-    arithmetic: noise and sum are whole numbers, see `grid_noise`. It does not hold if n, alpha or the seed were chosen
-    after looking at results, if whoever chose the image knew the seed, or if the classifier's output for an image
-    depends on the rest of its batch.
+    The guarantee: each certificate of `certify` holds with probability at least 1 - alpha over the noise, for each
+    image separately. Of 1,000 certificates at alpha=0.001, at most one is expected to be false. The guarantee is about
+    g at this sigma and this numeric precision, not about the base classifier, and about l2 perturbations of images in
+    [0, 1] whose pixels are multiples of 1 / levels, as 8-bit pixels are of 1/255. It needs no exact arithmetic: noise
+    and sum are whole numbers, see `grid_noise`. It does not hold if n, alpha or the seed was chosen after looking at
+    results, if whoever chose the image knew the seed, or if the classifier's output for an image depends on the rest of
+    its batch.
 
-    It reads the classifier's weights whenever it draws, so training may go on in between. Its layers must stay as they
-    are: with others, fewer or other settings of Keras' layers, `draw` refuses; what else code changes is not seen.
+    It reads the classifier's weights whenever it draws, so training may go on in between. The layers must stay as they
+    are: if layers are added, removed or replaced, or settings of Keras' layers change, `draw` refuses; other changes
+    made by code are not noticed.
 
     Noise is addressed by (seed, example id, stream, sample): the same image under the same id gets the same noise,
     whoever asks for it, so votes add up. Every forward pass has the same number of rows, a multiple of 96, filled
-    across images and padded. With TensorFlow's CPU kernels, a row's outputs are the same to the bit whatever its place
-    and the other rows. On processors with AVX-512, as far as was found, the numbers of rows and of threads do not
-    matter either; without it, another number of rows, or one thread in place of several, may round differently. So may
+    across images and padded. With TensorFlow's CPU kernels, a row's outputs are identical to the bit, whatever its
+    place and the other rows. On processors with AVX-512, as far as we found, the numbers of rows and of threads do not
+    matter either; without it, another number of rows, or one thread instead of several, may round differently. So may
     another kind of machine or another build of TensorFlow. `count` and `draw` may be called from several threads at
     once.
 
@@ -99,7 +100,7 @@ class SmoothedClassifier:
         ValueError: for a sigma, seed, microbatch, beta or levels out of range, or a precision that the classifier
             cannot be converted to; for a classifier that does not take floats or returns more than one tensor,
             that `probing.probe` finds not to be a function of one image, or that returns probabilities where there are
-            betas. A classifier of images of any size is tried when the first are drawn.
+            betas. A classifier of images of any size is probed when the first ones are drawn.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class SmoothedClassifier:
             classifier = classifier.classifier
         base_classifier.check(classifier)
         check(sigma=sigma)
-        assert sigma is not None  # the check refuses it
+        assert sigma is not None  # the check refuses None
         if microbatch is not None and not (is_whole(microbatch) and microbatch >= 1):
             raise ValueError(f"microbatch must be a whole number from 1. Received: microbatch={microbatch!r}")
         self._classifier = classifier
@@ -140,7 +141,7 @@ class SmoothedClassifier:
             self._probe(shape[1:])
             self._graph.check_unchanged()
 
-    # Read-only: a traced graph holds them, and another sigma in the radius than in the noise is a false certificate.
+    # Read-only: a traced graph holds them, and a radius at another sigma than the noise's is a false certificate.
     @property
     def classifier(self) -> keras.Model:
         """The base classifier."""
@@ -158,7 +159,7 @@ class SmoothedClassifier:
 
     @property
     def seed(self) -> int:
-        """What fixes the noise, together with example ids."""
+        """The seed that, with the example ids, determines the noise."""
         return self._seed
 
     @property
@@ -192,7 +193,7 @@ class SmoothedClassifier:
 
         Args:
             images: floats [images, height, width, channels] in [0, 1], multiples of 1 / levels.
-            example_ids: whole numbers in [0, 2**32), each image's own.
+            example_ids: whole numbers in [0, 2**32), one per image.
             stream: `noise.SELECTION` or `noise.ESTIMATION`.
             starts: whole numbers from 0, one per image.
             counts: whole numbers from 1, one per image.
@@ -237,7 +238,7 @@ class SmoothedClassifier:
             block = block.numpy()
             if totals is None:
                 totals = np.zeros((len(images), *block.shape[1:]), np.int64)
-            totals[places] += block  # an image is in a pass once
+            totals[places] += block  # a pass has at most one piece of an image
             if progress is not None:
                 progress(int(counted.sum()))
         assert totals is not None  # there are images, and each count is at least 1
@@ -247,7 +248,7 @@ class SmoothedClassifier:
         )
 
     def _check_shape(self, shape):
-        """Refuses images of another shape than the classifier takes: as many pixels would do for some layers."""
+        """Refuses images of a shape that the classifier does not take: some layers see only the number of pixels."""
         expected = base_classifier.image_shape(self._classifier)
         if expected is not None and (
             len(expected) != len(shape)
@@ -326,8 +327,8 @@ class SmoothedClassifier:
 
         Args:
             images: float [images, height, width, channels] in [0, 1], multiples of 1 / levels.
-            n0: samples that choose the class; 0: those that bound its probability choose it too, at half of alpha, see
-                `certificates.certify_without_selection`.
+            n0: samples that choose the class. With 0, the samples that bound its probability choose it too, at half of
+                alpha, see `certificates.certify_without_selection`.
             n: independent samples that bound its probability.
             alpha: largest probability that an image's certificate is false.
             example_ids: see `votes`.
@@ -356,7 +357,7 @@ class SmoothedClassifier:
         Args:
             images: float [images, height, width, channels] in [0, 1], multiples of 1 / levels.
             n: samples of each image.
-            alpha: probability that an image's class is not the smoothed classifier's, at most.
+            alpha: largest probability that an image's class is not the smoothed classifier's.
             example_ids: see `votes`.
 
         Returns:
@@ -377,7 +378,7 @@ class SmoothedClassifier:
 
 
 class _TracedNoise(NamedTuple):
-    """What `draw_pass` takes of a `GridNoise`; `draw` is a graph of its own."""
+    """What `draw_pass` needs of a `GridNoise`; `draw` is a graph of its own."""
 
     sigma: float
     levels: int
@@ -386,16 +387,16 @@ class _TracedNoise(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def _traced_noise(sigma, levels):
-    """`GridNoise` whose draws are traced once for all classifiers and numbers of rows: they know neither."""
+    """`GridNoise` whose draws are traced once for all classifiers and numbers of rows, as they depend on neither."""
     grid = GridNoise(sigma, levels)
     return _TracedNoise(grid.sigma, grid.levels, tf.function(grid.draw, autograph=False))
 
 
 def passes(counts: Sequence[int], rows: int) -> Iterator[list[tuple[int, int, int]]]:
-    """How to draw `counts[i]` samples of each image i in forward passes of so many rows, the last one padded.
+    """How to draw `counts[i]` samples of each image i in forward passes of `rows` rows, the last one padded.
 
     Yields:
-        The pieces of each pass: (image, offset of its first sample, samples), rows in all or fewer.
+        The pieces of each pass: (image, offset of its first sample, samples), at most `rows` samples in all.
     """
     image, offset = 0, 0
     while image < len(counts):
@@ -423,10 +424,10 @@ def draw_pass(
     Args:
         classifier: images -> [batch, classes] in inference mode: an `InferenceGraph`.
         noise_of: `GridNoise`.
-        rows: number of rows of the pass, from 2; in a multiple of 96, a row's place changes no bit of its outputs.
+        rows: number of rows of the pass, at least 2; in a multiple of 96, a row's place changes no bit of its outputs.
         images: float32 [pieces, height, width, channels], whole numbers, see `to_grid`.
         addresses: int64 [pieces, 4]: seed, example id, stream and first sample of each piece, see `noise.gaussian`.
-        counted: int64 [pieces], from 1: samples of each piece, `rows` in all or fewer.
+        counted: int64 [pieces], at least 1: samples of each piece, at most `rows` in all.
         betas: see `Drawn`.
 
     Returns:
@@ -437,7 +438,7 @@ def draw_pass(
         ValueError: while tracing, if the output is not [batch, classes] of two classes or more.
     """
     pieces = tf.shape(counted)[0]
-    # The last piece draws as many samples more as fill the pass, and they are not counted.
+    # The last piece draws as many extra samples as fill the pass; they are not counted.
     missing = rows - tf.reduce_sum(counted)
     drawn = tf.tensor_scatter_nd_add(counted, [[pieces - 1]], [missing])
     noisy = tf.TensorArray(tf.float32, pieces, infer_shape=False, element_shape=[None, *images.shape[1:]])
@@ -478,21 +479,21 @@ def count_block(
     Raises:
         ValueError: as `draw_pass`.
     """
-    # The sum is one of whole numbers below 2^24, which float32 adds exactly; the division rounds a function of it.
+    # The sum is of whole numbers below 2^24, which float32 adds exactly; the division rounds a function of it.
     outputs = classifier((image + noise_of.draw(image.shape, seed, example_id, stream, start, count)) / noise_of.levels)
     votes, finite = _votes(outputs, tf.zeros(tf.shape(outputs)[:1], tf.int32), 1)
     return votes[0, 0], finite[0]
 
 
 def _votes(outputs, owners, pieces, betas=()):
-    """What `draw_pass` returns, of outputs whose rows belong to `owners`, int32 [rows] (below 0: to none)."""
+    """What `draw_pass` returns, for outputs whose rows belong to `owners`, int32 [rows] (below 0: to none)."""
     check_outputs(outputs)
     votes = [tf.one_hot(tf.argmax(outputs, axis=-1), outputs.shape[-1], dtype=tf.int64)]
     is_finite = tf.reduce_all(tf.math.is_finite(outputs), axis=-1)
     for beta in betas:
         scores = tf.cast(outputs, tf.float32)
         scaled = beta * scores
-        # Where that overflows, as a class that is masked by -1e38 does, the differences do not, or to a softmax of 0.
+        # Where that overflows, as with a class masked by -1e38, the differences do not, or only to a softmax of 0.
         below = beta * (scores - tf.reduce_max(scores, axis=-1, keepdims=True))
         soft = tf.nn.softmax(tf.where(tf.reduce_all(tf.math.is_finite(scaled), axis=-1, keepdims=True), scaled, below))
         soft = tf.cast(tf.floor(soft * UNITS), tf.int64)
@@ -504,7 +505,7 @@ def _votes(outputs, owners, pieces, betas=()):
 
 
 def default_microbatch(image_shape: Sequence[int]) -> int:
-    """Noisy copies in one forward pass: 576 at 32x32x3 pixels, as many more or fewer as take the same, 96 to 768."""
+    """Noisy copies in one forward pass: 576 at 32x32x3, otherwise about as many pixels in all; from 96 to 768."""
     return min(-(-512 * 32 * 32 * 3 // (_ROWS * math.prod(image_shape))) * _ROWS, _MOST_ROWS)
 
 
@@ -514,7 +515,7 @@ def rows_of_a_pass(image_shape: Sequence[int], microbatch: int | None = None) ->
 
 
 def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tuple[np.ndarray, list[int]]:
-    """Images and their ids.
+    """Checks images and ids, and returns both.
 
     Raises:
         ValueError: unless images are finite floats [images, height, width, channels] in [0, 1], at least one, and the
@@ -545,7 +546,7 @@ def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tup
 
 
 def _check_address(example_id, stream, start, count, pixels):
-    """Beyond these ranges, noise would be that of another seed, stream or sample."""
+    """Refuses what is out of range: noise there would be that of another seed, stream or sample."""
     if not (
         all(map(is_whole, (example_id, stream, start)))
         and 0 <= example_id < 2**32
@@ -560,7 +561,7 @@ def _check_address(example_id, stream, start, count, pixels):
 
 
 def _check_samples(name, value):
-    """Returns a number of samples as an int: sums of NumPy's narrower types wrap."""
+    """Returns a number of samples as an int: sums of NumPy's narrower types wrap around."""
     if not is_whole(value) or value < 1:
         raise ValueError(f"{name}, a number of samples, must be a whole number from 1. Received: {name}={value}")
     if value > MOST_SAMPLES:

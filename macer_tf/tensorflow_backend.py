@@ -1,4 +1,4 @@
-"""Imported before Keras: says in one line that macer_tf needs its TensorFlow backend, where another one is set.
+"""Imported before Keras: if another backend is set, says in one line that macer_tf needs TensorFlow's.
 
 Raises:
     ImportError: if Keras has, or would have, another backend.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def _backend():
-    """The backend that Keras has or, as it is not imported yet, will choose."""
+    """The backend that Keras uses or, if it is not imported yet, will use."""
     if hasattr(sys.modules.get("keras"), "config"):
         return sys.modules["keras"].config.backend()
     if os.environ.get("KERAS_BACKEND"):

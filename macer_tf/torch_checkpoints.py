@@ -18,21 +18,21 @@ import keras
 import numpy as np
 
 # Channel means and standard deviations of Cohen's and Salman's normalisation layers, for pixels in [0, 1]. It is the
-# first layer of their networks, behind the noise; its constants are not in their checkpoints.
+# first layer of their networks, after the noise; its constants are not in their checkpoints.
 NORMALIZATIONS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
-# Where the weights lie: Cohen's and Salman's "state_dict", the MACER authors' "net".
+# Where the weights are: Cohen's and Salman's in "state_dict", the MACER authors' in "net".
 _KEYS = ("state_dict", "net", "model")
-# DataParallel puts "module." in front of every name, a Sequential behind a normalisation layer "1.".
+# DataParallel prefixes every name with "module."; a Sequential with a normalisation layer first, with "1.".
 _PREFIX = re.compile(r"(?:module\.|1\.)*")
 _STATISTIC = re.compile(r"(?:module\.)*0\.(means|sds)")
 
 
 class _Slot(NamedTuple):
-    """Where one tensor of a checkpoint goes: a Keras variable, the tensor's shape in torch, and its way over."""
+    """Where one tensor of a checkpoint goes: a Keras variable, the tensor's shape in torch, and its conversion."""
 
     variable: keras.Variable
     shape: tuple[int, ...]
@@ -53,7 +53,8 @@ def load(
         model: the network that the checkpoint was trained with, from `macer_tf.networks`.
         normalization: the normalisation in front of the network, for pixels in [0, 1]: "cifar10" (Cohen's and Salman's
             CIFAR-10, and Salman's ImageNet at 32x32), "imagenet", or a pair (means, standard deviations), each with one
-            number per channel. None for a network without, as the MACER authors', and for a checkpoint that holds them.
+            number per channel. None for a network without one, such as the MACER authors', and for a checkpoint that
+            holds the constants.
 
     Returns:
         `model` itself, or a new model of images [batch, H, W, C] in [0, 1] -> logits: the normalisation, then `model`.
@@ -171,7 +172,7 @@ def _convolution(weight):
 
 
 def _dense_behind(shape):
-    """Conversion of the dense layer behind a flattened [H, W, C], which torch flattens as [C, H, W]."""
+    """Conversion of the dense layer after a flattened [H, W, C], which torch flattens as [C, H, W]."""
     height, width, channels = shape
 
     def convert(weight):
@@ -182,7 +183,7 @@ def _dense_behind(shape):
 
 
 def _check_fits(weights, slots, model_name, path):
-    # A count of training steps, of which the network makes nothing; absent before torch 0.4.1.
+    # A count of training steps, which the network does not use; absent before torch 0.4.1.
     counts = {f"{name.removesuffix('.running_mean')}.num_batches_tracked" for name in slots if "running_mean" in name}
     missing = [name for name in slots if name not in weights]
     unexpected = [name for name in weights if name not in slots and name not in counts]

@@ -43,7 +43,7 @@ class SoftMoments:
     def variance(self, n: ArrayLike) -> np.ndarray:
         """float64 [images, classes]: unbiased sample variance (Eq. 25 of the paper); 0 where n is below 2."""
         n = np.asarray(n, np.int64)[:, None]
-        # About a whole number next to the mean, exactly: floats would cancel, and n times the squares overflow.
+        # Centred at a whole number next to the mean, exactly: floats would cancel, and n times the squares overflow.
         centre = self.sums // np.maximum(n, 1)
         rest = self.sums - n * centre
         centred = self.squares - centre * (self.sums + rest)
@@ -57,9 +57,9 @@ class SoftMoments:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Votes:
-    """Class counts of a set of images, kept apart for choosing the class and for bounding its probability.
+    """Class counts of a set of images, kept separately for choosing the class and for bounding its probability.
 
-    Votes of disjoint samples add: `a + b`, to the same bit in any order. The caller must make sure that no sample is
+    Votes of disjoint samples add: `a + b`, identical to the bit in any order. The caller must make sure that no sample
     counted twice.
 
     Examples:
@@ -136,7 +136,7 @@ class Votes:
 
     @property
     def selected(self) -> np.ndarray:
-        """int64 [images]: the most frequent class of the selection samples, the first of them on a tie."""
+        """int64 [images]: the most frequent class of the selection samples, the first one on a tie."""
         return self.selection.argmax(axis=1)
 
     def __add__(self, other: Votes) -> Votes:
@@ -186,7 +186,7 @@ class Votes:
 
 
 def check_counts(counts: np.ndarray) -> None:
-    """Raises ValueError, in one line, unless these are class counts: int64 [images, classes] from 0, up to 2^40."""
+    """Raises a one-line ValueError unless these are class counts: int64 [images, classes] from 0, up to 2^40."""
     if counts.dtype != np.int64 or (counts < 0).any():
         raise ValueError(f"Votes are int64 counts from 0. Received: dtype={counts.dtype}, min={counts.min()}")
     most = counts.sum(axis=1, dtype=np.float64).max(initial=0)
@@ -195,7 +195,7 @@ def check_counts(counts: np.ndarray) -> None:
 
 
 def check_votes(votes: Votes) -> None:
-    """Raises ValueError, in one line, for anything but `Votes`."""
+    """Raises a one-line ValueError for anything but `Votes`."""
     if not isinstance(votes, Votes):
         raise ValueError(f"Expected `Votes`, as `SmoothedClassifier.votes` returns. Received: {type(votes).__name__}")
 
@@ -212,5 +212,5 @@ def images_in_words(number: int) -> str:
 
 
 def _scores_of(sums, n):
-    # The scores of a sample add up to 1 at most, before they are floored.
+    # A sample's scores add up to at most 1 before they are floored.
     return (sums >= 0).all() and (sums <= n[:, None] * UNITS).all() and (sums.sum(axis=1) <= n * UNITS).all()

@@ -1,8 +1,8 @@
 """l2 attacks on a smoothed classifier: PGD and DDN on the image (SmoothAdv, Salman et al. 2019), and one on the noise.
 
 PGD and DDN raise J = -log of the mean softmax over the noisy copies (Eq. 5 of Salman et al.), with one set of noise
-samples for all steps, and stay within an l2 ball and within [0, 1]. That on the noise raises each copy's cross-entropy
-by itself (CAT-RS, Jeong et al. 2023).
+samples for all steps, and stay within an l2 ball and within [0, 1]. The attack on the noise raises the cross-entropy of
+each copy separately (CAT-RS, Jeong et al. 2023).
 """
 
 import math
@@ -29,8 +29,8 @@ def pgd(
 ) -> tf.Tensor:
     """Projected gradient ascent on the smoothed classifier's cross-entropy.
 
-    Each of `num_steps` steps goes `2 * epsilon / num_steps` along the normalised gradient; then the image is clipped to
-    [0, 1] and projected to the ball.
+    Each of `num_steps` steps moves `2 * epsilon / num_steps` along the normalised gradient; then the image is clipped
+    to [0, 1] and projected onto the ball.
 
     Args:
         classifier: callable, images [N, H, W, C] -> logits [N, classes].
@@ -66,7 +66,7 @@ def ddn(
     """Decoupled direction and norm (Rony et al. 2019): a small perturbation that changes the smoothed prediction.
 
     The norm shrinks by 5 % where the last perturbation was adversarial and grows by 5 % where it was not. Arguments and
-    returns as `pgd`; an image whose prediction was never changed is returned as it is.
+    return value are as in `pgd`; an image whose prediction never changed is returned unchanged.
     """
 
     def step(i, state):
@@ -104,10 +104,10 @@ def worst_noise(
     num_steps: int,
     keep_moments: bool = False,
 ) -> tf.Tensor:
-    """Noise near the given one on which each copy's cross-entropy to `targets` is higher.
+    """Noise near the given noise, on which each copy's cross-entropy to `targets` is higher.
 
     Each of `num_steps` steps moves each noise sample `2 * radius / num_steps` along the normalised gradient, then back
-    into the ball around where it began. A noise sample whose gradient vanishes stays where it is.
+    into the ball around its starting point. A noise sample whose gradient vanishes stays where it is.
 
     Args:
         classifier: callable, images [N, H, W, C] -> logits [N, classes].
@@ -120,8 +120,8 @@ def worst_noise(
             `(v - mean(v)) * rms(u) / rms(v) + mean(u)`, so that it still looks like noise (Jeong et al. 2023).
 
     Returns:
-        Float32, shaped as `noise`; each sample at most `radius` from where it began, but for what `keep_moments` does
-        to it. No gradient flows through it.
+        Float32, shaped as `noise`; each sample is at most `radius` from its starting point, apart from what
+        `keep_moments` does to it. No gradient flows through it.
     """
     copies = tf.repeat(targets, tf.shape(noise)[1], axis=0)
     start = tf.stop_gradient(tf.reshape(noise, tf.concat([[-1], tf.shape(noise)[2:]], axis=0)))
@@ -131,7 +131,7 @@ def worst_noise(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(moved)
             logits = tf.cast(classifier(tf.ensure_shape(still + moved, [None, *images.shape[1:]])), tf.float32)
-            # Not the sparse cross-entropy: it fails on a label out of range before the model can say so.
+            # Not the sparse cross-entropy: it fails on a label out of range before the model can report it.
             rows = tf.one_hot(copies, logits.shape[-1]) if copies.shape.rank == 1 else copies
             loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(labels=rows, logits=logits))
         gradient = tape.gradient(loss, moved)
@@ -154,8 +154,8 @@ def free_ascent(
 ) -> tf.Tensor:
     """Gradient ascent on the smoothed classifier's cross-entropy without a ball (SmoothMix, Jeong et al. 2021).
 
-    Each of `num_steps` steps goes `step_size`, in [0, 1] pixel units, along the normalised gradient; then the image is
-    clipped to [0, 1]. Other arguments as `pgd`.
+    Each of `num_steps` steps moves `step_size`, in [0, 1] pixel units, along the normalised gradient; then the image is
+    clipped to [0, 1]. Other arguments are as in `pgd`.
 
     Returns:
         float32 [batch, H, W, C] in [0, 1]. No gradient flows through it.
@@ -179,20 +179,20 @@ def _ascend(classifier, images, labels, noise, delta):
         logits = tf.reshape(logits, [-1, tf.shape(noise)[1], logits.shape[-1]])
         loss = tf.reduce_sum(smoothed_cross_entropy(logits, labels))
     gradient = tape.gradient(loss, delta)
-    # Where the gradient vanishes, any direction will do: that of the first noise sample is as random as another.
+    # Where the gradient vanishes, any direction will do: the first noise sample's is as good as any.
     gradient = tf.where(_per_image(_norms(gradient) > 0), gradient, noise[:, 0])
     gradient /= _per_image(tf.maximum(_norms(gradient), 1e-30))
     return tf.reduce_mean(tf.nn.softmax(logits), axis=1), gradient, _norms(delta)
 
 
 def _project(images, delta, epsilon):
-    """Into [0, 1], then into the ball; shrinking towards the image keeps it in [0, 1]."""
+    """Clips into [0, 1], then projects into the ball; shrinking towards the image keeps it in [0, 1]."""
     delta = tf.clip_by_value(images + delta, 0, 1) - images
     return delta * _per_image(tf.minimum(1.0, epsilon / tf.maximum(_norms(delta), 1e-30)))
 
 
 def _norms(delta):
-    """l2 norm of each image, [batch]; scaled first, so that neither tiny nor huge gradients over- or underflow."""
+    """l2 norm of each image, [batch]; scaled first, so that tiny or huge gradients neither underflow nor overflow."""
     flat = tf.reshape(delta, [tf.shape(delta)[0], -1])
     largest = tf.reduce_max(tf.abs(flat), axis=1)
     scaled = flat / tf.maximum(largest, 1e-30)[:, None]

@@ -21,15 +21,15 @@ from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
 class CATRSModel(NoisyTrainingModel):
     """Trains `classifier` on as many noisy copies of an image as it is sure of, and on worse noise if sure of all.
 
-    With m copies, of which a share s is classified right, M ~ max(1, Bin(m, s)); the loss is the sum of the M smallest
-    cross-entropies, divided by m, plus `adversarial * 1[M = m] * max_j KL(yhat || f(x + eps'_j))`; eps'_j is noise
+    Of m copies, a share s is classified correctly, and M ~ max(1, Bin(m, s)). The loss is the sum of the M smallest
+    cross-entropies, divided by m, plus `adversarial * 1[M = m] * max_j KL(yhat || f(x + eps'_j))`. Here eps'_j is noise
     within `noise_radius` of eps_j on which copy j is further from yhat (`attacks.worst_noise`, which keeps its mean and
-    root mean square; the classifier in inference mode). yhat is pbar, the mean of the copies' softmax, and a constant
-    (Jeong et al. 2023, Confidence-aware Training of Smoothed Classifiers; there yhat is another model's, which was
-    trained on Gaussian noise of 0.25 before). `fit` reports `loss`, its two parts `classification_loss` and
+    root mean square, with the classifier in inference mode). yhat is pbar, the mean of the copies' softmax, taken as a
+    constant (Jeong et al. 2023, Confidence-aware Training of Smoothed Classifiers; there, yhat comes from another
+    model, trained beforehand on Gaussian noise of 0.25). `fit` reports `loss`, its two parts `classification_loss` and
     `adversarial_loss`, `smoothed_accuracy`, and `sure_fraction`, the share of images with M = m.
 
-    Images, labels, noise and metrics as in `MACERModel`.
+    Images, labels, noise and metrics are as in `MACERModel`.
 
     Examples:
         >>> import tensorflow as tf
@@ -42,9 +42,9 @@ class CATRSModel(NoisyTrainingModel):
     Args:
         classifier: a Keras model, float images -> logits [batch, classes], without a softmax.
         sigma: noise level, the standard deviation of the noise in units of a pixel in [0, 1].
-        adversarial: weight of the worst noise's term (lambda in the paper).
+        adversarial: weight of the worst-noise term (lambda in the paper).
         attack_steps: gradient steps on the noise (T in the paper).
-        noise_radius: l2 radius within which they move it, in [0, 1] pixel units.
+        noise_radius: l2 radius within which these steps move the noise, in [0, 1] pixel units.
         num_samples: noisy copies of each image (m here, M in the paper).
         seed: as in `MACERModel`.
         microbatch: as in `MACERModel`.
@@ -103,7 +103,7 @@ class CATRSModel(NoisyTrainingModel):
         )
 
     def _taken(self, right, noise):
-        """M for each image, of which so many copies are right: Bin(m, right / m) by inversion, at least 1."""
+        """M for each image, given how many of its copies are right: Bin(m, right / m) by inversion, at least 1."""
         m = self.num_samples
         below = [stats.binom.cdf(np.arange(m), m, count / m) for count in range(m + 1)]
         chances = tf.gather(tf.constant(np.array(below), tf.float32), right)
@@ -117,5 +117,5 @@ class CATRSModel(NoisyTrainingModel):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
-# In a .h5 file Keras looks for a model's class by its bare name.
+# In an .h5 file, Keras looks up a model's class by its bare name.
 keras.saving.get_custom_objects()["CATRSModel"] = CATRSModel

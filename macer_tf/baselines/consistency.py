@@ -15,14 +15,15 @@ from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
 
 @keras.saving.register_keras_serializable(package="macer_tf")
 class ConsistencyModel(NoisyTrainingModel):
-    """Trains `classifier` on noisy copies of images whose predictions are to agree.
+    """Trains `classifier` on noisy copies of images so that their predictions agree.
 
     With p_j the softmax on copy j and pbar their mean, the loss is
     `mean_j -log p_jy + consistency * mean_j KL(pbar || p_j) + entropy * H(pbar)`; the gradient flows through pbar
     (Jeong and Shin 2020, Consistency Regularization for Certified Robustness; `objective.consistency`).
     `fit` reports `loss`, its two parts `classification_loss` and `consistency_loss`, and `smoothed_accuracy`.
 
-    Images, labels, noise and metrics as in `MACERModel`, which with lam=0 and average_cross_entropy=True has this loss.
+    Images, labels, noise and metrics are as in `MACERModel`, which has this loss if lam=0 and
+    average_cross_entropy=True.
 
     Examples:
         >>> import tensorflow as tf
@@ -81,5 +82,5 @@ class ConsistencyModel(NoisyTrainingModel):
         return {**super().get_config(), "consistency": self.consistency, "entropy": self.entropy}
 
 
-# In a .h5 file Keras looks for a model's class by its bare name.
+# In an .h5 file, Keras looks up a model's class by its bare name.
 keras.saving.get_custom_objects()["ConsistencyModel"] = ConsistencyModel

@@ -20,13 +20,13 @@ _ATTACKS = {"pgd": attacks.pgd, "ddn": attacks.ddn}
 class SmoothAdvModel(NoisyTrainingModel):
     """Trains `classifier` on noisy copies of images that were attacked within an l2 ball.
 
-    For each image, `num_samples` noise samples are drawn; the attack moves the image to raise the smoothed classifier's
-    cross-entropy on them, with the classifier in inference mode; the loss is the cross-entropy of the attacked image's
+    For each image, `num_samples` noise samples are drawn. The attack moves the image to raise the smoothed classifier's
+    cross-entropy on them, with the classifier in inference mode. The loss is the cross-entropy of the attacked image's
     copies, averaged over the same noise samples. `fit` reports `loss`, `classification_loss`, `smoothed_accuracy` (on
-    the attacked images) and `perturbation`, the mean l2 norm of what the attack added. `evaluate` attacks as well. With
-    epsilon=0 this is Gaussian training on `num_samples` copies.
+    the attacked images) and `perturbation`, the mean l2 norm of the attack's perturbation. `evaluate` attacks as well.
+    With epsilon=0 this is Gaussian training on `num_samples` copies.
 
-    Images, labels, noise and metrics as in `MACERModel`.
+    Images, labels, noise and metrics are as in `MACERModel`.
 
     Examples:
         >>> import numpy as np
@@ -108,5 +108,5 @@ class SmoothAdvModel(NoisyTrainingModel):
         }  # fmt: skip
 
 
-# In a .h5 file Keras looks for a model's class by its bare name.
+# In an .h5 file, Keras looks up a model's class by its bare name.
 keras.saving.get_custom_objects()["SmoothAdvModel"] = SmoothAdvModel

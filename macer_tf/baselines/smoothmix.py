@@ -17,17 +17,17 @@ from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
 
 @keras.saving.register_keras_serializable(package="macer_tf")
 class SmoothMixModel(NoisyTrainingModel):
-    """Trains `classifier` on noisy copies of images, and of images mixed with what an attack made of them.
+    """Trains `classifier` on noisy copies of images, and of mixtures of each image with its attacked version.
 
-    With p_j the softmax on copy j of x and pbar their mean: `attack_steps` unconstrained steps of `step_size` on
-    -log pbar_y make x~ of x (`attacks.free_ascent`, with the classifier in inference mode); t ~ U(0, 1/2),
-    x_mix = (1 - t) x + t x~ and y_mix = (1 - t) pbar + t / classes; the loss is
+    Let p_j be the softmax on copy j of x, and pbar their mean. `attack_steps` unconstrained steps of `step_size` on
+    -log pbar_y turn x into x~ (`attacks.free_ascent`, with the classifier in inference mode). With t ~ U(0, 1/2),
+    x_mix = (1 - t) x + t x~ and y_mix = (1 - t) pbar + t / classes, the loss is
     `mean_j -log p_jy + mixup * 1[argmax pbar = y] * mean_j KL(y_mix || f(x_mix + eps_j))`, on the same noise; the
     gradient flows through y_mix (Jeong et al. 2021, SmoothMix; without its one-step adversary in place of x). `fit`
     reports `loss`, its two parts `classification_loss` and `mixup_loss`, `smoothed_accuracy`, and `perturbation`, the
     mean l2 norm of x~ - x.
 
-    Images, labels, noise and metrics as in `MACERModel`.
+    Images, labels, noise and metrics are as in `MACERModel`.
 
     Examples:
         >>> import tensorflow as tf
@@ -43,7 +43,7 @@ class SmoothMixModel(NoisyTrainingModel):
         mixup: weight of the mixed images' term (eta in the paper). May be changed while training (warm-up); no other
             argument may.
         attack_steps: gradient steps of the attack (T in the paper).
-        step_size: of each, in [0, 1] pixel units (alpha in the paper).
+        step_size: length of each step, in [0, 1] pixel units (alpha in the paper).
         num_samples: noisy copies of each image (m in the paper).
         seed: as in `MACERModel`.
         microbatch: as in `MACERModel`.
@@ -110,5 +110,5 @@ class SmoothMixModel(NoisyTrainingModel):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
-# In a .h5 file Keras looks for a model's class by its bare name.
+# In an .h5 file, Keras looks up a model's class by its bare name.
 keras.saving.get_custom_objects()["SmoothMixModel"] = SmoothMixModel

@@ -15,13 +15,14 @@ from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
 
 @keras.saving.register_keras_serializable(package="macer_tf")
 class StabilityModel(NoisyTrainingModel):
-    """Trains `classifier` on clean images and holds its predictions on noisy copies to those on the clean ones.
+    """Trains `classifier` on clean images and keeps its predictions on noisy copies close to those on the clean ones.
 
-    The loss is `-log f(x)_y + stability * mean_j CE(f(x), f(x + eps_j))`, f the softmax, CE(q, p) = -sum_c q_c log p_c;
-    the gradient flows through both predictions (Li et al. 2019, Certified Adversarial Robustness with Additive Noise).
-    `fit` reports `loss`, its two parts `classification_loss` and `stability_loss`, and `smoothed_accuracy`.
+    The loss is `-log f(x)_y + stability * mean_j CE(f(x), f(x + eps_j))`, where f is the softmax and
+    CE(q, p) = -sum_c q_c log p_c; the gradient flows through both predictions (Li et al. 2019, Certified Adversarial
+    Robustness with Additive Noise). `fit` reports `loss`, its two parts `classification_loss` and `stability_loss`, and
+    `smoothed_accuracy`.
 
-    Images, labels, noise and metrics as in `MACERModel`.
+    Images, labels, noise and metrics are as in `MACERModel`.
 
     Examples:
         >>> import tensorflow as tf
@@ -78,5 +79,5 @@ class StabilityModel(NoisyTrainingModel):
         return {**super().get_config(), "stability": self.stability}
 
 
-# In a .h5 file Keras looks for a model's class by its bare name.
+# In an .h5 file, Keras looks up a model's class by its bare name.
 keras.saving.get_custom_objects()["StabilityModel"] = StabilityModel
