@@ -1,4 +1,4 @@
-"""What a served classifier answers, checked output by output: a broken answer never becomes a certificate."""
+"""The answers of a served classifier, checked output by output: a broken answer never becomes a certificate."""
 
 from dataclasses import dataclass
 
@@ -19,20 +19,20 @@ CERTIFY_OUTPUTS = {
 PREDICT_OUTPUTS = {"predicted_class": np.int64, "p_value": np.float64, "samples": np.int64, "seed": np.int64}
 
 
-# Noise of a hundred times the range of pixels leaves nothing of an image: no classifier is certified at more.
+# Noise of a hundred times the range of pixels leaves nothing of an image: nobody certifies at a larger sigma.
 _MAX_SIGMA = 100.0
-# float32 radii differ by less from what they were rounded from.
+# float32 radii differ by less than this from the values they were rounded from.
 _ROUNDING = 1e-6
 # Counts up to here, and their sums, are exact in float64.
 _MAX_COUNT = 2**53
 
 
 class ServingError(RuntimeError):
-    """Whatever a server does that is no answer to a request: in one line, what it said and what to do."""
+    """Anything a server does other than answer a request: in one line, what it said and what to do."""
 
 
 class UnavailableError(ServingError):
-    """Nobody listens at the address, or nobody to trust, which is told at once; or the model was still loading."""
+    """Nobody, or nobody to be trusted, listens at the address (raised at once); or the model was still loading."""
 
 
 class DeadlineError(ServingError):
@@ -40,23 +40,23 @@ class DeadlineError(ServingError):
 
 
 class RefusedError(ServingError):
-    """The server refused the request, or does not have the model, version or signature that it is for."""
+    """The server refused the request, or does not have the model, version or signature that was asked for."""
 
 
 class AnswerError(ServingError):
-    """The server answered what no certificate can be read from: in one line, what is wrong with it."""
+    """No certificate can be read from the server's answer: in one line, what is wrong with it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Certified:
-    """Certificates, each false with probability at most the alpha that the model was exported or asked with.
+    """Certificates, each false with probability at most alpha: that of the export or of the request.
 
     Attributes:
         predictions: int64 [images], a class or ABSTAIN (-1); the SavedModel calls it predicted_class.
         radii: float32 [images], certified l2 radius in units of a pixel in [0, 1]; 0 where it abstains.
-        p_lower: float64 [images], lower confidence bound on the selected class' probability.
-        votes: int64 [images, classes], how often the noisy copies of estimation went to each class.
-        seeds: int64 [images, 2], what the noise was drawn from.
+        p_lower: float64 [images], lower confidence bound on the selected class's probability.
+        votes: int64 [images, classes], how many noisy copies of estimation voted for each class.
+        seeds: int64 [images, 2], the seeds of the noise.
     """
 
     predictions: np.ndarray
@@ -74,7 +74,7 @@ class Predicted:
         predictions: int64 [images], a class or ABSTAIN (-1); the SavedModel calls it predicted_class.
         p_values: float64 [images], of the test that the two most frequent classes are equally likely.
         samples: int64 [images], noisy copies that were drawn.
-        seeds: int64 [images, 2], what the noise was drawn from.
+        seeds: int64 [images, 2], the seeds of the noise.
     """
 
     predictions: np.ndarray
@@ -84,7 +84,7 @@ class Predicted:
 
 
 def check_images(images: ArrayLike) -> np.ndarray:
-    """Returns images as they can be sent.
+    """Returns images in the form in which they can be sent.
 
     Raises:
         ValueError: unless they are float32 [batch, H, W, C], at least one, finite and in [0, 1].
@@ -102,17 +102,18 @@ def check_images(images: ArrayLike) -> np.ndarray:
 
 
 def certified(outputs, num_images, n=None, alpha=None):
-    """Outputs of certify, name -> array -> `Certified`.
+    """Turns the outputs of certify, name -> array, into `Certified`.
 
     Args:
         outputs: name -> array.
-        num_images: that were asked about.
-        n, alpha: that were asked for; None if they are the export's, which the answer does not tell.
+        num_images: number of images that were sent.
+        n, alpha: those that were asked for; None if they are the export's, which the answer does not state.
 
     Raises:
-        AnswerError: if an output is missing or of another type or shape, or says what CERTIFY cannot say: no number, a
-            class that is not there or has no majority, a radius where it abstains, other votes than were asked for,
-            bounds above what the votes give, radii that do not follow from the bounds by one sigma.
+        AnswerError: if an output is missing or of another type or shape, or says what CERTIFY cannot say: something
+            that is no number, a class that does not exist or has no majority, a radius where it abstains, other votes
+            than were asked for, bounds above what the votes give, or radii that do not follow from the bounds by one
+            sigma.
     """
     _check_types(outputs, CERTIFY_OUTPUTS)
     predictions, radii, p_lower, votes, seeds = (outputs[name] for name in CERTIFY_OUTPUTS)
@@ -127,7 +128,7 @@ def certified(outputs, num_images, n=None, alpha=None):
         "a class that is not one of those voted for",
         predictions,
     )
-    # In float64, where no sum of counts overflows: negative counts and sums of 0 are refused on the way.
+    # In float64, where no sum of counts overflows. Negative counts and sums of 0 are refused here too.
     totals = votes.sum(axis=1, dtype=np.float64)
     _require((votes >= 0).all(axis=1) & (totals > 0) & (totals <= _MAX_COUNT), "votes that are no counts", votes)
     asked = totals[0] if n is None else n
@@ -147,7 +148,7 @@ def certified(outputs, num_images, n=None, alpha=None):
 
 
 def _check_radii(radii, p_lower):
-    """Raises `AnswerError` unless one sigma brings all radii about: radius = sigma * Phi^-1(p_lower), rounded."""
+    """Raises `AnswerError` unless one sigma explains all radii: radius = sigma * Phi^-1(p_lower), rounded."""
     sigmas = radii / special.ndtri(p_lower)
     _require(sigmas <= _MAX_SIGMA, f"a radius that takes noise of more than sigma = {_MAX_SIGMA:g}", radii)
     if sigmas.size:
@@ -155,7 +156,7 @@ def _check_radii(radii, p_lower):
 
 
 def predicted(outputs, num_images):
-    """Outputs of predict, name -> array -> `Predicted`.
+    """Turns the outputs of predict, name -> array, into `Predicted`.
 
     Raises:
         AnswerError: if an output is missing or of another type or shape, or a row says what PREDICT cannot say.
@@ -200,7 +201,7 @@ def _check_shape(name, array, expected):
 
 
 def _require(holds, what, values=None):
-    """Raises `AnswerError` for the first row where it does not hold."""
+    """Raises `AnswerError` for the first row where `holds` is false."""
     if not np.all(holds):
         row = "" if values is None else f" Received: {values[np.flatnonzero(~holds)[0]]}"
         raise AnswerError(f"The server answered {what}; nothing of this answer is a certificate.{row}")

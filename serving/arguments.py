@@ -1,4 +1,4 @@
-"""What the command lines of this package have in common."""
+"""What this package's command lines have in common."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ TRUST_MODEL: dict[str, Any] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line like all others, and which takes no option twice."""
+    """An argument parser whose errors are one line like all others, and which accepts no option twice."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Options met so far, while it parses.
+        # Options seen so far while parsing.
         self.given: set[str] = set()
         self.register("action", None, _Store)
         self.register("action", "store_true", _Switch)
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Store(argparse.Action):
-    """Of an option that is given twice, one value would do nothing."""
+    """Refuses an option that is given twice, because one of its values would be ignored."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None

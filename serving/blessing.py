@@ -1,8 +1,8 @@
 """The blessing that the pipeline's Evaluator gives a model, and whether it is for what is to be published.
 
-It names the weights by their values, which are compared with those that the SavedModel restores; the SavedModel's own
-manifest vouches for its graph, card and warm-up requests. Both are checksums: they protect from damage and mix-ups,
-and not from somebody who can write these files and means harm.
+It identifies the weights by their values, which are compared with those that the SavedModel restores; the SavedModel's
+own manifest vouches for its graph, card and warm-up requests. Both are checksums: they protect against damage and
+mix-ups, not against somebody who can write these files and means harm.
 """
 
 import math
@@ -14,7 +14,7 @@ from serving.files import read_json
 from serving.fingerprints import sealed, unsealed
 from serving.weights import fingerprint_of_saved_model
 
-# Of a fingerprint, as `serving.publish list` prints it.
+# Letters of a fingerprint, as `serving.publish list` prints it.
 _MAX_LETTERS = 12
 
 
@@ -23,7 +23,7 @@ def _are_lines(values):
     return isinstance(values, list) and all(isinstance(value, str) and value.isprintable() for value in values)
 
 
-# field of blessing.json: what it accepts, in words, and the check; the fields that are in neither do not matter here
+# field of blessing.json: what it accepts, in words, and the check; fields in neither dictionary do not matter here
 _SCHEMA = {
     "blessed": ("true or false", lambda value: isinstance(value, bool)),
     "reasons": ("a list of texts, one line each", _are_lines),
@@ -43,9 +43,9 @@ def make(model, weights, sigma, reasons, **about):
     Args:
         model: fingerprint of the trained artifact.
         weights: fingerprint of the weights in it; see `serving.card.fingerprint`.
-        sigma: noise level that it was certified at.
-        reasons: why it is not blessed, a line each; empty if it is.
-        about: what else is to be written down.
+        sigma: noise level at which it was certified.
+        reasons: why it is not blessed, one line each; empty if it is.
+        about: further facts to record.
     """
     return sealed(
         {"blessed": not reasons, "reasons": reasons, "model": model, "weights": weights, "sigma": sigma, **about}
@@ -57,19 +57,19 @@ def read(path):
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: in one line, if it is none, or was changed since it was written.
+        ValueError: in one line, if it is no blessing, or was changed since it was written.
     """
-    # The caller may mean a link; what is in a SavedModel may not be one.
+    # The caller may mean a link; files inside a SavedModel must not be links.
     blessing = read_json(Path(path).resolve())
     check(blessing, path)
     return blessing
 
 
 def check(blessing, name):
-    """Passes a blessing as `make` returned it.
+    """Accepts a blessing as `make` returned it.
 
     Raises:
-        ValueError: in one line, which calls it `name`.
+        ValueError: in one line, which calls the blessing `name`.
     """
     for field in _SCHEMA:
         if not isinstance(blessing, dict) or field not in blessing:
@@ -82,10 +82,10 @@ def check(blessing, name):
 
 
 def judge(path, saved_model):
-    """Reads a blessing, and says whether it blesses a SavedModel.
+    """Reads a blessing and says whether it blesses a SavedModel.
 
     Returns:
-        The blessing and None if it does; else None and the reason, in one line. See `reason_against`.
+        The blessing and None if it does; otherwise None and the reason, in one line. See `reason_against`.
     """
     try:
         blessing = read(path)
@@ -103,11 +103,11 @@ def reason_against(blessing, saved_model, name="its blessing"):
     Args:
         blessing: as `read` returns it.
         saved_model: directory of a SavedModel that nobody else writes to.
-        name: of the blessing, for the reason.
+        name: name of the blessing, for the reason.
 
     Returns:
-        None if it does: it says blessed, of the weights that the SavedModel restores and of the model and sigma that
-        its card names, and no file was changed since it was exported. Else the reason, in one line.
+        None if it does: it says "blessed" for the weights that the SavedModel restores and for the model and sigma that
+        its card names, and no file was changed since it was exported. Otherwise the reason, in one line.
     """
     if not blessing["blessed"]:
         return "; ".join(blessing["reasons"]) or f"{name} does not say why"

@@ -8,15 +8,15 @@ from macer_tf.confidence import SAMPLES_OFF
 from macer_tf.early_exit import ROUNDING
 
 _BISECTIONS = 60
-# Above the error of 60 bisections of float64 `betainc` against SciPy for n up to 1e6: the bound must not overstate. It
-# is above the library's own margin as well, which covers what the noise is off in total variation.
+# More than the error of 60 bisections of float64 `betainc` against SciPy for n up to 1e6: the bound must not overstate.
+# It is also more than the library's own margin, which covers the error of the noise in total variation.
 _SAFETY = 1e-11
-# Above the error of TensorFlow's inverse normal distribution.
+# More than the error of TensorFlow's inverse normal distribution.
 _RADIUS_SAFETY = 1e-12
 
 
 def certified_radius(successes, n, alpha, sigma):
-    """What n estimation votes say of the selected class, as `certificates.certify` does.
+    """What n estimation votes say about the selected class, as in `certificates.certify`.
 
     Args:
         successes: int64 [batch], votes for the selected class.
@@ -53,7 +53,7 @@ def clopper_pearson_lower(successes, n, alpha):
 
 
 def round_down(radius):
-    """float64 -> float32 not above it: rounding must not enlarge a certified radius."""
+    """float64 -> float32 that is not above it: rounding must not enlarge a certified radius."""
     rounded = tf.cast(radius, tf.float32)
     smaller = tf.maximum(rounded * (1 - 2.0**-23), 0)
     return tf.where(tf.cast(rounded, tf.float64) > radius, smaller, rounded)

@@ -1,6 +1,6 @@
 """The model card: what a SavedModel was exported with, as JSON that people and programs can read.
 
-The same text is in the graph, which `metadata` returns; publishing adds to the file alone that a version was forced.
+The same text is in the graph, and `metadata` returns it; publishing adds to the file alone that a version was forced.
 """
 
 import json
@@ -13,12 +13,12 @@ from serving.fingerprints import weights_fingerprint
 
 NAME = "model_card.json"
 FORMAT = 3
-# What is wrong with what an earlier version exported.
+# What is wrong with SavedModels that earlier versions exported.
 _WRONG = {
     1: "draws its noise in floats: rounding can betray such certificates",
     2: "draws its noise by numbers that tell the next ones: a client can foresee, and so betray, such certificates",
 }
-# What is served for alpha.
+# The range of alpha that is served.
 ALPHA_RANGE = (1e-6, 0.1)
 _MAX_VALUES = 2**26
 
@@ -39,10 +39,10 @@ def to_json(card):
 
 
 def from_json(text):
-    """The card in a text.
+    """The card in a JSON text.
 
     Raises:
-        ValueError: in one line, if it is not JSON, or as `to_json`.
+        ValueError: in one line, if it is not JSON, or as in `to_json`.
     """
     try:
         card = json.loads(text)
@@ -57,7 +57,7 @@ def read(saved_model):
 
     Raises:
         OSError: if there is none, or a link in its place.
-        ValueError: as `from_json`, and as `serving.files.read_json`.
+        ValueError: as in `from_json` and `serving.files.read_json`.
     """
     card = read_extra(saved_model, NAME)
     _check(card)
@@ -65,20 +65,20 @@ def read(saved_model):
 
 
 def unforced(card):
-    """The card as it was exported, without what publishing says of it."""
+    """The card as it was exported, without what publishing adds to it."""
     return {name: value for name, value in card.items() if name != "forced"}
 
 
 def check_fields(value, schema, where):
-    """Passes a JSON object whose fields are what a schema accepts, as far as it has them.
+    """Accepts a JSON object in which every field that is present holds what a schema accepts.
 
     Args:
         value: the object.
         schema: field -> what it accepts, in words, and the check.
-        where: what the object is called.
+        where: what the object is called in errors.
 
     Raises:
-        ValueError: in one line, for the first that is not.
+        ValueError: in one line, for the first field that does not.
     """
     for field, (accepts, is_accepted) in schema.items():
         if field in value and not is_accepted(value[field]):
@@ -87,7 +87,7 @@ def check_fields(value, schema, where):
 
 def _number(accepts, is_accepted, kind=numbers.Real):
     def check(value):
-        # Not math.isfinite, which raises for what is no float.
+        # Not math.isfinite, which raises for anything but numbers.
         is_number = isinstance(value, kind) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         return is_number and is_accepted(value)
 
@@ -132,9 +132,9 @@ SCHEMA = {
     "fingerprint": _FINGERPRINT,
     "library_version": _text("a version of macer_tf"),
 }
-# What only some cards have.
+# Fields that only some cards have.
 OPTIONAL = {
-    # Of what the pipeline's Evaluator blesses: weights, network, sigma and precision, in its file.
+    # The fingerprint of what the pipeline's Evaluator blesses: weights, network, sigma and precision, in its file.
     "model": _FINGERPRINT,
     "forced": ("true, or left out", lambda value: value is True),
 }

@@ -1,11 +1,11 @@
 """Clients of a served smoothed classifier, by gRPC and by REST: NumPy images in, checked answers out.
 
-Both speak to TensorFlow Serving. A call is repeated only where the server was unavailable, so that no answer was seen:
-drawing again after an answer, until one pleases, would void the certificates' failure probability. Where nobody listens
-it is told at once.
+Both speak to TensorFlow Serving. A call is repeated only if the server was unavailable, so that no answer was seen:
+drawing again after an answer, until one pleases, would void the certificates' failure probability. If nobody listens,
+the call fails at once.
 
-What can go wrong is a ValueError, where nothing was sent, or a `ServingError`: an `UnavailableError`, a
-`DeadlineError`, a `RefusedError` or an `AnswerError`.
+Errors are a ValueError, if nothing was sent, or a `ServingError`: an `UnavailableError`, a `DeadlineError`, a
+`RefusedError` or an `AnswerError`.
 """
 
 import http.client
@@ -38,18 +38,18 @@ __all__ = [
 
 _CERTIFY, _CERTIFY_CUSTOM, _PREDICT = "serving_default", "certify_custom", "predict"
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.05, 2.0
-# A month; the system's clocks end somewhere beyond.
+# A month; the limits of the system's clocks are somewhere beyond.
 _LONGEST_TIMEOUT_SECONDS = 30 * 86_400
 _DEADLINE_HINT = "raise timeout or send fewer images"
 _MAX_WORDS = 300
-# Answers for 128 images of 16,000 classes in JSON, or for many more in gRPC.
+# Enough for answers for 128 images of 16,000 classes in JSON, or for many more in gRPC.
 _MAX_REPLY_BYTES = 2**25
 _PART_BYTES = 2**16
 _NAME_HINT = "check the model's name, version and label"
 _TOO_LARGE_HINT = "send fewer images at once"
 _NOBODY_HINT = "does a model server listen there?"
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
-# As the `signatures` have them: one row for each image, of one or two dimensions.
+# As in the `signatures`: one row for each image, of one or two dimensions.
 _MAX_DIMENSIONS = 2
 
 
@@ -58,13 +58,13 @@ class GrpcClient:
 
     Args:
         address: "host:port" of the server, "[address]:port" for IPv6; port 8500 by TensorFlow Serving's default.
-        model_name: name that the server has for the model.
-        timeout: seconds for a call, all of its repetitions together: none takes longer, whatever the server does.
-        version: version to ask, by number; the server's latest by default.
+        model_name: the server's name for the model.
+        timeout: seconds for a call, including all its repetitions: no call takes longer, whatever the server does.
+        version: version to ask, by number; by default the server's latest.
         label: version to ask, by label; instead of a number.
 
     Raises:
-        ValueError: for an address, name, time-out, version or label that is none.
+        ValueError: for an invalid address, name, time-out, version or label.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class GrpcClient:
     ) -> None:
         _check_selection(model_name, timeout, version, label)
         host_and_port = _host_and_port(address)
-        # Here, since these import TensorFlow, which the REST client does without.
+        # Imported here, because these import TensorFlow, which the REST client does without.
         import grpc
         from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
@@ -88,13 +88,13 @@ class GrpcClient:
         self._channel = grpc.insecure_channel(
             address,
             options=[
-                # The votes of many images pass the 4 MB that gRPC accepts by default.
+                # The votes of many images exceed the 4 MB that gRPC accepts by default.
                 ("grpc.max_receive_message_length", _MAX_REPLY_BYTES),
                 ("grpc.max_send_message_length", -1),
-                # The limit is on what arrives: a small compressed message could become a large one behind it.
+                # The limit is on what arrives: a small compressed message could unpack into a large one behind it.
                 ("grpc.per_message_decompression", 0),
                 ("grpc.compression_enabled_algorithms_bitset", 1),
-                # Or a channel that has failed would wait longer before it connects again than a call may take.
+                # Otherwise a channel that has failed could wait longer before reconnecting than a call may take.
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.min_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 1000),
@@ -107,10 +107,10 @@ class GrpcClient:
 
         Raises:
             ValueError: for images that no model takes; nothing was sent.
-            UnavailableError: if nobody listens there, at once; or if the model is still unavailable after `timeout`.
+            UnavailableError: at once, if nobody listens there; or if the model is still unavailable after `timeout`.
             DeadlineError: if the server does not answer within `timeout`.
-            RefusedError: if it refuses.
-            AnswerError: if its answer is broken.
+            RefusedError: if the server refuses.
+            AnswerError: if the answer is broken.
         """
         images = answers.check_images(images)
         return answers.certified(self._ask(_CERTIFY, images, answers.CERTIFY_OUTPUTS), len(images))
@@ -143,7 +143,7 @@ class GrpcClient:
         return answers.certified(outputs, len(images), n, alpha)
 
     def predict(self, images: ArrayLike) -> answers.Predicted:
-        """Images float32 [batch, H, W, C] in [0, 1] -> `Predicted`: the class alone, mostly from fewer samples.
+        """Images float32 [batch, H, W, C] in [0, 1] -> `Predicted`: the class alone, usually from fewer samples.
 
         Raises:
             ValueError, ServingError: see `certify`.
@@ -182,7 +182,7 @@ class GrpcClient:
             said = _first_line(error.details())
             status = error.code()
         if status == code.UNAVAILABLE:
-            # gRPC has one status for a server that is loading and for none at all.
+            # gRPC has one status for both a server that is loading and no server at all.
             if nobody := reason_nobody_listens(*self._host_and_port, deadline):
                 raise UnavailableError(f"{self._address} is unavailable; {_NOBODY_HINT} {nobody}")
             raise _LoadingError(f"{self._address} is unavailable; {_NOBODY_HINT} {said}")
@@ -214,7 +214,7 @@ def _host_and_port(address):
 
 
 def _is_host(host):
-    """Whether it is a host's name, an IPv4 address, or an IPv6 address in brackets."""
+    """Whether it is a host name, an IPv4 address, or an IPv6 address in brackets."""
     if not host.startswith("["):
         return _HOST_NAME.fullmatch(host) is not None
     try:
@@ -225,21 +225,21 @@ def _is_host(host):
 
 
 def _parts(url):
-    """Scheme, host, port or None, and path of the URL of a model server.
+    """Scheme, host, port or None, and path of a model server's URL.
 
     Raises:
-        ValueError: in one line, unless it is one.
+        ValueError: in one line, for anything else.
     """
     like = "url must be like http://localhost:8501"
     try:
         parts = urllib.parse.urlsplit(url)
         found = parts.scheme, parts.hostname, parts.port, parts.path
-        # What `http.client` would stumble over, or what would be dropped without a word.
+        # Refuses what `http.client` would stumble over, and what would be dropped silently.
         is_plain = url.isascii() and url.isprintable() and " " not in url
         is_more = "?" in url or "#" in url or "@" in parts.netloc or parts.netloc.endswith(":")
         is_fine = parts.scheme in ("http", "https") and parts.port != 0 and is_plain and not is_more
         is_fine = is_fine and _is_host(re.sub(r":[0-9]*$", "", parts.netloc))
-    except (ValueError, TypeError, AttributeError):  # a port that is none, or brackets that do not match
+    except (ValueError, TypeError, AttributeError):  # an invalid port, or brackets that do not match
         is_fine = False
     if not is_fine:
         raise ValueError(f"{like}. Received: {url!r}")
@@ -251,15 +251,15 @@ def _parts(url):
 class RestClient:
     """Asks a model server by REST, with the standard library only. Thread-safe.
 
-    There is no `certify_custom` here: TensorFlow Serving's REST has no optional inputs; use `GrpcClient`.
+    There is no `certify_custom` here, because TensorFlow Serving's REST has no optional inputs; use `GrpcClient`.
 
     Args:
-        url: "http://host:port" of the server, or https, with the path of a proxy before it; port 8501 by TensorFlow
-            Serving's default.
+        url: "http://host:port" of the server, or https, with the path of a proxy in front of it; port 8501 by
+            TensorFlow Serving's default.
         model_name, timeout, version, label: see `GrpcClient`.
 
     Raises:
-        ValueError: as `GrpcClient`, for a URL that is none.
+        ValueError: as for `GrpcClient`, and for an invalid URL.
     """
 
     def __init__(
@@ -289,7 +289,7 @@ class RestClient:
         """Refuses.
 
         Raises:
-            RefusedError: always, and says what to use.
+            RefusedError: always; it says what to use instead.
         """
         raise RefusedError(
             "certify_custom has optional scalar inputs, which TensorFlow Serving's REST cannot take; use GrpcClient."
@@ -301,12 +301,12 @@ class RestClient:
         return answers.predicted(self._ask(_PREDICT, images, answers.PREDICT_OUTPUTS), len(images))
 
     def _ask(self, signature, images, expected):
-        # Every float32 is a float64 exactly, and JSON carries the digits that bring a float64 back.
+        # Every float32 is exactly a float64, and JSON has enough digits to restore a float64.
         request = json.dumps({"signature_name": signature, "inputs": {"images": images.tolist()}}).encode()
         body = _repeat_while_loading(lambda seconds: self._call(request, seconds), self._timeout)
         try:
             outputs = json.loads(body, object_pairs_hook=_without_repetition)["outputs"]
-            # One output alone comes without its name; every signature here has several.
+            # A single output would come without its name; every signature here has several.
             return {name: _json_array(outputs[name], dtype) for name, dtype in expected.items() if name in outputs}
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise AnswerError(f"{self._url} answered no outputs that can be read: {_first_line(error)}") from None
@@ -318,7 +318,7 @@ class RestClient:
                 connection.request("POST", self._path, request, {"Content-Type": "application/json"})
                 response = connection.getresponse()
                 body = bytearray()
-                # By parts: a whole one would be given the memory that the server says it takes.
+                # In parts: for the whole reply, as much memory would be set aside as the server says it takes.
                 while part := response.read1(_PART_BYTES):
                     body += part
                 if response.length:
@@ -337,7 +337,7 @@ class RestClient:
                 raise AnswerError(f"{self._url} broke off in the middle of an answer: {said}") from None
             kind = UnavailableError if is_nobody(error) else _LoadingError
             raise kind(f"{self._url} is unavailable; {_NOBODY_HINT} {said}") from None
-        # ValueError: for what `http.client` takes for a number and is none.
+        # ValueError: where `http.client` expects a number and finds none.
         except (http.client.HTTPException, ValueError) as error:
             raise AnswerError(f"{self._url} did not answer in whole HTTP: {type(error).__name__}") from None
         if response.status == http.HTTPStatus.OK:
@@ -350,17 +350,17 @@ class RestClient:
 
 
 class _LoadingError(UnavailableError):
-    """Somebody may be about to answer, and no answer was seen, so the call is repeated."""
+    """The server may be about to answer, and no answer was seen, so the call is repeated."""
 
 
 def _repeat_while_loading(call, timeout):
-    """The result of `call(seconds left)`, repeated with growing waits until it is available or time is up."""
+    """The result of `call(seconds left)`, repeated with growing waits until there is one or time is up."""
     deadline, wait = time.monotonic() + timeout, _FIRST_WAIT_SECONDS
     while True:
         try:
             return call(max(deadline - time.monotonic(), 1e-3))
         except _LoadingError:
-            # Not all clients of a server that comes back at once.
+            # So that the clients of a server that comes back do not all call at once.
             pause = wait * random.uniform(0.5, 1)
             if time.monotonic() + pause >= deadline:
                 raise
@@ -400,7 +400,7 @@ def _fill(proto, value):
 
 
 def _array(name, proto):
-    """TensorProto -> NumPy array, if its values are as many as its shape says: none is made up."""
+    """TensorProto -> NumPy array, if it has as many values as its shape says: none is made up."""
     from tensorflow.core.framework import types_pb2
 
     kinds = {
@@ -426,7 +426,7 @@ def _array(name, proto):
 
 
 def _without_repetition(pairs):
-    """A JSON object; each of its names may stand there once, or readers would differ in which one they take."""
+    """A JSON object in which no name occurs twice, because readers would differ in which value they take."""
     names = [name for name, _ in pairs]
     if len(set(names)) != len(names):
         raise ValueError("a name that stands there twice")
@@ -436,8 +436,8 @@ def _without_repetition(pairs):
 def _json_array(value, dtype):
     """Nested lists -> array. Raises ValueError unless every leaf is a number of the kind, on the same level.
 
-    A float32 that the server has printed comes back as that float32, not above it: it prints as many digits as tell it
-    from its neighbours.
+    A float32 that the server printed is restored exactly, never above it: the server prints as many digits as
+    distinguish it from its neighbours.
     """
     leaves = np.array(value, dtype=object)
     if leaves.ndim > _MAX_DIMENSIONS:
@@ -450,7 +450,7 @@ def _json_array(value, dtype):
 
 
 def _error_message(body):
-    """The message in TensorFlow Serving's JSON for errors, or the first line of what it is instead."""
+    """The message in TensorFlow Serving's JSON for errors, or else the first line of the body."""
     try:
         return _first_line(json.loads(body)["error"])
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -458,6 +458,6 @@ def _error_message(body):
 
 
 def _first_line(said):
-    """The first line of a message, without control characters, cut at a length that can still be read."""
+    """The first line of a message, without control characters, cut to a readable length."""
     lines = str(said or "").strip().splitlines() or ["it did not say why."]
     return "".join(letter for letter in lines[0][:_MAX_WORDS] if letter.isprintable())

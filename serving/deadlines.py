@@ -1,4 +1,4 @@
-"""An HTTP connection that ends in time: connecting, sending and reading share one deadline, and replies one limit."""
+"""An HTTP connection that ends in time: connecting, sending and reading share one deadline, and replies are limited."""
 
 import contextlib
 import http.client
@@ -9,30 +9,30 @@ import threading
 import time
 
 _PORTS = {"http": 80, "https": 443}
-# And not EAI_AGAIN, which may pass.
+# EAI_AGAIN is not among them, because it may pass.
 _NO_SUCH_HOST = (socket.EAI_NONAME, socket.EAI_NODATA)
 
 
 class TooLargeError(Exception):
-    """A reply has more bytes than it may have."""
+    """A reply has more bytes than allowed."""
 
 
 @contextlib.contextmanager
 def connected(scheme, host, port, deadline, max_bytes):
-    """An `http.client.HTTPConnection` that is connected, for one request in a `with`.
+    """A connected `http.client.HTTPConnection`, for one request in a `with`.
 
-    Every call of it raises TimeoutError once `time.monotonic()` has passed the deadline, however little at a time the
-    server sends, and `TooLargeError` once the server has sent more than max_bytes, of whatever kind.
+    Every call of it raises TimeoutError once `time.monotonic()` has passed the deadline, however slowly the server
+    sends, and `TooLargeError` once the server has sent more than max_bytes of any kind.
 
     Args:
         scheme: "http", or "https" with the server's certificate checked.
-        host, port: of the server; port None is the scheme's.
+        host, port: of the server; None is the scheme's default port.
         deadline: by `time.monotonic()`.
-        max_bytes: of a whole reply, its head included.
+        max_bytes: size limit of a whole reply, including its head.
 
     Raises:
-        TimeoutError: if the deadline passes before.
-        OSError: if there is no such host, or it does not let us connect.
+        TimeoutError: if the deadline passes first.
+        OSError: if there is no such host, or it does not accept the connection.
         ssl.SSLError: if it has no trusted TLS.
     """
     connection = http.client.HTTPConnection(host, port or _PORTS[scheme])
@@ -48,10 +48,10 @@ def connected(scheme, host, port, deadline, max_bytes):
 
 
 def reason_nobody_listens(host, port, deadline):
-    """Why nobody listens at a port, so that waiting is in vain, in words; None if that is not certain.
+    """Why nobody listens at a port, in words, so that waiting is in vain; None if that is not certain.
 
     Args:
-        host, port: a name or a number, and a number.
+        host, port: a name or an IP address, and a number.
         deadline: by `time.monotonic()`.
     """
     try:
@@ -62,7 +62,7 @@ def reason_nobody_listens(host, port, deadline):
 
 
 def is_nobody(error):
-    """Whether an OSError says for certain that nobody listens there: the connection was refused, or no such host is."""
+    """Whether an OSError proves that nobody listens there: the connection was refused, or there is no such host."""
     return isinstance(error, ConnectionRefusedError) or (
         isinstance(error, socket.gaierror) and error.errno in _NO_SUCH_HOST
     )
@@ -86,7 +86,7 @@ def _open_socket(host, port, deadline):
 
 
 def _addresses(host, port, deadline):
-    """What `socket.getaddrinfo` finds, which has no time-out: a thread waits for it, and we wait until the deadline."""
+    """The results of `socket.getaddrinfo`. It has no time-out, so a thread runs it and we wait until the deadline."""
     found = []
 
     def look_up():
@@ -114,13 +114,13 @@ def _left(deadline):
 
 
 class _BoundedSocket:
-    """What `http.client` asks of a socket."""
+    """What `http.client` needs of a socket."""
 
     def __init__(self, sock, deadline, max_bytes):
         self._sock, self._deadline, self._max_bytes = sock, deadline, max_bytes
 
     def sendall(self, data):
-        # Its time-out is for all of the data.
+        # The time-out is for all of the data.
         self._sock.settimeout(_left(self._deadline))
         self._sock.sendall(data)
 
@@ -128,7 +128,7 @@ class _BoundedSocket:
         return io.BufferedReader(_BoundedReader(self._sock, self._deadline, self._max_bytes))
 
     def close(self):
-        """Nothing: `http.client` calls it as soon as it has the head of a reply, and the `with` closes the socket."""
+        """Does nothing: `http.client` calls it as soon as it has the head of a reply; the `with` closes the socket."""
 
 
 class _BoundedReader(io.RawIOBase):

@@ -1,4 +1,4 @@
-"""How a command ends: what stops it, Ctrl-C included, is reported in one line, with a status."""
+"""How a command ends: whatever stops it, including Ctrl-C, is reported in one line, with an exit status."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ _before_end: list[Callable[[], object]] = []
 
 @contextlib.contextmanager
 def before_interrupted(action: Callable[[], object]) -> Iterator[None]:
-    """In this context, Ctrl-C calls `action` before it ends the process; it must return after some seconds at most."""
+    """In this context, Ctrl-C calls `action` before it ends the process; it must return within a few seconds."""
     _before_end.append(action)
     try:
         yield
@@ -33,17 +33,17 @@ def in_one_line(
 
     Args:
         error: the exception.
-        root: directory in which the file error.log says what the line of an unforeseen error leaves out; None: nothing
-            is written.
-        bad_input: what it is if a user can put it right: then it says so itself.
-        foreseen: what else says by itself what went wrong; an OSError by the system's words and the file's name.
+        root: directory whose file error.log gets the details that the line of an unforeseen error omits; if None,
+            nothing is written.
+        bad_input: type of errors that a user can correct; their message is enough by itself.
+        foreseen: other types whose message is enough; for an OSError, it is the system's words and the file's name.
     """
     if isinstance(error, (bad_input, *foreseen)):
         if isinstance(error, OSError):
             return printable(f"cannot use {error.filename or 'a file'}: {error.strerror or error}")
         return printable(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    # A TensorFlow session's own words stand below.
+    # A TensorFlow session puts its own words on the next line.
     first_line = lines[1] if lines[0] == _OF_A_SESSION and len(lines) > 1 else lines[0]
     line = f"{type(error).__name__}: {printable(first_line)}"
     return line if root is None else f"{line} ({printable(_write_details(root))})"
@@ -59,16 +59,16 @@ def exit_status(
     at_once: bool = False,
     on_error: Callable[[str], object] = lambda line: None,
 ) -> int:
-    """Carries out a command, and tells what stops it in one line.
+    """Carries out a command, and reports in one line what stops it.
 
     Args:
-        parse: () -> what to do, and the directory that an unforeseen error's details go to, or None.
+        parse: () -> what to do, and the directory for an unforeseen error's details, or None.
         work: what to do -> the exit status.
-        when_interrupted: a sentence about what Ctrl-C leaves.
+        when_interrupted: a sentence about what remains after Ctrl-C.
         bad_input, foreseen: see `in_one_line`.
-        at_once: whether Ctrl-C ends the process there and then, and not as an exception, which can get lost in a
-            callback: for what a kill leaves in order.
-        on_error: called with the line that tells what went wrong.
+        at_once: whether Ctrl-C ends the process immediately, and not by an exception, which can get lost in a
+            callback; for work that a kill leaves in order.
+        on_error: called with the line that reports what went wrong.
 
     Returns:
         The exit status: that of `work`, 1 if it failed, 2 for bad input, 130 for Ctrl-C.
@@ -90,14 +90,14 @@ def exit_status(
 
 
 def _print_error(line):
-    with contextlib.suppress(OSError):  # stderr may lie on the disk that is full
+    with contextlib.suppress(OSError):  # stderr may be on the disk that is full
         print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def _ctrl_c_ends_the_process(line: str) -> Iterator[None]:
     def stop(*_):
-        # The signal may have come within a write.
+        # The signal may have come during a write.
         with contextlib.suppress(RuntimeError, OSError):
             sys.stdout.flush()
         _print_error(line)

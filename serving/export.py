@@ -36,26 +36,26 @@ def export(
 
     Its signatures are those of `SmoothedSignatures`: `serving_default` certifies, `certify_custom` does so with the
     request's `n` and `alpha`, `predict` returns the class alone and sooner, `metadata` the model card. A
-    certificate is false with probability at most alpha. Beside the graph, in assets.extra, are model_card.json (see
-    `serving.card`), manifest.json (see `serving.manifest`), by which publishing notices damage, and a warm-up request
+    certificate is false with probability at most alpha. Besides the graph, assets.extra has model_card.json (see
+    `serving.card`); manifest.json (see `serving.manifest`), by which publishing detects damage; and a warm-up request
     for every signature: a model server runs them as it loads a version, and does not serve one that fails them.
 
-    The graph holds the key that the noise is drawn by: who chooses images must not read the file.
+    The graph holds the key from which the noise is drawn: whoever chooses images must not be able to read the file.
 
     Args:
         model: a `MACERModel` or another `NoisyTrainingModel`.
-        directory: where to write; made if it is not there.
+        directory: where to write; created if it does not exist.
         n0, n, alpha: see `SmoothedClassifier.certify`.
         class_names: one per class, all different; by default their numbers.
-        pixel_max: what a stored pixel is divided by, to lie in [0, 1]. Images are served on the grid of
+        pixel_max: what a stored pixel is divided by to lie in [0, 1]. Images are served on the grid of
             `grid_noise.levels_of(pixel_max)`.
-        max_n: largest n that `certify_custom` takes; by default 100,000, or n if that is more.
+        max_n: largest n that `certify_custom` takes; by default 100,000, or n if that is larger.
         max_batch_size: most images in one request.
-        model_fingerprint: what a blessing calls the model (see `serving.blessing`); by default none blesses it.
+        model_fingerprint: what a blessing calls the model (see `serving.blessing`); without it, none blesses it.
 
     Raises:
-        ValueError: if n and alpha could never certify an image, or an option is out of range; if the classifier takes
-            no floats, returns more than one tensor, or is no function of one image (see `macer_tf.probing`).
+        ValueError: if n and alpha could never certify an image, or an option is out of range; if the classifier does
+            not take floats, returns more than one tensor, or is not a function of one image (see `macer_tf.probing`).
     """
     check_local(directory)
     directory, classifier = Path(directory), model.classifier
@@ -87,7 +87,7 @@ def export(
 
 
 def _plain(number):
-    """A NumPy scalar as Python's number, which JSON takes; anything else as it is."""
+    """A NumPy scalar as a Python number, which JSON takes; anything else unchanged."""
     return number.item() if isinstance(number, np.generic) else number
 
 
@@ -95,7 +95,7 @@ def _card(model, n0, n, alpha, max_n, max_batch_size, names, pixel_max, model_fi
     """The model card, as JSON values."""
     classifier = model.classifier
     image_shape = classifier.input_shape[1:]
-    most = max(n, 100_000) if isinstance(n, int) else 100_000  # what else it may be, the card refuses
+    most = max(n, 100_000) if isinstance(n, int) else 100_000  # the card refuses any other type
     about = {
         "format": card.FORMAT,
         "sigma": model.sigma,
@@ -120,7 +120,7 @@ def _card(model, n0, n, alpha, max_n, max_batch_size, names, pixel_max, model_fi
 
 
 def _warmup(image_shape, n, alpha):
-    """A `PredictionLog` for each signature. Every input is batch-major, as server-side batching needs it."""
+    """A `PredictionLog` for each signature. Every input is batch-major, as server-side batching requires."""
     images = {"images": np.zeros((1, *image_shape), np.float32)}
     requests = {
         "serving_default": images,

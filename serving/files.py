@@ -1,4 +1,4 @@
-"""Files of a SavedModel: which are its content, read without being led elsewhere, flushed to the disk."""
+"""Files of a SavedModel: which ones are its content, reading them without being led elsewhere, and flushing to disk."""
 
 import contextlib
 import json
@@ -6,9 +6,9 @@ import os
 import stat
 from pathlib import Path
 
-# Where TensorFlow's own files end: a model server ignores what else is in here.
+# Where TensorFlow's own files end: a model server ignores everything else in here.
 EXTRA = "assets.extra"
-# What desktops leave behind wherever they show or unpack a folder, beside names that begin with a dot.
+# What desktops leave in folders that they show or unpack, besides names that begin with a dot.
 _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _MAX_BYTES = 2**20
 
@@ -19,13 +19,13 @@ def is_url(place):
 
 
 def check_local(path):
-    """Raises ValueError if a path is a URL, of which `Path` would make a folder here."""
+    """Raises ValueError if a path is a URL, which `Path` would turn into a folder here."""
     if is_url(path):
         raise ValueError(f"A path on this machine is needed, not a URL. Received: {path}")
 
 
 def is_hidden(name):
-    """Whether a file or folder of this name is nobody's content: neither fingerprinted, nor copied, nor loaded."""
+    """Whether a file or folder of this name is not content: neither fingerprinted, nor copied, nor loaded."""
     return name.startswith(".") or name in _LITTER
 
 
@@ -33,7 +33,7 @@ def read_extra(saved_model, name):
     """The JSON value in `assets.extra/<name>` of a SavedModel's directory.
 
     Raises:
-        OSError, ValueError: as `read_json`, or if assets.extra is a link to elsewhere.
+        OSError, ValueError: as `read_json`, or if assets.extra is a link that leads elsewhere.
     """
     extra = Path(saved_model) / EXTRA
     if extra.is_symlink():
@@ -46,7 +46,7 @@ def read_json(path):
 
     Raises:
         OSError: if there is none, or it is a symbolic link.
-        ValueError: in one line, if it is no plain file, larger than 1 MiB, or not JSON.
+        ValueError: in one line, if it is not a plain file, is larger than 1 MiB, or is not JSON.
     """
     with open_plain(path) as file:
         content = file.read(_MAX_BYTES + 1)
@@ -59,10 +59,10 @@ def read_json(path):
 
 
 def content_files(directory, prefix="", above=()):
-    """(name, path) of each file that is not hidden; `above` are the real paths of the folders that it lies in.
+    """(name, path) of each file that is not hidden; `above` are the real paths of the folders that contain it.
 
     Raises:
-        ValueError: if a link leads back to a folder that it lies in.
+        ValueError: if a link leads back to a folder that contains it.
     """
     if not os.path.isdir(directory):
         return
@@ -81,11 +81,11 @@ def content_files(directory, prefix="", above=()):
 
 @contextlib.contextmanager
 def open_plain(path):
-    """Opens a plain file for reading bytes, and not what took its place meanwhile.
+    """Opens a plain file for reading bytes, but nothing that has taken its place in the meantime.
 
     Raises:
         OSError: if there is none, or it is a symbolic link.
-        ValueError: if it is no plain file.
+        ValueError: if it is not a plain file.
     """
     with open(path, "rb", opener=_open_without_following) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -94,12 +94,12 @@ def open_plain(path):
 
 
 def _open_without_following(path, flags):
-    # A pipe would keep us waiting for its other end.
+    # Opening a pipe would otherwise wait for its other end.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def flush(path):
-    """Flushes a file or a directory to the disk."""
+    """Flushes a file or a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

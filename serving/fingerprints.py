@@ -1,6 +1,6 @@
-"""What tells contents from others: the digest is of bytes, the fingerprint of values with their names.
+"""Identifies contents: a digest is of bytes, a fingerprint of values with their names.
 
-A checksum is what a file says of its own content: `sealed` adds the fingerprint of the rest.
+A checksum is a file's record of its own content: `sealed` adds the fingerprint of the rest.
 """
 
 import hashlib
@@ -30,21 +30,21 @@ def file_digest(path):
 def file_digests(directory, without=()):
     """Name, relative to a directory, -> hexadecimal SHA-256 of each file under it that is not hidden.
 
-    Links are followed, as by whoever loads a file.
+    Links are followed, as they are when a file is loaded.
 
     Args:
-        directory: a path; where there is nothing, there are no files.
-        without: names of files that are left out.
+        directory: a path; if it does not exist, there are no files.
+        without: names of files to leave out.
 
     Raises:
-        ValueError: if a link leads back to a folder that it lies in.
+        ValueError: if a link leads back to a folder that contains it.
         OSError: if something cannot be read.
     """
     return {name: file_digest(path) for name, path in content_files(directory) if name not in without}
 
 
 def fingerprint(value):
-    """Hexadecimal SHA-256 of a JSON value; equal values have equal fingerprints, whatever their keys' order."""
+    """Hexadecimal SHA-256 of a JSON value; equal values have equal fingerprints, whatever the order of their keys."""
     return digest(json.dumps(value, sort_keys=True).encode())
 
 
@@ -63,10 +63,10 @@ def weights_fingerprint(arrays):
 
 
 def differences(recorded, found):
-    """In one line, which files are new, missing or changed; empty if none is.
+    """Which files are new, missing or changed, in one line; empty if none are.
 
     Args:
-        recorded, found: what `file_digests` returned before, and returns now.
+        recorded, found: what `file_digests` returned before, and what it returns now.
     """
     said = {
         "is new": found.keys() - recorded.keys(),
@@ -79,12 +79,12 @@ def differences(recorded, found):
 
 
 def sealed(value):
-    """A JSON object with a checksum of the rest, by which damage and mix-ups are noticed; it is no secret."""
+    """A JSON object with a checksum of the rest, which reveals damage and mix-ups; it is not a secret."""
     return {**value, "checksum": fingerprint(value)}
 
 
 def unsealed(value):
-    """A JSON value without the checksum that `sealed` gave it; None if it has none or was changed since."""
+    """A JSON value without the checksum that `sealed` added; None if it has none or was changed since."""
     if not isinstance(value, dict):
         return None
     content = {name: part for name, part in value.items() if name != "checksum"}

@@ -1,11 +1,11 @@
-"""What a SavedModel of unknown origin may do: compute, and nothing else. It is read, not loaded, to find out.
+"""Whether a SavedModel of unknown origin only computes. To find out, it is read, not loaded.
 
 Loading a SavedModel already runs parts of its graph, and a graph can write files, read them and open connections.
 """
 
 from pathlib import Path
 
-# Operations with a state that is the graph's own: variables, tables, lists, random numbers; the time; control flow;
+# Operations whose state is the graph's own: variables, tables, lists, random numbers; also the time, control flow and
 # assertions.
 _STATEFUL = frozenset({
     "Assert", "Case", "CheckNumerics", "CheckNumericsV2", "DeepCopy", "DestroyResourceOp", "DisableCopyOnRead",
@@ -32,7 +32,8 @@ _STATEFUL = frozenset({
     "StatefulStandardNormal", "StatefulStandardNormalV2", "StatefulTruncatedNormal", "StatefulUniform",
     "StatefulUniformFullInt", "StatefulUniformInt", "StatelessRandomGetAlg", "Timestamp", "TruncatedNormal"
 })  # fmt: skip
-# Only what takes text, a path or an address or a name, can reach beyond the graph; of these, what makes numbers of it.
+# Only operations that take text (a path, an address or a name) can reach beyond the graph. Of these, the ones below
+# only turn it into numbers.
 _ON_TEXT = frozenset({
     "DecodeAndCropJpeg", "DecodeBase64", "DecodeBmp", "DecodeGif", "DecodeImage", "DecodeJpeg", "DecodePng",
     "DecodeRaw", "DecodeWebP", "EncodeBase64", "ExtractJpegShape", "ParseExample", "ParseExampleV2",
@@ -52,28 +53,28 @@ _TEXT_OPTIONS = frozenset({
     "padding", "pooling_type", "precision_config", "reduce_op", "rnn_mode", "round_mode", "row_partition_types",
     "set_operation", "shared_name", "src_format", "unit", "var_name", "xmp_metadata"
 })  # fmt: skip
-# Families that end outside the graph by other means: input pipelines, accelerators' queues, dumps.
+# Families that reach outside the graph by other means: input pipelines, accelerators' queues, dumps.
 _OUTSIDE = ("Dataset", "Debug", "Infeed", "TPU", "Tpu")
-# What TensorFlow's own saver consists of: it reads when a model is loaded, and writes when asked to by name.
+# The operations of TensorFlow's own saver: it reads when a model is loaded, and writes when asked to by name.
 _RESTORING = frozenset({"RestoreV2", "Restore", "RestoreSlice"})
 _SAVING = _RESTORING | {"SaveV2", "Save", "SaveSlices", "MergeV2Checkpoints"}
 _GRAPH = "saved_model.pb"
-# Other forms of the same file, which some loaders take in its place.
+# Other forms of the same file, which some loaders read instead.
 _OTHER_FORMS = ("saved_model.pbtxt", "saved_model.cpb")
 
 
 def check_effects(directory):
-    """Passes a SavedModel whose graph only computes; it is read and not loaded.
+    """Accepts a SavedModel whose graph only computes; it is read and not loaded.
 
-    Every operation of every graph and function in it counts, whether it seems to be called or not. Saving and
-    restoring of variables is left to the saver, and refused where a signature or an initialiser could reach it.
+    Every operation of every graph and function in it counts, whether or not it seems to be called. Saving and restoring
+    of variables is left to the saver, and refused where a signature or an initialiser could reach it.
 
     Args:
-        directory: of the SavedModel.
+        directory: directory of the SavedModel.
 
     Raises:
         ValueError: in one line, with the operations by name, if it could reach files, the network or the process it
-            runs in, or holds operations that TensorFlow does not know; if it is no SavedModel.
+            runs in, or has operations that TensorFlow does not know; or if it is not a SavedModel.
     """
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
@@ -97,7 +98,7 @@ def check_effects(directory):
 
 
 def _effects(meta_graph):
-    """Names of the operations that may not be where they are."""
+    """Names of the operations that are not allowed where they are."""
     graph = _Graph(meta_graph.graph_def)
     outputs = [
         tensor.name
@@ -113,7 +114,7 @@ def _effects(meta_graph):
 
 
 def _tensors(infos):
-    """The tensors that a signature's outputs are made of: dense, sparse or composite."""
+    """The tensors that make up a signature's outputs: dense, sparse or composite."""
     for info in infos:
         kind = info.WhichOneof("encoding")
         if kind == "coo_sparse":
@@ -159,7 +160,7 @@ class _Graph:
         return (self._nodes if kind == "node" else self._functions).get(name, ())
 
     def only_computes(self, op):
-        """Whether an operation, or a function called like one, has no effect beyond the graph."""
+        """Whether an operation, or a function called like an operation, has no effect beyond the graph."""
         from tensorflow.python.framework import op_def_registry
 
         if op in self._functions:
@@ -175,7 +176,7 @@ class _Graph:
 
 
 def _text_arguments(definition):
-    """What of an operation's inputs and options is text that means something outside the graph."""
+    """Which of an operation's inputs and options are text with a meaning outside the graph."""
     from tensorflow.core.framework import types_pb2
 
     yield from (argument.name for argument in definition.input_arg if argument.type == types_pb2.DT_STRING)

@@ -1,7 +1,7 @@
-"""A small model server for this machine, to try a published model out: python -m serving.local BASE
+"""A small model server for this machine, to try out a published model: python -m serving.local BASE
 
-It speaks TensorFlow Serving's gRPC (Predict) and REST (predict, status and metadata), with its messages, and the tests'
-clients are tried on it. It is no server for production: it has one model, no batching, no metrics, no TLS, and does not
+It speaks TensorFlow Serving's gRPC (Predict) and REST (predict, status and metadata), with its messages, and the tests
+use it to try out the clients. It is not for production: it has one model, no batching, no metrics, no TLS, and does not
 look for newer versions.
 """
 
@@ -39,7 +39,7 @@ from serving.terminal import printable
 from serving.versions import versions
 
 _SERVICE = "tensorflow.serving.PredictionService"
-# As TensorFlow Serving maps them.
+# The same mapping as TensorFlow Serving's.
 _HTTP = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
     grpc.StatusCode.NOT_FOUND: 404,
@@ -49,15 +49,15 @@ _HTTP = {
 _PATH = re.compile(r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,19})|/labels/([^/:]+))?(|/metadata|:predict)")
 _THREADS = 4
 _MAX_REQUEST_BYTES = 2**28
-# Of a text, at least, in NumPy.
+# The least that a text takes in NumPy.
 _POINTER_BYTES = 8
-# Of a client that says nothing more.
+# For a client that sends nothing more.
 _IDLE_SECONDS = 60
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class StatusError(Exception):
-    """A request that is refused, with a gRPC status.
+    """A request is refused, with a gRPC status.
 
     Attributes:
         code: a `grpc.StatusCode`.
@@ -69,14 +69,14 @@ class StatusError(Exception):
 
 
 class LocalServer:
-    """Serves one SavedModel under one name and number while in a `with`.
+    """Serves one SavedModel under one name and version number while in a `with`.
 
     Args:
         saved_model: directory.
         model: name that clients ask for.
         version: number that they may ask for.
-        host: address to listen at, by default one that only this machine reaches.
-        ports: of gRPC and of REST; 0 is any free one.
+        host: address to listen on; by default, one that only this machine reaches.
+        ports: ports of gRPC and of REST; 0 is any free one.
 
     Attributes:
         model, version: as given.
@@ -135,7 +135,7 @@ class LocalServer:
             inputs_of: definition of the signature -> the request's inputs, name -> array.
 
         Raises:
-            StatusError: as TensorFlow Serving refuses.
+            StatusError: where TensorFlow Serving refuses.
         """
         self.check(spec)
         name = spec.signature_name or "serving_default"
@@ -150,16 +150,16 @@ class LocalServer:
             if missing or not set(inputs) <= set(definition.inputs):
                 raise ValueError(f"input size does not match signature: {len(inputs)}!={len(definition.inputs)}")
             return self._loaded(name, **inputs)
-        # A session refuses in Python, by the others, what TensorFlow Serving's refuses in C++.
+        # A session refuses in Python, with the other types, what TensorFlow Serving's session refuses in C++.
         except (errors.InvalidArgumentError, ValueError, TypeError, MemoryError) as error:
-            # What Python puts before it, C++ does not.
+            # Python puts this in front of the message, C++ does not.
             message = getattr(error, "message", str(error)).removeprefix("Graph execution error:\n\n")
             raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, message) from None
         except errors.OpError as error:
             raise StatusError(grpc.StatusCode.INTERNAL, error.message) from None
 
     def check(self, spec):
-        """Passes the `ModelSpec` of what is served here; raises `StatusError` for any other."""
+        """Accepts the `ModelSpec` of what is served here; raises `StatusError` for any other."""
         found = "Latest" if not spec.HasField("version") else "Specific"
         is_other = spec.HasField("version") and spec.version.value != self.version
         if spec.name != self.model or is_other or spec.version_label:
@@ -168,12 +168,12 @@ class LocalServer:
             raise StatusError(grpc.StatusCode.NOT_FOUND, message)
 
     def status(self):
-        """What the status URL says, as a JSON value; a model that is served is available."""
+        """What the status URL returns, as a JSON value; a model that is served is available."""
         about = {"version": str(self.version), "state": "AVAILABLE"}
         return {"model_version_status": [{**about, "status": {"error_code": "OK", "error_message": ""}}]}
 
     def metadata(self):
-        """What the metadata URL says, as a JSON value: the signatures' inputs and outputs."""
+        """What the metadata URL returns, as a JSON value: the signatures' inputs and outputs."""
         from google.protobuf import json_format
 
         options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
@@ -203,7 +203,7 @@ class LocalServer:
 
     def _predict_by_grpc(self, request, context):
         def inputs_of(_):
-            # One value may stand for as many as the shape says.
+            # One value may stand for as many values as the shape says.
             if sum(map(self._declared_bytes, request.inputs.values())) > _MAX_REQUEST_BYTES:
                 message = f"A request must have tensors of {_MAX_REQUEST_BYTES:,} bytes at most."
                 raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, message)
@@ -219,7 +219,7 @@ class LocalServer:
         return values * (self._tf.as_dtype(tensor.dtype).size or _POINTER_BYTES)
 
     def _bound(self, port, bind):
-        """What `bind` makes of (host, port), if nobody listens there."""
+        """The result of `bind` for (host, port), if nobody listens there."""
         try:
             if port:
                 with socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET) as sock:
@@ -244,7 +244,7 @@ class _RestServer(ThreadingHTTPServer):
 
     def handle_error(self, request, client_address):
         error = sys.exception()
-        # Clients may go whenever they like.
+        # Clients may disconnect at any time.
         if not isinstance(error, ConnectionError | TimeoutError):
             print(f"error: a request failed: {type(error).__name__}: {printable(error)}", file=sys.stderr)
 
@@ -287,15 +287,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(answer)
 
     def send_error(self, code, message=None, explain=None):
-        """Says as the rest does what `http.server` refuses by itself."""
+        """Reports, in the same form as other errors, what `http.server` refuses by itself."""
         self.close_connection = True
         self._send(code, json.dumps({"error": message or self.responses[code][0]}).encode())
 
     def log_message(self, *_):
-        """Says nothing: it is the client who is told."""
+        """Logs nothing: the client is told."""
 
     def _asked(self):
-        """The `ModelSpec` of the path, and what is asked: nothing, /metadata or :predict."""
+        """The `ModelSpec` of the path, and what is asked for: nothing, /metadata or :predict."""
         from tensorflow_serving.apis import model_pb2
 
         found = _PATH.fullmatch(self.path)

@@ -1,4 +1,4 @@
-"""The manifest of an exported SavedModel: the digest of each of its files, by which damage and mix-ups are noticed."""
+"""The manifest of an exported SavedModel: the digest of each of its files, which reveals damage and mix-ups."""
 
 import json
 from pathlib import Path
@@ -9,27 +9,27 @@ from serving.fingerprints import differences, digest, file_digests, sealed, unse
 
 NAME = "manifest.json"
 FORMAT = 1
-# What publishing adds to a version says itself what it is of.
+# What publishing adds to a version; it states itself what it is for.
 PUBLICATION = "publication.json"
 _CARD = f"{EXTRA}/{card_lib.NAME}"
 _NOT_LISTED = (f"{EXTRA}/{NAME}", f"{EXTRA}/{PUBLICATION}", _CARD)
 
 
 class DamagedError(ValueError):
-    """Files of a SavedModel are not those that were exported: in one line, which."""
+    """Files of a SavedModel are not those that were exported: in one line, which ones."""
 
 
 def write(saved_model):
-    """Writes down the files of a SavedModel, which has a model card, as they are."""
+    """Records the present files of a SavedModel, which has a model card."""
     content = {"format": FORMAT, "files": _digests(saved_model)}
     (Path(saved_model) / EXTRA / NAME).write_text(json.dumps(sealed(content), indent=1), encoding="utf-8")
 
 
 def check(saved_model):
-    """Passes a SavedModel whose files are those that were exported; of the card, all but that it was forced.
+    """Accepts a SavedModel whose files are those that were exported; in the card, "forced" may have been added.
 
     Raises:
-        FileNotFoundError: if it has no manifest, as what was not exported by `serving.export`.
+        FileNotFoundError: if it has no manifest, for example because `serving.export` did not export it.
         DamagedError: if a file is new, missing or changed, or the manifest itself was.
         OSError, ValueError: as `serving.card.read`.
     """

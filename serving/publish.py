@@ -1,8 +1,8 @@
 """Publishes SavedModels to a model server's base directory: python -m serving.publish publish|rollback|list
 
-What was published says so itself, in assets.extra/publication.json: when, by which blessing or whether it was forced,
-and the fingerprint of its files; that it was forced is in its model card too. That guards against damage and mix-ups,
-not against somebody who can write into the directory and means harm.
+A published version records, in assets.extra/publication.json, when it was published, by which blessing or whether it
+was forced, and the fingerprint of its files; that it was forced is in its model card too. This protects against damage
+and mix-ups, not against somebody who can write into the directory and means harm.
 """
 
 if __name__ == "__main__":
@@ -30,7 +30,7 @@ from serving.fingerprints import directory_fingerprint, sealed, unsealed
 from serving.manifest import PUBLICATION
 from serving.versions import add, versions
 
-# What a blessing and a card both name, each by its own word.
+# What a blessing and a card both state, each under its own name.
 _NAMED_BY_CARD = {"model": "model", "weights": "fingerprint", "sigma": "sigma"}
 
 
@@ -43,15 +43,15 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Publication:
-    """What publication.json in a version holds.
+    """The contents of publication.json in a version.
 
     Attributes:
         published: when, in UTC, in ISO 8601.
         blessed: whether the evaluation blessed the model.
         forced: whether it was published without a blessing.
         fingerprint: hexadecimal SHA-256 of the version's other files.
-        rolled_back_to: version it is a copy of, if it was published by `rollback`; else None.
-        blessing: the Evaluator's (see `serving.blessing`) if it is blessed; else None.
+        rolled_back_to: the version it is a copy of, if it was published by `rollback`; else None.
+        blessing: the Evaluator's blessing (see `serving.blessing`) if it is blessed; else None.
     """
 
     published: str
@@ -71,7 +71,7 @@ def load_test(saved_model: str | Path, trust: bool = False) -> None:
 
     Raises:
         OSError, ValueError: if it has no model card, as `serving.card.read`.
-        RuntimeError: if it cannot be loaded and run, or does not answer in time; in one line.
+        RuntimeError: in one line, if it cannot be loaded and run, or does not answer in time.
     """
     import numpy as np
 
@@ -100,18 +100,18 @@ def publish(
 
     Args:
         saved_model: directory of a SavedModel with a model card.
-        base: the model's base directory; made if it is not there.
-        blessing: path of the Evaluator's blessing.json; see `serving.blessing`. Without it the SavedModel counts as
-            blessed only if it was published as blessed before, and none of its files has changed since.
-        force: publish what is not blessed, and have its card and publication.json say so.
-        check: called with the directory of the copy before the rename; None where it was loaded already.
+        base: the model's base directory; created if it does not exist.
+        blessing: path of the Evaluator's blessing.json; see `serving.blessing`. Without it, the SavedModel counts as
+            blessed only if it was published as blessed before and none of its files has changed since.
+        force: whether to publish a model that is not blessed, and record that in its card and publication.json.
+        check: called with the directory of the copy before the rename; None if it was already loaded.
 
     Returns:
         `Path` of the new version, or of the one that was there.
 
     Raises:
-        ValueError: if it is not blessed; if it is no SavedModel, has no model card or was changed since it was
-            exported, which no force makes up for; or as `serving.versions.add`.
+        ValueError: if it is not blessed; if it is not a SavedModel, has no model card or was changed since it was
+            exported, none of which force overrides; or as `serving.versions.add`.
         OSError: if something cannot be read or written.
         RuntimeError: as `load_test`.
     """
@@ -125,7 +125,7 @@ def publish(
         return found
 
     def finish(copy):
-        # Of the copy, which nobody else writes to.
+        # Checks the copy, which nobody else writes to.
         _require_undamaged(copy, saved_model)
         found = judged(copy)
         _finish(copy, check, blessing=found, forced=found is None)
@@ -142,21 +142,21 @@ def rollback(base: str | Path, to: int | None = None, *, check: Callable[[Path],
     """Publishes an older version again, under a new number.
 
     A model server that serves the latest version serves the highest number. Moving the bad version aside would work
-    only where the server sees the gap before another version takes the freed number: it polls, and takes the same
-    number for the same model. A new number is one rename, whatever the server does; nothing is deleted or hidden, and
-    the bad version, which clients may have asked for by its number, is rolled back to like any other.
+    only if the server saw the gap before another version took the freed number: it polls, and takes the same number for
+    the same model. A new number is one rename, whatever the server does; nothing is deleted or hidden, and the bad
+    version, which clients may have asked for by its number, can be rolled back to like any other.
 
     Args:
         base: the model's base directory.
-        to: number of the version to return to. By default the newest with other files that is older than the served
-            version, or than its original if it is a copy: two rollbacks go two models back, not back and forth.
+        to: number of the version to return to. By default, the newest version with other files that is older than the
+            served one, or than its original if it is a copy: two rollbacks go two models back, not back and forth.
         check: see `publish`.
 
     Returns:
         `Path` of the new version.
 
     Raises:
-        ValueError: if there is no such version, it was changed since it was published, or is what is served already.
+        ValueError: if there is no such version, or it was changed since it was published or is served already.
         OSError, RuntimeError: as `publish`.
     """
     published = {int(path.name): path for path in versions(base)}
@@ -191,14 +191,14 @@ class Listed:
 
     Attributes:
         version: its number.
-        published: when; where that is not written down, when its directory was last changed.
-        served: whether it is the highest number, which a model server serves by default.
-        blessing: "blessed", "forced", "unblessed", or "changed" where its files are not those that were published.
-        fingerprint: the model card's, or else of the files; hexadecimal.
+        published: when; if that is not recorded, when its directory was last changed.
+        served: whether it has the highest number, which a model server serves by default.
+        blessing: "blessed", "forced", "unblessed", or "changed" if its files are not those that were published.
+        fingerprint: the model card's, or else that of the files; hexadecimal.
         rolled_back_to: see `Publication`.
         sigma, n, alpha: of the certificates that it answers with; None without a card.
-        acr, acr_n: average certified radius (l2, pixels in [0, 1]) that the Evaluator measured, and the n it was
-            measured at; None where no blessing says so.
+        acr, acr_n: average certified radius (l2, pixels in [0, 1]) that the Evaluator measured, and the n at which it
+            was measured; None if no blessing says so.
     """
 
     version: int
@@ -215,7 +215,7 @@ class Listed:
 
 
 def listing(base: str | Path) -> list[Listed]:
-    """All versions in a base directory as `Listed`, by rising number.
+    """All versions in a base directory as `Listed`, in ascending order of number.
 
     Raises:
         ValueError: as `serving.versions.versions`.
@@ -244,7 +244,7 @@ def listing(base: str | Path) -> list[Listed]:
 
 
 def _standing(version, publication, card):
-    """What `Listed.blessing` says of a version. Its variables were compared with the blessing when it was published."""
+    """`Listed.blessing` of a version. Its variables were compared with the blessing when it was published."""
     if publication is None:
         if _reason_without_publication(version):
             return "changed"
@@ -258,19 +258,19 @@ def _standing(version, publication, card):
 
 
 def content_fingerprint(directory: str | Path) -> str:
-    """Hexadecimal SHA-256 of the names and contents of a SavedModel's files, publication.json excepted."""
+    """Hexadecimal SHA-256 of the names and contents of a SavedModel's files, except publication.json."""
     return directory_fingerprint(directory, without=(f"{EXTRA}/{PUBLICATION}",))
 
 
 def read_publication(version: str | Path) -> Publication | None:
-    """The `Publication` of a version's directory; None where there is none that can be read or that is whole."""
+    """The `Publication` of a version's directory; None if there is none that is readable and complete."""
     try:
         publication = Publication(**unsealed(read_extra(version, PUBLICATION)))
         if publication.blessing is not None:
             blessing_lib.check(publication.blessing, PUBLICATION)
     except (OSError, ValueError, TypeError):
         return None
-    # A bool is an int to isinstance; True is no version.
+    # isinstance takes a bool for an int, but True is not a version.
     if publication.rolled_back_to is True or publication.rolled_back_to is False:
         return None
     if not all(isinstance(getattr(publication, name), kind) for name, kind in _KINDS.items()):
@@ -284,13 +284,13 @@ def _require_undamaged(copy, given):
     try:
         manifest.check(copy)
     except FileNotFoundError:
-        pass  # Nothing vouches for its files, and no blessing holds.
+        pass  # Nothing vouches for its files, so no blessing holds.
     except manifest.DamagedError as error:
         raise ValueError(f"{given} is damaged: {error}; export it again.") from None
 
 
 def _earlier_blessing(copy):
-    """The blessing that a SavedModel was published by before, and None; or None and why there is none that holds."""
+    """The blessing by which a SavedModel was published before, and None; or None and why no blessing holds."""
     before = read_publication(copy)
     if not (before and before.blessed):
         return None, "nothing says that the Evaluator blessed it"
@@ -299,7 +299,7 @@ def _earlier_blessing(copy):
 
 
 def _reason_against_publication(publication, copy):
-    """Why the files of a published SavedModel are not what its publication says; None if they are."""
+    """Why the files of a published SavedModel are not those that its publication records; None if they are."""
     if publication.fingerprint != content_fingerprint(copy):
         return "it was changed after it was published"
     return blessing_lib.reason_against(publication.blessing, copy) if publication.blessed else None
@@ -310,7 +310,7 @@ def _reason_without_publication(copy):
 
 
 def _finish(copy, check, *, blessing, forced, rolled_back_to=None):
-    """Has the card and publication.json of a copy say how it was published, and checks what will be served."""
+    """Records in a copy's card and publication.json how it was published, and checks what will be served."""
     card = card_lib.read(copy)
     exported = card_lib.unforced(card)
     published = {**exported, "forced": True} if forced else exported
@@ -336,13 +336,13 @@ def _model_fingerprint(directory):
 
 
 def _is_same_model(directory, version):
-    """Whether a version has the files of a SavedModel, whatever was said of it when it was published."""
+    """Whether a version has the files of a SavedModel, whatever was recorded when it was published."""
     exported = card_lib.unforced(_card(version)) == card_lib.unforced(card_lib.read(directory))
     return exported and _model_fingerprint(version) == _model_fingerprint(directory)
 
 
 def _before(published, served, served_model):
-    """Number of the version that `rollback` goes to if none is named."""
+    """Number of the version that `rollback` returns to by default."""
     origin = served
     while (publication := read_publication(published[origin])) and publication.rolled_back_to in published:
         if publication.rolled_back_to >= origin:
@@ -365,7 +365,7 @@ def _require_exported(directory):
 
 
 def _card(version):
-    """The card; an empty one where there is none that can be read."""
+    """The card, or an empty one if there is none that can be read."""
     try:
         return card_lib.read(version)
     except (OSError, ValueError):
@@ -428,7 +428,7 @@ def _print_listing(base):
 
 
 def _numbers(line):
-    """What the card says, each with its format."""
+    """The card's numbers, each with its format."""
     return (line.sigma, "g"), (line.n, ","), (line.alpha, "g")
 
 
@@ -440,7 +440,7 @@ def _acr_in_words(line):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 if it failed, 2 for bad input, 130 for Ctrl-C."""
-    # Ctrl-C is an exception here: what was copied so far is removed.
+    # Ctrl-C is an exception here, so that what was copied so far is removed.
     return exit_status(
         lambda: (_parse(arguments), Path()),
         _carry_out,
@@ -455,7 +455,7 @@ def _carry_out(options):
         return 0
     check, before = partial(load_test, trust=options.trust_model), versions(options.base)
     if options.verb == "publish":
-        # Who names a link means what it leads to, as `latest/blessing.json` of a pipeline root.
+        # Whoever names a link, such as `latest/blessing.json` of a pipeline root, means its target.
         blessing = options.blessing and Path(options.blessing).resolve()
         given = {"blessing": blessing, "force": options.force}
         version = publish(options.saved_model, options.base, **given, check=check)

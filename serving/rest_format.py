@@ -1,7 +1,7 @@
-"""JSON as TensorFlow Serving's REST has it: requests by rows or by columns, and the answers to them.
+"""JSON of TensorFlow Serving's REST: requests by rows or by columns, and the answers to them.
 
-After its json_tensor.cc: every input of the signature is required, an output that is the only one comes without its
-name, and floats are printed in six digits if these bring the number back, else in nine or seventeen.
+It follows json_tensor.cc: every input of the signature is required, a single output comes without its name, and floats
+are printed with six digits if these restore the number, otherwise with nine or seventeen.
 """
 
 import json
@@ -15,7 +15,7 @@ def request_of(body):
     """The JSON object in the body of a request.
 
     Raises:
-        ValueError: in one line, if it is none, or has no inputs, or both rows ("instances") and columns ("inputs").
+        ValueError: in one line, if it is not one, or has no inputs, or both rows ("instances") and columns ("inputs").
     """
     try:
         request = json.loads(body)
@@ -36,7 +36,7 @@ def inputs_of(request, dtypes):
         dtypes: name -> NumPy dtype of each input; object for text.
 
     Raises:
-        ValueError: in one line, if one is missing or unknown, has rows of several lengths or other values.
+        ValueError: in one line, if one is missing or unknown, or has rows of different lengths or invalid values.
     """
     try:
         columns = _columns(request, list(dtypes))
@@ -55,7 +55,7 @@ def body_of(outputs, by_rows):
 
     Args:
         outputs: name -> array, batch first.
-        by_rows: whether the request was.
+        by_rows: whether the request was by rows.
     """
     if by_rows:
         rows = zip(*outputs.values(), strict=True)
@@ -90,7 +90,7 @@ def _columns(request, names):
 def _array(name, values, dtype):
     try:
         array = np.array(values)
-    except _BROKEN:  # rows of several lengths
+    except _BROKEN:  # rows of different lengths
         array = np.array(None)
     dtype = np.dtype(dtype)
     accepted = {"O": "U", "f": "if"}.get(dtype.kind, "i")

@@ -17,7 +17,7 @@ from serving.bounds import anytime_p_value, certified_radius, clopper_pearson_lo
 from serving.card import ALPHA_RANGE
 from serving.siphash import siphash
 
-# `predict` gives up after so many times n: then it decides as narrow a margin as the binomial test of n samples.
+# `predict` gives up after this many times n: by then it decides margins as narrow as the binomial test of n samples.
 _PREDICT_LIMIT = 2
 _HALF_KEY = 2**32 - 1
 
@@ -25,10 +25,10 @@ _HALF_KEY = 2**32 - 1
 class SmoothedSignatures(tf.Module):
     """CERTIFY and PREDICT (Cohen et al. 2019) for a batch of images, in the graph, and what they were exported with.
 
-    Noise is new for every image and every call: its key is a keyed hash of TensorFlow's next random number and the
-    time, and the hash's own key is drawn from the operating system at export, so no client can predict or choose it, as
-    long as the graph's file is kept from whoever chooses images. It is returned as `seed`, and the library repeats the
-    votes with it:
+    Noise is new for every image and every call: its seed is a keyed hash of TensorFlow's next random number and the
+    time. The hash's own key is drawn from the operating system at export, so no client can predict or choose the seed
+    as long as the graph's file is kept from whoever chooses images. The seed is returned as `seed`, and with it the
+    library can repeat the votes:
     `SmoothedClassifier(model, seed=seed[0], levels=levels).count(image, seed[1], noise.ESTIMATION, 0, n)`.
 
     Args:
@@ -40,7 +40,7 @@ class SmoothedSignatures(tf.Module):
 
     Raises:
         ValueError: if n and alpha could never certify an image, alpha is outside ALPHA_RANGE, n is above max_n, or
-            the classifier has fewer than two classes or is no function of one image.
+            the classifier has fewer than two classes or is not a function of one image.
     """
 
     def __init__(self, classifier, sigma, levels, n0, n, alpha, max_n, max_batch_size, model_card):
@@ -51,7 +51,7 @@ class SmoothedSignatures(tf.Module):
         self._image_shape = tuple(classifier.input_shape[1:])
         self._num_classes = classifier.output_shape[-1]
         if self._num_classes < 2:
-            # The largest of a single output is always class 0: everything would be certified.
+            # With a single output, the largest is always class 0, and everything would be certified.
             raise ValueError(f"The classifier must have two classes or more. Received: {self._num_classes}")
         early_exit.check_can_decide(_PREDICT_LIMIT * n, self._num_classes, alpha)
         if not ALPHA_RANGE[0] <= alpha <= ALPHA_RANGE[1]:
@@ -62,10 +62,10 @@ class SmoothedSignatures(tf.Module):
         self._max_n, self._max_batch_size = max_n, max_batch_size
         self._model_card = model_card
         self._microbatch = default_microbatch(self._image_shape)
-        # A Keras model that is tracked here loads in Python and fails in C++; its plain variables do not.
+        # A Keras model that is tracked here loads in Python but fails in C++; its plain variables do not.
         self._classifier = InferenceGraph(classifier)
         probe(self._classifier, self._image_shape, self._classifier.precision)
-        # The weights by themselves, in order: `serving.weights` finds them by this name.
+        # The weights in a list of their own, in order: `serving.weights` finds them by this name.
         self.model_variables = [weight.value for weight in classifier.weights]
         weights = {id(variable) for variable in self.model_variables}
         self.other_variables = [variable for variable in self._classifier.variables if id(variable) not in weights]
@@ -73,16 +73,16 @@ class SmoothedSignatures(tf.Module):
     def signatures(self):
         """Name -> `tf.function`, as `tf.saved_model.save` takes them. Every output is batch-major."""
         images = tf.TensorSpec([None, *self._image_shape], tf.float32, name="images")
-        # Of any rank, so that they may be left out, be scalars, or one per image, as server-side batching needs them.
+        # Of any rank, so that they may be left out, be scalars, or one per image, as server-side batching requires.
         n = tf.TensorSpec(None, tf.int64, name="n")
         alpha = tf.TensorSpec(None, tf.float64, name="alpha")
-        # A default that is a tensor makes an input optional.
+        # A tensor as default makes an input optional.
         default_n, default_alpha = tf.constant(self._n, tf.int64), tf.constant(self._alpha, tf.float64)
         no_query = tf.constant([""])
         # Nothing here needs autograph, which would take most of the time of an export.
         in_graph = functools.partial(tf.function, autograph=False)
-        # None has jit_compile: XLA's noise is not what the library replays, and on a CPU it took 1.9 times as long to
-        # certify with LeNet and with `small_cnn`. On a GPU its speed was not measured.
+        # None uses jit_compile: XLA's noise is not what the library replays, and on a CPU, certifying took 1.9 times as
+        # long with LeNet and with `small_cnn`. On a GPU its speed was not measured.
 
         @in_graph(input_signature=[images, n, alpha])
         def certify_custom(images, n=default_n, alpha=default_alpha):
@@ -109,13 +109,13 @@ class SmoothedSignatures(tf.Module):
         Returns:
             predicted_class, int64 [batch], ABSTAIN (-1) or the class that is certified; radius, float32 [batch], its
             l2 radius in units of a pixel in [0, 1], rounded down, 0 where it abstains; p_lower, float64 [batch], the
-            bound on the selected class' probability; votes, int64 [batch, classes], of the n estimation samples;
+            bound on the selected class's probability; votes, int64 [batch, classes], of the n estimation samples;
             seed, int64 [batch, 2].
 
         Raises:
             tf.errors.InvalidArgumentError: for more images than max_batch_size, another shape, or pixels that are not
-                finite, outside [0, 1] or no multiples of 1 / levels; if the classifier returns NaN or infinity. No
-                pixel is in the message.
+                finite, are outside [0, 1] or are not multiples of 1 / levels; if the classifier returns NaN or
+                infinity. The message contains no pixel.
         """
         images = self._checked(images)
         batch = tf.shape(images)[:1]
@@ -148,7 +148,7 @@ class SmoothedSignatures(tf.Module):
             return self._certify(tf.identity(images), n, alpha)
 
     def predict(self, images):
-        """PREDICT with early exit (`macer_tf.early_exit`): the class without a radius, mostly after few samples.
+        """PREDICT with early exit (`macer_tf.early_exit`): the class without a radius, usually after few samples.
 
         Args:
             images: see `certify`.
@@ -217,7 +217,7 @@ class SmoothedSignatures(tf.Module):
         return tf.argmax(self._count(image, seed, noise.SELECTION, n0)), self._count(image, seed, noise.ESTIMATION, n)
 
     def _count(self, image, seed, stream, samples):
-        """int64 [classes], adding up to `samples`. One microbatch at a time, so memory does not grow with it."""
+        """int64 [classes], adding up to `samples`. Drawn one microbatch at a time, so memory does not grow with it."""
 
         def add_block(start, counts):
             size = tf.minimum(samples - start, self._microbatch)
@@ -255,9 +255,9 @@ class SmoothedSignatures(tf.Module):
 
 
 def _fresh_seeds(images, secret):
-    """int64 [batch, 2] in [0, 2**32), new ones: what `noise.gaussian` takes as seed and example id."""
+    """int64 [batch, 2] in [0, 2**32), fresh: what `noise.gaussian` takes as seed and example id."""
     drawn = tf.raw_ops.NonDeterministicInts(shape=tf.shape(images)[:1], dtype=tf.int64)
-    # A restart may begin with the same number again, but not at the same time.
+    # After a restart the first number may be the same again, but the time is not.
     time = tf.fill(tf.shape(drawn), tf.bitcast(tf.timestamp(), tf.uint64))
     keys = tf.bitcast(siphash(secret, tf.bitcast(drawn, tf.uint64), time), tf.int64)
     half = tf.constant(_HALF_KEY, tf.int64)

@@ -1,7 +1,7 @@
 """SipHash-2-4 (Aumasson and Bernstein, 2012) of two words, in TensorFlow operations: a keyed pseudorandom function.
 
-TensorFlow's own fresh random numbers are those of one Mersenne twister per process, seeded with 32 bits: whoever sees
-some of them can tell the next. What this makes of them tells nobody without the key anything.
+TensorFlow's own fresh random numbers come from one Mersenne twister per process, seeded with 32 bits: whoever sees some
+of them can predict the next. Their hash tells nothing to anyone without the key.
 """
 
 import tensorflow as tf

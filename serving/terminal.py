@@ -1,4 +1,4 @@
-"""What a command prints reaches any terminal, pipe or closed stream, and nothing in it commands the terminal."""
+"""Makes a command's output reach any terminal, pipe or closed stream, and keeps it from controlling the terminal."""
 
 import codecs
 import contextlib
@@ -10,9 +10,9 @@ import sys
 import threading
 
 INTERRUPTED = 130
-# As a shell tells of a program that SIGPIPE ended.
+# The status by which a shell reports a program that SIGPIPE ended.
 _BROKEN_PIPE = 141
-# How the loader of libraries says that memory is short.
+# How the dynamic loader says that memory is short.
 _NO_MEMORY = ("failed to map segment", os.strerror(errno.ENOMEM))
 _PLAIN = {"±": "+-", "·": "-", "…": "...", "→": "->"}
 
@@ -20,9 +20,9 @@ _PLAIN = {"±": "+-", "·": "-", "…": "...", "→": "->"}
 def run(main):
     """Ends this process with the exit status that `main` returns, whatever its threads are doing.
 
-    Meanwhile characters that the output's encoding lacks are replaced, closed streams lead nowhere, and once nobody
-    reads the output any more the process ends quietly, with status 141. What a full disk cannot take is dropped, and
-    told at the end, with status 1.
+    While `main` runs, characters that the output's encoding lacks are replaced, writing to closed streams does nothing,
+    and once nobody reads the output any more, the process ends quietly, with status 141. Output that a full disk cannot
+    take is dropped; this is reported at the end, with status 1.
     """
     _open_closed_descriptors()
     codecs.register_error("macer_tf.plain", _plain)
@@ -39,12 +39,12 @@ def run(main):
         print(f"error: Not all that was printed could be written ({lost.strerror}).", file=sys.stderr)
         status = status or 1
     sys.stderr.flush()
-    # Threads that an error left in the middle of a forward pass would crash in what Python does at its end.
+    # Threads that an error left in the middle of a forward pass would crash during Python's own shutdown.
     os._exit(status)
 
 
 def run_main_of(module):
-    """As `run`, the `main` of a module that is imported only then: so Ctrl-C meanwhile is answered in one line."""
+    """As `run`, but imports the module of `main` only then: so Ctrl-C meanwhile is answered in one line."""
     run(lambda: importlib.import_module(module).main())
 
 
@@ -56,7 +56,7 @@ def version():
 
 
 def import_tensorflow():
-    """Imports TensorFlow, and returns it, without the page that its C++ side writes before its log level counts.
+    """Imports and returns TensorFlow, without the page that its C++ side writes before its log level takes effect.
 
     Raises:
         MemoryError: in one line, if there is not enough memory for it.
@@ -78,7 +78,7 @@ def import_tensorflow():
 
 @contextlib.contextmanager
 def _stderr_nowhere():
-    """In this context descriptor 2 leads nowhere, but what Ctrl-C says can be read."""
+    """In this context, descriptor 2 leads nowhere, except that what Ctrl-C prints can be read."""
     kept, interrupt = os.dup(2), signal.getsignal(signal.SIGINT)
 
     def show_and_interrupt(*received):
@@ -100,12 +100,12 @@ def _stderr_nowhere():
 
 
 def printable(text):
-    """Text in one line that no terminal obeys: control characters, and others that do not print, become escapes."""
+    """Text in one line that no terminal obeys: control and other non-printing characters become escapes."""
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(text))
 
 
 class _Stream:
-    """A text stream that no write can stop the process by, except where its reader is gone.
+    """A text stream on which no write can stop the process, unless its reader is gone.
 
     lost: why something could not be written; None if all was.
     """
@@ -114,7 +114,7 @@ class _Stream:
         # None if it was closed.
         self._stream = stream or open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         self.lost = None
-        # By lines, so that a pipe or a log has what was said before a kill.
+        # Line by line, so that a pipe or a log has what was printed before a kill.
         self._stream.reconfigure(errors="macer_tf.plain", line_buffering=True)
 
     def __getattr__(self, name):
@@ -137,7 +137,7 @@ class _Stream:
 
 
 def _open_closed_descriptors():
-    """Or the next file that is opened would get their numbers, and what is printed."""
+    """Otherwise the next files to be opened would get these numbers, and with them what is printed."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

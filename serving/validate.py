@@ -1,9 +1,9 @@
 """Loads a SavedModel as a model server does and tries it: python -m serving.validate SAVED_MODEL IMAGES.npy
 
-No Keras and no code of the model: a graph and its variables, by the loader of `saved_model_cli`, once
-`serving.graph_safety` has found that the graph does nothing but compute; a third argument, `trust`, leaves that out.
-Prints one JSON object as its last line: `answers`, the outputs of `serving_default` for the images, name -> list;
-`checks`, what was found in order.
+This uses no Keras and no code of the model, only a graph and its variables. The loader of `saved_model_cli` loads them,
+once `serving.graph_safety` has found that the graph only computes; a third argument, `trust`, skips that check. The
+last line of output is one JSON object: `answers`, the outputs of `serving_default` for the images, name -> list; and
+`checks`, what was found, in order.
 """
 
 if __name__ == "__main__":
@@ -34,16 +34,16 @@ from serving.files import EXTRA
 from serving.graph_safety import check_effects
 
 _TIMEOUT_SECONDS = 600
-# The exit status of `exit_status` for bad input.
+# The exit status that `exit_status` returns for bad input.
 _NOT_THE_MODEL = 2
-# Of what a model may make the process print, and of what it may write at all.
+# Limits on what a model may make the process print, and on what it may write at all.
 _MAX_PRINTED_BYTES = 2**24
 _TRUST = "trust"
-# Environment variable: the process that waits for the answer, and that this one is not to outlive.
+# Environment variable: the process that waits for the answer, and that this one must not outlive.
 _WAITING = "MACER_TF_WAITING"
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _NO_MEMORY = "std::bad_alloc"  # as C++ says before it aborts
-# What people, and a system that is short of memory or of time, end a process by; a model's own faults are other ones.
+# Signals by which people, or a system short of memory or time, end a process; a model's own faults cause others.
 _ENDED_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU)
 _TAKE_IMAGES = ("serving_default", "certify_custom", "predict")
 # What `tf.saved_model.save` adds for loaders.
@@ -64,7 +64,7 @@ class _NotTheModelError(ValueError):
 
 
 def in_fresh_process(saved_model, images, trust=False):
-    """What this module prints of a SavedModel and an .npy file of images, run in a process of its own.
+    """What this module prints for a SavedModel and an .npy file of images, run in its own process.
 
     Args:
         saved_model: directory.
@@ -72,16 +72,16 @@ def in_fresh_process(saved_model, images, trust=False):
         trust: whether the graph may do more than compute.
 
     Returns:
-        The JSON object; and why the model does not pass, in one line, empty if it does. Then there is no object.
+        The JSON object, and an empty text. If the model does not pass, no object, and the reason in one line.
 
     Raises:
         RuntimeError: in one line, if it does not answer in time, is ended from outside, runs out of memory, or gets no
-            further than loading TensorFlow: that says more of this machine than of the model.
+            further than loading TensorFlow: that says more about this machine than about the model.
     """
     command = [sys.executable, "-m", "serving.validate", Path(saved_model).resolve(), Path(images).resolve()]
     command += [_TRUST] if trust else []
     root = Path(__file__).resolve().parents[1]
-    # Files and not pipes: what prints without end fills no memory, and what outlives its parent is not waited for.
+    # Files, not pipes: endless output fills no memory, and a process that outlives its parent is not waited for.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             status = subprocess.run(
@@ -101,7 +101,7 @@ def in_fresh_process(saved_model, images, trust=False):
         found = json.loads(printed.splitlines()[-1])
         if status == 0 and isinstance(found, dict) and found.keys() == {"answers", "checks"}:
             return found, ""
-    # The last one: the model may print what it likes before.
+    # The last one, because the model may print anything before it.
     named = re.findall(r"^error: (.*)", errors, re.MULTILINE)
     problem = named[-1] if named else f"the process died with exit status {status}"
     if status == _NOT_THE_MODEL:
@@ -112,7 +112,7 @@ def in_fresh_process(saved_model, images, trust=False):
 
 
 def _ended_from_outside(status, errors):
-    """What ended a process of this status, in words, if it is nothing that the process did; or else None."""
+    """What ended a process with this status, in words, if the process itself did not; otherwise None."""
     if status == terminal.INTERRUPTED:  # as `exit_status` makes of Ctrl-C
         return "Ctrl-C"
     if status == -signal.SIGABRT and _NO_MEMORY in errors:
@@ -282,24 +282,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "There is not enough memory to run it; end other programs, or raise the limit (ulimit -v)."
             ) from None
         found = {"answers": {name: values.tolist() for name, values in answers.items()}, "checks": checks}
-        # Behind whatever the model has printed.
+        # After whatever the model has printed.
         print("\n" + json.dumps(found))
         return 0
 
-    # What else goes wrong is the model's doing, and told with its type.
+    # Anything else that goes wrong is the model's doing, and is reported with its type.
     return exit_status(parse, work, "Nothing was changed.", bad_input=_NotTheModelError)
 
 
 def _confine():
-    """Lets this process neither outlive the one that waits for it nor write without end."""
+    """Keeps this process from outliving the one that waits for it, and from writing without end."""
     if _WAITING in os.environ:
         _end_with(int(os.environ[_WAITING]))
     resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_PRINTED_BYTES, _MAX_PRINTED_BYTES))
 
 
 def _end_with(waiting):
-    """Ends this process when the process of this number ends, however it does."""
-    # By the system, as a graph may keep this process from ever looking.
+    """Ends this process when the process of this number ends, for whatever reason."""
+    # Done by the system, because a graph may keep this process from ever checking.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != waiting:  # it has ended before
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The numbered versions in a model server's base directory: which there are, and a new one put there by one rename."""
+"""The numbered versions in a model server's base directory: listing them, and adding one by a single rename."""
 
 import contextlib
 import errno
@@ -15,16 +15,16 @@ from serving.files import check_local, flush, is_hidden, open_plain
 # A model server reads only names that are numbers.
 _UNFINISHED = ".publishing-"
 _MAX_VERSION = 2**63 - 1
-# Held for a rename, or for removing what dead publishers left.
+# Held for a rename, or while removing what dead publishers left.
 _LOCK_SECONDS = 60
 
 
 def versions(base):
-    """The version directories under `base`, which need not exist: a list of `Path`, by rising number.
+    """The version directories under `base`, which need not exist: a list of `Path`, in ascending order of number.
 
     Raises:
-        ValueError: for an entry that a model server would take for a version and that is not a directory named by
-            its number: it would serve what a symbolic link points to, or one of `7` and `007`.
+        ValueError: for an entry that a model server would take for a version but that is not a directory named by its
+            number: it would serve what a symbolic link points to, or one of `7` and `007`.
         OSError: if `base` cannot be read.
     """
     check_local(base)
@@ -33,7 +33,7 @@ def versions(base):
         return found
     with os.scandir(base) as entries:
         for entry in entries:
-            # What absl::SimpleAtoi, by which TensorFlow Serving reads names, takes for an int64.
+            # What absl::SimpleAtoi, by which TensorFlow Serving reads names, accepts as an int64.
             if not re.fullmatch(r"\s*[+-]?[0-9]+\s*", entry.name, re.ASCII) or abs(int(entry.name)) > _MAX_VERSION:
                 continue
             if entry.name != str(int(entry.name)) or int(entry.name) < 0:
@@ -49,22 +49,22 @@ def versions(base):
 def add(saved_model, base, finish):
     """Copies a directory to `<base>/<highest version + 1>`.
 
-    It is copied beside, hidden files excepted, under a name that a model server ignores, readable by everybody, flushed
-    to the disk, finished and then renamed: a server never sees a part of it. Publishers that run at once get different
-    numbers; what dead publishers left behind is removed, and nothing of live ones.
+    The copy, without hidden files, is made in `base` under a name that a model server ignores. It is made readable by
+    everybody, flushed to disk, finished and then renamed: a server never sees a part of it. Publishers that run at the
+    same time get different numbers; what dead publishers left behind is removed, but nothing of live ones.
 
     Args:
         saved_model: directory of plain files and directories.
-        base: the model's base directory; made if it is not there.
+        base: the model's base directory; created if it does not exist.
         finish: called with the `Path` of the copy before it is renamed; if it raises, nothing is published.
 
     Returns:
         `Path` of the new version.
 
     Raises:
-        ValueError: if `saved_model` is no directory, holds a link or another thing that is no plain file, or contains
-            `base`; or as `versions`.
-        OSError: if something cannot be read or written, or another publisher does not come to its end.
+        ValueError: if `saved_model` is not a directory, holds a link or anything else that is not a plain file, or
+            contains `base`; or as `versions`.
+        OSError: if something cannot be read or written, or another publisher does not finish.
     """
     check_local(base)
     given, saved_model, base = Path(base), Path(saved_model).resolve(), Path(base).resolve()
@@ -92,8 +92,8 @@ def add(saved_model, base, finish):
 
 @contextlib.contextmanager
 def _unfinished(base):
-    """A new directory under `base`, removed at the end unless it was renamed; locked, which says that we live."""
-    # Between making it and locking it, nobody else may take it for a dead publisher's.
+    """A new directory under `base`, removed at the end unless it was renamed; locked, to show that we are alive."""
+    # Between creating it and locking it, nobody else must take it for a dead publisher's.
     with _locked(base):
         _remove_abandoned(base)
         directory = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=base))
@@ -122,7 +122,7 @@ def _locked(directory):
     """One process at a time; the lock ends with its process, however that ends.
 
     Raises:
-        TimeoutError: if another process holds it for longer than publishing ever does, as one that was stopped.
+        TimeoutError: if another process holds it for longer than publishing ever takes, for example a stopped one.
     """
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
@@ -152,7 +152,7 @@ def _lock(directory, operation):
 
 
 def _copy(source, target):
-    """Copies what is in a directory, hidden files excepted: files as 0644, directories as 0755, flushed to the disk."""
+    """Copies a directory's contents, except hidden files: files as 0644, directories as 0755, flushed to disk."""
     with os.scandir(source) as entries:
         for entry in entries:
             copy = target / entry.name
@@ -172,7 +172,7 @@ def _copy(source, target):
 
 
 def _copy_file(source, target):
-    # Not through a link or a pipe that took the file's place in between.
+    # Not through a link or a pipe that has taken the file's place in the meantime.
     with open_plain(source) as reader, open(target, "xb") as writer:
         shutil.copyfileobj(reader, writer)
         os.fchmod(writer.fileno(), 0o644)

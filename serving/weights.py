@@ -1,4 +1,4 @@
-"""The weights of a SavedModel, told apart without loading more than numbers."""
+"""The weights of a SavedModel, identified without loading anything but numbers."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ def fingerprint_of_saved_model(directory):
     Nothing is loaded but numbers. It equals `serving.card.fingerprint` of the Keras model that was exported.
 
     Raises:
-        ValueError: in one line, if there are none, or they are damaged.
+        ValueError: in one line, if there are none, or if they are damaged.
     """
     import tensorflow as tf
 
