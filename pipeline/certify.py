@@ -1,11 +1,11 @@
-"""Certifies anyone's classifier: `python -m pipeline.certify`, which is `pipeline.jobs.certify`."""
+"""Certifies anyone's classifier: `python -m pipeline.certify`, which runs `pipeline.jobs.certify`."""
 
 from serving import terminal
 
 
 def main(arguments=None):
     """See `pipeline.jobs.certify.main`."""
-    # Only now, so that Ctrl-C meanwhile is answered in one line.
+    # Imported only now, so that Ctrl-C meanwhile is answered in one line.
     from pipeline.jobs import certify
 
     return certify.main(arguments)

@@ -1,8 +1,8 @@
-"""Bundle files: how workers of an engine hand in votes, and how they are told that nobody wants them any more.
+"""Bundle files: how workers of an engine hand in votes, and how they learn that nobody wants them any more.
 
-On an object store nothing can be appended or renamed, and in a folder a file shows before it is whole. So a worker
-writes each file once, under a name of its own that ends in the checksum of the content. A bundle that an engine does
-again has the same addresses and the same votes, as noise is addressed: each sample counts once all the same.
+On an object store, nothing can be appended or renamed, and in a folder, a file is visible before it is complete. So a
+worker writes each file once, under a name of its own that ends in the checksum of the content. If an engine repeats a
+bundle, addresses and votes are the same, because noise is addressed, and each sample still counts once.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ _READERS = 8
 
 
 class Mark:
-    """A file beside the bundle files that stands as long as the votes of a job are wanted; plain values.
+    """A file beside the bundle files that exists as long as the votes of a job are wanted; plain values.
 
-    Not every engine ends its workers when a job is cancelled: they look for the mark, and draw no more without it. Nor
-    does every engine tell at once what stops a worker: one that restarts jobs tries again first. So a worker says it
-    beside the mark.
+    Not every engine ends its workers when a job is cancelled, so workers look for the mark and stop drawing without it.
+    Nor does every engine report at once what stops a worker: one that restarts jobs first tries again. So a worker
+    reports it beside the mark.
 
     Attributes:
-        place: of the bundle files.
+        place: where the bundle files are.
     """
 
     def __init__(self, place):
         self.place, self._path, self._looked_at = place, places.join(place, f"{uuid.uuid4().hex}{_WANTED}"), None
 
     def set(self):
-        """Sets it, in place of those that killed runs left. Raises InputError if nothing can be written there."""
+        """Sets it, replacing any that killed runs left. Raises InputError if nothing can be written there."""
         try:
             places.remove(path for path in places.files(self.place) if path.endswith((_WANTED, _REFUSED)))
             places.write(self._path, b"The workers of a job look for this file: without it they draw no more.\n")
@@ -47,15 +47,15 @@ class Mark:
             raise InputError(f"Cannot write to {self.place} ({' '.join(str(error).split())[:200]}).") from None
 
     def remove(self):
-        """Takes it away."""
+        """Removes it."""
         places.remove([self._path])
 
     def refuse(self, why):
-        """Says, for a worker, in one line why it cannot draw at all."""
+        """Records, for a worker, in one line why it cannot draw at all."""
         places.write(f"{self._path}-{uuid.uuid4().hex}{_REFUSED}", why.encode())
 
     def refusal(self):
-        """Why a worker cannot draw; None if none has said so, or the place cannot be read just now."""
+        """Why a worker cannot draw; None if none has reported that, or the place cannot be read just now."""
         name = self._path.rsplit("/", 1)[-1]
         with contextlib.suppress(OSError):
             for path in places.files(self.place):
@@ -64,7 +64,7 @@ class Mark:
         return None
 
     def check(self):
-        """Raises InputError, for a worker that begins, if it does not see the mark."""
+        """Raises InputError, for a worker that starts, if it does not see the mark."""
         if not self.is_set():
             raise InputError(
                 f"A worker on {os.uname().nodename} does not see {self._path}: votes must be handed in at a URL, or in "
@@ -72,7 +72,7 @@ class Mark:
             )
 
     def is_set(self):
-        """Whether it stood a moment ago."""
+        """Whether it existed a moment ago."""
         now = time.monotonic()
         if self._looked_at is None or now - self._looked_at[0] > _SECONDS_BETWEEN_LOOKS:
             self._looked_at = now, places.exists(self._path)
@@ -83,7 +83,7 @@ class Mark:
 
 
 class BundleWriter:
-    """Hands in votes at `place`. What files say of them is what ledgers do: see `ledger.LedgerWriter`."""
+    """Hands in votes at `place`. The files' contents are described as ledgers are: see `ledger.LedgerWriter`."""
 
     def __init__(self, place, kind, first_looks):
         self._place, self._key = place, ledger.key(kind)
@@ -91,14 +91,14 @@ class BundleWriter:
         self._lines, self._handed_in_at = [], None
 
     def record(self, pieces, failures):
-        """Takes pieces, and failures: example id -> why it cannot be certified. Hands them in after a few seconds."""
+        """Takes pieces, and failures: example id -> why it cannot be certified. Hands them in every few seconds."""
         self._lines += ledger.encoded(self._key, pieces, failures)
         self._handed_in_at = self._handed_in_at or time.monotonic()
         if time.monotonic() - self._handed_in_at > _SECONDS_BETWEEN_FILES:
             self.hand_in()
 
     def hand_in(self):
-        """Writes what was taken and is not written yet."""
+        """Writes what was taken but is not written yet."""
         if self._lines:
             about = self._about | {"worker": f"{os.uname().nodename} {os.getpid()}"}
             content = "".join([sealed.dumps(about), "\n", *self._lines]).encode()
@@ -109,10 +109,10 @@ class BundleWriter:
 
 
 class BundleReader:
-    """Follows the bundle files at `place`; `kind` is their writers', `shape` that of a piece's votes.
+    """Follows the bundle files at `place`; `kind` is their writers' kind, `shape` that of a piece's votes.
 
     Attributes:
-        read: the places of the files that were read.
+        read: the places of the files that have been read.
         samples: Counter of samples by worker.
     """
 
@@ -146,14 +146,14 @@ class BundleReader:
 
 
 def abouts(place):
-    """What the bundle files below a place, of whatever kind, say that they are of; None for one that cannot be read."""
+    """What bundle files of any kind below a place say that they are of; None for one that cannot be read."""
     for path in sorted(path for path in places.files(place, is_deep=True) if path.endswith(SUFFIX)):
         about, _ = _parts(path, _content(path))
         yield None if about is None else ledger.ledger_about(about)
 
 
 def about_of(path):
-    """What a bundle file is of. Raises InputError if it is damaged or not whole."""
+    """What a bundle file is of. Raises InputError if it is damaged or incomplete."""
     about, _ = _parts(path, _content(path))
     if about is None:
         raise ledger.unreadable_votes(path, "they do not add up to the checksum in its name")
@@ -170,7 +170,7 @@ def _content(path):
 
 
 def _parts(path, content):
-    """The first line and the others; None and none if the file is damaged or not whole."""
+    """The first line, and the others; None and none if the file is damaged or incomplete."""
     checksum = str(path).removesuffix(SUFFIX).rsplit("-", 1)[-1]
     if digest(content)[:16] != checksum:
         return None, []

@@ -1,4 +1,4 @@
-"""The certificates of a run as files: a JSON line for each image, by rising id, and what they are."""
+"""The certificates of a run as files: a JSON line for each image, in ascending order of id, and what they are."""
 
 import filecmp
 import json
@@ -25,7 +25,7 @@ _COLUMNS = {
 _ABOUT = "certification.json"
 _RESULTS = "results"
 _FORMAT = 2
-# What `finish` may find of a run before.
+# What `finish` may find of an earlier run.
 _FILE = re.compile(
     r"certificates(-[a-z0-9.-]+)?\.(jsonl|tsv|parquet)|certification\.json|failed\.tsv|metrics\.json|"
     r"radius_accuracy\.png|report\.html|settings\.yaml"
@@ -34,14 +34,14 @@ _DIRECTORY = re.compile(rf"{_RESULTS}-[0-9a-f]{{8}}")
 
 
 def write(path, outcome, plan, sigma, precision):
-    """Writes what `read` reads: a JSON line for each image, by rising id, for each kind; and what they are.
+    """Writes what `read` reads: for each kind, a JSON line for each image, in ascending order of id; and what they are.
 
     The latter, certification.json, carries its own checksum and those of the other files.
 
     Args:
         path: directory.
         outcome: `certification.Outcome`.
-        plan: `SamplingPlan`.
+        plan: the `SamplingPlan`.
         sigma: noise level.
         precision: number type that the classifier computed in.
     """
@@ -84,14 +84,14 @@ def write(path, outcome, plan, sigma, precision):
 
 
 def read(path):
-    """What `write` wrote.
+    """Reads what `write` wrote.
 
     Returns:
         What the certificates are, as in certification.json; ids int64 [images]; hard `Votes`; and kind's name ->
         `Certificates`, the run's own kind first.
 
     Raises:
-        InputError: if a file is missing, or not as it was written.
+        InputError: if a file is missing, or was changed since it was written.
     """
     try:
         about = sealed.loads((Path(path) / _ABOUT).read_bytes())
@@ -134,12 +134,12 @@ def read(path):
 
 
 def file_name(place, kind, suffix):
-    """Of the certificates of the kind in this place: the run's own kind is the first."""
+    """For the certificates of the kind in this place: the run's own kind is the first."""
     return f"certificates-{kind}.{suffix}" if place else f"certificates.{suffix}"
 
 
 def check_room(output):
-    """Raises InputError if `finish` could not put results into this folder: to be called before any work, too."""
+    """Raises InputError if `finish` could not put results into this folder; also to be called before any work."""
     current = Path(output) / _RESULTS
     if current.exists() and not current.is_symlink():
         raise InputError(f"{current} is in the way: the certificates' directory goes there. Move it elsewhere.")
@@ -151,13 +151,13 @@ def check_room(output):
 
 
 def finish(unfinished, output):
-    """Puts all files of the directory `unfinished` in the place of those of the run before, at one stroke.
+    """Replaces the files of the previous run, all at once, by those of the directory `unfinished`.
 
-    They move to a directory of their own in `output`, which the link `results` there is turned to. Under their own
-    names, there are links through it: whoever reads them finds the files of one run, whenever this one is killed.
+    They move to a directory of their own in `output`, and the link `results` there is pointed to it. Links under the
+    files' own names lead through it: whoever reads them finds the files of one run, whenever this one is killed.
 
     Raises:
-        InputError: if something else lies in the way.
+        InputError: if something else is in the way.
     """
     output = Path(output)
     names = sorted(path.name for path in Path(unfinished).iterdir())
@@ -166,7 +166,7 @@ def finish(unfinished, output):
     directory = output / f"{_RESULTS}-{uuid.uuid4().hex[:8]}"
     finish_directory(unfinished, directory)
     for path in _results_in(output):
-        # Of a copy that did not keep links: rather none for a moment than those of two runs.
+        # In a copy of the folder that did not keep links: better none for a moment than those of two runs.
         if not path.is_symlink():
             path.unlink()
     for name in names:
@@ -190,7 +190,7 @@ def _directories(output):
 
 
 def _is_ours(path):
-    """Whether it is a link that `finish` made, or a copy of what it led to."""
+    """Whether it is a link that `finish` made, or a copy of its target."""
     if path.is_symlink():
         return os.readlink(path) == f"{_RESULTS}/{path.name}"
     originals = [directory / path.name for directory in _directories(path.parent)]

@@ -24,7 +24,7 @@ from serving.graph_safety import check_effects
 
 _SIGNATURE = "serving_default"
 _TRIES = 3
-# Characters of someone else's error in ours.
+# Characters that we show of someone else's error.
 _REASON = 500
 _UNKNOWN = re.compile(r"(?:Could not locate (?:class|function)|Unknown [a-z_ ]+:) '?(?:\w+>)?(\w+)'?")
 _CONFIG = re.compile(r" using config=\{.*\}\.? ")
@@ -32,11 +32,11 @@ _CONFIG = re.compile(r" using config=\{.*\}\.? ")
 
 @dataclass(frozen=True)
 class Loading:
-    """How a model is to be loaded: plain values, so that they can be sent to any process.
+    """How to load a model: plain values, so that they can be sent to any process.
 
     Attributes:
-        output: which output of a model with several is the classifier's; None if it has one.
-        custom_objects: module that defines layers and functions which the model holds, or None. It is imported.
+        output: which output is the classifier's, for a model with several; None if it has one.
+        custom_objects: module that defines layers and functions of the model, or None. It is imported.
         trusts_model: whether a SavedModel may do more than compute, see `serving.graph_safety`.
         name: what messages call the model; by default its path.
     """
@@ -69,17 +69,17 @@ class Snapshot:
 
 
 def snapshot(path, folder):
-    """A `Snapshot` of the model at `path`, in `folder`, in a context: it is gone with it.
+    """A context with a `Snapshot`, in `folder`, of the model at `path`; it is removed at the end.
 
-    A training that goes on writes its model's file again and again: what is known by a fingerprint, what the driver
-    loads and what workers load must be the same bytes.
+    A training run in progress writes its model's file again and again, but what is fingerprinted, what the driver loads
+    and what workers load must be the same bytes.
 
     Args:
         path: of a model that `load` loads, or its URL.
-        folder: of nobody else; what a killed run left there is removed.
+        folder: used by nobody else; what a killed run left there is removed.
 
     Raises:
-        InputError: in one line, if there is no such model, it cannot be copied, or it changes all the time.
+        InputError: in one line, if there is no such model, it cannot be copied, or it keeps changing.
     """
     if not places.is_url(path):
         model_files.check(path)
@@ -130,9 +130,9 @@ def model_fingerprint(path):
 def load(path, loading=DEFAULT):
     """The model in a file or a SavedModel's folder, without its optimizer.
 
-    Keras' safe mode is on: a file that would run code of its own, as a Lambda layer does, is refused, and so is a
-    SavedModel that does more than compute. What a SavedModel computes is its signature, and it computes in the
-    precision it was saved in, which it does not tell.
+    Keras' safe mode is on: a file that would run its own code, as a Lambda layer does, is refused, and so is a
+    SavedModel that does more than compute. A SavedModel computes its signature, in the precision in which it was saved,
+    which it does not state.
 
     Args:
         path: of a model that does not change meanwhile: see `snapshot`.
@@ -143,7 +143,7 @@ def load(path, loading=DEFAULT):
         one.
 
     Raises:
-        InputError: in one line, if there is no such model, it cannot be loaded or is no such classifier.
+        InputError: in one line, if there is no such model, it cannot be loaded, or it is not such a classifier.
     """
     path = Path(path)
     name = loading.name or str(path)
@@ -156,19 +156,19 @@ def load(path, loading=DEFAULT):
         model = _of_one_output(_functional(model), loading.output, name)
     except InputError:
         raise
-    except Exception as error:  # whatever Keras or TensorFlow makes of someone's file
+    except Exception as error:  # whatever Keras or TensorFlow raises for someone's file
         raise InputError(_why_not_loaded(path, name, error)) from error
     _check(name, base(model))
     return model
 
 
 def base(model):
-    """The classifier itself, of one that was trained here too."""
+    """The classifier itself, also of a model that was trained here."""
     return model.classifier if isinstance(model, NoisyTrainingModel) else model
 
 
 def precision(path, classifier):
-    """What the classifier that was loaded from `path` computes in, e.g. "float32"; a SavedModel does not tell."""
+    """What the classifier that was loaded from `path` computes in, e.g. "float32"; a SavedModel does not say."""
     return "as saved" if Path(path).is_dir() else own_precision(classifier)
 
 
@@ -187,7 +187,7 @@ def _check(name, classifier):
 
 
 def _functional(model):
-    """The model with its shapes known: around a subclassed one, which tells only what it was built for, another."""
+    """The model with known shapes: a subclassed one, which knows only the shape it was built for, is wrapped."""
     if isinstance(model, NoisyTrainingModel) or hasattr(model, "input_shape"):
         return model
     shape = (model.get_build_config() or {}).get("input_shape")
@@ -198,7 +198,7 @@ def _functional(model):
 
 
 def _of_one_output(model, wanted, name):
-    """The model, or a model of the one of its outputs that is wanted."""
+    """The model, or a model of the one output that is wanted."""
     outputs = getattr(base(model), "output", None)
     if isinstance(outputs, (list, tuple)):
         names = base(model).output_names
@@ -289,7 +289,7 @@ def _why_not_loaded(path, name, error):
             f"The model {name} cannot be loaded: it was written by Keras 2 ({written_by}); save it as a SavedModel "
             "there, and give that folder."
         )
-    # What matters is told at either end, behind a layer's whole configuration.
+    # What matters is at either end, with a layer's whole configuration in between.
     text = _CONFIG.sub(" ", text)
     if len(text) > _REASON:
         text = f"{text[: _REASON // 2]} ... {text[-_REASON // 2 :]}"
@@ -297,7 +297,7 @@ def _why_not_loaded(path, name, error):
 
 
 def _keras_version(path):
-    """What a model's file says that it was written by; empty if it does not say."""
+    """What a model's file says it was written by; empty if it does not say."""
     try:
         if path.suffix in model_files.HDF5:
             with h5py.File(path, "r") as file:

@@ -1,8 +1,8 @@
 """Certification on Beam: image ids -> chunks of samples -> votes, in the vote store.
 
 The driver asks the budget what each image still needs, a Beam pipeline draws it, and so on until nothing is missing.
-Workers write their votes down and return nothing: what a lost worker or bundle owed is asked for again. They are
-threads of this process, or an engine's: then a job that hands in nothing for a while is taken for lost.
+Workers record their votes and return nothing; what a lost worker or bundle did not deliver is asked for again. They are
+threads of this process, or an engine's: then a job that hands in nothing for a while counts as lost.
 """
 
 import dataclasses
@@ -29,21 +29,21 @@ from pipeline.utils import places
 from serving.exit import before_interrupted
 from serving.fingerprints import fingerprint
 
-# Beam 2.77's workers send what they have every so many milliseconds, from a thread that no lock keeps apart from the
-# one that is writing: what they send gets lost or garbled. At 0 they send when a buffer is full and at the end.
+# Beam 2.77's workers send their data every so many milliseconds, from a thread that no lock separates from the one that
+# is writing: what they send gets lost or garbled. At 0, they send when a buffer is full and at the end.
 worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 0
 
-# After so long in which no worker had anything in hand, there is none any more; and after an error or at the end, so
-# long do those that still draw have to come to an end.
+# After this long without a busy worker, none is left. And after an error or at the end, workers that still draw have
+# this long to finish.
 _SECONDS_OF_SILENCE = 120.0
-# Jobs in a row that bring nothing before it is given up.
+# Jobs in a row that may bring nothing before the driver gives up.
 _TRIES = 3
-# Votes that a job on an engine is asked for, as each one costs some ten seconds.
+# Votes to ask for in one job on an engine, because each job costs some ten seconds.
 _VALUES_AT_ONCE_ON_AN_ENGINE = 20_000_000
 _CHUNKS_AT_ONCE_ON_AN_ENGINE = 200_000
-# How often it is seen whether a worker says that it cannot draw.
+# How often to check whether a worker says that it cannot draw.
 _SECONDS_BETWEEN_LOOKS = 2.0
-# Votes that the driver holds apart, and that ledgers hold, before they are added up: memory grows with them.
+# Votes that the driver and the ledgers hold separately before they are added up: memory grows with them.
 _VALUES_AT_ONCE = 1_000_000
 
 
@@ -53,10 +53,10 @@ class Outcome:
 
     Attributes:
         ids: int64 [images], rising, of the images that have their votes.
-        votes: `Votes` of these.
-        failures: example id -> why it has none.
+        votes: their `Votes`.
+        failures: example id -> why it has no votes.
         share_of_alpha: see `SamplingPlan.share_of_alpha`.
-        digests: example id -> what tells the image that was voted on from others.
+        digests: example id -> what identifies the image that was voted on.
         drawn_since: when the first sample of this noise was drawn, seconds since the epoch.
     """
 
@@ -79,8 +79,8 @@ class Forecast:
 
     Attributes:
         samples: how many are to be drawn, at most.
-        is_at_most: whether it may turn out to be fewer.
-        per_second: how many are drawn in a second, as measured; None if it was not: see `Loaded.samples_per_second`.
+        is_at_most: whether there may be fewer in the end.
+        per_second: how many are drawn per second; None if that was not measured: see `Loaded.samples_per_second`.
     """
 
     samples: int
@@ -89,11 +89,11 @@ class Forecast:
 
     @property
     def seconds(self):
-        """How long it takes, at most; None if that was not measured."""
+        """How long it takes, at most; None if the speed was not measured."""
         return self.samples / self.per_second if self.per_second else None
 
     def as_json(self):
-        """The same as JSON values, by name."""
+        """The same as JSON values by name."""
         return {"samples": self.samples, "is_at_most": self.is_at_most, "seconds": self.seconds}
 
     def __str__(self):
@@ -108,7 +108,7 @@ class Forecast:
 def forecast_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels):
     """The `Forecast` of what `run_in` would draw; nothing is written.
 
-    Args, Raises: as `run_in`.
+    Args, Raises: as in `run_in`.
     """
     identity = _identity(sampler, loaded, of, plan)
     store, share_of_alpha = None, None
@@ -122,13 +122,13 @@ def forecast_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels):
 
 
 def run_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels, num_workers, engine=None, cheaper=()):
-    """`run` with the votes that are kept in a folder, of this classifier under this noise.
+    """`run` with the votes that a folder keeps of this classifier under this noise.
 
     Args:
         root: `Path`; the votes are in root/votes.
         sampler, ids, num_classes, plan, labels, num_workers, engine, cheaper: see `run`.
         loaded: what `sampler.load` returned.
-        of: what tells the classifier from others, JSON values by name: its "model", "precision", ...
+        of: what identifies the classifier, JSON values by name: its "model", "precision", ...
 
     Returns:
         `Outcome`.
@@ -152,27 +152,27 @@ def _folder(root, identity):
 
 
 def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loaded=None, engine=None, cheaper=()):
-    """Draws on Beam's local runner, or on an engine, what the plan asks for and the store does not hold.
+    """Draws on Beam's local runner, or on an engine, what the plan needs and the store does not have.
 
     Args:
         sampler: `Sampler`.
         ids: integers [images], of the sampler's source.
-        num_classes: of the model.
+        num_classes: number of the model's classes.
         plan: `SamplingPlan`.
         store: `VoteStore`.
         labels: int64 [images], -1 where not known; or None.
-        num_workers: threads that draw side by side.
-        loaded: what `sampler.load` returned, where it was called before: images that are others by now get no votes.
+        num_workers: number of threads that draw at the same time.
+        loaded: what `sampler.load` returned, if it was called before: images that have changed since get no votes.
         engine: `Engine`; None: threads of this process.
-        cheaper: names of settings that would make it shorter, for `console.print_if_long`.
+        cheaper: names of settings that would make this shorter, for `console.print_if_long`.
 
     Returns:
         `Outcome`.
 
     Raises:
-        InputError: before any sampling, where the store's votes cannot be certified for this plan, or the engine cannot
+        InputError: before any sampling, if the store's votes cannot be certified for this plan, or the engine cannot
             be used.
-        RuntimeError: if a worker fails, or jobs bring nothing any more; the cause is in the message.
+        RuntimeError: if a worker fails, or jobs no longer bring anything; the cause is in the message.
     """
     share_of_alpha = plan.share_of_alpha(store.first_looks)
     if share_of_alpha is not None:
@@ -182,11 +182,11 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
             f"  Samples of this noise were first drawn for {sampling_plan.in_words(first)}: these certificates are by "
             "the bound that holds whenever one looks (anytime-valid), which is a little lower."
         )
-    # Held on to, or every round would load the model anew.
+    # Kept alive, because otherwise every round would load the model again.
     shared = Shared()
     loaded = shared.acquire(sampler.load if loaded is None else lambda: loaded)
     tally = tally_lib.Tally(plan, sampler.sigma, sampler.seed, num_classes, loaded.images, ids, labels, share_of_alpha)
-    # What a killed run left on ledgers. Its failures are forgotten: what it could not read may have been mended.
+    # What a killed run left in ledgers. Its failures are forgotten, because what it could not read may be fixed by now.
     store.compact()
     tally.take(store.pieces())
     if tally.held:
@@ -209,7 +209,7 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
 
 
 def tasks(chunks):
-    """Lists of chunks of one stream, of about as many samples as a whole chunk has: what a worker draws at one go."""
+    """Lists of chunks of one stream, each with about as many samples as a whole chunk: what a worker draws at once."""
     lists, samples = [], 0
     for chunk in sorted(chunks, key=lambda chunk: chunk.stream):
         is_full = samples + chunk.count > tally_lib.SAMPLES_PER_CHUNK
@@ -242,13 +242,13 @@ def _draw_all(sampler, shared, tally, store, num_workers):
 
 
 def _draw(sampler, shared, chunks, store, num_workers, follower):
-    """Has workers draw chunks. Beam runs in a thread of its own, as nothing else tells whether its workers live.
+    """Has workers draw chunks. Beam runs in its own thread, because nothing else shows whether its workers are alive.
 
     Returns:
         The `Failure` of Beam itself, such as a worker that it could not start; or None.
 
     Raises:
-        RuntimeError: an error of a worker's, or none answers any more.
+        RuntimeError: for an error in a worker, or if none responds any more.
     """
     options = PipelineOptions(direct_num_workers=num_workers, direct_running_mode="multi_threading", flags=[])
     watched = Shared()
@@ -260,7 +260,7 @@ def _draw(sampler, shared, chunks, store, num_workers, follower):
                 _ = (
                     pipeline
                     | "Chunks to draw" >> beam.Create([[tuple(chunk) for chunk in task] for task in tasks(chunks)])
-                    # Otherwise one example's chunks all land on one worker.
+                    # Otherwise all chunks of an example would go to one worker.
                     | beam.Reshuffle()
                     | beam.ParDo(DrawVotes(sampler, shared, watched, store))
                 )
@@ -287,7 +287,7 @@ def _draw(sampler, shared, chunks, store, num_workers, follower):
 
 
 def long_tasks(chunks):
-    """`tasks`, but that adjacent chunks which are a task each are one: a job's description must not be a long list."""
+    """`tasks`, but adjacent chunks that are a task each become one: a job's description must not be a long list."""
     lists = []
     for task in tasks(chunks):
         last = lists[-1][0] if lists and len(lists[-1]) == len(task) == 1 else None
@@ -353,7 +353,7 @@ def _draw_on(engine, sampler, chunks, store, follower):
 
 
 def _watch(engine, job, follower, mark):
-    """Waits for a job's end, or until it has brought nothing for too long. Returns its `Failure`, or None."""
+    """Waits until a job ends or has brought nothing for too long. Returns its `Failure`, or None."""
     taken, since = follower.taken, time.monotonic()
     while job.is_running(_SECONDS_BETWEEN_LOOKS):
         if refusal := mark.refusal():

@@ -1,4 +1,4 @@
-"""An engine of Beam's other than this process: whether it can be used, and jobs on it that can be cancelled."""
+"""A Beam engine other than this process: whether it can be used, and jobs on it that can be cancelled."""
 
 import contextlib
 import difflib
@@ -32,7 +32,7 @@ _DASK = (
     "DaskRunner reports that a job is done and loses results of it: files come out empty, and of two outputs one. Take "
     "another runner, such as FlinkRunner."
 )
-# The last line of a Python error, wherever in a page of Java's it stands.
+# The last line of a Python error, wherever it is in a page of Java's.
 _PYTHON_ERROR = re.compile(
     r"^\s*((?:[a-z_]\w*\.)*[A-Z]\w*(?:Error|Exception)): (.*?)(?: \[while running.*)?$", re.MULTILINE
 )
@@ -43,12 +43,12 @@ _JAVA = ("java", "org.", "io.")
 
 @dataclass(frozen=True)
 class Engine:
-    """What a user says of an engine: plain values.
+    """What a user says about an engine: plain values.
 
     Attributes:
         flags: Beam's own command line; it names the runner.
-        handed_in: path or URL of a folder where workers hand in votes; None: in the folder of the votes.
-        patience: seconds without new votes after which a job is taken for lost.
+        handed_in: path or URL of a folder where workers hand in votes; None: the folder of the votes.
+        patience: seconds without new votes after which a job counts as lost.
     """
 
     flags: tuple
@@ -61,11 +61,11 @@ class Engine:
 
     @property
     def runner(self):
-        """The runner's name as it was given."""
+        """The runner's name as given."""
         return self.options().view_as(StandardOptions).runner
 
     def check(self):
-        """Raises InputError, in one line, for a runner that is unknown or wrong, or a cluster that does not answer."""
+        """Raises a one-line InputError for a runner that is unknown or wrong, or a cluster that does not answer."""
         name = self.runner
         if name.rsplit(".", 1)[-1].lower().removesuffix("runner") == "dask":
             raise InputError(_DASK)
@@ -116,7 +116,7 @@ def _check_listens(address, what):
 
 def _check_flink(options):
     master = options.flink_master
-    if master.startswith("["):  # one that Beam starts within this machine
+    if master.startswith("["):  # one that Beam starts on this machine
         return
     url = master if urlparse(master).scheme in ("http", "https") else f"http://{master}"
     try:
@@ -132,11 +132,11 @@ def _check_flink(options):
 
 
 class Failure(NamedTuple):
-    """Why a job did not come to its end.
+    """Why a job did not finish.
 
     Attributes:
-        line: in one line.
-        is_final: whether another job would fail alike: a worker says what it lacks.
+        line: the reason, in one line.
+        is_final: whether another job would fail in the same way: a worker says what it lacks.
     """
 
     line: str
@@ -144,14 +144,14 @@ class Failure(NamedTuple):
 
 
 class Job:
-    """A job on an engine; in a context, out of which it is not running any more, as far as the engine obeys.
+    """A job on an engine; a context after which it no longer runs, as far as the engine obeys.
 
     Args:
         options: `PipelineOptions`.
-        build: called with the `beam.Pipeline`, which it applies transforms to.
+        build: called with the `beam.Pipeline`, to which it applies transforms.
 
     Attributes:
-        failure: `Failure`; None if it came to its end, or is running.
+        failure: `Failure`; None if it finished or is running.
     """
 
     def __init__(self, options, build):
@@ -162,13 +162,14 @@ class Job:
 
     def __enter__(self):
         if isinstance(self._pipeline.runner, PortableRunner):
-            # Here, as some start a job server and replace the handler of Ctrl-C, which only the main thread may do.
+            # In this thread, because some start a job server and replace the handler of Ctrl-C, which only the main
+            # thread may do.
             handler = signal.getsignal(signal.SIGINT)
             try:
                 self._result = self._pipeline.run()
             except InputError:
                 raise
-            except Exception as error:  # whatever Beam and gRPC make of it
+            except Exception as error:  # whatever Beam and gRPC raise
                 self.failure = cause(error)
                 return self
             finally:
@@ -181,18 +182,18 @@ class Job:
         self.cancel()
 
     def is_running(self, seconds=0.2):
-        """Whether it is, after so many seconds at most."""
+        """Whether it is running, after at most this many seconds."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
         return self._thread.is_alive()
 
     def cancel(self):
-        """Cancels it if it is running; returns after some seconds at most, whatever the engine does."""
+        """Cancels it if it is running; returns within a few seconds, whatever the engine does."""
         if not self._thread.is_alive():
             return
 
         def ask():
-            with contextlib.suppress(Exception):  # an engine that is gone, or cannot
+            with contextlib.suppress(Exception):  # an engine that is gone or cannot cancel
                 self._result.cancel()
 
         asking = threading.Thread(target=ask, daemon=True)
@@ -213,7 +214,7 @@ class Job:
 
 
 def cause(error):
-    """The `Failure` of a runner's exception: the worker's own error, if one stands in the page that it brings along."""
+    """The `Failure` of a runner's exception: the worker's own error, if it is in the text of that exception."""
     text = str(error)
     if ours := _OURS.findall(text):
         return Failure(ours[-1], is_final=True)

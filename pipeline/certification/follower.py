@@ -1,4 +1,4 @@
-"""Follows what workers write down while they draw."""
+"""Follows what workers record while they draw."""
 
 import threading
 import time
@@ -9,17 +9,17 @@ _SECONDS_BETWEEN_POLLS = 1.0
 
 
 class Follower:
-    """Follows what workers write down, from a thread that also tells how far they are.
+    """Follows what workers record, in a thread that also shows how far they are.
 
-    No local runner of Beam says how far it is, and no portable one before its end.
+    No local runner of Beam says how far it is, and no portable one does before its end.
 
     Args:
-        tally: `Tally`, which is given the votes.
+        tally: `Tally`, which receives the votes.
         reader: `LedgerReader` or `BundleReader`.
 
     Attributes:
         error: what stopped the thread, or None.
-        taken: how many pieces and failures were written down.
+        taken: how many pieces and failures were recorded.
     """
 
     def __init__(self, tally, reader):
@@ -43,7 +43,7 @@ class Follower:
         self._progress.close()
 
     def poll(self):
-        """Takes what was written since the last call."""
+        """Takes what was recorded since the last call."""
         with self._lock:
             pieces, failures = self._reader.poll()
             self._tally.take(pieces, failures)
@@ -55,12 +55,12 @@ class Follower:
                 self.poll()
                 done, total = self._state()
                 self._progress.update(done, self._details(), total)
-            except Exception as error:  # for the thread that waits for the workers
+            except Exception as error:  # kept for the thread that waits for the workers
                 self.error = error
                 return
 
     def _state(self):
-        """How much is done, of how much."""
+        """How much is done, and of how much."""
         if self._by_images:
             return self._done(), self._tally.num_images
         return self._tally.held, self._tally.most

@@ -1,6 +1,6 @@
-"""Ledgers: the files that the threads of this machine append their votes to, a checksummed line for each chunk.
+"""Ledgers: files to which the threads of this machine append their votes, one checksummed line per chunk.
 
-The lines are those of bundle files, too: see `bundles`.
+Bundle files have the same lines: see `bundles`.
 """
 
 import json
@@ -14,15 +14,15 @@ from pipeline.certification.pieces import Chunk, Piece, fits
 from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
 
-# Of votes on ledgers and in shards, and of what says what they were drawn for.
+# Of votes in ledgers and shards, and of the files that record what they were drawn for.
 FORMAT = 2
 
 
 class LedgerWriter:
     """Appends to a new ledger in `directory`.
 
-    Its first line says what the votes are of, `kind`, and what the samples were first drawn for, `first_looks`. The
-    others are checksummed from the kind on, so that votes of anything else are taken for damaged ones.
+    Its first line records what the votes are of, `kind`, and what the samples were first drawn for, `first_looks`. The
+    checksums of the others include the kind, so that votes of anything else count as damaged.
     """
 
     def __init__(self, directory, kind, first_looks):
@@ -30,8 +30,8 @@ class LedgerWriter:
         self._key, self._about = key(kind), {**kind, "first_looks": first_looks}
 
     def record(self, pieces, failures):
-        """Writes down pieces, and failures: example id -> why it cannot be certified."""
-        # Opened anew each time: a worker that Ctrl-C leaves behind must not find it closed.
+        """Records pieces, and failures: example id -> why it cannot be certified."""
+        # Opened anew each time, because a worker that Ctrl-C leaves behind must not find it closed.
         with open(self._path, "a") as file:
             if not file.tell():
                 file.write(sealed.dumps(self._about) + "\n")
@@ -39,7 +39,7 @@ class LedgerWriter:
 
 
 class LedgerReader:
-    """Follows the ledgers in `directory`; `kind` is their writers', `shape` that of a piece's votes."""
+    """Follows the ledgers in `directory`; `kind` is their writers' kind, `shape` that of a piece's votes."""
 
     def __init__(self, directory, kind, shape):
         self._directory, self._kind, self._shape = Path(directory), kind, shape
@@ -51,7 +51,7 @@ class LedgerReader:
         return decoded(self._key, lines, self._shape)
 
     def _appended(self, path):
-        """The new lines that are whole, without the first; none if the first says something else, or is damaged."""
+        """The new complete lines, except the first; none if the first says something else or is damaged."""
         offset = self._offsets.get(path, 0)
         try:
             with open(path, "rb") as file:
@@ -68,7 +68,7 @@ class LedgerReader:
 
 
 def encoded(kind_key, pieces, failures):
-    """The lines of pieces and failures (example id -> reason), with their ends; `kind_key` is what `key` returned."""
+    """The lines, with line ends, for pieces and failures (example id -> reason); `kind_key` is what `key` returned."""
     rows = [[*map(int, chunk), votes.tolist()] for chunk, votes in pieces]
     rows += [[int(example_id), reason] for example_id, reason in failures.items()]
     texts = (json.dumps(row, separators=(",", ":")) for row in rows)
@@ -76,7 +76,7 @@ def encoded(kind_key, pieces, failures):
 
 
 def decoded(kind_key, lines, shape):
-    """The pieces and failures of lines, without their ends, that `encoded` made; damaged ones are passed over."""
+    """The pieces and failures in lines (without line ends) that `encoded` made; damaged lines are skipped."""
     pieces, failures = [], {}
     for line in lines:
         checksum, _, text = line.partition(b" ")
@@ -104,12 +104,12 @@ def ledgers_of(directory, kind):
 
 
 def key(kind):
-    """A checksum of a kind of votes, where its ledgers' names and checksums begin."""
+    """A checksum of a kind of votes, with which its ledgers' names and checksums begin."""
     return zlib.crc32(json.dumps(kind, sort_keys=True).encode())
 
 
 def about_of_ledger(path):
-    """What a ledger is of. One without a whole line has no votes, and was drawn for nothing."""
+    """What a ledger is of. One without a complete line has no votes, and was drawn for nothing."""
     with open(path, "rb") as file:
         line = file.readline()
     about = ledger_about(line[:-1]) if line.endswith(b"\n") else {"format": FORMAT, "first_looks": []}
@@ -119,7 +119,7 @@ def about_of_ledger(path):
 
 
 def ledger_about(line):
-    """What a file's first line says that it is of; None if it is damaged."""
+    """What a file's first line says the file is of; None if it is damaged."""
     try:
         about = sealed.loads(line)
     except ValueError:
@@ -128,7 +128,7 @@ def ledger_about(line):
 
 
 def is_about(content):
-    """Whether JSON values say what votes were first drawn for: in this format, or in the one before."""
+    """Whether JSON values record what votes were first drawn for: in this format, or in the one before."""
     name = "first_looks" if content.get("format") == FORMAT else "plans" if "format" not in content else None
     return isinstance(content.get(name), list)
 

@@ -1,4 +1,4 @@
-"""What a file or folder must be to hold a model that can be certified, as far as that shows without TensorFlow."""
+"""What a file or folder must be to hold a model that can be certified, as far as can be seen without TensorFlow."""
 
 import zipfile
 from pathlib import Path
@@ -12,7 +12,7 @@ _GRAPH = "saved_model.pb"
 
 
 def check(path, name=None):
-    """Raises InputError, in one line, unless a path is a model's file or folder; `name` is what it is called."""
+    """Raises a one-line InputError unless a path is a model's file or folder; `name` is what it is called."""
     path = Path(path)
     name = name or str(path)
     if not path.exists():
@@ -22,7 +22,7 @@ def check(path, name=None):
 
 
 def check_whole(path):
-    """Raises InputError, in one line, as `check`, or if a file is torn or of another kind than its name says."""
+    """Raises a one-line InputError as `check`, or if a file is incomplete or not of the kind that its name says."""
     check(path)
     path = Path(path)
     if path.is_file() and not _is_whole(path):

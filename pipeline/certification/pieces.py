@@ -1,4 +1,4 @@
-"""Chunks of samples of one image's noise stream, and how those that were drawn cover it."""
+"""Chunks of samples of one image's noise stream, and how the drawn ones cover it."""
 
 import itertools
 from typing import NamedTuple
@@ -9,13 +9,13 @@ from macer_tf import noise
 
 
 class Chunk(NamedTuple):
-    """Samples `start` to `start + count - 1` of one example's noise stream; `digest` tells its image from others."""
+    """Samples `start` to `start + count - 1` of one example's noise stream; `digest` identifies its image."""
 
     example_id: int
     digest: int
     stream: int
     start: int
-    count: int  # type: ignore[assignment]  # of samples; a tuple's own method is of no use here
+    count: int  # type: ignore[assignment]  # number of samples; hides a tuple's method, which is not used
 
 
 class Piece(NamedTuple):
@@ -31,15 +31,15 @@ class Piece(NamedTuple):
 
 
 def cover(spans, goal, limit):
-    """Which spans of one stream to take for its samples 0 to goal - 1, each sample once, and what is missing.
+    """Which spans of one stream to use for its samples 0 to goal - 1, each sample once, and what is missing.
 
     Args:
         spans: (start, count) of pieces, in any order; they may overlap.
         goal: number of samples.
-        limit: spans that reach beyond this sample are not taken; from `goal`.
+        limit: spans that reach beyond this sample are not used; at least `goal`.
 
     Returns:
-        The taken spans, one after another; and the gaps below `goal`, as (start, stop).
+        The spans used, one after another; and the gaps below `goal`, as (start, stop).
     """
     taken, gaps, position = [], [], 0
     for start, count in sorted(spans, key=lambda span: (span[0], -span[1])):
@@ -56,7 +56,7 @@ def cover(spans, goal, limit):
 
 
 def joined(pieces):
-    """The pieces by rising address, each once, adjacent ones as one."""
+    """The pieces by ascending address, each once, with adjacent ones merged."""
     whole = []
     for chunk, votes in sorted({piece.chunk: piece.votes for piece in pieces}.items(), key=lambda item: item[0]):
         last = whole[-1].chunk if whole else None
@@ -68,7 +68,7 @@ def joined(pieces):
 
 
 def split(chunk, size):
-    """A chunk as several, which end where a multiple of `size` samples does: wherever it begins, the same samples."""
+    """Splits a chunk at multiples of `size` samples, so that wherever it begins, its parts are the same samples."""
     first, stop = chunk.start, chunk.start + chunk.count
     for start in itertools.chain((first,), range((first // size + 1) * size, stop, size)):
         yield chunk._replace(start=start, count=min((start // size + 1) * size, stop) - start)

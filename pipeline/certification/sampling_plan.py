@@ -15,19 +15,19 @@ HARD, ALL = "hard", "all"
 
 
 def _kinds():
-    """Kind of certificate -> its bound, but for the kind "hard", which has the one that its budget allows."""
+    """Kind of certificate -> its bound, except for the kind "hard", whose bound is the one that its budget allows."""
     return {bound.kind: bound for bound in bounds.BOUNDS.values() if bound.kind != HARD}
 
 
 def bound_of(certify):
-    """The `Bound` of the certificates that a setting asks for; of "hard" and "all", the default one.
+    """The `Bound` of the certificates that a setting asks for; for "hard" and "all", the default one.
 
     Args:
-        certify: "hard", "all", a kind of certificate, or package.module:function, of a function that is registered as a
+        certify: "hard", "all", a kind of certificate, or package.module:function for a function that is registered as a
             bound; the module is imported.
 
     Raises:
-        InputError: in one line, if there is none.
+        InputError: in one line, if there is no such bound.
     """
     if certify in (HARD, ALL):
         return bounds.get(bounds.DEFAULT)
@@ -62,12 +62,12 @@ N = Setting("n", whole(1), "samples that bound its probability", 100_000)
 ALPHA = Setting("alpha", INSIDE_0_1, "probability that a certificate is false", 0.001)
 
 
-# Nobody certifies in more noise, with pixels in [0, 1].
+# Nobody certifies with more noise, for pixels in [0, 1].
 _LARGEST_USUAL_SIGMA = 4.0
 
 
 def notes_on(sigma):
-    """What is to be said of a noise level that is far outside of what pixels in [0, 1] bear, a line each."""
+    """What to say about a noise level far above what pixels in [0, 1] can bear, one line each."""
     if sigma <= _LARGEST_USUAL_SIGMA:
         return []
     return [
@@ -78,16 +78,16 @@ def notes_on(sigma):
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """What is drawn, and what is certified by it.
+    """What is drawn, and which certificates it gives.
 
     Attributes:
         n0, n, alpha: selection samples of an image, estimation samples (the most, if adaptive), failure probability.
         certify: "hard", "all", or another kind of certificate, as `Bound.kind` calls it.
-        betas: inverse temperatures of the soft votes; none where only hard certificates are wanted.
-        radii: stop as soon as it is decided whether an image is certified at each; None: something else is asked for.
-        tolerance: stop where the radius is expected within this share of what n samples would give; or None.
+        betas: inverse temperatures of the soft votes; none if only hard certificates are wanted.
+        radii: stop as soon as it is decided whether an image is certified at each; None if that is not asked for.
+        tolerance: stop where the radius is expected to be within this fraction of what n samples would give; or None.
         skip_wrong: whether images whose selected class is not the label get no estimation samples. Certified accuracy
-            and ACR are the same. Soft certificates select by themselves, so then no image is skipped.
+            and ACR are the same. Soft certificates select their own class, so with them no image is skipped.
     """
 
     n0: int
@@ -101,16 +101,16 @@ class SamplingPlan:
 
     @classmethod
     def of(cls, settings, betas, radii=None, tolerance=None, skip_wrong=True):
-        """The plan of settings by name.
+        """The plan for settings by name.
 
         Args:
             settings: `n0`, `n`, `alpha`, `certify` and `budget`.
             betas: inverse temperatures of soft certificates, if there are any.
-            radii, tolerance: what the adaptive budget is asked for, if it is one.
+            radii, tolerance: what an adaptive budget is asked for, if it is one.
             skip_wrong: as above.
 
         Raises:
-            InputError: in one line, where they do not go together or could certify nothing.
+            InputError: in one line, if they do not go together or could certify nothing.
         """
         bound = bound_of(settings["certify"])
         is_soft = settings["certify"] == ALL or bound.is_soft
@@ -135,7 +135,7 @@ class SamplingPlan:
             )
         try:
             for _, bound, _ in plan.kinds:
-                if bounds.get(bound).needs_fixed_n:  # what a budget for a radius can reach, `check_sigma` asks it
+                if bounds.get(bound).needs_fixed_n:  # `check_sigma` asks a budget for a radius what it can reach
                     certificates.check_can_certify(plan.n, plan.alpha, bound)
         except ValueError as error:
             raise InputError(f"n is too small. {error}") from None
@@ -143,7 +143,7 @@ class SamplingPlan:
 
     @classmethod
     def of_run(cls, settings):
-        """The plan of `pipeline.run`: where adaptive, radii within 1 % of what n samples would give.
+        """The plan of `pipeline.run`: if adaptive, for radii within 1 % of what n samples would give.
 
         Raises:
             InputError: as `of`.
@@ -165,7 +165,7 @@ class SamplingPlan:
         for bound in _kinds().values():
             if self.certify not in (bound.kind, ALL):
                 continue
-            # Betas with all their digits, or two could have one name.
+            # Betas with all their digits, because otherwise two could share a name.
             named = [(f"{bound.kind}-{str(float(beta)).removesuffix('.0')}", bound.name, beta) for beta in self.betas]
             others += named if bound.is_soft else [(bound.kind, bound.name, None)]
         return [hard, *others] if self.certify in (HARD, ALL) else others
@@ -177,7 +177,7 @@ class SamplingPlan:
 
     @property
     def first_look(self):
-        """What the estimation samples, and the class that they are for, depend on; as a JSON value."""
+        """What the estimation samples, and the class that they are for, depend on; a JSON value."""
         return {"n0": self.n0, "n": self.n, "radii": self.radii and list(self.radii), "tolerance": self.tolerance}
 
     def check_sigma(self, sigma):
@@ -189,7 +189,7 @@ class SamplingPlan:
             raise InputError(str(error)) from None
 
     def spares(self, labels):
-        """Whether the budget may spare images by these labels: int64 [images], -1 where not known; or None."""
+        """Whether the budget may spare images, given these labels: int64 [images], -1 where not known; or None."""
         is_known = labels is not None and (labels >= 0).all()
         return is_known and self.skip_wrong and self.certify == HARD
 
@@ -204,15 +204,15 @@ class SamplingPlan:
         return self.radii is None
 
     def share_of_alpha(self, first_looks):
-        """The share of alpha that is left for each image, None on a first look.
+        """The share of alpha that is left for each image; None on a first look.
 
         Args:
-            first_looks: `first_look` of each plan that the samples were first drawn for; None for one not known.
+            first_looks: `first_look` of each plan that the samples were first drawn for; None for an unknown one.
 
         Returns:
-            None if it was this plan, made before any of the samples was drawn. Otherwise its number of samples was
-            chosen after a look: 1. If its class may have been, too, as another n0 had selected one before: 1/2, as
-            false certificates of the most likely class and of all others are then two events.
+            None if it was this plan, made before any of the samples was drawn. Otherwise, its number of samples was
+            chosen after a look: 1. If its class may have been, too, because another n0 had selected one before: 1/2,
+            because false certificates of the most likely class and of all others are then two events.
         """
         if first_looks == [self.first_look]:
             return None
@@ -224,7 +224,7 @@ class SamplingPlan:
         Args:
             votes: `Votes` of what the budget asked for.
             sigma: noise level.
-            share_of_alpha: as above. After a look, the certificates are by the anytime bound, which allows for that.
+            share_of_alpha: as above. After a look, the certificates are by the anytime bound, which allows for it.
         """
         if share_of_alpha is not None:
             certified = certificates.certify(votes, sigma, self.alpha * share_of_alpha, "anytime")
@@ -234,7 +234,7 @@ class SamplingPlan:
         return {name: self.budget.certify(votes, sigma, self.alpha, bound, beta) for name, bound, beta in self.kinds}
 
     def check_another_look(self, first, share_of_alpha):
-        """Raises InputError if votes that were drawn for `first` cannot be certified for this plan as well."""
+        """Raises InputError if votes that were drawn for `first` cannot also be certified for this plan."""
         if self.certify != HARD:
             raise InputError(
                 f"Samples of this noise were first drawn for {in_words(first)}, and certificates other than hard ones "
@@ -252,7 +252,7 @@ class SamplingPlan:
 
 
 def in_words(first_look):
-    """`SamplingPlan.first_look` in words; None is one that is not known."""
+    """`SamplingPlan.first_look` in words; None stands for an unknown one."""
     if first_look is None:
         return "something that cannot be read any more"
     asked = [f"n0={first_look['n0']:,}", f"n={first_look['n']:,}"]

@@ -1,4 +1,4 @@
-"""A tiny job that must return what is known, on workers that must have what the driver has."""
+"""A tiny job with a known result, on workers that must have what the driver has."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from pipeline.utils import code, places
 from pipeline.utils.errors import InputError
 
 _ELEMENTS = 16
-# Workers may have to be started for the first job, however soon a later one is taken for lost.
+# For the first job, workers may have to be started, however soon a later one counts as lost.
 _SECONDS_TO_START = 60.0
 _CODE = "pipeline.certification.workers"
 
@@ -32,7 +32,7 @@ def about_here():
 
 
 class Answer(beam.DoFn):
-    """Elements -> nothing; each bundle writes a file of what it got and what its worker has."""
+    """Elements -> nothing; each bundle writes a file with what it got and what its worker has."""
 
     def __init__(self, mark, place):
         self._mark, self._place = mark, place
@@ -52,10 +52,10 @@ class Answer(beam.DoFn):
 
 
 def run(engine, place):
-    """Runs it, handing in below `place`.
+    """Runs the job, handing in below `place`.
 
     Raises:
-        InputError: in one line, if the job fails, does not end or do what it must, or a worker has something else.
+        InputError: in one line, if the job fails, does not end or does not do what it must, or if a worker differs.
     """
     mark, answers = Mark(place), places.join(place, f"check-{uuid.uuid4().hex}")
     mark.set()

@@ -1,4 +1,4 @@
-"""Where each image stands while it is certified: what it has, what it still wants, and what came of it."""
+"""Where each image stands during certification: what it has, what it still needs, and how it ended."""
 
 import itertools
 from collections import Counter
@@ -10,37 +10,37 @@ from macer_tf.certificates import ABSTAIN
 from macer_tf.votes import SoftMoments, Votes
 from pipeline.certification.pieces import Chunk, cover, split
 
-# Long enough that Beam's overhead vanishes, short enough that little is lost by a kill.
+# Long enough that Beam's overhead is negligible, short enough that a kill loses little.
 SAMPLES_PER_CHUNK = 2000
 
 
 class _ImageTally:
-    """What one image has and still wants."""
+    """What one image has and still needs."""
 
     def __init__(self, digest, label, n0, uniform):
         self.digest, self.label, self.uniform = digest, label, uniform
         self.pieces = {stream: {} for stream in noise.STREAMS}  # (start, count) -> votes
         self.goals = {noise.SELECTION: n0, noise.ESTIMATION: 0}
         self.gaps = {noise.SELECTION: [(0, n0)], noise.ESTIMATION: []}
-        self.votes = {}  # stream -> sum, of what it was to have
+        self.votes = {}  # stream -> sum, of what it was meant to have
         self.held = 0
         self.outcome = None  # once it is done
 
 
 class Tally:
-    """Where each image stands. Votes come in by `take`; `missing` is what is to be drawn next.
+    """Where each image stands. Votes come in through `take`; `missing` is what to draw next.
 
     Args:
         plan: `SamplingPlan`.
         sigma, seed: of the noise.
-        num_classes: of the model.
+        num_classes: number of the model's classes.
         images: opened source.
         ids, labels: of the images; labels are -1 where not known, or None.
         share_of_alpha: see `SamplingPlan.share_of_alpha`; None on a first look.
 
     Attributes:
         plan: as given.
-        num_images: how many.
+        num_images: number of images.
         failures: example id -> reason.
         held: number of samples that count.
         spares: whether images whose selected class is not the label are spared.
@@ -63,7 +63,7 @@ class Tally:
                 self.failures[example_id] = str(error)
 
     def take(self, pieces, failures=()):
-        """Counts votes, and asks the budget what those images still need that have all they were to have."""
+        """Counts votes, and asks the budget what the images that have all they were meant to have still need."""
         touched = set()
         for chunk, votes in pieces:
             image = self._images.get(chunk.example_id)
@@ -80,7 +80,7 @@ class Tally:
             waiting = self._look(waiting)
 
     def missing(self, most):
-        """The first so many `Chunk`s to draw, always in the same order."""
+        """The first `most` `Chunk`s to draw, always in the same order."""
         chunks = (
             chunk
             for example_id, image in self._images.items()
@@ -93,7 +93,7 @@ class Tally:
 
     @property
     def values_of_a_piece(self):
-        """How many numbers its votes are."""
+        """How many numbers its votes consist of."""
         return self._shape[0] * self._shape[1]
 
     @property
@@ -105,15 +105,15 @@ class Tally:
         )
 
     def ids_with_votes(self):
-        """int64 [images]: those that did not fail."""
+        """int64 [images]: those that have not failed."""
         return np.array(sorted(self._images), np.int64)
 
     def digests(self):
-        """Example id -> what tells the image from others, of those that did not fail."""
+        """Example id -> what identifies the image, for those that have not failed."""
         return {example_id: image.digest for example_id, image in self._images.items()}
 
     def votes(self, example_ids):
-        """`Votes` of images that have all they were to have."""
+        """`Votes` of images that have all they were meant to have."""
         images = [self._images[example_id] for example_id in example_ids]
         selection, estimation = (
             np.array([image.votes[stream] for image in images], np.int64).reshape(-1, *self._shape)
@@ -127,7 +127,7 @@ class Tally:
         return Votes(selection[:, 0], estimation[:, 0], soft, uniforms)
 
     def _is_complete(self, image):
-        """Whether the image has all it was to have; then it is added up."""
+        """Whether the image has all it was meant to have; if so, its votes are added up."""
         taken, held = {}, 0
         for stream, goal in image.goals.items():
             is_exact = self._is_exact or stream == noise.SELECTION

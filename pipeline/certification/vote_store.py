@@ -1,13 +1,14 @@
 """The vote store: a folder with every vote that was drawn for one classifier at one noise level.
 
-Workers of an engine hand in bundle files instead (`bundles`), in this folder or at a URL, which `compact` moves alike.
-While samples are drawn, every worker appends to a ledger of its own, one line per chunk. `compact` then moves
-the ledgers' lines into a shard, a Parquet file. A line that a kill cut off is passed over, and its chunk drawn again:
-as noise is addressed, the votes come out the same. Shards of other machines merge by being copied into the folder.
+While samples are drawn, every worker appends to its own ledger, one line per chunk. `compact` then moves the ledgers'
+lines into a shard, a Parquet file. Workers of an engine instead hand in bundle files (`bundles`), in this folder or at
+a URL, which `compact` moves in the same way. A line that a kill cut off is skipped, and its chunk drawn again: because
+noise is addressed, the votes are the same. To merge shards of other machines, copy them into the folder.
 
 A bound for a number of samples fixed beforehand holds for the plan that was made before any sample of the noise was
-seen, in whatever folder. So the first looks stand in a register beside the folders, one for each model, sigma and seed;
-and, should it be lost, in `votes.json`, each shard and the first line of each ledger. All of them carry a checksum.
+seen, in whatever folder. So the first looks are kept in a register beside the folders, one for each model, sigma and
+seed; and, in case it is lost, in `votes.json`, each shard and the first line of each ledger. All of them carry a
+checksum.
 """
 
 import json
@@ -36,40 +37,40 @@ from pipeline.utils.errors import InputError
 from serving.files import flush
 from serving.fingerprints import digest, fingerprint
 
-# Where what is drawn for one plan would show what will be drawn for another: n0 and precision do not change the noise.
+# Votes with the same values share noise, so drawing for one plan would reveal another's: n0 and precision do not count.
 _NOISE = ("model", "sigma", "seed")
 # What the folder's votes are of.
 ABOUT = "votes.json"
 _ABOUT = b"macer_tf"
-# A damaged one of these costs its votes, which are drawn again.
+# If one of these is damaged, its votes are drawn again.
 _DRAWN_AGAIN = (".jsonl", SUFFIX)
 _FIRST_DRAWN_FOR = "which says what samples were first drawn for"
 _ADDRESS = ("example_id", "digest", "stream", "start", "count")
 
 
 class VoteStore:
-    """The votes in `directory`, which is made if it is not there.
+    """The votes in `directory`, which is created if it does not exist.
 
     Attributes:
         directory: the folder.
         betas: as given, a list.
         place: path or URL where workers of an engine hand in votes.
         first_looks: `SamplingPlan.first_look` of what the samples seen of this noise were first drawn for: one, unless
-            votes of others were copied here; None among them stands for one that cannot be read any more. A certificate
-            by a bound for a number of samples fixed beforehand is for the only one.
+            votes of others were copied here. None among them stands for one that can no longer be read. A certificate
+            by a bound for a number of samples fixed beforehand is valid only if it is for the only one.
 
     Args:
         directory: a folder. Those beside it may hold votes of the same noise, for other numbers of selection samples.
         identity: what the votes are of, JSON values by name; votes of anything else are refused.
-        first_look: JSON value, what the samples are to be drawn for now.
-        num_classes: of the classifier.
-        betas: inverse temperatures that soft votes are counted at.
-        handed_in: path or URL of a folder where workers of an engine hand in votes, below which each store has a folder
-            of its own; None: in `directory` itself.
+        first_look: JSON value, what the samples will be drawn for now.
+        num_classes: number of the classifier's classes.
+        betas: inverse temperatures at which soft votes are counted.
+        handed_in: path or URL of a folder where workers of an engine hand in votes; each store has its own folder
+            below it. None: in `directory` itself.
 
     Raises:
         InputError: if the folder, or a shard in it, holds votes of something else, is of an older format, or
-            cannot be read; or if the register of first looks is or cannot.
+            cannot be read; or if the register of first looks is of an older format or cannot be read.
     """
 
     def __init__(self, directory, identity, first_look, num_classes, betas=(), handed_in=None):
@@ -82,16 +83,16 @@ class VoteStore:
         with writing(self.directory, "votes that were drawn are kept"):
             self.directory.mkdir(parents=True, exist_ok=True)
         self.first_looks = self._seen() or [first_look]
-        # Before the first sample: what is planned later has seen votes.
+        # Before the first sample, because what is planned later has seen votes.
         looks = {"first_looks": self.first_looks}
         _write_if_new(self._register, {"format": FORMAT, **self._noise, **looks})
         path = self.directory / ABOUT
-        # Earlier versions left it to the file's own time.
+        # Earlier versions relied on the file's own time.
         opened_at = path.stat().st_mtime if path.exists() else time.time()
         _write_if_new(path, {**self._identity, **looks}, opened_at=opened_at)
 
     def pieces(self):
-        """Every `Piece` in shards and ledgers that has soft votes at all betas wanted. They may overlap."""
+        """Every `Piece` in shards and ledgers that has soft votes at all the requested betas. They may overlap."""
         for path in _shards(self.directory):
             yield from self._read_shard(path)
         yield from self.follow().poll()[0]
@@ -99,7 +100,7 @@ class VoteStore:
 
     @property
     def opened_at(self):
-        """When the folder was first made ready to be drawn into, seconds since the epoch."""
+        """When the folder was first prepared for drawing, in seconds since the epoch."""
         return _read_sealed(self.directory / ABOUT)["opened_at"]
 
     def follow(self):
@@ -115,19 +116,19 @@ class VoteStore:
         return LedgerWriter(self.directory, self._kind, self.first_looks)
 
     def bundle_writer(self):
-        """A new `BundleWriter`, for a worker of an engine, which it can be sent to."""
+        """A new `BundleWriter`, which can be sent to a worker of an engine."""
         return BundleWriter(self.place, self._kind, self.first_looks)
 
     def compact(self):
-        """Moves the pieces of ledgers and bundle files into a new shard, adjacent ones as one; failures are forgotten.
+        """Moves the pieces of ledgers and bundle files into a new shard, adjacent ones merged; failures are forgotten.
 
-        Only when no thread of this machine is drawing. What workers of an engine hand in meanwhile stays where it is.
+        To be called only when no thread of this machine is drawing. What workers of an engine hand in meanwhile stays.
         """
         ledgers, handed_in = ledgers_of(self.directory, self._kind), self.follow_bundles()
         pieces = joined([*self.follow().poll()[0], *handed_in.poll()[0]])
         if pieces:
             self._write_shard(pieces)
-        # A kill before the last of these leaves votes twice, which overlap and count once.
+        # A kill before the last of these leaves votes twice; they overlap and count once.
         for ledger in ledgers:
             ledger.unlink()
         places.remove(handed_in.read)
@@ -145,7 +146,7 @@ class VoteStore:
         return self.directory.parent / f"looks-{fingerprint(self._noise)[:16]}.json"
 
     def _seen(self):
-        """The first looks at whatever was seen of this noise, each once."""
+        """The first looks at everything seen of this noise, each once."""
         looks, is_known, is_damaged = [], self._register.exists(), False
         if is_known:
             try:
@@ -171,7 +172,7 @@ class VoteStore:
         if self._handed_in is not None:
             looks += self._handed_in_elsewhere(is_known)
         if is_damaged:
-            # Deleted where no votes are left, it would let n be chosen after a look.
+            # If it could be deleted where no votes are left, n could be chosen after a look.
             remedy = (
                 "delete it: what the votes themselves say will count" if looks else "put it back, or give another seed"
             )
@@ -179,7 +180,7 @@ class VoteStore:
         return [look for place, look in enumerate(looks) if look not in looks[:place]]
 
     def _handed_in_elsewhere(self, is_known):
-        """The first looks at whatever was seen of this noise and lies where workers hand in votes."""
+        """The first looks at everything seen of this noise that is where workers hand in votes."""
         looks = []
         for about in bundles.abouts(self._handed_in):
             if about is None:
@@ -189,7 +190,7 @@ class VoteStore:
         return looks
 
     def _check(self, path, about):
-        if path.suffix in _DRAWN_AGAIN:  # passed over, unless they are of this very kind
+        if path.suffix in _DRAWN_AGAIN:  # skipped, unless they are of this very kind
             return
         _looks_of(path, about)
         for name, value in self._identity.items():
@@ -257,7 +258,7 @@ def _of_folder(folder):
 
 
 def _looks_of(path, about):
-    """The first looks that a file tells of. Raises InputError if it is of an older format."""
+    """The first looks that a file records. Raises InputError if it is of an older format."""
     if about.get("format") != FORMAT:
         raise InputError(
             f"{path} is of the votes' format 1, which an earlier version wrote; this one reads format {FORMAT}. Move "
@@ -267,7 +268,7 @@ def _looks_of(path, about):
 
 
 def _write_if_new(path, content, **once):
-    """Writes content, and what is said when it is first written, unless it stands there."""
+    """Writes content, and `once`, which keeps its first values, unless the file already holds both."""
     before = _read_sealed(path) if path.exists() else {}
     kept = {name: before.get(name, value) for name, value in once.items()}
     if before != json.loads(json.dumps({**content, **kept})):
@@ -295,7 +296,7 @@ def _read_shard(path):
         content = path.read_bytes()
     except OSError as error:
         raise unreadable_votes(path, error.strerror) from None
-    # Before anything parses it.
+    # Checked before anything parses it.
     if _name(content) != path.stem:
         raise unreadable_votes(path, "they do not add up to the checksum that is its name")
     try:

@@ -1,4 +1,4 @@
-"""What runs in Beam's workers: from chunks of samples to votes that are written down."""
+"""What runs in Beam's workers: from chunks of samples to recorded votes."""
 
 import contextlib
 import dataclasses
@@ -25,11 +25,11 @@ class Sampler:
 
     Attributes:
         model_path: a model that `classifiers.load` loads.
-        source: where the images are: `source.open()` has what `sources.Images` has of `image`, `digest` and `levels`.
+        source: where the images are; `source.open()` has `image`, `digest` and `levels` as `sources.Images` has.
         sigma, seed, betas: see `SmoothedClassifier`.
         loading: `classifiers.Loading`.
-        levels: see `SmoothedClassifier`; None is what the images say.
-        fingerprint: what `places.fingerprint_of` says of the model; None: it is not compared.
+        levels: see `SmoothedClassifier`; None takes what the images say.
+        fingerprint: the model's `places.fingerprint_of`; None: it is not compared.
     """
 
     model_path: str
@@ -42,10 +42,10 @@ class Sampler:
     fingerprint: str | None = None
 
     def for_engine(self, place):
-        """The same for workers on any machine that sees `place`; a model on this machine alone is copied there.
+        """A copy for workers on any machine that sees `place`; a model that is only on this machine is copied there.
 
         Raises:
-            InputError: if that cannot be written, or the images could be read on this machine alone.
+            InputError: if it cannot be written there, or if only this machine could read the images.
         """
         fingerprint, path = places.fingerprint_of(self.model_path), places.absolute(self.model_path)
         if places.is_url(place):
@@ -61,7 +61,7 @@ class Sampler:
         """The `SmoothedClassifier` and the opened images.
 
         Args:
-            model: what `classifiers.load` returned, where it was loaded before.
+            model: what `classifiers.load` returned, if it was loaded before.
 
         Raises:
             InputError: in one line, if the model cannot be loaded or certified, or the images cannot be opened.
@@ -91,16 +91,16 @@ class Loaded:
 
     @property
     def noise(self):
-        """What the noise is, in words, as votes are told apart by it."""
+        """What the noise is, in words, by which votes are told apart."""
         return f"exact, on the grid of 1/{self.smoothed.levels}"
 
     def draw(self, chunks):
-        """The pieces of chunks of one stream, and why there are none: example id -> reason."""
+        """The pieces of chunks of one stream; and, where there are none, why: example id -> reason."""
         pixels, failures = [], {}
         for chunk in chunks:
             try:
                 pixels.append(self.images.image(chunk.example_id, chunk.digest))
-            except ValueError as error:  # a damaged or another image: the others go on
+            except ValueError as error:  # a damaged or different image: the others go on
                 failures[chunk.example_id] = str(error)
         chunks = [chunk for chunk in chunks if chunk.example_id not in failures]
         if not chunks:
@@ -123,7 +123,7 @@ class Loaded:
     def samples_per_second(self, example_ids, missing):
         """Noisy samples per second, on the first of these images that can be read; None if none can, or if it fails.
 
-        None also where the samples that are `missing` fill few forward passes: to measure takes as long as to draw.
+        Also None if the `missing` samples fill few forward passes: measuring would take as long as drawing.
         """
         for example_id in example_ids:
             try:
@@ -137,7 +137,7 @@ class Loaded:
         if missing < 8 * most:
             return None
         seconds = []
-        # The first pass traces the graph. A short one is measured twice.
+        # The first pass traces the graph. A short pass is measured twice.
         while len(seconds) < 2 or (len(seconds) == 2 and seconds[-1] < 0.1):
             started = time.perf_counter()
             try:
@@ -151,11 +151,11 @@ class Loaded:
 class Watch:
     """Sees whether workers are at work, and keeps what stops them.
 
-    Not Beam: of an error, it prints a page to a stderr that may lie on the very disk that is full, and if that fails it
-    waits for the worker for ever.
+    Beam is not left to do so: it prints a page about an error to a stderr that may be on the very disk that is full,
+    and if that fails, it waits for the worker for ever.
 
     Attributes:
-        error: the first one of a worker, or None.
+        error: the first error of a worker, or None.
     """
 
     def __init__(self):
@@ -164,7 +164,7 @@ class Watch:
 
     @contextlib.contextmanager
     def at_work(self):
-        """Around what a worker does; an exception in it is kept as `error` and goes no further."""
+        """Wraps what a worker does; an exception in it is kept as `error` and goes no further."""
         with self._lock:
             self._in_hand += 1
         try:
@@ -177,17 +177,17 @@ class Watch:
                 self._last = time.monotonic()
 
     def seconds_of_silence(self):
-        """For how long no worker has had anything in hand."""
+        """For how long no worker has been busy."""
         with self._lock:
             return 0.0 if self._in_hand else time.monotonic() - self._last
 
 
 class DrawVotes(beam.DoFn):
-    """A list of `Chunk`s of one stream -> nothing; their votes, or why there are none, go to the ledger.
+    """A list of `Chunk`s of one stream -> nothing; their votes, or why there are none, go into the ledger.
 
     Args:
         sampler: `Sampler`.
-        shared: `Shared` of what it loads.
+        shared: `Shared` of what `sampler` loads.
         watched: `Shared` of a `Watch`. After an error, workers draw no more.
         store: `VoteStore`.
     """
@@ -198,7 +198,7 @@ class DrawVotes(beam.DoFn):
     def setup(self):
         self._watch = self._watched.acquire(Watch)
         with self._watch.at_work():
-            # Under the lock of Shared: np.load parses its header by `ast`, which Python 3.11 cannot do in two threads.
+            # Under Shared's lock: np.load parses its header with `ast`, which Python 3.11 cannot do in two threads.
             self._loaded = self._shared.acquire(self._sampler.load)
             self._ledger = self._store.ledger()
 
@@ -209,7 +209,7 @@ class DrawVotes(beam.DoFn):
 
 
 class Explode(beam.DoFn):
-    """A task, or one of a single long chunk -> tasks of as many samples as a worker draws at one go."""
+    """A task, or one with a single long chunk -> tasks of as many samples as a worker draws at once."""
 
     def __init__(self, samples):
         self._samples = samples
@@ -224,14 +224,14 @@ class Explode(beam.DoFn):
 class HandInVotes(beam.DoFn):
     """A list of `Chunk`s of one stream -> nothing; their votes, or why there are none, are handed in.
 
-    For workers of an engine, in any process on any machine. An error is Beam's: the engine does the bundle again, or
+    For workers of an engine, in any process on any machine. Errors are left to Beam: the engine repeats the bundle, or
     fails.
 
     Args:
         sampler: `Sampler.for_engine`.
         shared: `Shared` of what it loads.
         writer: `BundleWriter`.
-        mark: `Mark`; without it, nothing is drawn any more. What cannot be loaded is told beside it.
+        mark: `Mark`; without it, nothing more is drawn. What cannot be loaded is reported beside it.
     """
 
     def __init__(self, sampler, shared, writer, mark):
@@ -239,7 +239,7 @@ class HandInVotes(beam.DoFn):
         self._loaded = None
 
     def process(self, chunks):
-        # Not an error: a job that is cancelled comes to its end at once, even where the engine does not end it.
+        # Not an error: a cancelled job ends at once, even where the engine does not end it.
         if not self._mark.is_set():
             return
         if self._loaded is None:

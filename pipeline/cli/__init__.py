@@ -1,1 +1,1 @@
-"""What the commands share: arguments, what they print."""
+"""What the commands share: arguments, and what they print."""

@@ -1,4 +1,4 @@
-"""Beam's own options on our command lines: what our parser does not know is Beam's, and listed nowhere here."""
+"""Beam's own options on our command lines: what our parser does not know is Beam's, so none are listed here."""
 
 import argparse
 
@@ -15,19 +15,19 @@ _SECONDS_TO_ASK = 10.0
 
 
 def checked(flags, settings):
-    """A command line that is left over, if Beam knows it.
+    """What is left of a command line, if Beam knows it.
 
     Args:
         flags: texts.
-        settings: names of our own, for the hint about one that nobody knows.
+        settings: names of our own settings, for the hint about an unknown one.
 
     Returns:
         The same texts, as a tuple.
 
     Raises:
-        InputError: in one line, for what neither knows, or if no runner is named.
+        InputError: in one line, for what neither we nor Beam know, or if no runner is named.
     """
-    # Only now: nobody else need wait for Beam.
+    # Imported only now: nobody else need wait for Beam.
     from apache_beam.options.pipeline_options import PipelineOptions
 
     parser = _Parser(allow_abbrev=False, add_help=False)
@@ -49,14 +49,14 @@ def checked(flags, settings):
 
 
 def check_engine(settings, given):
-    """Raises InputError if something for an engine is given, and no engine."""
+    """Raises InputError if something for an engine is given, but no engine."""
     for setting in (VOTES, PATIENCE):
         if setting.name in given and not settings["beam"]:
             raise InputError(f"--{setting.name} is for an engine: name it by --runner.")
 
 
 def _refuse_twice(parser, flags):
-    """Raises InputError if an option comes twice of which Beam takes the last."""
+    """Raises InputError if an option is given twice, of which Beam would take the last."""
     given = [flag.split("=")[0] for flag in flags]
     for action in parser._actions:
         names = [name for name in given if name in action.option_strings]
@@ -65,7 +65,7 @@ def _refuse_twice(parser, flags):
 
 
 class _Parser(argparse.ArgumentParser):
-    # Beam's own, which has one more kind of option.
+    # Beam's own options include one more kind.
     def add_value_provider_argument(self, *names, **how):
         self.add_argument(*names, **how)
 
@@ -74,7 +74,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _unknown(left, known):
-    """What is left of an unparsed command line but for known flags and their values."""
+    """What is left of an unparsed command line besides known flags and their values."""
     unknown, is_value = [], False
     for text in left:
         if text.startswith("--"):
@@ -86,7 +86,7 @@ def _unknown(left, known):
 
 
 def _options_of(endpoint):
-    """The flags that a job server knows; none if it does not answer, which is told when it is used."""
+    """The flags that a job server knows; none if it does not answer, which is reported when it is used."""
     import grpc
     from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 

@@ -1,4 +1,4 @@
-"""Command lines: settings and the kinds of value they accept; what is wrong is told in one line."""
+"""Command lines: settings and the kinds of value they accept; anything wrong is reported in one line."""
 
 import argparse
 import decimal
@@ -15,7 +15,7 @@ from serving import terminal
 from serving.files import is_url
 
 _LARGEST_INT32 = 2**31 - 1
-# As 1e5 and 2.5e4: at most two digits of an exponent, or a text could be a number that fills the memory.
+# Such as 1e5 and 2.5e4: at most two digits of exponent, because a number must not fill the memory.
 _WITH_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE]\+?\d{1,2}")
 _SMALLEST_FLOAT32, _LARGEST_FLOAT32 = 2.0**-126, 3.4028234e38
 
@@ -23,7 +23,7 @@ _SMALLEST_FLOAT32, _LARGEST_FLOAT32 = 2.0**-126, 3.4028234e38
 @dataclass(frozen=True)
 class Kind:
     """What a setting accepts, in words; text -> value, which raises ValueError, KeyError, OverflowError or RuntimeError
-    for anything else, or InputError with what it must be; and the word for None, if that is a value.
+    for anything else, or InputError with what it must be; and the word for None, if None is a value.
     """
 
     accepts: str
@@ -33,14 +33,14 @@ class Kind:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: a flag of the command line, a line of the listing and of the report.
+    """One setting: a flag on the command line, and a line of the listing and of the report.
 
     Attributes:
         name: without dashes.
         kind: what it accepts.
         meaning: what it is, with its unit.
         default: its value.
-        default_in_words: where the value does not say it.
+        default_in_words: the default in words, if the value does not say it.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Setting:
 
 
 def number(accepts, parse_number, is_accepted):
-    """A finite number that 32 bits hold, as TensorFlow computes; `parse_number` returns an int or a float."""
+    """A finite number that fits into 32 bits, as in TensorFlow; `parse_number` returns an int or a float."""
 
     def parse(text):
         value = parse_number(text)
@@ -110,7 +110,7 @@ def _parse_path(text):
 
 
 def _utf_8(text):
-    """The text of a place, whose name TensorFlow and our own files take in this encoding only."""
+    """The text of a place; TensorFlow and our own files accept names in this encoding only."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -136,7 +136,7 @@ SEED = Kind("a whole number from 0 to 4294967295", lambda text: checks.check_see
 
 
 def in_words(setting, value):
-    """A setting's value as listings, helps and reports print it."""
+    """A setting's value as it is printed in listings, helps and reports."""
     if value is None:
         return setting.default_in_words or setting.kind.none
     if isinstance(value, list | tuple):
@@ -145,7 +145,7 @@ def in_words(setting, value):
 
 
 def default_in_words(setting):
-    """A setting's default as the help prints it."""
+    """A setting's default as it is printed in the help."""
     return setting.default_in_words or in_words(setting, setting.default)
 
 
@@ -154,11 +154,11 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
 
     Args:
         arguments: the command line, without the program.
-        groups: title -> `Setting`s, as the help lists them; those under None it leaves out.
+        groups: title -> `Setting`s, as the help lists them; it leaves out those under None.
         prog, usage, description: for the help.
-        default: `Setting` -> its default, as the help prints it.
+        default: `Setting` -> its default, as printed in the help.
         positional: name of the arguments without a flag, if the program takes any; their value is a list of texts.
-        rest: what takes over the arguments that are left and the settings' names, if anything does; its value is named
+        rest: called with the arguments that are left and the settings' names, if given; its value is named
             "beam".
 
     Raises:
@@ -178,11 +178,11 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
         group = parser.add_argument_group(title)
         for setting in entries:
             told = argparse.SUPPRESS if title is None else f"{setting.meaning} [{default(setting)}]"
-            # A switch needs no yes.
+            # A switch needs no "yes".
             switch = {"nargs": "?", "const": "yes"} if setting.kind is SWITCH else {}
             group.add_argument(f"--{setting.name}", metavar="", help=told, action=_Once, **switch)
     if positional:
-        # A path behind a switch is no yes or no.
+        # A path after a switch is neither yes nor no.
         switches = {f"--{setting.name}" for entries in groups.values() for setting in entries if setting.kind is SWITCH}
         arguments = [
             f"{one}=yes" if one in switches and after not in ("yes", "no") else one
@@ -202,12 +202,12 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
 
 
 def defaults(groups):
-    """Setting's name -> its default, of all that `given` takes."""
+    """Setting's name -> its default, for all that `given` takes."""
     return {setting.name: setting.default for entries in groups.values() for setting in entries}
 
 
 def last(arguments, name):
-    """The text that a command line gives a setting by its flag, the last one if several; None if none."""
+    """The text that a command line gives for a setting, the last one if there are several; None if there is none."""
     text = None
     for place, argument in enumerate(arguments):
         if argument == f"--{name}" and place + 1 < len(arguments):
@@ -218,7 +218,7 @@ def last(arguments, name):
 
 
 def is_on(arguments, name):
-    """Whether a command line that is not parsed yet turns a switch on."""
+    """Whether a command line that is not parsed yet turns on a switch."""
     return any(
         argument == f"--{name}=yes" or (argument == f"--{name}" and arguments[place + 1 : place + 2] != ["no"])
         for place, argument in enumerate(arguments)
@@ -226,7 +226,7 @@ def is_on(arguments, name):
 
 
 class _Once(argparse.Action):
-    """Of a flag that is given twice, one would do nothing."""
+    """Refuses a flag that is given twice, because one would do nothing."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         if (before := getattr(namespace, self.dest)) is not None:
@@ -240,7 +240,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def value(setting, text):
-    """The value that a setting's text stands for. Raises InputError, in one line, if it is not accepted."""
+    """The value that a setting's text stands for. Raises a one-line InputError if it is not accepted."""
     try:
         return setting.kind.parse(text)
     except InputError as error:
@@ -250,14 +250,14 @@ def value(setting, text):
 
 
 def refuse_idle(given, idle):
-    """Raises InputError, in one line, for the first of the given settings that does nothing; `idle` says why."""
+    """Raises a one-line InputError for the first of the given settings that does nothing; `idle` says why."""
     for name in given:
         if name in idle:
             raise InputError(f"--{name} would do nothing here: {idle[name]}. Leave it out, or change that.")
 
 
 def unknown_argument(argument, settings, others=()):
-    """What is told of an argument that is the flag of none of these settings, nor of others, which are less likely."""
+    """The message about an argument that is none of these settings' flags, nor of `others`, which are less likely."""
     name = argument.split("=")[0]
     found = nearest(name, settings) or nearest(name, others)
     hint = f"Did you mean {' or '.join(f'--{one}' for one in found)}?" if found else "See --help."

@@ -1,4 +1,4 @@
-"""Files of settings, in YAML or JSON: the same names and values as on the command line."""
+"""Settings files, in YAML or JSON: the same names and values as on the command line."""
 
 import json
 import re
@@ -10,28 +10,28 @@ from serving.terminal import printable
 
 _MOST_BYTES = 2**20
 _EXAMPLE = "one `name: value` per line, such as `epochs: 30`"
-# What needs no quotes, whoever reads it.
+# What every reader understands without quotes.
 _PLAIN = re.compile(r"(?!(?:null|true|false|~)$)[\w./+-][\w./+,:=-]*(?<!:)", re.ASCII)
 _NOTHING, _WORDS = ("", "~", "null"), {"true": "yes", "false": "no"}
 _ENGINE = "runner"
 
 
 def expand(arguments, known):
-    """A command line in which the settings of its --config stand as flags, but for those that its own flags give.
+    """A command line in which the settings of its --config are flags, except those that its own flags give.
 
     Args:
         arguments: texts.
         known: called with a command line; returns title -> `Setting`s, of all that it may name.
 
     Raises:
-        InputError: in one line, if the file cannot be read, or says something that no flag accepts.
+        InputError: in one line, if the file cannot be read, or has something that no flag accepts.
     """
     path = command_line.last(arguments, saying.CONFIG.name)
     if path is None:
         return list(arguments)
     path = command_line.value(saying.CONFIG, path)
     given = {argument.split("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")}
-    # One that is swept has its values from there.
+    # A setting that is swept takes its values from there.
     given.add((command_line.last(arguments, "sweep") or "").partition("=")[0])
     read = _read(path)
     for name in {setting.name for setting in saying.SETTINGS} & read.keys():
@@ -43,7 +43,7 @@ def expand(arguments, known):
     expanded = []
     for name, value in entries.items():
         if name not in settings:
-            if has_engine and isinstance(value, str):  # Beam's own, or nobody's: its parser says
+            if has_engine and isinstance(value, str):  # Beam's own, or unknown: its parser decides
                 expanded.append(f"--{name}={value}")
                 continue
             raise InputError(f"{printable(path)}: {_unknown(name, settings)}")
@@ -53,10 +53,10 @@ def expand(arguments, known):
 
 
 def dumps(program, settings):
-    """The text of a file of settings.
+    """The text of a settings file.
 
     Args:
-        program: what takes it, as a command line says it.
+        program: the program that takes it, as on a command line.
         settings: name -> text, as on a command line.
     """
     lines = [f"{name}: {_scalar(text)}\n" for name, text in settings.items()]
@@ -64,7 +64,7 @@ def dumps(program, settings):
 
 
 def _read(path):
-    """Name -> text, list of texts, or None for nothing."""
+    """Name -> text, list of texts, or None for an empty value."""
     try:
         text = files.read(path, _MOST_BYTES, pipes=True).decode()
     except (OSError, ValueError) as error:
@@ -81,7 +81,7 @@ def _read(path):
 
 
 def _of_json(text):
-    """Pairs of an object's names and values; None if it is no JSON object."""
+    """Pairs of an object's names and values; None if it is not a JSON object."""
     try:
         # Numbers stay as they are written.
         pairs = json.loads(text, object_pairs_hook=_Pairs, parse_int=str, parse_float=str, parse_constant=str)
@@ -101,10 +101,10 @@ def _word(value):
 
 
 def _of_yaml(path, text):
-    import yaml  # only now: hardly a command has a file
+    import yaml  # only now: few commands have a file
 
     try:
-        # Not loaded: 010 and 12:30 are texts here, as on a command line.
+        # Composed, not loaded: 010 and 12:30 are texts here, as on a command line.
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -119,7 +119,7 @@ def _of_yaml(path, text):
 
 
 def _value_of(node):
-    """A scalar's text, None for nothing, a list of them, or something else that no setting is."""
+    """A scalar's text, None if it is empty, a list of these, or something else that no setting is."""
     if node.tag.endswith(":seq"):
         return [_text_of(one) for one in node.value]
     return _text_of(node)
@@ -132,7 +132,7 @@ def _text_of(node):
 
 
 def _text(path, setting, value):
-    """A value as a flag has it, checked; None for a setting that is left as it is."""
+    """A value as a flag takes it, checked; None for a setting that is left as it is."""
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         value = ",".join(value)
     if value is None:

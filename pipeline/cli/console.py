@@ -18,20 +18,20 @@ from serving import terminal
 from serving.terminal import printable
 
 _SECONDS_BETWEEN_LINES = 15
-# What the first steps took says nothing: they trace graphs, load models and wake threads.
+# The first steps say nothing about the speed: they trace graphs, load models and wake threads.
 _SECONDS_TO_MEASURE = 2
-# Where nobody says how wide the lines may be.
+# If nothing says how wide lines may be.
 _WIDTH = 100
-_LONG = 3600  # seconds, from which it is told what would make it shorter
+_LONG = 3600  # seconds; above that, the user is told what would make it shorter
 _BAR = 16  # columns
 _IN_ONE_LINE = {"no_wrap": True, "overflow": "ellipsis"}
 
 
 def quiet():
-    """Silences, for this process and the ones it starts, what is not ours to say."""
+    """Silences, for this process and the ones it starts, what others print."""
     # TensorFlow's C++ log.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Beam warns of cloud clients that are not installed, and prints a page about each error that it raises as well.
+    # Beam warns about cloud clients that are not installed, and prints a page about each error that it also raises.
     logging.getLogger().setLevel(logging.CRITICAL)
 
 
@@ -51,10 +51,10 @@ def import_tensorflow():
 
 
 class Progress:
-    """One line that says how far long work is and how long it will still take.
+    """One line that shows how far long work is and how long it will still take.
 
-    On a terminal the line has a bar and is redrawn in place, below whatever is printed meanwhile; elsewhere, and where
-    the terminal is dumb or NO_COLOR is set, a new one is printed every 15 seconds.
+    On a terminal, the line has a bar and is redrawn in place, below whatever is printed meanwhile; elsewhere, and where
+    the terminal is dumb or NO_COLOR is set, a new line is printed every 15 seconds.
 
     Args:
         title: what is being done.
@@ -66,13 +66,13 @@ class Progress:
         self._title, self._total, self._first = title, total, done
         self._started = self._printed = time.monotonic()
         self._measured_from = None  # when, and how much was done
-        # Whatever FORCE_COLOR says: a file is no terminal.
+        # Whatever FORCE_COLOR says: a file is not a terminal.
         screen = Console(force_terminal=sys.stdout.isatty())
         is_live = screen.is_terminal and not screen.is_dumb_terminal and not screen.no_color
         self._live = Live(console=screen, auto_refresh=False, redirect_stderr=sys.stderr.isatty()) if is_live else None
 
     def update(self, done, details="", total=None):
-        """Shows that `done` of the total, or of a new one, is done; `details` is appended."""
+        """Shows that `done` of the total, or of a new total, is done; `details` is appended."""
         self._total = total or self._total
         now = time.monotonic()
         if self._measured_from is None and done > self._first:
@@ -88,7 +88,7 @@ class Progress:
         self._draw(row)
 
     def speed(self, done):
-        """The amount of work per second since the first that was done, or None as long as that says nothing."""
+        """The amount of work per second since the first work was done, or None while that says nothing yet."""
         if self._measured_from is None:
             return None
         since, first = self._measured_from
@@ -105,14 +105,14 @@ class Progress:
             self.close()
 
     def close(self):
-        """Leaves the line as it is. What is printed after that comes below it."""
+        """Leaves the line as it is. Whatever is printed later comes below it."""
         if self._live:
             self._live.stop()
 
     def _draw(self, what):
         if not self._live.is_started:
             self._live.start()
-            # It is hidden by then, and would be still after a kill.
+            # It is hidden by then, and would stay hidden after a kill.
             self._live.console.show_cursor()
         self._live.update(what, refresh=True)
 
@@ -126,7 +126,7 @@ class Progress:
 
 
 def print_listing(listing, notes=()):
-    """Prints what will be done: group -> entries of [name, value in words, ...]; and first the notes, a line each."""
+    """Prints the notes, one line each, and then what will be done: group -> entries of [name, value in words, ...]."""
     _print_notes(notes)
     for group, entries in listing.items():
         print(wrapped(f"{group}: " + ", ".join(f"{name}={printable(value)}" for name, value, *_ in entries)))
@@ -134,7 +134,7 @@ def print_listing(listing, notes=()):
 
 
 def print_differing(entries, notes=()):
-    """Prints what differs from a preset, entries of [name, value, and the preset's or None]; and first the notes."""
+    """Prints the notes, and then what differs from a preset: entries of [name, value, and the preset's or None]."""
     _print_notes(notes)
     told = [
         f"{name}={printable(value)}" + ("" if before is None else f" ({printable(before)})")
@@ -151,23 +151,23 @@ def _print_notes(notes):
 
 
 def wrapped(text):
-    """A text in lines that fit the terminal, broken between words, and set in by two columns."""
+    """A text in lines that fit the terminal, broken between words and indented by two columns."""
     width = shutil.get_terminal_size((_WIDTH, 0)).columns
     how = {"break_long_words": False, "break_on_hyphens": False}
     return textwrap.fill(text, max(width, 20), initial_indent="  ", subsequent_indent="    ", **how)
 
 
 def curves(folder):
-    """How the training curves in a folder are looked at."""
+    """How to look at the training curves in a folder."""
     return f"Curves: tensorboard --logdir {printable(folder)}"
 
 
 def print_if_long(seconds, ways):
-    """Prints which settings would make work shorter that takes more than an hour.
+    """Prints which settings would shorten work that takes more than an hour.
 
     Args:
-        seconds: what it will take.
-        ways: names of settings, those to make smaller, or name=value.
+        seconds: how long it will take.
+        ways: names of settings to reduce, or name=value.
     """
     if seconds <= _LONG or not ways:
         return
@@ -177,10 +177,10 @@ def print_if_long(seconds, ways):
 
 
 def cost_in_words(metrics):
-    """What an evaluation's certificates took, by which bounds, and the shares of its images that have none."""
+    """What an evaluation's certificates cost, by which bounds, and the shares of its images that have none."""
     kinds = {}
     for name, of_kind in metrics["certificates"].items():
-        # Evaluations of an earlier version do not say by which bound each kind is.
+        # Evaluations of an earlier version do not record each kind's bound.
         kinds.setdefault(of_kind.get("bound", metrics["bound"]), []).append(name)
     bounds = [bound if len(kinds) == 1 else f"{bound} ({', '.join(names)})" for bound, names in kinds.items()]
     words = f"{metrics['samples_per_image']:,.0f} samples per image, bound: {', '.join(bounds)}; "
@@ -205,7 +205,7 @@ def duration(seconds):
 
 
 def table(header, rows):
-    """Rows of text, set in columns under a header; the first column to the left, the others to the right."""
+    """Rows of text, set in columns under a header; the first column is left-aligned, the others right-aligned."""
     header, *rows = ([printable(cell) for cell in row] for row in (header, *rows))
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = []

@@ -1,4 +1,4 @@
-"""How a command speaks: what it says goes to people, and its result to people or to a program."""
+"""How a command speaks: messages go to people, and its result to people or to a program."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ VERBOSE = Setting("verbose", SWITCH, "tell every setting, not only what differs"
 _JSON = Setting("json", SWITCH, "the result as one JSON value on stdout, all else on stderr", False)
 _QUIET = Setting("quiet", SWITCH, "tell the result alone", False)
 _CLOCK = Setting("clock", SWITCH, "a time before each line", False)
-# What is said of one call, and not of a run: no file of settings has it.
+# Settings of one call, not of a run: no settings file has them.
 SETTINGS = (CONFIG, DRY_RUN, VERBOSE, _JSON, _QUIET, _CLOCK)
 NOTE = (
     "Also: --config FILE (settings as YAML or JSON), --dry_run (plan, time, what is cached), --json, --quiet, "
@@ -25,7 +25,7 @@ NOTE = (
 
 
 class Saying:
-    """What a command says, in a context: by its flags all of it, or the result alone, to stdout or stderr.
+    """What a command says, in a context: depending on its flags, all of it or the result alone, to stdout or stderr.
 
     Args:
         arguments: the command line.
@@ -54,7 +54,7 @@ class Saying:
 
     @contextlib.contextmanager
     def result(self, **value):
-        """What is printed in this context is the result for people; `value`, JSON by name, that for a program."""
+        """What is printed in this context is the result for people; `value`, JSON by name, is that for a program."""
         self._value |= value
         if self._is_json or not self._is_quiet:
             yield
@@ -71,14 +71,14 @@ class Saying:
         self.end(INTERRUPTED)
 
     def end(self, status):
-        """Says the result to a program, if one listens. Returns `status`."""
+        """Gives the result to a program, if one listens. Returns `status`."""
         if self._is_json:
             print(json.dumps({"status": status, **self._value}, indent=1, default=str), file=self._stdout, flush=True)
         return status
 
 
 def check(settings):
-    """Raises InputError for flags of which one would silence the other."""
+    """Raises InputError for two flags of which one would silence the other."""
     if settings["verbose"] and settings["quiet"]:
         raise InputError("--verbose and --quiet: give one of them.")
     if settings["clock"] and settings["quiet"]:
@@ -86,7 +86,7 @@ def check(settings):
 
 
 class _Nowhere:
-    """A stream that nothing comes of."""
+    """A stream that discards what is written."""
 
     encoding = "utf-8"
 
@@ -107,7 +107,7 @@ class _Nowhere:
 
 
 class _Clocked:
-    """A stream that writes the time before each line; it is no terminal, on which a line would be redrawn."""
+    """A stream that writes the time before each line; not a terminal, on which a line would be redrawn."""
 
     def __init__(self, stream):
         self._stream, self._begins = stream, True

@@ -8,7 +8,7 @@ from pipeline.orchestration.orchestrator import Component
 
 
 def certify(execution):
-    """Certifies evenly spaced test images. Their votes are kept in the root, apart from n, alpha and the images."""
+    """Certifies evenly spaced test images. Their votes are kept in the root and do not depend on n, alpha or images."""
     model = execution.inputs["model"]
     path = private_copy(model, execution.scratch / "model") / "model.keras"
     outcome, plan, precision = _votes(execution, path)
@@ -16,18 +16,18 @@ def certify(execution):
 
 
 def cheaper(settings):
-    """Names of settings that would make it shorter, for `console.print_if_long`."""
+    """Names of settings that would make this shorter, for `console.print_if_long`."""
     is_plain = settings["budget"] == "fixed" and settings["certify"] == HARD
     return ["n", "num_test_examples", *(["budget=adaptive"] if is_plain else [])]
 
 
 def votes_are_of(path, precision):
-    """What tells the classifier in a model's file from others, as `pipeline.certify` does: both see the same noise."""
+    """What identifies the classifier in a model's file, as in `pipeline.certify`: both see the same noise."""
     return {"model": classifiers.model_fingerprint(path), "precision": precision}
 
 
 def _votes(execution, path):
-    """What was drawn, the plan it was drawn by, and the classifier's precision."""
+    """What was drawn, by which plan, and the classifier's precision."""
     settings, data = execution.parameters, execution.inputs["examples"]
     split = examples.read(data.path)
     ids = examples.evenly_spaced(len(split.labels["test"]), settings["num_test_examples"])
@@ -51,7 +51,7 @@ def _votes(execution, path):
         cheaper=cheaper(settings),
     )
     if outcome.failures:
-        # An evaluation of the others would be of another image set.
+        # Evaluating only the others would be an evaluation on another image set.
         example_id, reason = min(outcome.failures.items())
         raise RuntimeError(f"Image {example_id} cannot be certified, one of {len(outcome.failures)}: {reason}")
     return outcome, plan, precision

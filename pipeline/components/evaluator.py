@@ -18,8 +18,8 @@ from pipeline.utils.atomic_files import write_text
 from serving import blessing as blessing_lib
 from serving import card
 
-# An accuracy's standard error is then 0.05 at most, sqrt(0.25 / 100), whatever it is, and normal enough for the two
-# standard errors that a model is compared by.
+# With this many images, an accuracy's standard error is at most 0.05 = sqrt(0.25 / 100), and the accuracy is normal
+# enough for the two standard errors by which models are compared.
 MIN_IMAGES = 100
 _NO_BASELINE = Artifact(None, "none")
 _COMPARABLE = ("sigma", "n0", "n", "alpha", "certify", "budget")
@@ -83,7 +83,7 @@ def _blessing(execution, model, reasons, metrics, bound):
 
 
 def _from_settings(settings):
-    """What of an `Evaluated` the run's settings say."""
+    """The fields of an `Evaluated` that follow from the run's settings."""
     listed = {name: value for entries in settings["listing"].values() for name, value, *_ in entries}
     network = f", {listed['network']}" if "network" in listed else ""
     return {
@@ -103,7 +103,7 @@ def _pixels(settings, examples, ids):
 
 
 def _finished_at(artifact):
-    """When an artifact was finished, as its record says; None without one."""
+    """When an artifact was finished, according to its record; None without one."""
     try:
         return json.loads((artifact.path.parent / "execution.json").read_text())["finished_at"]
     except FileNotFoundError:
@@ -111,9 +111,9 @@ def _finished_at(artifact):
 
 
 def latest_blessed(artifacts, settings, root):
-    """The evaluation of the model blessed last, other than this one, on the same images, noise level, n and alpha.
+    """The evaluation of the most recently blessed other model, on the same images, noise level, n and alpha.
 
-    By the same bound, too: an n that was chosen after a look takes another, which says nothing of the model.
+    By the same bound, too: an n that was chosen after a look takes another bound, which says nothing about the model.
     """
     total = len(examples_lib.read(artifacts["examples"].path).labels["test"])
     count = len(examples_lib.evenly_spaced(total, settings["num_test_examples"]))
@@ -143,7 +143,7 @@ def image_set(examples, ids):
 
 
 def _paired_difference(baseline, certified, labels):
-    """Mean difference of the certified radii to the baseline's on the same images, its standard error; or None."""
+    """Mean difference of the certified radii from the baseline's on the same images, its standard error; or None."""
     if baseline.path is None:
         return None
     before = certification_log.read(baseline.path / "certificates.tsv")

@@ -1,4 +1,4 @@
-"""ExampleGen: a data set by its name, or anyone's folders or .npz files -> checked examples."""
+"""ExampleGen: a data set by name, or anyone's folders or .npz files -> checked examples."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from pipeline.utils.errors import InputError
 
 
 def generate(execution):
-    """Loads both splits, checks them once more as later components will see them, and writes them."""
+    """Loads both splits, checks them once more in the form in which later components see them, and writes them."""
     parameters = execution.parameters
     train_images, test_images, validation, *of_dataset = (parameters[name] for name in EXAMPLE_GEN.parameters)
     if train_images:
@@ -39,7 +39,7 @@ def check_split(images, labels, pixel_max, num_classes, name):
 
 
 def enough_images(count):
-    """A `Resolver` that looks up nothing, and raises InputError if there are not so many images to certify."""
+    """A `Resolver` that looks nothing up, but raises InputError if there are fewer images to certify than `count`."""
 
     def check(artifacts, settings, root):
         there_are = len(examples.read(artifacts["examples"].path).labels["test"])

@@ -25,7 +25,7 @@ def export_model(execution):
 
 
 def different(names):
-    """Names of classes, those that are not the only one of theirs with the class' number behind them."""
+    """Names of classes; where several classes share a name, each has its class number appended."""
     return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names)]
 
 

@@ -14,10 +14,10 @@ _NUM_IMAGES = 4
 
 
 def validate(execution):
-    """Writes whether the model passed the checks of `serving.validate`, which they are, and what it answered.
+    """Records whether the model passed the checks of `serving.validate`, which ones these are, and its answers.
 
     Raises:
-        RuntimeError: if it does not answer in time, which says more of this machine than of the model.
+        RuntimeError: if it does not answer in time, which says more about this machine than about the model.
     """
     examples = examples_lib.read(execution.inputs["examples"].path)
     ids = examples_lib.evenly_spaced(len(examples.labels["test"]), _NUM_IMAGES)

@@ -13,13 +13,13 @@ from serving.versions import versions
 
 
 def push(execution):
-    """Publishes the model as the next version unless the latest one is the same, or writes down why not."""
+    """Publishes the model as the next version unless the latest one is the same, or records why not."""
     blessing = execution.inputs["evaluation"].path / "blessing.json"
     infra = json.loads((execution.inputs["infra_blessing"].path / "infra_blessing.json").read_text())
     saved_model, pushed_to = execution.inputs["saved_model"].path, None
 
     def check(copy):
-        # InfraValidator has loaded these very files.
+        # InfraValidator has loaded exactly these files.
         if content_fingerprint(copy) != execution.inputs["saved_model"].fingerprint:
             raise ValueError(f"{saved_model} was changed while it was published; run the same command again.")
 

@@ -21,7 +21,7 @@ _OF_A_MEMBER = ("bound", "num_images", "acr", "acr_standard_error", "abstained",
 
 
 def component(inputs):
-    """For a sweep whose finished members' artifacts are called examples_0, model_0, certificates_0, ..."""
+    """For a sweep whose finished members' artifacts are named examples_0, model_0, certificates_0, ..."""
     return Component("SweepEvaluator", inputs, ("comparison",), ("sweep",), evaluate)
 
 
@@ -55,7 +55,7 @@ def evaluate(execution):
 
 
 def _member(inputs, radii, log_path):
-    """Writes a member's log. Returns what is said of it, its images' correct radii, and what tells these images."""
+    """Writes a member's log. Returns facts about it, its images' correct radii, and what identifies these images."""
     examples = examples_lib.read(inputs["examples"])
     _, ids, votes, kinds = certificate_files.read(inputs["certificates"])
     certified = next(iter(kinds.values()))

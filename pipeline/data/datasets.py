@@ -136,7 +136,7 @@ def load(
 
 
 def check_name(dataset: str, data_dir: str | os.PathLike | None = None) -> None:
-    """Raises InputError, in one line, if there is no data set of this name, as far as that shows without its data."""
+    """Raises a one-line InputError if there is no data set of this name, as far as that shows without its data."""
     if dataset == "digits":
         return
     name = SHORT_NAMES.get(dataset, dataset)
@@ -146,7 +146,7 @@ def check_name(dataset: str, data_dir: str | os.PathLike | None = None) -> None:
 
 
 def check_choice(dataset: str, **chosen: Any) -> None:
-    """Raises InputError, in one line, if splits or a size are chosen, not None, where there is but one."""
+    """Raises a one-line InputError if splits or a size are chosen, not None, where there is but one."""
     received = [f"{name}={value}" for name, value in chosen.items() if value is not None]
     if dataset == "digits" and received:
         raise InputError(

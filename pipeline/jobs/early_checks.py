@@ -8,7 +8,7 @@ from pipeline.utils.errors import InputError
 
 
 def check_data(settings):
-    """Raises InputError, in one line, if there are no such images, or no noise of that sigma on their grid."""
+    """Raises a one-line InputError if there are no such images, or no noise of that sigma on their grid."""
     if settings["train_images"]:
         for name in ("train_images", "test_images"):
             sources.at(settings[name], None)
@@ -27,7 +27,7 @@ def _check_dataset(settings, *choices):
 
 
 def check_network(settings):
-    """Raises InputError, in one line, if there is no such network, or no such module."""
+    """Raises a one-line InputError if there is no such network, or no such module."""
     name = settings["network"]
     if name is None:
         return
@@ -45,7 +45,7 @@ def check_network(settings):
 
 
 def check_classifier(settings):
-    """Raises InputError, in one line, if a model, its module or the images to certify are not there."""
+    """Raises a one-line InputError if a model, its module or the images to certify are not there."""
     if not places.is_url(settings["model"]):
         model_files.check_whole(settings["model"])
     if settings["custom_objects"]:
