@@ -72,7 +72,7 @@ def _member(inputs, radii, log_path):
 
 
 def seconds_per_epoch(path):
-    """The median over the epochs of `seconds.csv`, the first of which also builds the graph; None without the file."""
+    """The median over the epochs in `seconds.csv`, of which the first also builds the graph; None without the file."""
     try:
         with open(path, newline="") as file:
             return float(np.median([float(row["seconds"]) for row in csv.DictReader(file)]))

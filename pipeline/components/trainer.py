@@ -16,12 +16,12 @@ from pipeline.training import backups, curves, input_pipeline, live, models, wat
 from pipeline.utils.atomic_files import writing
 from pipeline.utils.errors import InputError
 
-# Where, in its scratch, what training goes on from is kept.
+# Folder in its scratch for what training continues from.
 BACKUP = "backup"
 
 
 def train(execution):
-    """Trains for the given epochs, from the last backed-up step on, and saves the model and its training curves."""
+    """Trains for the given epochs, continuing from the last backed-up step, and saves the model and training curves."""
     settings, output = execution.parameters, execution.outputs["model"]
     examples = examples_lib.read(execution.inputs["examples"].path)
     ids, labels = chosen(examples.labels["train"], settings)
@@ -44,7 +44,7 @@ def train(execution):
             names = ("batch_size", "seed", "crop_padding", "flip")
             how = {"first_step": record.done, "epochs": epochs, **{name: settings[name] for name in names}}
             batches = input_pipeline.batches(examples, ids, labels, **how)
-            # `batches` has shuffled.
+            # `batches` has already shuffled.
             model.fit(
                 batches,
                 steps_per_epoch=steps - record.step,
@@ -54,7 +54,7 @@ def train(execution):
 
         if record.step:
             fit(record.epoch + 1)
-            backup.restore(model)  # where Keras has ended `fit` with the averaged weights
+            backup.restore(model)  # if Keras has ended `fit` with the averaged weights
         if record.epoch < settings["epochs"]:
             fit(settings["epochs"])
     _save(model, output / "model.keras")
@@ -74,7 +74,7 @@ def _name_of_curves(execution, examples):
 def chosen(labels, settings):
     """The ids of the images to train on, and a label for each, -1 where it has none.
 
-    Images with a label come as often as those without one, in as many copies as that takes.
+    Labelled images come as often as unlabelled ones, in as many copies as that takes.
 
     Raises:
         InputError: if more are asked for than there are.
@@ -98,7 +98,7 @@ def _check_count(name, settings, there_are, what):
 
 
 def _save(model, path):
-    # Averaged once more: a training that was finished before was restored with the weights of its last step.
+    # Averaged once more: a training run that had finished was restored with the weights of its last step.
     model.optimizer.finalize_variable_values(model.trainable_variables)
     with writing(path, "the trained model is kept and only saved again"):
         model.save(path)

@@ -1,4 +1,4 @@
-"""Arrays of .npz files of anyone's: found by the names that people give them, sized before they are read."""
+"""Arrays in anyone's .npz files: found by the names that people give them, and sized before they are read."""
 
 import math
 import zipfile
@@ -9,7 +9,7 @@ from macer_tf import files
 from pipeline.utils.errors import InputError, reason
 from serving.terminal import printable
 
-# What people call an array of images, and what its labels are called then.
+# What people call an array of images, and what they then call its labels.
 _OF_ANY_USE = {"images": "labels", "image": "label", "x": "y", "X": "y", "data": "labels", "arr_0": "arr_1"}
 _TO_TEST_ON = {"x_test": "y_test", "X_test": "y_test", "test_images": "test_labels"}
 _TO_TRAIN_ON = {"x_train": "y_train", "X_train": "y_train", "train_images": "train_labels"}
@@ -19,7 +19,7 @@ _LARGEST_LABEL = 2**31 - 1
 _BLOCK = 2**20
 _MOST_NAMED = 20
 _MOST_BYTES = 8 * 2**30
-# No photographs can be packed like this; a megabyte of what can be would become gigabytes.
+# No photographs compress this well; a megabyte of what does could become gigabytes.
 _MOST_TIMES = 100
 _ALWAYS_FINE = 2**28
 
@@ -28,16 +28,16 @@ def read(path, shape, is_to_train=False):
     """Images and their labels, or None, of an .npz file; each array is read once.
 
     Args:
-        path: of the file.
-        shape: (H, W, C) that the images must have; None: any that is one.
-        is_to_train: whether the images are to be trained on, and those that are called x_test are not meant.
+        path: the file to read.
+        shape: (H, W, C) that the images must have; None: any valid one.
+        is_to_train: whether the images are for training, so that those called x_test are not meant.
 
     Returns:
         Images, uint8 or floats, [N, H, W, C]; labels int64 [N], or None; and the number of classes, None unless the
         labels are one-hot.
 
     Raises:
-        InputError: in one line, if it cannot be read, holds no such arrays or several, or they would take too much
+        InputError: in one line, if it cannot be read, has no such arrays or more than one, or they would take too much
             memory.
     """
     try:
@@ -56,7 +56,7 @@ def read(path, shape, is_to_train=False):
         raise InputError(f"There is no file {path}.") from None
     except MemoryError:
         raise InputError(f"{path} holds more than there is memory for; make it several files.") from None
-    except Exception as error:  # damage to an archive is told by every kind of these
+    except Exception as error:  # damage to an archive raises any kind of exception
         raise InputError(f"{path} cannot be read as an .npz file of plain arrays ({reason(error)}).") from None
 
 
@@ -70,7 +70,7 @@ def _names(path, members, is_to_train):
         raise InputError(f"{path} has no array 'images', nor {', '.join(list(pairs)[1:])}. {held}")
     images = named[0]
     nameless = [name for name in members if name.startswith("arr_") and name not in ("arr_0", "arr_1")]
-    # The name that is asked for may have any company.
+    # The name that we ask for may stand beside any others.
     if images != "images" and (len(named) > 1 or (images == "arr_0" and nameless)):
         raise InputError(f"{path}: which arrays are meant? Call them 'images' and 'labels'. {held}")
     if pairs[images] in members:
@@ -100,7 +100,7 @@ def _images(path, name, archive, member, shape):
 
 
 def _labels(path, name, archive, member, num_images):
-    """int64 [num_images], and the number of classes, None unless they are one-hot."""
+    """int64 [num_images]; and the number of classes, None unless they are one-hot."""
 
     def check(received, dtype):
         if dtype.kind not in "iufb" or received[:1] != (num_images,) or len(received) > 2:
@@ -112,7 +112,7 @@ def _labels(path, name, archive, member, num_images):
             f"{received}"
         )
 
-    # One-hot labels are mostly zeros, however little they say when packed.
+    # No limit on compression: one-hot labels are mostly zeros, so they compress well.
     labels = _array(path, name, archive, member, check, None)
     num_classes = None
     if labels.ndim == 2 and labels.shape[1] > 1:
@@ -145,7 +145,7 @@ def _array(path, name, archive, member, check, most_times):
         _check_size(path, name, size, member.compress_size, most_times)
         content = np.empty(size, np.uint8)
         done = 0
-        while block := file.read(min(size - done, _BLOCK) or 1):  # the checksum is looked at behind the last byte
+        while block := file.read(min(size - done, _BLOCK) or 1):  # the checksum is checked after the last byte
             if done == size:
                 raise ValueError(f"{name} is longer than it says")
             content[done : done + len(block)] = np.frombuffer(block, np.uint8)

@@ -1,4 +1,4 @@
-"""A file that says which class has which number: the names of folders -> the numbers that a model was trained with."""
+"""A file that numbers classes: the names of folders -> the numbers that a model was trained with."""
 
 import json
 import re
@@ -16,10 +16,10 @@ _NUMBER = re.compile(r"\d{1,9}")
 
 
 def read(path):
-    """Class name -> its number, a whole number from 0; several names may have one number.
+    """Class name -> its number, a whole number from 0; several names may share a number.
 
-    Lines that are blank or start with # are passed over. Of a JSON list, a name's number is its place; of an object of
-    numbers with lists, as in ImageNet's class index, the first of each list is the name.
+    Blank lines and lines that start with # are skipped. In a JSON list, a name's number is its place; in an object of
+    numbers with lists, as in ImageNet's class index, the first item of each list is the name.
 
     Raises:
         InputError: in one line, if it cannot be read, is none of these, or gives a name two numbers.
@@ -57,7 +57,7 @@ def _of_lines(path, text):
 
 def _of_json(path, text):
     try:
-        # As pairs, or of a name that is there twice the last one would win.
+        # As pairs, because otherwise the last of several values for a name would win.
         value = json.loads(text, object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged JSON ({reason(error)}). {_ACCEPTED}.") from None

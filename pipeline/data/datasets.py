@@ -3,7 +3,7 @@
 The paper's data sets (section 5.1) have short names: mnist, svhn, cifar10 and imagenet. Images stay uint8; a
 pixel in the paper's [0, 1] is image / pixel_max. TFDS shuffles a data set when it prepares it: CIFAR-10 and
 SVHN are put back into the order of their published files, so that test image i is everybody's test image i.
-MNIST and ImageNet as TFDS stores them do not tell that order; they keep TFDS's, which is fixed.
+MNIST and ImageNet as TFDS stores them do not reveal that order; they keep TFDS's, which is fixed.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ SHORT_NAMES = {
 _DEFAULT_TEST_SPLITS = {"imagenet2012": "validation"}
 # Builders whose 'id' feature (train_00001, ...) numbers the examples as the published files do.
 _BUILDERS_WITH_FILE_ORDER = ("cifar10", "svhn_cropped", "svhn_cropped_partial")
-# What a data set calls the text that tells which image it is, the best first.
+# What data sets call the text that identifies an image, best first.
 _NAME_FEATURES = ("file_name", "image/file_name", "filename", "image/filename", "id")
 _DIGITS_TRAIN = 1437
 _DIGITS_MAX = 16
@@ -61,7 +61,7 @@ class Split:
     images: uint8 [N, H, W, C], an array or, for a very large split, a memory map; C is 1 or 3.
     labels: int64 [N], each in [0, num_classes).
     description: what the images are, e.g. "test split of mnist 3.0.1 (10,000 images)".
-    names: of each image, that of its file or what the data set calls it; None if they have none.
+    names: each image's file name, or what the data set calls it; None if they have none.
     """
 
     images: np.ndarray
@@ -97,10 +97,10 @@ def load(
 
     Args:
       dataset: "digits", a short name (SHORT_NAMES), the name of any TFDS image-classification builder ("name"
-        or "name/config"), or the name of what is prepared in data_dir, whether TFDS knows its code or not.
+        or "name/config"), or the name of data prepared in data_dir, whether or not TFDS knows its code.
       data_dir: directory of prepared TFDS data (<data_dir>/<name>/<version>/); what is downloaded is prepared
         there too. Default: TFDS's own (TFDS_DATA_DIR, or ~/tensorflow_datasets).
-      train_split, test_split: TFDS splits, slices such as "train[:80%]" included. Default: "train" and "test"
+      train_split, test_split: TFDS splits, including slices such as "train[:80%]". Default: "train" and "test"
         ("validation" for imagenet).
       image_size: resize the shorter side to this many pixels (antialiased) and crop the centre square.
         Default: keep the images, which must then all have one shape.
@@ -109,7 +109,7 @@ def load(
 
     Raises:
       InputError: in one line: unknown data set or split, not image classification, damaged or unfinished
-        data, data that cannot be downloaded (with where to put the files instead).
+        data, or data that cannot be downloaded (with where to put the files instead).
     """
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size must be a positive number of pixels. Received: {image_size}")
@@ -146,7 +146,7 @@ def check_name(dataset: str, data_dir: str | os.PathLike | None = None) -> None:
 
 
 def check_choice(dataset: str, **chosen: Any) -> None:
-    """Raises a one-line InputError if splits or a size are chosen, not None, where there is but one."""
+    """Raises a one-line InputError if splits or a size are chosen (not None) where there is only one."""
     received = [f"{name}={value}" for name, value in chosen.items() if value is not None]
     if dataset == "digits" and received:
         raise InputError(
@@ -156,9 +156,9 @@ def check_choice(dataset: str, **chosen: Any) -> None:
 
 
 def fingerprint(dataset: str, data_dir: str | os.PathLike | None = None) -> str | None:
-    """Tells the prepared data that `load` would read from others; None if it would have to prepare them.
+    """Identifies the prepared data that `load` would read; None if it would have to prepare them.
 
-    Up to 256 MiB by their content, beyond by each file's path, size and modification time.
+    Data up to 256 MiB are identified by their content, larger ones by each file's path, size and modification time.
 
     Raises:
       InputError, OSError, ValueError: if they cannot be read.
@@ -183,9 +183,9 @@ def is_soon_read(dataset: str, data_dir: str | os.PathLike | None = None) -> boo
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
-    """The data set to choose settings by: so many of its training images, evenly spaced, are what it is tested on.
+    """The data set for choosing settings: its test images are `count` of the training images, evenly spaced.
 
-    They are trained on no more, and the test images are left out.
+    These are no longer trained on, and the original test images are left out.
 
     Raises:
       InputError: fewer than 2 of either kind would be left.
@@ -214,9 +214,9 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
 def load_split(
     dataset: str, data_dir: str | os.PathLike | None = None, split: str | None = None, image_size: int | None = None
 ) -> tuple[Split, int, tuple[str, ...]]:
-    """Loads one split, by default the one to test on. Returns it, pixel_max and class_names.
+    """Loads one split, by default the test split. Returns it, pixel_max and class_names.
 
-    Args and Raises: as `load`.
+    Args and Raises: as in `load`.
     """
     if dataset == "digits":
         check_choice(dataset, split=split, image_size=image_size)
@@ -267,7 +267,7 @@ def _digits() -> Dataset:
 
 
 def _builder(dataset: str, name: str, data_dir: str | os.PathLike | None) -> Any:
-    """The TFDS builder of prepared data: found in data_dir, or else downloaded and prepared there."""
+    """The TFDS builder of prepared data: found in data_dir, or otherwise downloaded and prepared there."""
     import tensorflow_datasets as tfds
 
     root = _root(data_dir)
@@ -311,7 +311,7 @@ def _check_known(dataset: str, name: str, root: Path) -> None:
 
 
 def _prepared_directory(root: Path, name: str) -> Path | None:
-    """<root>/<name>/<newest version>, finished or not, or None. Of several configs, the default one."""
+    """<root>/<name>/<newest version>, finished or not, or None. With several configs, that of the default one."""
     parent = root / name
     metadata = parent / ".config" / "metadata.json"
     if not _versions(parent) and metadata.is_file():
@@ -321,7 +321,7 @@ def _prepared_directory(root: Path, name: str) -> Path | None:
 
 
 def _versions(directory: Path) -> list[str]:
-    """Versions under directory, oldest first. TFDS works in incomplete.*_<version>: not a version."""
+    """Versions under directory, oldest first. TFDS works in incomplete.*_<version>, which is not a version."""
     if not _is_readable(directory):
         return []
     found = [entry.name for entry in directory.iterdir() if _VERSION.fullmatch(entry.name) and entry.is_dir()]
@@ -351,7 +351,7 @@ def _unknown(dataset: str, known: list[str], root: Path) -> str:
 
 
 def _download(dataset: str, name: str, root: Path) -> Path:
-    """Has TFDS download and prepare a builder under root, after checks that spare its minutes of retries."""
+    """Has TFDS download and prepare a builder under root, after checks that save its minutes of retries."""
     import tensorflow_datasets as tfds
 
     with _told_in_one_line(f"{dataset}: TFDS cannot make its builder {name}", "Choose another data set"):
@@ -403,7 +403,7 @@ def _unreachable(urls: list[str]) -> str | None:
     """Why a host of these URLs cannot be reached, or None.
 
     TFDS tries each URL ten times without a connection timeout: three minutes offline, longer behind a silent
-    firewall. Any answer counts as reachable, an HTTP error too: TFDS then says itself what is wrong.
+    firewall. Any answer counts as reachable, even an HTTP error: TFDS then reports itself what is wrong.
     """
     import requests
 
@@ -442,7 +442,7 @@ def _classification_label(dataset: str, builder: Any) -> Any:
 
 
 def _check_splits(dataset: str, builder: Any, train_split: str, test_split: str) -> None:
-    """Both splits can be read and share no example."""
+    """Checks that both splits can be read and share no example."""
     train_files = _check_split(dataset, builder, "train_split", train_split)
     test_files = _check_split(dataset, builder, "test_split", test_split)
     for a in train_files:
@@ -455,7 +455,7 @@ def _check_splits(dataset: str, builder: Any, train_split: str, test_split: str)
 
 
 def _check_split(dataset: str, builder: Any, setting: str, split: str) -> list[Any]:
-    """A split, chosen by `setting`, exists, holds examples and has all its files. Returns its file instructions."""
+    """Checks that a split, chosen by `setting`, exists, has examples and all its files. Returns file instructions."""
     try:
         files = builder.info.splits[split].file_instructions
     except (KeyError, ValueError):
@@ -528,7 +528,7 @@ def _read_split(
 
 
 def _name_feature(builder: Any) -> str | None:
-    """The feature that tells which image an example is, or None."""
+    """The feature that identifies an example's image, or None."""
     import tensorflow_datasets as tfds
 
     features = dict(builder.info.features.items())
@@ -545,7 +545,7 @@ def _check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
 
 
 def _batches(builder: Any, split: str, image_size: int | None) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of image, label and, where it has them, id and name; one example each if shapes may differ."""
+    """Batches of image, label and, if there are any, id and name; of one example each if shapes may differ."""
     import tensorflow_datasets as tfds
 
     name = _name_feature(builder)
@@ -569,10 +569,10 @@ def _batches(builder: Any, split: str, image_size: int | None) -> Iterator[dict[
 
 
 def without_tuner(dataset: Any) -> Any:
-    """The same `tf.data.Dataset`, but TensorFlow does not tune its parallelism.
+    """The same `tf.data.Dataset`, but without TensorFlow's tuning of its parallelism.
 
-    The tuner's thread may miss that it is to end, and then whoever drops the iterator waits, for a minute at worst
-    (TensorFlow 2.21: `Model::OptimizeLoop` looks again whether it is cancelled before the cancellation is complete).
+    The tuner's thread may miss that it should end, and then whoever drops the iterator waits, for up to a minute
+    (TensorFlow 2.21: `Model::OptimizeLoop` checks whether it is cancelled before the cancellation is complete).
     """
     import tensorflow as tf
 
@@ -594,7 +594,7 @@ def _square(image: Any, size: int) -> Any:
 
 
 def allocate(dataset: str, role: str, shape: tuple[int, ...], scratch: str | os.PathLike | None) -> np.ndarray:
-    """uint8 array of this shape: in memory, or above 8 GiB a memory map in scratch."""
+    """uint8 array of this shape, in memory or, above 8 GiB, a memory map in scratch."""
     if shape[-1] not in (1, 3):
         raise InputError(f"{dataset}: images must have 1 or 3 channels. Received: {shape[-1]}")
     size = math.prod(shape)
@@ -603,7 +603,7 @@ def allocate(dataset: str, role: str, shape: tuple[int, ...], scratch: str | os.
     needed = f"{dataset}: the decoded {role} images {_by(shape)} take {size / 1e9:.1f} GB"
     if scratch is None:
         raise InputError(f"{needed}, too much for memory; give load() a scratch directory on disk")
-    # A memory map is sparse: on a full disk it would end the process by SIGBUS, long after this line.
+    # A memory map is sparse: on a full disk, the process would be killed by SIGBUS long after this line.
     free = shutil.disk_usage(scratch).free
     if free < size:
         raise InputError(

@@ -24,8 +24,8 @@ class Examples:
         descriptions: split name -> what the images are, in words.
         pixel_max: a pixel in [0, 1] is image / pixel_max.
         class_names: one for each class.
-        names: of each test image, that of its file or what the data set calls it; None if they have none.
-        name: of the data set.
+        names: each test image's file name, or what the data set calls it; None if they have none.
+        name: name of the data set.
     """
 
     images: dict
@@ -58,10 +58,10 @@ class Examples:
         return self.names and [self.names[example_id] for example_id in ids]
 
     def image(self, example_id, digest=None):
-        """float32 [H, W, C] in [0, 1], of the test split, from one read.
+        """float32 [H, W, C] in [0, 1], of the test split, read once.
 
         Raises:
-            ValueError: if it is another image than the one of this digest.
+            ValueError: if it is not the image of this digest.
         """
         pixels = np.array(self.images["test"][example_id])
         if digest is not None and self._digest_of(pixels) != digest:
@@ -69,7 +69,7 @@ class Examples:
         return pixels.astype(np.float32) / np.float32(self.pixel_max)
 
     def digest(self, example_id):
-        """What tells this image of the test split from others: a whole number from 0, below 2**63."""
+        """Identifies this image of the test split: a whole number from 0, below 2**63."""
         return self._digest_of(self.images["test"][example_id])
 
     def _digest_of(self, pixels):
@@ -106,7 +106,7 @@ def write(dataset, directory):
 
 def _save(path, array):
     with open(path, "wb") as file:
-        # Not the file itself: NumPy would write to it in C, and not notice a disk that is full at the array's end.
+        # Not to the file itself: NumPy would write to it in C, and not notice if the disk fills up at the array's end.
         np.save(SimpleNamespace(write=file.write), array)
 
 
@@ -125,7 +125,7 @@ def read(directory):
 
 
 def stratified(labels, count, seed):
-    """Places of `count` of the labels, rising: of each class as many as its share, within one; which, says the seed."""
+    """Ascending places of `count` labels: each class's share, to within one; `seed` determines which."""
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     return np.sort(order[evenly_spaced(len(order), count)])

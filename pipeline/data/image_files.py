@@ -1,6 +1,6 @@
-"""Image files of anyone's: found in a folder, read once, decoded to the pixels that are in them or refused.
+"""Anyone's image files: found in a folder, read once, and decoded to exactly the pixels they hold, or refused.
 
-Only if they are asked to be resized, they are: a radius is one of the pixels that were certified.
+They are resized only on request, because a radius is about the pixels that were certified.
 """
 
 import contextlib
@@ -19,52 +19,52 @@ from pipeline.utils.errors import InputError, reason
 from serving.terminal import printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# Images as well, which would be missed without a word: what is in them decides.
+# Also images; leaving them out silently would be wrong. Their content decides.
 _OTHER_SUFFIXES = (
     *(".jpe", ".jfif", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".dib", ".psd", ".dng"),
 )
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _GREY, _COLOUR = ("1", "L", "LA", "I;16"), ("RGB", "RGBA", "P", "PA")
-# Exact in the wanted number of channels, if opaque. A printer's colours are not; nor is colour, as greyscale.
+# Exact in the wanted number of channels, if opaque. A printer's colours are not, nor is colour as greyscale.
 _EXACT_MODES = {1: _GREY, 3: _GREY + _COLOUR}
 _PIL_MODES = {1: "L", 3: "RGB"}
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_BIT_DEPTH = 24  # byte of the file
 _MOST_BYTES = 2**26
 UPRIGHT = b"upright "
-# Of what has another size; not where it is to be trained on.
+# For an image of another size; not where it is for training.
 OR_RESIZED = ", or certify it resized"
-# What claims to be so large is an error of its own, not a page on the terminal.
+# An image that claims to be so large raises an error, instead of printing a page on the terminal.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 # What archivers and network drives put beside images.
 _NOBODYS = ("__MACOSX", "@eaDir")
 
 
 class ImageError(ValueError):
-    """One image that cannot be certified, and the reason; the others can."""
+    """An image that cannot be certified, and the reason; others can."""
 
 
 def is_hidden(name):
-    """Whether a file or folder of this name is nobody's content, such as .DS_Store or ._cat.png."""
+    """Whether a file or folder of this name is not content, such as .DS_Store or ._cat.png."""
     return name.startswith(".") or name in _NOBODYS
 
 
 def spelling(name):
-    """The same for a name with accents, whichever way a file system spells them."""
+    """One spelling of a name with accents, however a file system spells them."""
     return unicodedata.normalize("NFC", name)
 
 
 def in_order(path):
-    """What to sort paths by, for the same order on any file system."""
+    """A sort key for paths that gives the same order on any file system."""
     return [(spelling(part), part) for part in Path(path).parts]
 
 
 def find(root):
-    """The paths of the image files under a folder, in order; hidden files and folders are passed over.
+    """The paths of the image files under a folder, in order; hidden files and folders are skipped.
 
     Raises:
-        InputError: if a folder or a file is reached in two ways, so that images would count twice.
+        InputError: if a folder or a file can be reached in two ways, so that images would count twice.
         OSError: if a folder cannot be read.
     """
 
@@ -72,14 +72,14 @@ def find(root):
         raise error
 
     found, ways, above = [], {}, set()
-    # Followed links: a class that is a link to a folder must not vanish without a word.
+    # Links are followed, because a class that is a link to a folder must not silently disappear.
     for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         _check_is_new(folder, real, ways, above)
         ways[real] = folder
         above.update(map(str, Path(real).parents))
         subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
-        # At once: what lies below a link to / is looked at for a long time.
+        # Checked at once, because walking what lies below a link to / takes a long time.
         for path in (os.path.join(folder, name) for name in subfolders):
             if os.path.islink(path):
                 _check_is_new(path, os.path.realpath(path), ways, above)
@@ -94,7 +94,7 @@ def _is_image(name):
 
 
 def _check_no_file_twice(found):
-    """Raises InputError if two paths are one file, by a symbolic link or a hard one; a copy is a file of its own."""
+    """Raises InputError if two paths are the same file, through a symbolic or a hard link; a copy is another file."""
     if any(map(os.path.islink, found)):
         _check_different(found, map(os.path.realpath, found))
     linked = [(path, status) for path in found if (status := _status(path)) and status.st_nlink > 1]
@@ -112,24 +112,24 @@ def _check_different(found, files_of):
 def _status(path):
     try:
         return os.stat(path)
-    except OSError:  # told when it is read
+    except OSError:  # reported when it is read
         return None
 
 
 def resized_to(shape):
-    """The rule by which images are `decode`d to the height and width of a shape, instead of being `UPRIGHT` alone."""
-    # Another version may compute other pixels.
+    """The rule by which images are `decode`d to the height and width of a shape, instead of only turned `UPRIGHT`."""
+    # Includes the version, because another one may compute other pixels.
     return f"upright, resized to {shape[0]}x{shape[1]} by Pillow {PIL.__version__} ".encode()
 
 
 def content(path, rule=UPRIGHT):
-    """What an image is told from others by, and decoded from: its file's bytes, read once, and the rule.
+    """What an image is identified by and decoded from: the rule, and its file's bytes, read once.
 
     Raises:
-        ImageError: if it cannot be read, is no plain file, or is larger than 64 MiB.
+        ImageError: if it cannot be read, is not a plain file, or is larger than 64 MiB.
     """
     try:
-        # What would be decoded to other pixels under another rule must have another digest.
+        # What is decoded to other pixels under another rule must have another digest.
         return rule + files.read(path, _MOST_BYTES)
     except OSError as error:
         raise ImageError(f"{printable(path)} cannot be read ({error.strerror})") from None
@@ -144,15 +144,15 @@ def decode(path, content, shape, rule=UPRIGHT):
         path: of the file, for messages.
         content: as `content` returns it.
         shape: (H, W, C).
-        rule: as `content` was given. By `resized_to(shape)`, the largest part in the middle that has the shape's ratio
-            of sides is resized, antialiased and bilinear, to whole levels of the file's.
+        rule: the rule given to `content`. With `resized_to(shape)`, the largest central part with the shape's aspect
+            ratio is resized, antialiased and bilinear, to whole levels of the file's.
 
-    8 bits are divided by 255, 16 bits of greyscale by 65,535; greyscale is taken as colour where 3 channels are asked
-    for. An image's EXIF orientation is applied.
+    8 bits are divided by 255, 16 bits of greyscale by 65,535; greyscale becomes colour where 3 channels are asked for.
+    An image's EXIF orientation is applied.
 
     Raises:
         ImageError: if it is damaged, of another size, not opaque, animated, or of a kind that these channels cannot
-            hold exactly. The line names `path`.
+            represent exactly. The line names `path`.
     """
     name, file = printable(path), content.removeprefix(rule)
     height, width, channels = shape
@@ -167,7 +167,7 @@ def decode(path, content, shape, rule=UPRIGHT):
 
 
 def shape(path, content):
-    """(H, W, C) of an image, upright, without a look at its pixels; C is 1 for greyscale, else 3.
+    """(H, W, C) of an image, upright, without reading its pixels; C is 1 for greyscale, else 3.
 
     Raises:
         ImageError: if it is damaged. The line names `path`.
@@ -188,7 +188,7 @@ def _opened(name, file):
         raise
     except UnidentifiedImageError:
         why = "it is no PNG, JPEG, WebP or BMP image, or is damaged; save it as one of these"
-    except Exception as error:  # Pillow raises every kind of these for damaged files
+    except Exception as error:  # Pillow raises any kind of exception for damaged files
         why = reason(error)
     raise ImageError(f"{name} cannot be read ({why})")
 
@@ -207,12 +207,12 @@ def _is_deep(content):
 
 
 def _upright(name, image, shape):
-    """The image as it is seen, which must be of a shape unless that is None."""
+    """The image as it is displayed, which must have the shape unless that is None."""
     height, width, _ = shape or (*reversed(image.size), None)
-    # Looked at before a pixel is decoded: a few bytes can claim to be gigabytes.
+    # Checked before a pixel is decoded: a few bytes can claim to be gigabytes.
     if image.size not in ((width, height), (height, width)):
         raise _other_size(name, image, height, width)
-    # A photograph may have a preview beside it; what moves is no image.
+    # A photograph may have a preview beside it; an animation is not one image.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise ImageError(f"{name} is animated: it has {image.n_frames} images; save the one that is meant")
     image = ImageOps.exif_transpose(image)
@@ -227,8 +227,8 @@ def _other_size(name, image, height, width):
 
 
 def _in_channels(name, image, is_deep, channels):
-    """The image in 8 bits per channel; or, in one channel of whole numbers, in 16."""
-    # Pillow reads 16 bits a colour without a word, and drops half of them.
+    """The image with 8 bits per channel; or, with one channel of whole numbers, with 16."""
+    # Pillow reads 16 bits per colour without warning, and drops half of them.
     if image.mode not in _EXACT_MODES[channels] or is_deep != (image.mode == "I;16"):
         raise ImageError(f"{name} is {_kind_and_remedy(image.mode, is_deep, channels)}")
     if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
@@ -237,7 +237,7 @@ def _in_channels(name, image, is_deep, channels):
             raise ImageError(f"{name} is not opaque: what lies behind it is not known; save it on a background")
         image = layers if image.mode in _COLOUR else image
     if is_deep:
-        # Of a kind that can be resized.
+        # A kind that can be resized.
         return Image.fromarray(np.asarray(image).astype(np.int32))
     return image.convert(_PIL_MODES[channels])
 

@@ -1,4 +1,4 @@
-"""Folders and .npz files of anyone's -> a data set to train and to certify on."""
+"""Anyone's folders and .npz files -> a data set to train and certify on."""
 
 from pathlib import Path
 
@@ -14,15 +14,15 @@ _MOST_CLASSES = 2**16
 
 
 def load(train_images, test_images, scratch=None):
-    """The `datasets.Dataset` of two sources that `sources.at` takes, of images of one shape with labels.
+    """The `datasets.Dataset` of two sources that `sources.at` takes, of labelled images of one shape.
 
     Args:
-        train_images, test_images: paths of a folder or an .npz file each.
+        train_images, test_images: path of a folder or an .npz file each.
         scratch: as for `datasets.load`.
 
     Raises:
-        InputError: in one line, if one cannot be read, lacks labels, or holds an image that cannot be read or is not
-            8-bit, or if the two disagree in shape or classes.
+        InputError: in one line, if one cannot be read, lacks labels, or has an image that cannot be read or is not
+            8-bit; or if the two disagree in shape or classes.
     """
     if Path(train_images).resolve() == Path(test_images).resolve():
         raise InputError(f"Test images must not be trained on. Received: {train_images} as both")
@@ -52,7 +52,7 @@ def name_of(train_images):
 
 
 def fingerprint(path):
-    """Tells a folder or an .npz file from others: its content, and the classes without an image.
+    """Identifies a folder or an .npz file: its content, and classes without an image.
 
     Raises:
         OSError, ValueError: if it cannot be read.
@@ -116,7 +116,7 @@ def _class_names(train, test, train_labels, test_labels):
 
 
 def _tell_what_numbers_mean(train, test):
-    """Prints which folders the numbers of an archive stand for, if it goes with folders that are named by words."""
+    """Prints which folders an archive's numbers stand for, if the other source has folders named by words."""
     for role, numbered, named in (("train", train, test), ("test", test, train)):
         if numbered.class_names is None and numbered.name(0) is None and named.class_names and named.name(0):
             meant = [f"{number} is {name}" for number, name in enumerate(named.class_names)]
@@ -129,7 +129,7 @@ def _images(opened, path, role, shape, scratch):
         pixels = _image(opened, path, image_id)
         exact = pixels.astype(np.float64) * 255
         images[image_id] = np.rint(exact)
-        # As where the grid of the noise is looked for, whatever the float type.
+        # The same tolerance as where images are put on the grid of the noise, whatever the float type.
         if (np.abs(exact - images[image_id]) > 255 * rounding_of(pixels.dtype)).any():
             raise InputError(
                 f"{path}: image {image_id} has pixels between the 256 levels of 8 bits; save the images with 8 bits."

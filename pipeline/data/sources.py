@@ -1,7 +1,8 @@
-"""Images to certify, wherever they lie: a TFDS split, a folder of image files, an .npz archive.
+"""Images to certify, wherever they are: a TFDS split, a folder of image files, an .npz archive.
 
-A source is a few plain values, which any worker can be sent and opens by itself. An image's id is its place in its
-source. Images are never resized, cropped or padded unless a source says so: a radius is one of the pixels certified.
+A source is a few plain values, which can be sent to any worker; the worker opens it by itself. An image's id is its
+place in its source. Images are never resized, cropped or padded unless a source says so, because a radius is about the
+pixels that were certified.
 """
 
 import dataclasses
@@ -34,8 +35,8 @@ class Images:
 
     Attributes:
         ids: int64 [images], each image's place in the source.
-        class_names: the name of class 0, 1, ...; None if the source does not tell.
-        has_labels: whether the source tells the images' classes.
+        class_names: the name of class 0, 1, ...; None if the source does not give them.
+        has_labels: whether the source gives the images' classes.
         levels: pixels are multiples of 1 / levels.
     """
 
@@ -49,15 +50,15 @@ class Images:
     _name: Callable = lambda _: None
 
     def image(self, example_id, digest=None):
-        """float32 [H, W, C] in [0, 1], of the source's shape, from one read.
+        """float32 [H, W, C] in [0, 1], of the source's shape, read once.
 
         Args:
-            example_id: which.
-            digest: what `digest` said of the image that is meant.
+            example_id: which image.
+            digest: what `digest` returned for the image that is meant.
 
         Raises:
-            ImageError: if it cannot be read, is damaged, of another shape or kind, not finite or outside [0, 1], or
-                if it is another image than the digest's.
+            ImageError: if it cannot be read, is damaged, has another shape or kind, is not finite or outside [0, 1], or
+                is not the image of this digest.
         """
         example_id = self._checked(example_id)
         content = self._content(example_id)
@@ -66,7 +67,7 @@ class Images:
         return self._pixels(example_id, content)
 
     def label(self, example_id):
-        """The image's class, from 0; None if the source does not tell."""
+        """The image's class, from 0; None if the source does not give it."""
         return self._label(self._checked(example_id))
 
     def name(self, example_id):
@@ -79,7 +80,7 @@ class Images:
         return names if any(names) else None
 
     def digest(self, example_id):
-        """What tells this image from others, wherever it lies: a whole number from 0, below 2**63.
+        """Identifies this image, wherever it is: a whole number from 0, below 2**63.
 
         Raises:
             ImageError: if it cannot be read.
@@ -87,7 +88,7 @@ class Images:
         return short_digest(self._content(self._checked(example_id)))
 
     def _checked(self, example_id):
-        # A negative index would be another image's.
+        # A negative index would mean another image.
         if not 0 <= example_id < len(self.ids):
             raise IndexError(f"Ids are from 0 to {len(self.ids) - 1}. Received: {example_id}")
         return int(example_id)
@@ -95,7 +96,7 @@ class Images:
 
 @dataclass(frozen=True)
 class TFDSSplit:
-    """A split of a data set that `datasets` knows by name; the split to test on unless another is named.
+    """A split of a data set that `datasets` knows by name; by default, the test split.
 
     shape: (H, W, C) that the images must have. image_size: resize to it as `datasets.load` does; None keeps them.
     """
@@ -107,7 +108,7 @@ class TFDSSplit:
     image_size: int | None = None
 
     def open(self):
-        """`Images`; reads all of the split.
+        """`Images`; reads the whole split.
 
         Raises:
             InputError: as `datasets.load`, or if the images have another shape.
@@ -118,11 +119,11 @@ class TFDSSplit:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of PNG, JPEG, WebP and BMP files, in the order of their paths; others and hidden ones are passed over.
+    """A folder of PNG, JPEG, WebP and BMP files, in the order of their paths; others and hidden ones are skipped.
 
-    If they lie in sub-folders these are the classes: each a number if all are named by one, else numbered by sorted
-    name, empty ones too, unless `classes` says their numbers. If they lie in the folder itself there are no labels.
-    What is made of a file is `image_files.decode`'s to say.
+    If they are in sub-folders, these are the classes, including empty ones. If every name is a number, it is the class;
+    otherwise classes are numbered by sorted name, unless `classes` gives their numbers. If they are in the folder
+    itself, there are no labels. `image_files.decode` determines how a file is decoded.
 
     shape: (H, W, C) that the images must have; None: that of the first one. classes: a sub-folder's name -> its class,
     from 0. resize: whether images are resized to the shape.
@@ -137,8 +138,8 @@ class Folder:
         """`Images`; reads the names only.
 
         Raises:
-            InputError: if it is no folder, has no such file, has some in sub-folders and some not, has a folder or a
-                file that can be reached in two ways, two folders of one number, or one that `classes` has none for.
+            InputError: if it is not a folder, has no such file, has some in sub-folders and some not, has a folder or a
+                file that can be reached in two ways, two folders of one number, or one without a number in `classes`.
         """
         root = Path(self.path)
         try:
@@ -162,7 +163,7 @@ class Folder:
             _label=lambda i: None if labels is None else labels[i],
             _content=lambda i: image_files.content(files[i], rule),
             _pixels=lambda i, content: image_files.decode(files[i], content, shape, rule),
-            # A file's name need not be text.
+            # A file's name need not be valid text.
             _name=lambda i: os.fsencode(files[i].relative_to(root).as_posix()).decode(errors="backslashreplace"),
         )
 
@@ -179,7 +180,7 @@ class Folder:
             return None if loose else [places[file.relative_to(root).parts[0]] for file in files]
         if loose:
             raise InputError(f"Class numbers are for sub-folders, and the images lie in {root} itself.")
-        # Also in the file, an accent may be spelt in another way than by the file system.
+        # The file, too, may spell an accent in another way than the file system.
         numbers = {image_files.spelling(name): number for name, number in self.classes.items()}
         without = [name for name in names if image_files.spelling(name) not in numbers]
         if without:
@@ -188,7 +189,7 @@ class Folder:
 
 
 def _check_spellings(root, names):
-    """Raises InputError for two sub-folders that look the same, as accents can be spelt in two ways."""
+    """Raises InputError for two sub-folders that look the same, because accents can be spelt in two ways."""
     for spelling, times in Counter(map(image_files.spelling, names)).items():
         if times > 1:
             raise InputError(f"{root} has two sub-folders {spelling}, whose accents are spelt in two ways; join them.")
@@ -199,7 +200,7 @@ def _are_numbers(names):
 
 
 def _numbers(root, names):
-    """Sub-folder -> the number that it is named by."""
+    """Sub-folder -> the number in its name."""
     folders = {}
     for name in names:
         before = folders.setdefault(int(name), name)
@@ -212,10 +213,10 @@ def _numbers(root, names):
 class Archive:
     """An .npz file: `images`, uint8 or floats in [0, 1], [N, H, W, C] or [N, H, W]; and `labels` [N], if it has them.
 
-    Other usual names, such as x_test and y_test, are taken if they leave no doubt; labels may be one-hot.
+    Other usual names, such as x_test and y_test, are accepted if they are unambiguous; labels may be one-hot.
 
-    shape: (H, W, C) that the images must have; None: that which they have. is_to_train: whether they are to be trained
-    on: then x_train is a usual name, and x_test none.
+    shape: (H, W, C) that the images must have; None: whatever they have. is_to_train: whether they are for training:
+    then x_train is a usual name, and x_test is not.
     """
 
     path: str
@@ -238,8 +239,8 @@ class Archive:
 class AtURL:
     """A `Folder` or an `Archive` at a URL, which each machine copies once; `fingerprint` is that of its content.
 
-    shape, classes, resize: as theirs. An image's digest is compared whenever it is read, so that the copy is not read
-    as one.
+    shape, classes, resize: as in those. An image's digest is compared whenever it is read, so the copy as a whole is
+    not checked again.
     """
 
     url: str
@@ -252,17 +253,17 @@ class AtURL:
         """`Images`, of the copy.
 
         Raises:
-            InputError: as theirs, or if there is something else at the URL by now.
+            InputError: as for those, or if something else is at the URL by now.
         """
         local = str(places.local(self.url, self.fingerprint, is_checked=False))
         return at(local, self.shape, self.classes, self.resize).open()
 
 
 def at(path, shape, classes=None, resize=False, is_to_train=False):
-    """The source of images at a path or URL: a `Folder`, or the `Archive` that an .npz file is.
+    """The source of images at a path or URL: a `Folder`, or an `Archive` for an .npz file.
 
     Args:
-        path: of either.
+        path: path or URL of either.
         shape: (H, W, C) that the images must have; None: that of the first one.
         classes, resize: see `Folder`.
         is_to_train: see `Archive`.
@@ -289,7 +290,7 @@ def at(path, shape, classes=None, resize=False, is_to_train=False):
 
 
 def anywhere(source):
-    """The source for a process with another current folder: its paths are absolute ones."""
+    """The source for a process with another current folder: its paths are made absolute."""
     own = {field.name: getattr(source, field.name) for field in dataclasses.fields(source)}
     paths = {name: places.absolute(own[name]) for name in ("path", "data_dir") if own.get(name)}
     return dataclasses.replace(source, **paths)
@@ -302,10 +303,10 @@ def some(names):
 
 
 def select(ids, *, skip=1, start=0, max=None):
-    """Every `skip`-th of the ids, by id and not by place: from `start` on, and below `max` unless that is None.
+    """Every `skip`-th of the ids, by id, not by place: from `start` on, and below `max` unless that is None.
 
-    So images 0, skip, 2 skip, ... are taken, as the field's logs have them (Cohen et al.'s certify.py, whose `max`
-    bounds the image's index too, not how many are taken; there it stops nothing unless it is a multiple of `skip`).
+    So images 0, skip, 2 skip, ... are taken, as in the field's logs (in Cohen et al.'s certify.py, `max` also bounds
+    the image's index, not how many are taken; there it stops nothing unless it is a multiple of `skip`).
 
     Raises:
         InputError: if no image is left, or skip is below 1.
@@ -368,10 +369,10 @@ def _checked_pixels(image):
     if not np.isfinite(image).all():
         raise ImageError(f"{np.count_nonzero(~np.isfinite(image))} of its values are not finite")
     if image.min() < 0 or image.max() > 1:
-        # With all their digits: 1.0000001 is not in [0, 1] either.
+        # With all their digits, because 1.0000001 is not in [0, 1] either.
         ends = " to ".join(str(end).removesuffix(".0") for end in (image.min(), image.max()))
         raise ImageError(f"its pixels must be in [0, 1]; they are from {ends}")
-    # Half floats stay what they are, in this machine's order: their rounding tells which level is meant.
+    # Half floats stay half floats, in this machine's byte order: their rounding shows which level is meant.
     return image.astype(np.float16 if image.dtype.newbyteorder("=") == np.float16 else np.float32)
 
 

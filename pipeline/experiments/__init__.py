@@ -1,1 +1,1 @@
-"""What may be set, and the paper's experiments as data."""
+"""What can be set, and the paper's experiments as data."""

@@ -2,8 +2,8 @@
 
 Settings are those of section 5.1, Tables 4, 5 and 9 and appendix C; published rows are those of Tables 1
 (CIFAR-10), 2 (ImageNet), 6 (MNIST), 7 (SVHN), 8 (150 epochs), 10-13 (ablations) and 3 (training time). What the
-paper does not say is from the authors' code, from its predecessors' (github.com/locuslab/smoothing,
-github.com/Hadisalman/smoothing-adversarial) or ours, and then a comment says so.
+paper does not say comes from the authors' code, from its predecessors' (github.com/locuslab/smoothing,
+github.com/Hadisalman/smoothing-adversarial) or from us, and a comment then says so.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class PaperRow:
     """One row of the paper's result tables; table None: recomputed from the log that the method's authors published.
 
     radii: l2, in [0, 1] pixel units. certified_accuracy: at each radius, as a fraction. acr: average
-    certified radius, None where our text of the paper has lost it. image_set: which test images, as far as is
+    certified radius, None where our text of the paper has lost it. image_set: which test images, as far as
     known. hours: training time on the authors' P100 GPUs, None if not reported. Compare at n=100,000,
     alpha=0.001.
     """
@@ -39,8 +39,8 @@ class PaperRow:
 class Preset:
     """How to train and certify one model.
 
-    name: of the preset. settings: name -> value of the data set, of all that `setting_list` has under "Training" and
-    "Certification", of image_size and of the method's own; each is an attribute, too, such as preset.sigma. paper: the
+    name: of the preset. settings: name -> value for the data set, everything in `setting_list` under "Training" and
+    "Certification", image_size and the method's own; each is also an attribute, such as preset.sigma. paper: the
     published row, None if there is none. note: what a user should know before training, None if nothing.
     """
 
@@ -56,7 +56,7 @@ class Preset:
             raise AttributeError(f"This preset has no setting {name}") from None
 
     def but(self, **changes):
-        """The same with other settings, or another name, row or note."""
+        """The same preset with other settings, or another name, row or note."""
         fields = {field.name: changes.pop(field.name) for field in dataclasses.fields(self) if field.name in changes}
         return dataclasses.replace(self, settings={**self.settings, **changes}, **fields)
 
@@ -89,14 +89,14 @@ class TrainingTime:
 
 
 def find(dataset: str, sigma: float | None = None, method: str = "macer") -> Preset:
-    """The default preset for a data set, a noise level and a method.
+    """The default preset for a data set, noise level and method.
 
     Args:
       dataset: a name that pipeline.datasets.load takes. A name without presets gets the preset "default":
         CIFAR-10's settings, without a network, flips or a published row.
-      sigma: noise level in [0, 1] pixel units. Default: 0.25. Another level than the presets' takes the
-        settings of the nearest one, and no published row.
-      method: a name that `methods.find` takes. One without presets gets the shared settings of MACER's, and its own
+      sigma: noise level in [0, 1] pixel units. Default: 0.25. A level without a preset takes the settings of
+        the nearest one, and no published row.
+      method: a name that `methods.find` takes. A method without presets gets MACER's shared settings and its own
         defaults.
 
     Raises:
@@ -115,11 +115,11 @@ def find(dataset: str, sigma: float | None = None, method: str = "macer") -> Pre
     if preset.sigma != sigma:
         preset = preset.but(name=_name(found.name, family, sigma), sigma=sigma, paper=None)
     if not known:
-        # Flipping may change a label (letters); clipping costs nothing where training is stable and saves it
-        # where, as on MNIST, it is not.
+        # Flipping may change a label (letters). Clipping costs nothing where training is stable, and saves it
+        # where it is not, as on MNIST.
         return preset.but(name="default", dataset=dataset, network=None, clip_norm=1.0, flip=False, paper=None)
     if dataset == "svhn_cropped_partial":
-        # A few training images: not the official test set.
+        # Only some of the training images, and not the official test set.
         preset = preset.but(num_test_examples=None, paper=None)
     return preset.but(dataset=dataset)
 
@@ -129,7 +129,7 @@ def _levels(method, dataset):
 
 
 def _of_method(preset, name, method):
-    """A preset of another method -> one of this method, with its own settings at their defaults."""
+    """Turns a preset of another method into one of this method, with its own settings at their defaults."""
     others = methods.find(preset.method).defaults()
     shared = {name: value for name, value in preset.settings.items() if name not in others}
     return Preset(
@@ -138,10 +138,10 @@ def _of_method(preset, name, method):
 
 
 def by_name(name: str, where: str = "See their table.") -> Preset:
-    """The preset of that name, such as "macer-cifar10-0.50"; `where` its names are said, in a sentence.
+    """The preset of that name, such as "macer-cifar10-0.50"; `where` says, in a sentence, where the names are listed.
 
     Raises:
-      InputError: there is none; it says which names are nearest.
+      InputError: there is none; the message has the nearest names.
     """
     presets = {preset.name: preset for preset in PRESETS}
     if name not in presets:
@@ -154,9 +154,9 @@ def by_name(name: str, where: str = "See their table.") -> Preset:
 def reported(settings: dict, preset: Preset) -> PaperRow | None:
     """The published row of a model trained with exactly these settings, which started from `preset`; None if none is.
 
-    Beside the presets' own rows these are the ablations of Tables 10-13.
+    Besides the presets' own rows, these are the ablations of Tables 10-13.
     """
-    # The command line's drops are a list.
+    # On the command line, the drops are a list.
     given = {**settings, "lr_drop_epochs": tuple(settings["lr_drop_epochs"] or ())}
     changed = {name for name in _trained_with(preset) if given[name] != preset.settings[name]}
     if not changed:
@@ -195,10 +195,10 @@ def _padded(header, cells):
 
 
 def _in_short(preset):
-    """Of the method's own settings, those in which its presets differ."""
+    """Those of the method's own settings in which its presets differ."""
     of_method = [other.settings for other in _DEFAULTS if other.method == preset.method]
     names = [name for name in methods.find(preset.method).defaults() if len({str(one[name]) for one in of_method}) > 1]
-    # In which the variants of MACER's presets differ.
+    # The setting in which the variants of MACER's presets differ.
     names += ["clip_norm"] * (preset.method == "macer")
     values = {name: preset.settings[name] for name in names}
     told = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items()]
@@ -210,7 +210,7 @@ def _name(method, dataset, sigma):
 
 
 def _presets(method, dataset, note=None, **settings):
-    """One preset for each noise level; a setting that is a dictionary has a value for each."""
+    """One preset for each noise level; a setting that is a dictionary has a value for each level."""
     groups = (*setting_list.GROUPS["Training"], *setting_list.GROUPS["Certification"])
     defaults = {setting.name: setting.default for setting in groups} | methods.find(method).defaults()
     return tuple(
@@ -280,7 +280,7 @@ _PAPER_NAMES = {
     **{"stability": "Stability", "consistency": "Consistency", "smoothmix": "SmoothMix", "catrs": "CAT-RS"},
 }
 
-# Which images: recomputed from the three authors' published logs, whose numbers single out a set of images.
+# Which images: recomputed from the three authors' published logs, whose numbers identify one set of images.
 _UNSAID = "the paper does not say which test images (the authors' code: 500..999 by default)"
 _EVERY_20TH = "test images 0, 20, ..., 9980"
 _ALL_IMAGES = "measured on all 10,000 test images; recomputed from the log that its authors published"
@@ -373,8 +373,8 @@ _ROWS = {
         ),
     ),
 }
-# Methods that came after the paper: of a published training for each, recomputed from its log. MNIST (LeNet, 90 epochs)
-# and CIFAR-10 (ResNet-110, 150 epochs). No log of SmoothMix on CIFAR-10 at sigma 1.0 was published.
+# Later methods than the paper's: for each, the row of a published training run, recomputed from its log. MNIST (LeNet,
+# 90 epochs) and CIFAR-10 (ResNet-110, 150 epochs). No log of SmoothMix on CIFAR-10 at sigma 1.0 was published.
 _ROWS |= _rows(
     None,
     "mnist",
@@ -412,7 +412,7 @@ _ROWS |= _rows(
         ("catrs", 1.0, 0.432, 0.402, 0.372, 0.343, 0.310, 0.281, 0.249, 0.220, 0.193, 0.168, 0.815),
     ),
 )
-# Table 8 beside Table 1: MACER at 150 epochs. Its columns end at 1.75.
+# Table 8, whose columns end at 1.75, beside Table 1: MACER at 150 epochs.
 _ROWS_150 = {
     sigma: PaperRow(
         name=f"MACER-{sigma:.2f}, 150 epochs",
@@ -442,15 +442,15 @@ _DIGITS = {
     "num_test_examples": None,
 }
 _MNIST = {"network": "lenet"}
-# The authors flip SVHN's digits too. sigma 1.0 on SVHN is not in the paper: the same settings.
+# The authors flip SVHN's digits too. sigma 1.0 on SVHN is not in the paper: it takes the same settings.
 _SVHN = {"network": "cifar_resnet110", "crop_padding": 4, "flip": True}
 _CIFAR10 = {"network": "cifar_resnet110", "crop_padding": 4, "flip": True}
-# Flips and image size: as both predecessors' code, which also crops at random scales. l2 is theirs.
+# Flips and image size: as in both predecessors' code, which also crops at random scales. l2 is theirs.
 _IMAGENET = {"network": "resnet50", "learning_rate": 0.1, "l2": 1e-4, "flip": True, "image_size": 224}
 
 # Table 4; footnote 5: at sigma 1.0 lam is 0 until the learning rate first drops.
 _MACER_CIFAR10 = {"lam": {0.25: 12.0, 0.5: 4.0, 1.0: 12.0}, "lam_start_epoch": {0.25: 0, 0.5: 0, 1.0: 200}}
-# Table 5. Batch size is ours: the paper does not say and the authors' code leaves ImageNet out.
+# Table 5. Batch size is ours: the paper does not say, and the authors' code leaves out ImageNet.
 _MACER_IMAGENET = {
     "num_samples": 2,
     "lam": {0.25: 6.0, 0.5: 3.0, 1.0: 3.0},
@@ -459,9 +459,9 @@ _MACER_IMAGENET = {
     "lr_drop_epochs": (30, 60, 90),
 }
 
-# Where the authors trained Gaussian models themselves (section 5.1), all but its term is as MACER's.
-# Table 3: 150 epochs. Batch size, learning rate and l2: Cohen et al.'s code and commands, which drop the rate every
-# third of (there, 90) epochs.
+# Where the authors trained Gaussian models themselves (section 5.1), everything but the robustness term is as MACER's.
+# Table 3: 150 epochs. Batch size, learning rate and l2: Cohen et al.'s code and commands, which drop the rate after
+# each third of the epochs (90 in theirs).
 _COHEN_CIFAR10 = {
     "epochs": 150,
     "batch_size": 400,
@@ -488,7 +488,7 @@ _SMOOTHADV_CIFAR10 = {
     "l2": 1e-4,
 }
 # Table 5; Table 3: 90 epochs. Batch size and drops: Salman et al.'s code. Warm-up is ours, as on CIFAR-10: they
-# publish no command, and the code's default is none.
+# published no command, and the code's default is none.
 _SMOOTHADV_IMAGENET = {
     "attack": {0.25: "ddn", 0.5: "pgd", 1.0: "pgd"},
     "attack_steps": {0.25: 2, 0.5: 1, 1.0: 1},
@@ -501,7 +501,7 @@ _SMOOTHADV_IMAGENET = {
 }
 # Ours. Tried on real data: more ACR than Gaussian training at sigma 0.25, 0.5 and 1.0.
 _SMOOTHADV_DIGITS = {"attack": "pgd", "attack_steps": 4, "num_samples": 4, "epsilon": 0.5, "warmup_epochs": 10}
-# Ours: MACER's MNIST recipe around CIFAR-10's attack.
+# Ours: MACER's MNIST recipe with CIFAR-10's attack.
 _SMOOTHADV_MNIST = {
     "attack": "pgd",
     "attack_steps": 10,
@@ -512,7 +512,7 @@ _SMOOTHADV_MNIST = {
     "lr_drop_epochs": (50, 100),
     "clip_norm": 1.0,
 }
-# The later methods' own recipes, from their repositories' instructions: a step on 256 / m images, m copies of each.
+# The later methods' own recipes, from their repositories' instructions: a step is on 256 / m images, m copies of each.
 _LATER_MNIST = {"epochs": 90, "learning_rate": 0.01, "lr_drop_epochs": (30, 60), "l2": 1e-4}
 _LATER_CIFAR10 = {"epochs": 150, "learning_rate": 0.1, "lr_drop_epochs": (50, 100), "l2": 1e-4}
 _SMOOTHMIX_NOTE = (
@@ -568,7 +568,7 @@ _DEFAULTS = (
     *_presets("smoothadv", "imagenet", **_IMAGENET, **_SMOOTHADV_IMAGENET),
 )
 # Chosen on held-out training images, see docs/results.md; what differs between the sigmas is in `_BEST_OF`. Lam,
-# consistency and entropy come in over the second to the fourth epoch.
+# consistency and entropy are phased in from the second to the fourth epoch.
 _BEST_MNIST = {
     "num_samples": 2,
     "beta": 2.0,
@@ -588,7 +588,7 @@ _BEST_OF = {
     0.5: {"consistency": 5.0, "epochs": 30, "noise_for_all": True},
     1.0: {"consistency": 5.0, "epochs": 20},
 }
-# What `find` does not choose by itself.
+# Presets that `find` does not choose by itself.
 _VARIANTS = (
     *(
         find("mnist", sigma).but(
@@ -600,12 +600,12 @@ _VARIANTS = (
         )
         for sigma in (0.25, 0.5, 1.0)
     ),
-    # Ours, on two cores in 45 minutes or less: what goes beyond Eq. (17), and a short cosine in place of 440 epochs.
+    # Ours, on two cores in at most 45 minutes: extensions of Eq. (17), and a short cosine instead of 440 epochs.
     *(
         find("mnist", sigma).but(name=f"macer-mnist-{sigma:.2f}-best", paper=None, **_BEST_MNIST, **of_sigma)
         for sigma, of_sigma in _BEST_OF.items()
     ),
-    # Appendix C.3: all but epochs and drops as in Table 4.
+    # Appendix C.3: everything but epochs and drops is as in Table 4.
     *(
         find("cifar10", sigma).but(
             name=f"macer-cifar10-{sigma:.2f}-150",
@@ -618,7 +618,7 @@ _VARIANTS = (
 )
 PRESETS = _DEFAULTS + _VARIANTS
 
-# Table 9: what each ablation keeps while it varies one of them.
+# Table 9: what each ablation keeps fixed while it varies one of these.
 _TABLE_9_FIXED = {"num_samples": 16, "lam": 12.0, "gamma": 8.0, "beta": 16.0}
 
 ABLATIONS = {

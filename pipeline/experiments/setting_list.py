@@ -1,7 +1,7 @@
-"""One list of settings: names, types, meanings, units and defaults of all that do not belong to one training method.
+"""One list of settings: names, types, meanings, units and defaults of all that are not specific to a training method.
 
 The presets' defaults, the command line, the components' parameters, the printed plan, the report's settings and a
-sweep's checks derive from it and from the lists of the methods.
+sweep's checks derive from it and from the methods' lists.
 """
 
 from pipeline.certification import sampling_plan
@@ -94,7 +94,7 @@ GROUPS = {
     ),
 }
 
-# What of the group "Training" makes no other model, as far as one is described in a paper.
+# Settings of the group "Training" that do not make another model, in the sense in which papers describe models.
 NO_HYPERPARAMETERS = ("precision", "microbatch", "strategy", "seed")
 
 

@@ -1,4 +1,4 @@
-"""The settings of a run: their names, types, meanings and units, and what of them a command line leaves to presets."""
+"""The settings of a run: their names, types, meanings and units, and which of them a command line leaves to presets."""
 
 import os
 import shlex
@@ -17,27 +17,27 @@ from serving import card
 from serving.fingerprints import digest
 
 _DATASETS = f"{', '.join(SHORT_NAMES)}, or any TFDS image-classification builder"
-# Where soft certificates get no other.
+# Used where soft certificates are not given another.
 _BETA = 16.0
 
-# Where things are and how many threads work changes no result.
+# Where things are and how many threads work does not change a result.
 _NOT_LISTED = ("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "no_cache")
-# Only where Beam's own options are given, too: the help has no room for them.
+# Only with Beam's own options: the help has no room for them.
 _OF_ENGINES = (beam_options.VOTES, beam_options.PATIENCE)
-# Nor for these, of which its description tells.
+# Nor for these; its description mentions them.
 _UNLISTED = (*_OF_ENGINES, *saying.SETTINGS)
-# Not for images of one's own, which have no data set's name.
+# Not for the user's own images, which have no data set name.
 _OF_DATA_SETS = ("dataset", "preset", "data_dir", "train_split", "test_split", "image_size")
 _RESERVED = {"beam", "help", "list_presets", "version"}
-# What a file of settings leaves out: what is of one call, or of this machine.
+# What a settings file leaves out: what belongs to one call, or to this machine.
 _NOT_WRITTEN = ("sweep", "num_workers", "no_cache")
 
 
 def parse(arguments):
-    """A command line -> (name -> value of every setting that its method has, the `Preset` they start from).
+    """A command line -> (name -> value of every setting that its method has, the `Preset` it starts from).
 
     Raises:
-        InputError: in one line, for an unknown flag, a value outside what its setting accepts, or a setting of another
+        InputError: in one line, for an unknown flag, a value that its setting does not accept, a setting of another
             method, or one that would do nothing.
     """
     settings, preset, given = resolve(arguments)
@@ -46,7 +46,7 @@ def parse(arguments):
 
 
 def resolve(arguments):
-    """`parse`, but that settings which do nothing are not refused; and name -> value of those that were given."""
+    """`parse`, but settings that do nothing are not refused; also returns name -> value of those that were given."""
     method = _method(arguments)
     given = _given(arguments, method)
     if "train_images" in given or "test_images" in given:
@@ -71,7 +71,7 @@ def resolve(arguments):
 
 
 def idle(settings):
-    """Name -> why, of the settings that do nothing beside the others, whatever they are."""
+    """Name -> why, of the settings that have no effect given the others, whatever their values."""
     found = {}
     if settings["soft_betas"] and not sampling_plan.SamplingPlan.of_run(settings).betas:
         found["soft_betas"] = f"it is for soft certificates, and certify={settings['certify']} asks for none"
@@ -85,7 +85,7 @@ def idle(settings):
 
 
 def unreached(settings):
-    """Name -> why, of the settings that speak of epochs beyond the last one."""
+    """Name -> why, of the settings that refer to epochs beyond the last one."""
     epochs = settings["epochs"]
     of_method = methods.find(settings["method"]).last_epochs(settings)
     last = {**of_method, "lr_drop_epochs": max(settings["lr_drop_epochs"] or [0]) + 1}
@@ -97,7 +97,7 @@ def unreached(settings):
 
 
 def notes(settings, preset, given):
-    """What a user should know before, a line each."""
+    """What a user should know beforehand, one line each."""
     told = {name: value for entries in listing(settings).values() for name, value, _ in entries}
     return [
         *([preset.note] if preset.note else []),
@@ -107,7 +107,7 @@ def notes(settings, preset, given):
 
 
 def groups(method):
-    """Title -> `Setting`s, of all that a `Method` has: its own behind those that every method has."""
+    """Title -> `Setting`s, of all that a `Method` has: its own after those that every method has."""
     training = (*GROUPS["Training"], *method.settings)
     shared = {setting.name for group in (*GROUPS.values(), _UNLISTED) for setting in group} | _RESERVED
     if both := shared & method.defaults().keys():
@@ -118,7 +118,7 @@ def groups(method):
 
 
 def known(arguments):
-    """Title -> `Setting`s, of all that a command line may name: those of its method, and under None those of others."""
+    """Title -> `Setting`s, of all that a command line may name: those of its method and, under None, others'."""
     return _with_others(_method(arguments))
 
 
@@ -138,7 +138,7 @@ def _with_others(method):
 
 
 def _refuse_another_preset(given, preset):
-    # It would be no experiment of the paper; and another method's hyper-parameters are not in this preset.
+    # That would not be an experiment of the paper; and another method's hyper-parameters are not in this preset.
     for name in ("method", "dataset", "sigma"):
         if given.get(name, preset.settings[name]) != preset.settings[name]:
             raise InputError(
@@ -148,9 +148,9 @@ def _refuse_another_preset(given, preset):
 
 
 def _push_dir(settings):
-    # All digits of sigma: two models may not share a folder.
+    # All digits of sigma, because two models must not share a folder.
     images = settings["train_images"]
-    # Nor may two folders of one's own that have the same last name.
+    # Nor must two of the user's own folders that have the same last name.
     dataset = (
         f"{settings['dataset']}-{digest(os.fsencode(os.path.realpath(images)))[:8]}" if images else settings["dataset"]
     )
@@ -192,12 +192,12 @@ def listing(settings):
 
 
 def without_meanings(plan):
-    """A plan as results depend on it: group -> list of [name, value in words]."""
+    """The part of a plan on which results depend: group -> list of [name, value in words]."""
     return {group: [entry[:2] for entry in entries] for group, entries in plan.items()}
 
 
 def with_meanings(plan):
-    """The plan of `plan`, from what `without_meanings` left of it."""
+    """The original plan, restored from what `without_meanings` left of it."""
     (method,) = (value for entries in plan.values() for name, value in entries if name == "method")
     settings = {}
     for name in (*methods.NAMES, *method.split(" | ")):
@@ -206,7 +206,7 @@ def with_meanings(plan):
 
 
 def command(plan):
-    """A command line that gives the settings of a plan, with meanings or without: what differs from its preset."""
+    """A command line that gives the settings of a plan (with or without meanings): what differs from its preset."""
     given = {name: f"--{name}={value}" for name, value, _ in differing(plan)}
     without = idle(resolve([*_naming(plan), *given.values()])[0])
     flags = [flag for name, flag in given.items() if name not in without]
@@ -214,11 +214,11 @@ def command(plan):
 
 
 def differing(plan, preset=None):
-    """[name, value, and what it would be] of the settings of a plan that are not as its data, sigma and method say.
+    """[name, value, and what it would be] of a plan's settings that do not follow from its data, sigma and method.
 
     Args:
-        plan: with meanings or without.
-        preset: name of the preset to compare with; None: that of its data, sigma and method.
+        plan: with or without meanings.
+        preset: name of the preset to compare with; None: the one for its data, sigma and method.
     """
     naming = _naming(plan) if preset is None else [f"--preset={preset}"]
     of_these = listing(resolve(naming)[0]).values()
@@ -228,9 +228,9 @@ def differing(plan, preset=None):
 
 
 def written(settings):
-    """Name -> text of the settings as a file has them: all that can change a result, and where it is kept.
+    """Name -> text of the settings, as in a settings file: all that can change a result, and where it is kept.
 
-    What does nothing is left out, and what is of one call or of this machine.
+    Settings that do nothing are left out, and so are those of one call or of this machine.
     """
     without = {*idle(settings), *_NOT_WRITTEN, *({"push_dir"} if settings["push_dir"] == _push_dir(settings) else ())}
     every = (setting for group in groups(methods.find(settings["method"])).values() for setting in group)
@@ -244,9 +244,9 @@ def written(settings):
 
 
 def _naming(plan):
-    """The flags that name the experiment which a plan starts from."""
+    """The flags that name the experiment from which a plan starts."""
     told = {name: value for entries in plan.values() for name, value, *_ in entries}
-    # One's own images have no data set's name.
+    # The user's own images have no data set name.
     absent = in_words(next(setting for setting in GROUPS["Data"] if setting.name == "train_images"), None)
     naming = ("dataset",) if told.get("train_images", absent) == absent else ("train_images", "test_images")
     return [f"--{name}={told[name]}" for name in (*naming, "sigma", "method") if name in told]
@@ -277,7 +277,7 @@ def _default(setting):
 
 
 def _check(settings, method):
-    """What no single setting shows; all of it before any work."""
+    """Checks what no single setting reveals, all of it before any work."""
     saying.check(settings)
     try:
         checks.check(sigma=settings["sigma"])

@@ -1,1 +1,1 @@
-"""What each command does; the modules above are its doors, `python -m pipeline.run` and so on."""
+"""What each command does; the modules above are the entry points, `python -m pipeline.run` and so on."""

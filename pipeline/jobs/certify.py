@@ -1,6 +1,6 @@
 """Certifies anyone's classifier: python -m pipeline.certify --model model.keras --dataset mnist --sigma 0.25
 
-On Beam, as the whole job does. The same command again draws no sample again; after a kill it goes on from where it was.
+This runs on Beam, as the whole job does. Repeating the command draws no sample again; after a kill, it resumes.
 """
 
 import csv
@@ -114,7 +114,7 @@ def main(arguments=None):
 
 
 def _in_snapshot(settings, said, folder, engine):
-    # Only now, so that --help and a typo do not wait for TensorFlow.
+    # Imported only now, so that --help and a typo do not wait for TensorFlow.
     console.import_tensorflow()
     from pipeline.certification import classifiers
 
@@ -159,7 +159,7 @@ def _settings(arguments):
 
 
 def _idle(settings):
-    """Name -> why, of the settings that do nothing beside the others."""
+    """Name -> why, of the settings that have no effect given the others."""
     found = {}
     if not _plan(settings).betas:
         found["soft_betas"] = f"certify={settings['certify']} asks for no soft certificates"
@@ -175,7 +175,7 @@ def _idle(settings):
 
 
 def _check_images(settings, given):
-    """Raises InputError unless it is said once, and without contradiction, which images are meant."""
+    """Raises InputError unless it is stated once, and without contradiction, which images are meant."""
     if (settings["dataset"] is None) == (settings["images"] is None):
         raise InputError("Give the images by --dataset or by --images, one of them.")
     of_data_sets = [name for name in ("split", "data_dir", "image_size") if settings["images"] and name in given]
@@ -298,14 +298,14 @@ def _source(settings, shape, classes):
 
 
 def _labels(settings, opened, ids, num_classes):
-    """int64 [images], -1 where the source does not tell."""
+    """int64 [images], -1 where the source does not give one."""
     from pipeline.data import sources
 
     if not opened.has_labels:
         return np.full(len(ids), -1)
     labels = np.array([opened.label(example_id) for example_id in ids.tolist()], np.int64)
     names, are_folders = opened.class_names, settings["images"] and opened.name(0) is not None
-    # Numbers would mean other classes here than there.
+    # Numbers would mean different classes in the model and in the images.
     line = f"The model has {num_classes} classes, the images have"
     if names is not None and len(names) != num_classes:
         remedy = " Number the folders by --classes, or make an empty one for each class that is not there."
@@ -323,7 +323,7 @@ def _labels(settings, opened, ids, num_classes):
 
 
 def _check_grid(loaded, ids):
-    """Raises InputError if all images that can be read lie off the grid of the noise: else each would fail alone."""
+    """Raises InputError if all readable images are off the grid of the noise: otherwise each would fail separately."""
     from macer_tf.grid_noise import to_grid
 
     off = None
@@ -343,13 +343,13 @@ def _check_grid(loaded, ids):
 
 
 def _code(settings):
-    """What tells the code that the model brings from another, as a part of what votes are of."""
+    """What identifies the code that comes with the model, as a part of what votes are of."""
     module = settings["custom_objects"]
     return {} if module is None else {"custom_objects": code_lib.digest(module)}
 
 
 def _check_unchanged(settings, snapshot):
-    """Raises InputError unless what was loaded is what was fingerprinted; tells if the model is another by now."""
+    """Raises InputError unless what was loaded is what was fingerprinted; says if the model has changed since."""
     from pipeline.certification import classifiers
 
     snapshot.check()
@@ -382,7 +382,7 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
 
 
 def _resized(settings):
-    """What was done to the images first, in words."""
+    """What was done to the images beforehand, in words."""
     size = settings["image_size"]
     if settings["resize"]:
         return "resized to that and cropped, "
@@ -418,7 +418,7 @@ def _write(directory, settings, num_classes, labels, outcome, opened):
 
 
 def _failed(failures, opened):
-    """The text of failed.tsv, which has the images' files where they have some."""
+    """The text of failed.tsv, with the images' files if they have any."""
     rows, file = io.StringIO(), ["file"] if opened.name(0) is not None else []
     writer = csv.writer(rows, delimiter="\t", lineterminator="\n")
     writer.writerow(["idx", "reason", *file])
@@ -436,14 +436,14 @@ def _listing(settings):
 
 
 def _command(settings):
-    """A command line that makes these certificates."""
+    """A command line that produces these certificates."""
     defaults = command_line.defaults(_GROUPS)
     values = [f"--{name}={text}" for name, text in _written(settings).items() if settings[name] != defaults[name]]
     return shlex.join([*_PROGRAM.split(), *map(printable, values)])
 
 
 def _written(settings):
-    """Name -> text of the settings as a file has them: all that can change a result."""
+    """Name -> text of the settings, as in a settings file: all that can change a result."""
     idle = _idle(settings)
     texts = {
         one.name: one.kind.none if settings[one.name] is None else command_line.in_words(one, settings[one.name])

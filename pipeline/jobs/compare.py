@@ -23,11 +23,11 @@ from serving.exit import exit_status
 from serving.terminal import printable
 
 _LOG, _METRICS, _SWEEP = "certificates.tsv", "metrics.json", "sweep.json"
-# Ours beside others of the same evaluation: certificates-soft-hoeffding-1.tsv; of a sweep: 2-lam-4.0.tsv.
+# Our logs beside others of the same evaluation: certificates-soft-hoeffding-1.tsv; of a sweep: 2-lam-4.0.tsv.
 _LOG_OF_KIND = re.compile(r"certificates-(.+)\.tsv")
 _LOG_OF_MEMBER = re.compile(r"(\d{1,6})-(.+)\.tsv")
 _MOST_BYTES = 2**24
-# Where a log lies in a folder of ours: an evaluation, an Evaluator's execution, a pipeline root.
+# Where a log is in one of our folders: an evaluation, an Evaluator's execution, a pipeline root.
 _PLACES = (_LOG, f"evaluation/{_LOG}", f"Evaluator-*/evaluation/{_LOG}")
 _SUFFIXES = (".gz", ".tsv", ".txt", ".log")
 _OUTPUTS = (".html", ".png", ".svg")
@@ -75,7 +75,7 @@ def main(arguments=None):
 
 
 def load(path, name):
-    """The `comparison.Entry` of a log, or of a folder of ours that holds one evaluation.
+    """The `comparison.Entry` of a log, or of a folder of ours that has one evaluation.
 
     Raises:
         InputError: in one line, if there is none, or several, or it cannot be read.
@@ -93,7 +93,7 @@ def load(path, name):
 
 
 def names_of(paths):
-    """A name for each path: its end, as much of it as it takes to tell them apart."""
+    """A name for each path: as much of its end as it takes to tell them apart."""
     parts = [_telling_parts(Path(path).absolute()) for path in paths]
     different = len({tuple(part) for part in parts})
     names = next(
@@ -101,7 +101,7 @@ def names_of(paths):
         for length in range(1, max(map(len, parts)) + 1)
         if len(set(names := ["/".join(part[-length:]) for part in parts])) == different
     )
-    # The same path may be there more than once.
+    # The same path may occur more than once.
     return [
         f"{name} ({names[:place].count(name) + 1})" if names.count(name) > 1 else name
         for place, name in enumerate(names)
@@ -146,7 +146,7 @@ def _find_log(path):
         return path
     found = []
     for place in _PLACES:
-        # What a kill left unfinished is no evaluation.
+        # What a kill left unfinished is not an evaluation.
         found = found or sorted(log for log in path.glob(place) if ".unfinished/" not in str(log.relative_to(path)))
     if len(found) == 1:
         return found[0]
@@ -158,7 +158,7 @@ def _find_log(path):
 
 
 def _certified_at(log_path, num_images):
-    """sigma, n and alpha of one of our own logs; nothing of anyone else's, which do not tell."""
+    """sigma, n and alpha of one of our own logs; nothing for anyone else's, which do not say."""
     path, find = _description(log_path)
     if path is None or not path.exists():
         return {}
@@ -174,7 +174,7 @@ def _certified_at(log_path, num_images):
 
 
 def _description(log_path):
-    """The file that describes a log of ours, and what finds the log's description in it; None if it is not ours."""
+    """The file that describes a log of ours, and what finds the description in it; None if the log is not ours."""
     of_kind, of_member = _LOG_OF_KIND.fullmatch(log_path.name), _LOG_OF_MEMBER.fullmatch(log_path.name)
     if log_path.name == _LOG:
         return log_path.with_name(_METRICS), lambda metrics: metrics
@@ -192,7 +192,7 @@ def _positive(value):
 
 
 def _telling_parts(path):
-    """The parts of a path that tell one log from another: without suffixes, and without our own files' names."""
+    """The parts of a path that distinguish one log from another: no suffixes, and none of our own files' names."""
     name = path.name
     for suffix in _SUFFIXES:
         name = name.removesuffix(suffix)
@@ -217,7 +217,7 @@ def _between(entry, first, last):
 
 def _write(path, entries, radii):
     with warnings.catch_warnings():
-        # A name in letters that the figure's font lacks is boxes there, and readable in the table.
+        # Letters that the figure's font lacks are drawn as boxes; the table has the readable name.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         if path.suffix == ".html":
             names = f"{len(entries)} models" if len(entries) > 1 else entries[0].name

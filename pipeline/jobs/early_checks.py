@@ -34,7 +34,7 @@ def check_network(settings):
     if ":" in name:
         for module in code.modules(name):
             code.digest(module)
-    # Anyone's method may bring a network of its own.
+    # Anyone's method may bring its own network.
     elif ":" not in settings["method"]:
         try:
             registered, numbers = checks.check_network(name, (*checks.NETWORKS, "module:function"))
@@ -45,7 +45,7 @@ def check_network(settings):
 
 
 def check_classifier(settings):
-    """Raises a one-line InputError if a model, its module or the images to certify are not there."""
+    """Raises a one-line InputError if a model, its module or the images to certify do not exist."""
     if not places.is_url(settings["model"]):
         model_files.check_whole(settings["model"])
     if settings["custom_objects"]:

@@ -1,7 +1,7 @@
-"""What a run would do, and how long that takes, for the command's dry run.
+"""What a run would do, and how long it would take, for the command's dry run.
 
-The network is built and takes a few steps on the real images, and a few forward passes in their noise. It is thrown
-away, and nothing is written but what ends with the process.
+The network is built and takes a few steps on the real images, and a few forward passes with noise. It is then
+discarded, and nothing is written that outlives the process.
 """
 
 import math
@@ -27,7 +27,7 @@ _LATER = "how long it takes is told once the images are read"
 
 
 def tell(components, settings, root):
-    """Prints what a run of these settings would do with each component, and how long training and certification take.
+    """Prints what a run with these settings would do with each component, and how long training and certifying take.
 
     Args:
         components: as for `orchestrator.run`.
@@ -35,10 +35,10 @@ def tell(components, settings, root):
         root: `Path` of the pipeline root, which need not exist.
 
     Returns:
-        The same as JSON values, by name; "seconds" of all together, None where that is not known.
+        The same as JSON values by name; "seconds" is the total time, None if that is not known.
 
     Raises:
-        InputError: as a run would, as far as that shows before it is trained.
+        InputError: as in a run, as far as that shows before training.
     """
     steps, artifacts = orchestrator.planned(components, settings, root, settings["no_cache"])
     work = _Work(settings, artifacts, root)
@@ -71,7 +71,7 @@ def _sum(told, steps):
 
 
 class _Work:
-    """What is measured for one run, each thing once and only if it is asked for."""
+    """What is measured for one run, each thing once and only if needed."""
 
     def __init__(self, settings, artifacts, root):
         self._settings, self._artifacts, self._root = settings, artifacts, root
@@ -79,7 +79,7 @@ class _Work:
         self._model = None
 
     def training(self, step):
-        """What there is to train and how long it takes, as JSON values, or None; and in words."""
+        """What is left to train and how long it takes, as JSON values, or None; and in words."""
         if self._examples is None:
             return None, _LATER
         settings, method = self._settings, methods.find(self._settings["method"])
@@ -98,7 +98,7 @@ class _Work:
         return found, f"{left:,} steps, about {console.duration(work * per_step)}; {rate}"
 
     def certification(self, step):
-        """What there is to draw and how long it takes, as JSON values, or None; and in words."""
+        """What is left to draw and how long it takes, as JSON values, or None; and in words."""
         if self._examples is None:
             return None, _LATER
         settings, examples, plan = self._settings, self._examples, SamplingPlan.of_run(self._settings)
@@ -131,13 +131,13 @@ class _Work:
 
 
 def _examples(artifacts, settings):
-    """The `Examples` that a run has, or would make in a short while; else None."""
+    """The `Examples` that a run has, or would quickly make; else None."""
     if "examples" in artifacts:
         return examples_lib.read(artifacts["examples"].path)
     if not settings["train_images"] and not datasets.is_soon_read(settings["dataset"], settings["data_dir"]):
         return None
     with tempfile.TemporaryDirectory() as folder:
-        # What is mapped stays readable when its name is gone.
+        # What is memory-mapped stays readable after its name is gone.
         return examples_lib.read(_generated(settings, Path(folder)))
 
 

@@ -1,7 +1,7 @@
 """The whole job: python -m pipeline.run --dataset svhn
 
-Trains with MACER (or a method that it is compared with), certifies on Beam, evaluates, validates and pushes. The same
-command again finds everything cached; after a kill it goes on from where it was.
+Trains with MACER (or a method that it is compared with), certifies on Beam, evaluates, validates and pushes. Repeating
+the command finds everything cached; after a kill, it resumes.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def main(arguments=None):
             if _LIST in arguments:
                 raise InputError(f"{_LIST} must be given alone. Received: {shlex.join(map(printable, arguments))}")
             parsed = _Parsed(arguments)
-            # Where nothing is to be made, nothing is written of an error either.
+            # If nothing will be made, nothing is written about an error either.
             return parsed, None if parsed.settings["dry_run"] else parsed.root
 
         def work(parsed):
@@ -57,7 +57,7 @@ def main(arguments=None):
 
 
 class _Parsed:
-    """A command line: the settings of its run, or of the first of its sweep, which else is None."""
+    """A command line: the settings of its run, or of the first run of its sweep; the sweep is None if there is none."""
 
     def __init__(self, arguments):
         expanded = config.expand(arguments, settings_lib.known)
@@ -79,7 +79,7 @@ class _Parsed:
 
     @property
     def all_settings(self):
-        """Those of each run."""
+        """The settings of each run."""
         return [member.settings for member in self.sweep.members] if self.sweep else [self.settings]
 
     @property
@@ -122,7 +122,7 @@ def _forecast(parsed, said):
 
 
 def _components(settings, given):
-    # Only now, so that --help and a typo do not wait for TensorFlow.
+    # Imported only now, so that --help and a typo do not wait for TensorFlow.
     from pipeline.components import trainer
     from pipeline.components.certifier import CERTIFIER
     from pipeline.components.evaluator import EVALUATOR, LATEST_BLESSED
@@ -131,7 +131,7 @@ def _components(settings, given):
     from pipeline.components.infra_validator import INFRA_VALIDATOR
     from pipeline.components.pusher import PUSHER
 
-    # The preset may ask for more images than there are, a user not.
+    # A preset may ask for more images than there are, a user may not.
     checked = [enough_images(given["num_test_examples"])] if given.get("num_test_examples") else []
     return (
         *(EXAMPLE_GEN, *checked, trainer.component(settings), CERTIFIER, LATEST_BLESSED, EVALUATOR, EXPORTER),
@@ -140,7 +140,7 @@ def _components(settings, given):
 
 
 def _with_results(settings, preset):
-    """The settings, and what of them and of their preset the Evaluator writes into its report."""
+    """The settings, and those of them and of their preset that the Evaluator writes into its report."""
     listing = settings_lib.without_meanings(settings_lib.listing(settings))
     return {**settings, "listing": listing, "paper": preset and _paper_row(preset)}
 
@@ -187,7 +187,7 @@ def _links(artifacts, root):
 
 
 def _result(artifacts, metrics):
-    """What came of a run, as JSON values by name."""
+    """The results of a run, as JSON values by name."""
     push = json.loads((artifacts["push"].path / "push.json").read_text())
     blessing = json.loads((artifacts["evaluation"].path / "blessing.json").read_text())
     return {

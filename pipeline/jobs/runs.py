@@ -1,6 +1,6 @@
 """The runs of a pipeline root: python -m pipeline.runs [ROOT]
 
-Each with its command, what differs from its preset, what came of it and where everything is; --prune removes what no
+Lists each with its command, what differs from its preset, its results and where everything is; --prune removes what no
 finished run uses.
 """
 
@@ -97,7 +97,7 @@ def _told(run, executions, root, latest):
 
 
 def _about_by(run, executions):
-    """What a run of before there was a history was, by its Evaluator's record."""
+    """What a run from before there was a history was, according to its Evaluator's record."""
     parameters = next((record["parameters"] for record in _records(run, executions, "Evaluator")), None)
     if parameters is None:
         return {}
@@ -105,7 +105,7 @@ def _about_by(run, executions):
     about = {"sigma": parameters["sigma"], **{name: told.get(name) for name in ("method", "dataset")}}
     try:
         command, differs = settings_lib.command(parameters["listing"]), settings_lib.differing(parameters["listing"])
-    except (InputError, KeyError):  # a method that is gone, or a setting of another version
+    except (InputError, KeyError):  # a method that no longer exists, or a setting of another version
         return about
     return {**about, "command": command, "differs": differs}
 
@@ -131,7 +131,7 @@ def _records(run, executions, component):
 
 
 def _paths(run):
-    """Name -> path, of what a run left: links in its folder, or the outputs of its executions."""
+    """Name -> path, for what a run left: links in its folder, or the outputs of its executions."""
     if run.folder is not None:
         return {path.name: str(path) for path in sorted(run.folder.iterdir()) if not path.name.startswith(".")}
     found = sorted(output for directory in run.executions for output in directory.glob("*") if output.is_dir())
@@ -157,7 +157,7 @@ def _in_words(told):
         preset = "the preset" if told["preset"] is None else f"preset {told['preset']}"
         lines.append(console.wrapped(f"differs from {preset}: {differs or 'nothing'}"))
     if told["command"]:
-        # In one line, to be copied.
+        # On one line, so that it can be copied.
         lines.append(f"  command: {printable(told['command'])}")
     if told["folder"]:
         lines.append(console.wrapped(f"folder: {printable(told['folder'])} with {', '.join(told['paths'])}"))

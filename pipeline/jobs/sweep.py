@@ -1,7 +1,7 @@
 """The job for several values of one setting, up to their comparison: --sweep lam=0,1,4, --sweep method=macer,cohen.
 
-A member of a sweep is what the command line is with that value given as a flag, so everything the two have in common is
-cached. A sweep compares and pushes nothing: it ends with certificates, one table, one figure and one page.
+A member of a sweep is the command line with one value given as a flag, so everything the two have in common is cached.
+A sweep compares and pushes nothing: it ends with certificates, one table, one figure and one page.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """The swept setting's name, a `Member` for each value, and what a user should know before, a line each."""
+    """The swept setting's name, a `Member` for each value, and what a user should know beforehand, one line each."""
 
     name: str
     members: tuple[Member, ...]
@@ -55,11 +55,11 @@ class Sweep:
 
 
 def parse(arguments):
-    """A command line -> its `Sweep`, every member of it checked, or None if it has no --sweep.
+    """A command line -> its `Sweep`, with every member checked, or None if it has no --sweep.
 
     Raises:
-        InputError: in one line, for a sweep of something else than two or more values of a setting that changes
-            certificates, or for a member that `settings.parse` refuses.
+        InputError: in one line, for a sweep of anything but two or more values of a setting that changes certificates,
+            or for a member that `settings.parse` refuses.
     """
     texts, others = _take(arguments)
     if not texts:
@@ -82,13 +82,13 @@ def parse(arguments):
             raise InputError(f"--sweep {name}={value}: {error}") from None
         members.append(Member(value, settings, preset))
         notes += settings_lib.notes(settings, preset, given)
-    # What does something for one member need not for all.
+    # What has an effect on one member need not have one on all.
     command_line.refuse_idle(given, {one: why for one, why in idle[0].items() if all(one in other for other in idle)})
     return Sweep(name, tuple(members), tuple(dict.fromkeys(notes)))
 
 
 def print_plan(sweep, root):
-    """Prints what will be done: of each setting its values in the sweep's order, or only of those that differ."""
+    """Prints what will be done: each setting with its values in the sweep's order, or only those that differ."""
     listing, first = _listing(sweep), sweep.members[0].settings
     print(f"Sweep of {sweep.name}: {', '.join(member.value for member in sweep.members)}; in {printable(root)}")
     if first["verbose"]:
@@ -108,7 +108,7 @@ def print_member(sweep, place):
 
 
 def components(settings):
-    """What is carried out for each member."""
+    """What is run for each member."""
     from pipeline.components import trainer
     from pipeline.components.certifier import CERTIFIER
     from pipeline.components.example_gen import EXAMPLE_GEN
@@ -117,22 +117,22 @@ def components(settings):
 
 
 def run(sweep, root, said, command, engine=None):
-    """Trains and certifies every member, then compares them, saying so.
+    """Trains and certifies every member, then compares them, and reports that.
 
     A member that fails is reported in one line, and the others go on.
 
     Args:
         sweep: a `Sweep`.
         root: `Path` of the pipeline root, which exists.
-        said: `Saying`, which is told the result.
-        command: as it was typed.
+        said: `Saying`, which receives the result.
+        command: the command as it was typed.
         engine: see `orchestrator.Execution`.
 
     Returns:
         The exit status: 0, or 1 if a member failed.
 
     Raises:
-        InputError: if a data set or a network of it cannot be had, before any training.
+        InputError: if one of its data sets or networks is not available, before any training.
     """
     print_plan(sweep, root)
     console.import_tensorflow()
@@ -164,7 +164,7 @@ def run(sweep, root, said, command, engine=None):
 
 
 def _run_members(sweep, root, engine, recorder):
-    """[name, `Artifact`] of all that was made, and the members as JSON values."""
+    """[name, `Artifact`] of everything that was made, and the members as JSON values."""
     import keras
 
     first = sweep.members[0].settings
@@ -172,7 +172,7 @@ def _run_members(sweep, root, engine, recorder):
     made, entries = [], []
     for place, member in enumerate(sweep.members):
         print_member(sweep, place)
-        # What the members before leave behind: graphs, and numbers in the names of layers.
+        # Clears what earlier members leave behind: graphs, and numbers in the names of layers.
         keras.utils.clear_session()
         failure = None
         try:
@@ -199,7 +199,7 @@ def _compare(sweep, listing, root, made, entries, recorder):
 
 
 def _in_common(sweep):
-    """Name -> text of the settings that are alike in all members that have them, as not every method has each."""
+    """Name -> text of the settings that are the same in all members that have them; not every method has each."""
     texts = {}
     for member in sweep.members:
         for name, text in settings_lib.written(member.settings).items():
@@ -253,7 +253,7 @@ def _name_and_values(text, others):
 
 
 def _fitting(arguments, method, swept):
-    """The arguments without the flags that the method does not have, but another of the swept ones, and those flags."""
+    """The arguments without those flags that only other swept methods have, and the flags that were left out."""
     fitting, left_out = [], []
     own = methods.find(method).defaults()
     of_swept = {setting.name: setting for one in swept for setting in one.settings}
@@ -271,7 +271,7 @@ def _fitting(arguments, method, swept):
 
 
 def _is_value(argument, setting):
-    """Whether what follows a setting's flag is its value. A switch has one where it is yes or no."""
+    """Whether what follows a setting's flag is its value. For a switch, it is if it is yes or no."""
     return argument in ("yes", "no") if setting.kind is command_line.SWITCH else not argument.startswith("--")
 
 
@@ -283,7 +283,7 @@ def _listing(sweep):
         if group == _NOT_COMPARED:
             continue
         merged[group] = []
-        # Only some methods have a setting.
+        # A setting may exist in some methods only.
         meanings = {name: meaning for listing in listings for name, _, meaning in listing[group]}
         told = [{name: value for name, value, _ in listing[group]} for listing in listings]
         for name, meaning in meanings.items():

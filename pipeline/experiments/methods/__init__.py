@@ -1,4 +1,4 @@
-"""Training methods: each is one file with all that is its own, here or in anyone's module.
+"""Training methods: each is one file with everything specific to it, here or in anyone's module.
 
 A method's file imports TensorFlow only where its model is made, so that the help and a typo do not wait for it.
 """
@@ -16,21 +16,22 @@ class Method:
     """A training method.
 
     Attributes:
-        name: of the method, as settings say it.
-        label: what figures and reports call it.
-        settings: the `Setting`s that only some methods have, with this method's defaults. Every method has those of
-            `setting_list`, too.
+        name: the method's name in settings.
+        label: its name in figures and reports.
+        settings: the `Setting`s that only some methods have, with this method's defaults. Every method also has those
+            of `setting_list`.
         model: called with (network: images -> logits, settings: name -> value); returns the Keras model to compile,
             a `macer_tf.noisy_training.NoisyTrainingModel`.
-        schedule: called with the settings; returns the Keras callback that changes what is not the same in all epochs,
-            or None.
-        check: called with the settings before anything is done; raises ValueError, in one line, for what no single
-            setting shows.
-        idle: called with the settings; returns name -> why, of this method's that do nothing beside the others.
-        last_epochs: called with the settings; returns name -> how many epochs it takes, of this method's that speak of
-            epochs.
-        work: called with the settings and an epoch, from 0; returns the work of a step in it, as a multiple of the
-            first epoch's.
+        schedule: called with the settings; returns the Keras callback that changes what differs between epochs, or
+            None.
+        check: called with the settings before anything is done; raises a one-line ValueError for what no single setting
+            reveals.
+        idle: called with the settings; returns name -> why, for those of this method's settings that have no effect
+            given the others.
+        last_epochs: called with the settings; returns name -> how many epochs it takes, for those of this method's
+            settings that refer to epochs.
+        work: called with the settings and an epoch, from 0; returns the work of a step in that epoch, as a multiple of
+            the first epoch's.
     """
 
     name: str
@@ -49,10 +50,10 @@ class Method:
 
 
 def find(name):
-    """The `Method` called `name`: one of NAMES, or package.module:METHOD, from the current folder or installed.
+    """The `Method` called `name`: one of NAMES, or package.module:METHOD, from the current folder or an installation.
 
     Raises:
-        InputError: in one line, if there is none.
+        InputError: in one line, if there is no such method.
     """
     if name in _METHODS:
         return _METHODS[name]
@@ -65,11 +66,11 @@ def find(name):
 
 
 def having(setting):
-    """The names of the methods of this package that have a setting of this name."""
+    """The names of this package's methods that have a setting of this name."""
     return [method.name for method in _METHODS.values() if setting in method.defaults()]
 
 
-# Behind `Method`, which they are made of.
+# After `Method`, because they use it.
 from pipeline.experiments.methods import (  # noqa: E402
     catrs,
     cohen,

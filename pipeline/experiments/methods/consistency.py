@@ -1,4 +1,4 @@
-"""Consistency regularisation (Jeong and Shin 2020): the predictions on noisy copies are to agree."""
+"""Consistency regularisation (Jeong and Shin 2020): the predictions on noisy copies should agree."""
 
 from macer_tf import checks
 from pipeline.cli.command_line import FROM_0, Setting, whole

@@ -1,4 +1,4 @@
-"""SmoothMix (Jeong et al. 2021): images are mixed with what an unconstrained attack makes of them."""
+"""SmoothMix (Jeong et al. 2021): images are mixed with their versions after an unconstrained attack."""
 
 from macer_tf import checks
 from pipeline.cli.command_line import ABOVE_0, FROM_0, Setting, whole

@@ -1,4 +1,4 @@
-"""Stability training (Li et al. 2019): predictions on noisy copies are held to those on clean images."""
+"""Stability training (Li et al. 2019): predictions on noisy copies are kept close to those on clean images."""
 
 from macer_tf import checks
 from pipeline.cli.command_line import FROM_0, Setting, whole
