@@ -1,11 +1,11 @@
-"""The whole job, from images to a pushed model: `python -m pipeline.run`, which is `pipeline.jobs.run`."""
+"""The whole job, from images to a pushed model: `python -m pipeline.run`, which runs `pipeline.jobs.run`."""
 
 from serving import terminal
 
 
 def main(arguments=None):
     """See `pipeline.jobs.run.main`."""
-    # Only now, so that Ctrl-C meanwhile is answered in one line.
+    # Imported only now, so that Ctrl-C meanwhile is answered in one line.
     from pipeline.jobs import run
 
     return run.main(arguments)

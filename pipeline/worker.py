@@ -1,7 +1,7 @@
-"""A worker of an engine, as a process environment of Beam's starts it: python -m pipeline.worker --id=ID ...
+"""A worker of an engine, as Beam's process environment starts it: python -m pipeline.worker --id=ID ...
 
-Each task manager of Flink starts and ends its own, so that none is shared: a pool that two task managers share ends the
-worker of one when the other is done, as both call theirs by the same name.
+Each task manager of Flink starts and ends its own, so that none is shared: in a pool that two task managers share, one
+that is done ends the other's worker, because both call theirs by the same name.
 """
 
 import argparse
@@ -15,7 +15,7 @@ _SECONDS_TO_ASK = 60
 
 
 def main(arguments=None):
-    """Works until the engine hangs up."""
+    """Works until the engine closes the connection."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--id", required=True)
     parser.add_argument("--provision_endpoint", required=True)
@@ -27,7 +27,7 @@ def main(arguments=None):
             timeout=_SECONDS_TO_ASK,
             wait_for_ready=True,
         )
-    # Nothing is sent by time: see `driver`.
+    # Data is not sent at intervals: see `driver`.
     SdkHarness(answer.info.control_endpoint.url, worker_id=told.id, data_buffer_time_limit_ms=-1).run()
 
 

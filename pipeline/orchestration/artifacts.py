@@ -18,8 +18,8 @@ class Artifact:
     """What one execution made and later ones read.
 
     Attributes:
-        path: a directory; None of what there is not.
-        fingerprint: hexadecimal SHA-256 of its files' names and contents; hidden ones are left out.
+        path: a directory; None if there is nothing.
+        fingerprint: hexadecimal SHA-256 of its files' names and contents; hidden files are left out.
         stamps: name, inode, size and times of each file, before it was read for the fingerprint.
     """
 
@@ -29,12 +29,12 @@ class Artifact:
 
     @classmethod
     def of(cls, path):
-        """The artifact in the directory `path`, its fingerprint computed from the files as they are."""
+        """The artifact in the directory `path`, with its fingerprint computed from the present files."""
         stamps = _stamps(path)
         return cls(Path(path), directory_fingerprint(path), stamps)
 
     def is_unchanged(self):
-        """Whether its files are what they were: beyond 256 MiB by the stamps, as to read them again takes long."""
+        """Whether its files are what they were; above 256 MiB, by the stamps, because reading again takes long."""
         try:
             now = _stamps(self.path)
             if now == self.stamps and sum(size for _, _, size, *_ in now) > _SOON_READ_BYTES:
@@ -50,14 +50,14 @@ def _stamps(directory):
 
 
 def private_copy(artifact, directory):
-    """Copies an artifact to a directory that nobody else writes to: what was fingerprinted is what is loaded there.
+    """Copies an artifact to a directory that nobody else writes to, so that what is loaded is what was fingerprinted.
 
     Args:
         artifact: an `Artifact`.
-        directory: `Path`, replaced if it is there.
+        directory: `Path`, replaced if it exists.
 
     Raises:
-        InputError: if the artifact is no longer what its fingerprint says, or cannot be copied.
+        InputError: if the artifact no longer matches its fingerprint, or cannot be copied.
     """
     atomic_files.remove_path(directory)
     try:
@@ -75,6 +75,6 @@ def private_copy(artifact, directory):
 
 
 def _first_of(failures):
-    """Why files could not be copied, in words: `failures` are what `shutil.Error` has."""
+    """Why files could not be copied, in words; `failures` is what `shutil.Error` holds."""
     _, _, why = failures[0]
     return why if len(failures) == 1 else f"{len(failures)} files could not be copied, the first: {why}"

@@ -1,8 +1,8 @@
-"""The runs of a pipeline root: a folder of links for each in `history`, the last whole one's also called `latest`.
+"""The runs of a pipeline root: a folder of links for each in `history`; the last whole run is also called `latest`.
 
-A run that is at work, or was stopped, has a folder too, with what was asked for; its name ends in `.unfinished` until
-the run is finished and the folder renamed, and from then on nothing in it changes. What a finished run uses is known
-from the executions' own records, so a root of before there was a history has its runs, too.
+A run that is at work, or was stopped, also has a folder, which records what was asked for. Its name ends in
+`.unfinished` until the run is finished and the folder renamed; from then on, nothing in it changes. What a finished run
+uses is known from the executions' own records, so a root from before there was a history has its runs, too.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ LATEST, SETTINGS = "latest", "settings.yaml"
 _HISTORY, _RECORD, _TRASH = "history", "run.json", ".pruned"
 _UNFINISHED = ".unfinished"
 _FORMAT = 1
-# As `name_of` makes them, and the Trainer those of its curves: what else lies beside them is not ours.
+# Names as `name_of` makes them, and as the Trainer names its curves: anything else beside them is not ours.
 _UNFINISHED_RUN = re.compile(rf"[\w.+-]+-[0-9a-f]{{8}}{re.escape(_UNFINISHED)}")
 _CURVES = re.compile(r"[\w.+-]+-[\w.+-]+-\d[\d.e+-]*-[0-9a-f]{8}")
-# How a run that could not be written down goes on.
+# What the user is told of a run that could not be recorded.
 _GOES_ON = "what was finished is kept"
 _SCHEMA = {
     "format": int, "state": str, "executions": list, "began_at": float, "ended_at": float | None, "reason": str | None,
     "about": dict, "result": dict,
 }  # fmt: skip
-# The last executions of a run: what they lead back to is in use.
+# The components that end a run: whatever they lead back to is in use.
 _LAST = ("Pusher", "SweepEvaluator")
-# It may have taken days, and the command of an unfinished run goes on from it.
+# Kept, because it may have taken days, and an unfinished run's command continues from it.
 _KEPT = "Trainer"
 
 
@@ -47,13 +47,13 @@ class Run:
     """A run of a root.
 
     Attributes:
-        name: of its folder in the history; of a run of before there was one, of its last execution.
+        name: name of its folder in the history; for a run from before there was one, that of its last execution.
         state: "finished"; "running"; "failed"; "interrupted"; or "damaged", if its record cannot be read.
-        executions: directories of those that it used, if it is finished, or else that it began.
-        folder: its folder in the history; None for a run of before there was one.
-        about, result: what was recorded of it, and of what came of it, JSON values by name.
+        executions: directories of the executions that it used, if it is finished; otherwise of those that it began.
+        folder: its folder in the history; None for a run from before there was one.
+        about, result: what was recorded about it and its results, JSON values by name.
         reason: why it failed, in one line, or None.
-        began_at, ended_at: in seconds since 1970; None where it is not known, or not over.
+        began_at, ended_at: in seconds since 1970; None if unknown, or if it has not ended.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Unused:
-    """What of a root no finished run uses.
+    """What no finished run uses in a root.
 
     Attributes:
         paths: what `remove` removes: unfinished executions and finished ones, records of unfinished runs, and curves
-            of models that are gone.
+            of models that no longer exist.
         models: finished executions that trained a model; they are kept.
         unreadable: directories of executions whose records cannot be read; they are left alone.
     """
@@ -85,10 +85,10 @@ class Unused:
 
 @contextlib.contextmanager
 def recorded(root, name, about, settings):
-    """A `Recorder` of these, in a context: an error in it is what stopped the run.
+    """A context with a `Recorder` of these: an error in it is what stopped the run.
 
     Raises:
-        InputError: if `latest` is a folder, as where a root was copied with its links followed.
+        InputError: if `latest` is a folder, as in a copy of a root made with links followed.
     """
     latest = root / LATEST
     if latest.is_dir() and not latest.is_symlink():
@@ -100,32 +100,32 @@ def recorded(root, name, about, settings):
     try:
         yield recorder
     except Exception as error:
-        with contextlib.suppress(InputError):  # of the disk that was full before
+        with contextlib.suppress(InputError):  # from the disk that was already full
             recorder.failed(in_one_line(error, None, InputError))
         raise
 
 
 def name_of(told, given):
-    """A run's name: what tells it to people, and a few digits that tell `given`, a JSON value, from all others."""
+    """A run's name: `told`, for people, and a few digits that distinguish `given`, a JSON value, from all others."""
     told = re.sub(r"[^\w.+-]", "_", told)
     return f"{told}-{fingerprint(given)[:8]}"
 
 
 def curves_of(root, directory):
-    """Where the curves are that the execution in a directory wrote, or None."""
+    """Where the curves of the execution in a directory are, or None."""
     return next((root / TENSORBOARD).glob(f"*-{directory.name.rpartition('-')[2][:8]}"), None)
 
 
 class Recorder:
-    """Writes down a run: that it began, once something is executed for it, and how it ended.
+    """Records a run: that it began, once something is executed for it, and how it ended.
 
     A run that finds everything cached, and was recorded before, writes nothing.
 
     Args:
         root: `Path` of the pipeline root, which is locked.
         name: a file's name, the same for the same settings and for no others.
-        about: what tells the run, JSON values by name.
-        settings: text of its file of settings.
+        about: what describes the run, JSON values by name.
+        settings: text of its settings file.
     """
 
     def __init__(self, root, name, about, settings):
@@ -134,10 +134,10 @@ class Recorder:
         self._executions, self._began_at = [], None
 
     def starting(self, directory):
-        """For `orchestrator.run`: an execution is about to be carried out."""
+        """For `orchestrator.run`: an execution is about to start."""
         if self._began_at is None:
             self._began_at = _now()
-            # What an earlier attempt finished is this run's, too.
+            # What an earlier attempt finished belongs to this run, too.
             before = _read(self._folder)
             self._executions = [] if before is None else before["executions"]
         if directory.name not in self._executions:
@@ -145,7 +145,7 @@ class Recorder:
         self._write("running")
 
     def failed(self, reason):
-        """An error has stopped the run, told in one line."""
+        """An error, described in one line, has stopped the run."""
         if self._began_at is not None:
             self._write("failed", reason=reason)
 
@@ -155,14 +155,14 @@ class Recorder:
         Args:
             artifacts: `Artifact`s, all that it used.
             links: name -> path under root, for links in the run's folder.
-            result: what came of it, JSON values by name.
-            is_whole: whether `latest` is to be this run.
+            result: its results, JSON values by name.
+            is_whole: whether `latest` should be this run.
 
         Returns:
             `Path` of its folder.
 
         Raises:
-            InputError: if it cannot be written down.
+            InputError: if it cannot be recorded.
         """
         with writing(self._folder, _GOES_ON):
             return self._finish(artifacts, links, result, is_whole)
@@ -174,7 +174,7 @@ class Recorder:
             self._executions = used
             self._write("finished", result=result)
             for name, path in links.items():
-                # An attempt before may have left it.
+                # An earlier attempt may have left it.
                 remove_path(self._folder / name)
                 (self._folder / name).symlink_to(os.path.relpath(path, self._folder))
             folder = self._free_name()
@@ -187,7 +187,7 @@ class Recorder:
         return folder
 
     def _finished_before(self, used):
-        """The folder of this run, from these very executions, if there is one."""
+        """The folder of this same run from the same executions, if there is one."""
         for folder in itertools.takewhile(os.path.lexists, self._numbered()):
             record = _read(folder)
             if record and record["executions"] == used:
@@ -198,7 +198,7 @@ class Recorder:
         return next(folder for folder in self._numbered() if not os.path.lexists(folder))
 
     def _numbered(self):
-        """The folders that it may have: the same settings make other artifacts by another version of the code."""
+        """The folders that it may have: with another version of the code, the same settings make other artifacts."""
         for number in itertools.count(1):
             yield self._folder.with_name(self._name if number == 1 else f"{self._name}-{number}")
 
@@ -215,7 +215,7 @@ class Recorder:
             "result": result or {},
         }
         with writing(self._folder, _GOES_ON):
-            # Not the root, too, which may have been moved meanwhile.
+            # Does not create the root, which may have been moved meanwhile.
             for folder in (self._folder.parent, self._folder):
                 folder.mkdir(exist_ok=True)
             write_text(self._folder / SETTINGS, self._settings)
@@ -257,10 +257,10 @@ def unused(root):
 
 
 def remove(root):
-    """Removes what is unused, a kill in between leaving nothing half removed.
+    """Removes what is unused; a kill in between leaves nothing half removed.
 
     Returns:
-        `Unused`, of before, and how many bytes its paths had.
+        `Unused` as it was before, and how many bytes its paths had.
 
     Raises:
         InputError: if a run is at work in the root, or something cannot be removed.
@@ -293,10 +293,10 @@ def _unused(root):
     found = runs(root)
     last = _last(executions)
     finished = {path for run in found if run.state == "finished" for path in run.executions}
-    # A kill may have come behind the last execution.
+    # A kill may have come after the last execution.
     used = _leading_to(finished | last, executions)
     others = {path: record for path, record in executions.items() if path not in used}
-    # Of those that are finished; one that is to be replaced by one that is not there is put back by the next run.
+    # Of the finished ones; one that was to be replaced by one that does not exist is put back by the next run.
     whole = {path: record for path, record in others.items() if record is not None and not path.suffix}
     models = {path for path, record in whole.items() if record["component"] == _KEPT}
     left_over = {path for path in others if path.suffix == _UNFINISHED or _is_replaced(path)}
@@ -319,13 +319,13 @@ def _unused(root):
 
 
 def _last(executions):
-    """The directories of the finished ones with which a run ends."""
+    """The directories of the finished executions with which a run ends."""
     finished = {path: record for path, record in executions.items() if record and not path.suffix}
     return {path for path, record in finished.items() if record["component"] in _LAST}
 
 
 def _leading_to(paths, executions):
-    """Those executions and all whose outputs they read, directly or not."""
+    """These executions, and all whose outputs they read, directly or indirectly."""
     made = {}
     for path, record in executions.items():
         for output in record["output_fingerprints"].values() if record and not _is_replaced(path) else ():
@@ -342,12 +342,12 @@ def _leading_to(paths, executions):
 
 
 def _is_replaced(path):
-    """Whether an execution was replaced by one that is there."""
+    """Whether an execution was replaced by one that exists."""
     return bool(path.suffix) and path.with_suffix("").exists()
 
 
 def _with_interrupted(found, is_locked):
-    """Of those that were left at work only the last can still be, and only if somebody holds the root."""
+    """Of the runs that were left at work, only the last can still be running, and only if somebody holds the root."""
     began = [run.began_at for run in found if run.state == "running"]
     last = max(began, default=None) if is_locked else None
     return [
@@ -372,7 +372,7 @@ def _is_name(name):
 
 
 def _link(path, target):
-    """Makes a link at one stroke, also in the place of another; leaves one that is right as it is."""
+    """Makes a link atomically, also in place of another; leaves a correct one as it is."""
     if path.is_symlink() and os.readlink(path) == target:
         return
     beside = path.with_name(f".{path.name}.writing")

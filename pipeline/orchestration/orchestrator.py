@@ -1,8 +1,8 @@
-"""Runs components in order, each in a directory of its own, and skips those that were run before.
+"""Runs components in order, each in its own directory, and skips those that were run before.
 
 A component declares, as in TFX, which artifacts it reads, which it makes and which parameters it depends on. The
-fingerprint of all three names its directory, `<root>/<component>-<fingerprint>`. Until it is finished the directory is
-called `….unfinished`; a rename, after everything is flushed, is what makes it count.
+fingerprint of all three names its directory, `<root>/<component>-<fingerprint>`. Until it is finished, the directory is
+called `….unfinished`; it counts once it is renamed, after everything is flushed.
 """
 
 import contextlib
@@ -54,13 +54,13 @@ class Component:
 
     Attributes:
         name: in TFX's vocabulary, e.g. "Trainer".
-        inputs: names of the artifacts it reads, made by components before it.
+        inputs: names of the artifacts it reads, made by earlier components.
         outputs: names of the artifacts it makes, each a directory.
         parameters: names of the settings it depends on, and no others.
         execute: called with an `Execution`.
-        references: names of the parameters that may be package.module:name, of anyone's modules whose code it runs.
+        references: names of the parameters that may be package.module:name, naming anyone's modules whose code it runs.
         reads: called with the parameters; returns name -> JSON value that identifies the outside data it reads; None
-            for what it will create itself.
+            for data it will create itself.
     """
 
     name: str
@@ -94,10 +94,10 @@ class Execution:
         outputs: name -> empty directory to fill.
         parameters: the declared ones.
         root: the pipeline root.
-        scratch: directory that outlives a kill: the next attempt at the same execution finds it as it was left.
-        num_workers: how many threads to use; changes no result.
-        engine: Beam's engine to certify on, None for this machine; changes no result.
-        name: of its directory, once it is finished.
+        scratch: directory that survives a kill: the next attempt at the same execution finds it as it was left.
+        num_workers: how many threads to use; does not change a result.
+        engine: Beam's engine to certify on, None for this machine; does not change a result.
+        name: name of its directory, once it is finished.
     """
 
     inputs: dict
@@ -117,8 +117,8 @@ class Step:
     Attributes:
         component: the `Component`.
         state: "cached"; "begun", if an earlier run was stopped in it; or "to do".
-        directory: of the execution; None where what it reads is still to be made.
-        scratch: what an earlier run left to go on from; None if there is nothing.
+        directory: directory of the execution; None if something that it reads does not exist yet.
+        scratch: what an earlier run left to continue from; None if there is nothing.
     """
 
     component: Component
@@ -128,13 +128,13 @@ class Step:
 
 
 def planned(components, settings, root, anew=False):
-    """What `run` would do, by which nothing is executed or written.
+    """What `run` would do; nothing is executed or written.
 
     Args:
         components, settings, root, anew: see `run`; the root need not exist.
 
     Returns:
-        The `Step`s, and name -> `Artifact` of those that there are.
+        The `Step`s, and name -> `Artifact` of those that exist.
 
     Raises:
         InputError: as `run`.
@@ -142,7 +142,7 @@ def planned(components, settings, root, anew=False):
     steps, artifacts = [], {}
     for component in components:
         if isinstance(component, Resolver):
-            with contextlib.suppress(KeyError):  # it looks at what is still to be made
+            with contextlib.suppress(KeyError):  # it looks at something that does not exist yet
                 artifacts[component.output] = component.resolve(artifacts, settings, root)
             continue
         if not artifacts.keys() >= {*component.inputs}:
@@ -150,7 +150,7 @@ def planned(components, settings, root, anew=False):
             continue
         declaration, directory = _declared(component, artifacts, settings, root)
         _check_links(directory)
-        # What a run would put back first.
+        # Includes what a run would first put back.
         finished = next((path for path in (directory, _replaced(directory)) if path.exists()), None)
         scratch = None if anew or not _unfinished(directory).is_dir() else _unfinished(directory) / _SCRATCH
         state = "cached" if finished and not anew else "begun" if scratch else "to do"
@@ -161,22 +161,22 @@ def planned(components, settings, root, anew=False):
 
 
 def run(components, settings, root, num_workers, anew=False, engine=None, starting=lambda directory: None):
-    """Runs components in order, saying so.
+    """Runs components in order, and reports each.
 
     Args:
         components: `Component`s and `Resolver`s; each reads artifacts made before it.
         settings: name -> JSON value; components pick the parameters they declare.
         root: `Path` of the pipeline root, which exists.
         num_workers: see `Execution`.
-        anew: whether components are executed even if they were before; what they made then is kept until they are done.
+        anew: whether to execute components even if they were before; what they made then is kept until they are done.
         engine: see `Execution`.
-        starting: called with the directory of each execution before it is carried out; not of those that are cached.
+        starting: called with the directory of each execution before it starts; not for those that are cached.
 
     Returns:
         name -> `Artifact`, all of them.
 
     Raises:
-        InputError: if a finished directory of this root was changed, is not ours or is a link to what is gone, or the
+        InputError: if a finished directory of this root was changed, is not ours or is a link to something gone, or the
             disk is full.
     """
     artifacts = {}
@@ -201,7 +201,7 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
                 declaration, directory, seconds = _execute(component, execution, declaration, directory)
             print(f"{component.name:<15} done in {duration(seconds)}: {printable(directory)}", flush=True)
         artifacts.update(_finished_outputs(component, declaration, directory))
-        # Not before the rename: a kill in between would cost what scratch holds.
+        # Only after the rename: a kill in between would cost what scratch holds.
         shutil.rmtree(directory / _SCRATCH, ignore_errors=True)
     return artifacts
 
@@ -221,14 +221,14 @@ def finished(root, name):
 
 
 def executions(root):
-    """Directory -> record, of each execution under root: a dictionary; None if it is unfinished, or not to be read.
+    """Directory -> record, a dictionary, of each execution under root; None if it is unfinished or cannot be read.
 
-    A finished one has among others its `component`, `inputs` and `output_fingerprints`, its `parameters`, and
-    `started_at` and `finished_at` in seconds since 1970. Names of unfinished ones end in `.unfinished`, of those that a
-    later one was about to replace in `.replaced`.
+    A finished one has, among others, its `component`, `inputs` and `output_fingerprints`, its `parameters`, and
+    `started_at` and `finished_at` in seconds since 1970. Names of unfinished ones end in `.unfinished`; names of those
+    that a later one was about to replace, in `.replaced`.
     """
     names = re.compile(rf"{_DIRECTORY.pattern}({re.escape(_UNFINISHED)}|{re.escape(_REPLACED)})?")
-    # What a link leads to may only be gone for a while, as a disk that is not mounted.
+    # The target of a link may only be gone for a while, for example on a disk that is not mounted.
     found = [
         path
         for path in sorted(root.glob("*-*"))
@@ -253,11 +253,11 @@ def is_locked(root):
 def locked(root, name="pipeline_root"):
     """Holds the root for one run at a time.
 
-    The lock goes with the process, however it ends.
+    The lock ends with the process, however that ends.
 
     Args:
         root: its `Path`.
-        name: of the setting that can give another root; None if there is none, as the command is about this one.
+        name: name of the setting that can give another root; None if there is none, because the command is about this.
 
     Raises:
         InputError: if the root cannot be written, or another run holds it.
@@ -278,7 +278,7 @@ def locked(root, name="pipeline_root"):
 
 
 def _try_to_lock(file):
-    """Whether the lock is ours now; `is_locked` may hold it for a moment."""
+    """Whether we now have the lock; `is_locked` may hold it for a moment."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -288,10 +288,10 @@ def _try_to_lock(file):
 
 
 def _declared(component, artifacts, settings, root):
-    """What tells an execution from others, as JSON values, and its directory."""
+    """What identifies an execution, as JSON values, and its directory."""
     parameters = {name: settings[name] for name in component.parameters}
     modules = code.modules(*(parameters[name] for name in component.references))
-    # Those behind it load what it saves, even if it is cached.
+    # Imported even if it is cached, because later components load what it saves.
     _import(modules)
     declaration = {
         "component": component.name,
@@ -313,7 +313,7 @@ def _prepare(component, inputs, parameters, directory, root, num_workers, engine
     unfinished = _unfinished(directory)
     outputs = {name: unfinished / name for name in component.outputs}
     scratch = unfinished / _SCRATCH
-    # A file may bear our name, too; scratch is kept for what an attempt before left there.
+    # A file may have our name; scratch is kept for what an earlier attempt left there.
     for path in (unfinished, scratch):
         if not path.is_dir():
             remove_path(path)
@@ -325,9 +325,9 @@ def _prepare(component, inputs, parameters, directory, root, num_workers, engine
 
 
 def _execute(component, execution, declaration, directory):
-    """Carries it out. Returns its declaration, directory and seconds: with what it created itself, other ones."""
+    """Runs it. Returns declaration, directory and seconds; the first two are new if it created what it reads."""
     unfinished = _unfinished(directory)
-    # In milliseconds, or a digit could be another and the number the same.
+    # In milliseconds: with more digits, one of them could be changed without changing the number.
     started = round(time.time(), 3)
     component.execute(execution)
     before, now = declaration["files"], _read(component, execution.parameters)
@@ -355,10 +355,10 @@ def _execute(component, execution, declaration, directory):
 
 
 def _check_unchanged(inputs, component):
-    """Raises InputError unless what was read is what was fingerprinted: else it would be cached as made from that."""
+    """Raises InputError unless what was read is what was fingerprinted: otherwise it would be cached as if it were."""
     # Each once: the members of a sweep share their examples.
     for artifact in {*inputs.values()}:
-        # There may be none, as of a first run's baseline.
+        # There may be none, such as for a first run's baseline.
         if artifact.path is not None and not artifact.is_unchanged():
             raise InputError(
                 f"{artifact.path} was changed while {component.name} read it; put back what was there, or delete "
@@ -367,13 +367,13 @@ def _check_unchanged(inputs, component):
 
 
 def _code(component, modules):
-    """What tells the code of an execution from another: ours, and anyone's that it runs."""
+    """What identifies an execution's code: ours, and anyone's that it runs."""
     ours = code.digest_of_ours(component.execute.__module__)
     return {"ours": ours, **{module: code.digest(module) for module in modules}}
 
 
 def _read(component, parameters):
-    """What tells what an execution reads from elsewhere."""
+    """What identifies the data that an execution reads from elsewhere."""
     try:
         return component.reads(parameters)
     except InputError:
@@ -391,7 +391,7 @@ def _import(modules):
 
 
 def _check_links(directory):
-    """Raises InputError if an execution's directory is a link to what is gone: made again, it would have no place."""
+    """Raises InputError if an execution's directory is a link to something gone: made again, it would have no place."""
     for path in (directory, _replaced(directory), _unfinished(directory)):
         if _leads_nowhere(path):
             raise InputError(
@@ -405,7 +405,7 @@ def _leads_nowhere(path):
 
 
 def _put_back(directory):
-    """What was to be replaced by a run that was killed before it was."""
+    """Puts back what a run, killed in between, was about to replace."""
     if _replaced(directory).exists():
         if directory.exists():
             remove_path(_replaced(directory))

@@ -1,4 +1,4 @@
-"""The certification report: the page of one classifier's certificates, put together from an evaluation."""
+"""The certification report: the page about one classifier's certificates, put together from an evaluation."""
 
 import importlib.metadata
 import time
@@ -43,19 +43,19 @@ class Evaluated:
 
     Attributes:
         title: heading of the page.
-        metrics, blessing: what the Evaluator writes as JSON; no blessing where none was asked for.
+        metrics, blessing: what the Evaluator writes as JSON; no blessing if none was asked for.
         listing: group -> list of [name, value in words, meaning], the run's settings.
         correct_radii: kind of certificate -> float64 [images], -1 where wrong or abstained; the run's own kind first.
-            Where no label is known, certified counts as correct.
-        certificates, votes: of the images, of that kind.
+            If no label is known, certified counts as correct.
+        certificates, votes: of the images, for that kind.
         ids, labels: int64 [images]; labels are -1 where not known.
         class_names: one for each class.
-        image: function of an image's position: its pixels [H, W, C], or None where they cannot be had any more.
+        image: function of an image's position: its pixels [H, W, C], or None if they are no longer available.
         noise: function of an image's position: noise that was added to it for a vote, of the same shape.
-        names: of the images, one for each, of its file or as its data set calls it; or None.
+        names: one for each image, of its file or as its data set calls it; or None.
         paper: a `presets.PaperRow` as a dictionary, or None.
         history: structured array, one row for each epoch, or None.
-        command: what makes these certificates.
+        command: the command that produces these certificates.
         finished_at: when they were made, seconds since the epoch, or None.
         color: place of the training method's colour.
     """
@@ -100,14 +100,14 @@ def first_noise(grid, image_shape, seed, ids):
 
 
 def write(directory, evaluated):
-    """Writes the page, and the curve as an image, into `directory`, about an `Evaluated` of one or more images."""
+    """Writes the page, and the curve as an image, into `directory`, for an `Evaluated` with at least one image."""
     if evaluated.has_labels:
         write_bytes(directory / FIGURE_NAME, figures.save_png(figures.radius_accuracy_curves(evaluated.correct_radii)))
     write_text(directory / FILE_NAME, html(evaluated))
 
 
 def html(evaluated):
-    """The page as HTML text; the same for the same `Evaluated`."""
+    """The page as HTML text; always the same for the same `Evaluated`."""
     metrics = evaluated.metrics
     notes = [*NOTES]
     notes += [_AFTER_A_LOOK] if metrics["bound"] == "anytime" else []
@@ -127,7 +127,7 @@ def html(evaluated):
 
 
 def _table(evaluated):
-    """The run's own kind of certificates, the other kinds, and the paper's row; radii that n cannot certify are cut."""
+    """The run's own kind of certificates, the other kinds and the paper's row, up to the radii that n can certify."""
     metrics, paper = evaluated.metrics, evaluated.paper
     kept = [place for place, radius in enumerate(metrics["radii"]) if radius <= evaluated.limit]
 

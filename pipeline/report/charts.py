@@ -1,7 +1,7 @@
 """Charts as data, which the page's template draws as SVG in the page's own colours.
 
-Places are percentages of the plot's width from its left edge and of its height from its upper edge; a path's are
-thousandths, as the SVG stretches it to whatever width there is. Radii are l2 radii in [0, 1] pixel units.
+Places are percentages of the plot's width from its left edge and of its height from its upper edge; in a path they are
+thousandths, as the SVG stretches it to the available width. Radii are l2 radii in [0, 1] pixel units.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.report.radii import checked, named, steps_of
 from pipeline.report.words import at_least
 
-COLORS, DASHES = 7, 4  # of the style sheet; without a common factor, so that looks repeat after 28 curves only
+COLORS, DASHES = 7, 4  # of the style sheet; without a common factor, so that looks repeat only after 28 curves
 # Places in the list of colours, the same on every page.
 METHOD_COLORS = {
     name: place
@@ -23,7 +23,7 @@ METHOD_COLORS = {
 MAX_BANDS = 4
 FRACTIONS = ("smoothed_accuracy", "hinge_fraction")
 CURVES = ("loss", "classification_loss", "robustness_loss", *FRACTIONS, "soft_radius", "learning_rate")
-# What a pointer reads off: radii of so many decimals.
+# What the pointer shows: radii with this many decimals.
 _DECIMALS = 3
 _MARKS = (0.05, 0.2, 0.5, 0.8, 0.95, 0.99, 0.999, 0.9999, 0.99999)
 _NEAREST_MARKS = 13  # per cent of the width
@@ -47,9 +47,10 @@ class Path:
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve of the legend.
+    """A curve in the legend.
 
-    counts[i] of its `num_images` images have a radius of at[i] thousandths or beyond, and of more than at[i - 1].
+    counts[i] of its `num_images` images have a radius of at least at[i] thousandths, and as many have one of more than
+    at[i - 1].
     """
 
     name: str
@@ -61,7 +62,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A plot. `end` is the radius at its right edge, where its curves can be read off; `note` is written across it."""
+    """A plot. `end` is the radius at its right edge, up to which curves can be read; `note` is written across it."""
 
     y_label: str
     x_label: str
@@ -91,7 +92,7 @@ class _Axis:
         return [Tick(float(self.at(value)), f"{value:{form}}") for value in values]
 
     def round_ticks(self, most: int) -> list[Tick]:
-        """At most so many, at multiples of 1, 2, 2.5 or 5 times a power of ten."""
+        """At most `most` ticks, at multiples of 1, 2, 2.5 or 5 times a power of ten."""
         width = self.last - self.first
         power = 10.0 ** math.floor(math.log10(width / most))
         step = next(power * factor for factor in (1, 2, 2.5, 5, 10, 20) if width / (power * factor) < most)
@@ -105,7 +106,7 @@ def name_of_limit(limit: float, n: int) -> str:
 
 
 def looks(place: int) -> str:
-    """Classes of the curve in this place: a colour, and dashes for those who see none."""
+    """Classes of the curve in this place: a colour, and dashes for readers who cannot tell colours apart."""
     return f"color-{place % COLORS + 1} dash-{place % DASHES + 1}"
 
 
@@ -122,13 +123,13 @@ def certified_accuracy(
 
     Args:
         radii: name -> float [num_images], the certified radius of each image, -1 where the prediction is wrong or the
-            classifier abstains. The certified accuracy at r is mean(radii >= r). As long as there are few, each has a
-            band of one pointwise binomial standard error over the drawing of images.
+            classifier abstains. The certified accuracy at r is mean(radii >= r). If there are few, each has a band of
+            one pointwise binomial standard error over the drawing of images.
         colors: name -> place in the list of colours; by default the place among the names.
         paper: numbers to compare with: name, radii, certified_accuracy, acr; those up to the plot's end are points.
         limit: a radius that no curve can pass, and what is written beside it.
-        y_label: what the vertical axis is.
-        mean: what the area under a curve is.
+        y_label: label of the vertical axis.
+        mean: name of the area under a curve.
 
     Raises:
         ValueError: there is no curve, or radii are empty, not one-dimensional or not finite.
@@ -173,9 +174,9 @@ def _acr(paper):
 
 
 def _reading(radii):
-    """Radii in thousandths where the count of images with that radius or beyond falls behind, and the counts there."""
+    """Radii in thousandths at which fewer images have that radius or beyond than before, and the counts there."""
     largest = max(radii.max(), 0.0)
-    # As the decimals are read, not as multiples of a rounded 0.001.
+    # Exactly as the decimals are read, not as multiples of a rounded 0.001.
     grid = np.arange(math.ceil(largest * 10**_DECIMALS) + 2) / 10**_DECIMALS
     places = np.sort(np.searchsorted(grid, radii[radii >= 0], side="right") - 1)
     at, first = np.unique(places, return_index=True)
@@ -183,12 +184,12 @@ def _reading(radii):
 
 
 def _stairs(x, y, steps, heights, backwards=False):
-    """The path of a step function that is heights[i] on (steps[i - 1], steps[i]]; where steps share a place, the last.
+    """The path of a step function that is heights[i] on (steps[i - 1], steps[i]]; where steps coincide, the last.
 
-    Each begins with the letter M.
+    Each path begins with the letter M.
     """
     across, down = 10 * x.at(steps), 10 * y.at(heights)
-    # Of steps closer than a tenth of a thousandth, only the last is seen.
+    # Of steps closer than a tenth of a thousandth, only the last is visible.
     across = np.round(across, 1)
     kept = np.append(np.diff(across) > 0, True)
     kept[0] = True
@@ -206,16 +207,16 @@ def _line(points):
 
 
 def lower_bounds(p_lower: np.ndarray, correct: np.ndarray | None, *, ceiling: float) -> list[Chart]:
-    """Histograms of the lower confidence bound on the top-class probability, correct and other images apart.
+    """Histograms of the lower confidence bound on the top-class probability, separately for correct and other images.
 
-    The horizontal axis is Phi^-1(p_lower), the certified radius over sigma: on the scale of p itself nearly
+    The horizontal axis is Phi^-1(p_lower), the certified radius over sigma: on the scale of p itself, nearly
     all images would share the last pixel. Bounds too far below 1/2 for the axis are counted in the first bin,
     and the axis says how many.
 
     Args:
         p_lower: float [num_images], in [0, ceiling].
-        correct: bool [num_images], whether the image counts as correctly classified; None where that is not known.
-        ceiling: largest `p_lower` that any vote can attain (alpha ** (1 / n) for Clopper-Pearson), in (0, 1).
+        correct: bool [num_images], whether the image counts as correctly classified; None if that is not known.
+        ceiling: largest `p_lower` that any votes can attain (alpha ** (1 / n) for Clopper-Pearson), in (0, 1).
 
     Raises:
         ValueError: an argument is outside its range, or the shapes differ.
@@ -253,7 +254,7 @@ def lower_bounds(p_lower: np.ndarray, correct: np.ndarray | None, *, ceiling: fl
 
 
 def _thinned(ticks):
-    """Without those that would run into another, the outer ones first."""
+    """Without ticks that would overlap another, the outer ones first."""
     kept = []
     for tick in sorted(ticks, key=lambda tick: (tick.text != "0.5", tick.text != "0.99", len(tick.text))):
         if all(abs(tick.at - other.at) >= _NEAREST_MARKS for other in kept):
@@ -278,7 +279,7 @@ def _checked_bounds(p_lower, correct, ceiling):
 
 
 def _bins(p_lower, ceiling):
-    """Phi^-1 of the bounds, the bins' edges and width, and how many bounds left of the first are counted in it."""
+    """Phi^-1 of the bounds, the bins' edges and width, and how many bounds left of the first bin are counted in it."""
     quantile = NormalDist().inv_cdf
     top = quantile(ceiling)
     z = np.array([quantile(p) if p > 0 else -math.inf for p in np.minimum(p_lower, ceiling)])
@@ -299,7 +300,7 @@ def _probability(p):
 
 
 def training(history: Mapping[str, Sequence[float]]) -> list[Chart]:
-    """One small chart for each quantity of `CURVES` that `history` has, headed with the value of the last epoch.
+    """One small chart for each quantity of `CURVES` that `history` has, with the last epoch's value as its heading.
 
     Args:
         history: name -> one float per epoch. Names that are not in `CURVES` are not drawn.

@@ -1,4 +1,4 @@
-"""The certification report of anyone's classifier on anyone's images."""
+"""The certification report for anyone's classifier on anyone's images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from serving.terminal import printable
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What came of a certification.
+    """The results of a certification.
 
     Attributes:
         ids, labels: int64 [images]; labels are -1 where not known.
@@ -33,7 +33,7 @@ class Found:
     opened: object
 
     def image(self, position):
-        """The pixels that were certified, or None where there is another image by now, or none."""
+        """The pixels that were certified, or None if the image has changed or is gone."""
         example_id = int(self.ids[position])
         try:
             return self.opened.image(example_id, self.outcome.digests[example_id])
@@ -41,7 +41,7 @@ class Found:
             return None
 
     def correct_radii(self, certified):
-        """float64 [images], -1 where wrong or abstained; where no label is known, only where abstained."""
+        """float64 [images], -1 where wrong or abstained; if no label is known, only where abstained."""
         if (self.labels >= 0).any():
             return evaluation.correct_radii(certified, self.labels)
         return np.where(certified.predictions == ABSTAIN, -1.0, certified.radii)
@@ -51,10 +51,10 @@ def write(directory, settings, metrics, found, *, listing, command):
     """Writes the page and its figure into a directory.
 
     Args:
-        directory: where.
-        settings: name -> value: model, dataset or images, sigma, seed and levels are told.
-        metrics: what is said of the certificates, as JSON values.
-        found: `Found`, of one or more images.
+        directory: where to write.
+        settings: name -> value: model, dataset or images, sigma, seed and levels are shown.
+        metrics: what is measured of the certificates, as JSON values.
+        found: `Found`, with at least one image.
         listing, command: see `certification_report.Evaluated`.
     """
     ids, opened, num_classes = found.ids, found.opened, metrics["num_classes"]

@@ -1,4 +1,4 @@
-"""Several models' certificates side by side: one table, one figure, and what keeps them from being compared."""
+"""Several models' certificates side by side: one table, one figure, and reasons why they cannot be compared."""
 
 from dataclasses import dataclass
 
@@ -28,12 +28,12 @@ _NOTES = (
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One model's certificates, to be compared.
+    """One model's certificates, for comparison.
 
     Attributes:
-        name: of the curve and the row.
+        name: name of the curve and the row.
         log: the images with their labels, predictions and radii.
-        sigma, n, alpha: what it was certified at; None where that is not known.
+        sigma, n, alpha: what it was certified at; None if not known.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Of one entry's ACR to another's, on the `num_images` images that both have."""
+    """Difference of one entry's ACR from another's, on the `num_images` images that both have."""
 
     mean: float
     standard_error: float
@@ -58,7 +58,7 @@ class PairedDifference:
 
 
 def paired_difference(entry, first):
-    """The `PairedDifference` of `entry` to `first`; None if they share fewer than two images or disagree on labels."""
+    """The `PairedDifference` of `entry` from `first`; None if they share fewer than two images or differ in labels."""
     here, there, num_other_labels = _shared(entry, first)
     if len(here) < 2 or num_other_labels:
         return None
@@ -76,7 +76,7 @@ def default_radii(entries):
 
 
 def table(entries, radii):
-    """Header and rows of text: certified accuracy at `radii`, ACR, its difference to the first entry, and settings."""
+    """Header and rows of text: certified accuracy at `radii`, ACR, its difference from the first entry's, settings."""
     header = ["radius", *(f"{radius:g}" for radius in radii), "ACR", "vs first", *_SETTINGS, "images"]
     rows = []
     for entry in entries:
@@ -89,7 +89,7 @@ def table(entries, radii):
 
 
 def remarks(entries):
-    """What to know before these entries are compared, one line each."""
+    """What to know before comparing these entries, one line each."""
     settings = list(zip(*map(_setting, entries), strict=True))
     differ = [name for name, values in zip(_SETTINGS, settings, strict=True) if len(set(values) - {None}) > 1]
     if any(set(entry.log.ids.tolist()) != set(entries[0].log.ids.tolist()) for entry in entries):
@@ -191,7 +191,7 @@ def _images(ids):
 
 
 def _shared(entry, first):
-    """Places in `entry` and in `first` of the images that both have, and how many of those have another label."""
+    """Places in `entry` and in `first` of the images that both have, and how many of these differ in their labels."""
     _, here, there = np.intersect1d(entry.log.ids, first.log.ids, return_indices=True)
     return here, there, int((entry.log.labels[here] != first.log.labels[there]).sum())
 

@@ -1,6 +1,6 @@
 """The curves of certified accuracy as image files, drawn with matplotlib's object API; no global state is touched.
 
-Pages have charts of their own (`charts`).
+Pages have their own charts (`charts`).
 """
 
 import io
@@ -18,8 +18,9 @@ from matplotlib.patches import Patch
 from pipeline.report.charts import MAX_BANDS
 from pipeline.report.radii import checked, named, steps_of
 
-# Okabe and Ito's colours, which stay apart under the common colour-vision deficiencies, but for yellow, too light for a
-# line; and dashes for those who see no colour. Seven and four have no common factor: looks repeat after 28 curves only.
+# Okabe and Ito's colours, which remain distinct under the common colour-vision deficiencies, without yellow, which is
+# too light for a line; and dashes for readers who see no colour. Seven and four have no common factor: looks repeat
+# only after 28 curves.
 INK, GREY, FAINT = "#22262A", "#626B75", "#E3E6EA"
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", INK, "#56B4E9", "#E69F00")
 _DASHES = ((), (5, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5))
@@ -31,8 +32,8 @@ _WIDTH, _HEIGHT = 7.2, 4.6  # inches
 def radius_accuracy_curves(curves: Mapping[str, np.ndarray]) -> Figure:
     """Certified accuracy as a function of the radius: exact step curves, as in Figures 1 and 3 of the paper.
 
-    Curves are told apart by colour and by dashes, up to `MAX_CURVES`, and named in the order given. Each has its band
-    of one standard error as long as there are few.
+    Curves are distinguished by colour and by dashes, up to `MAX_CURVES`, and named in the order given. If there are
+    few, each has a band of one standard error.
 
     Args:
         curves: name -> float [num_images], the certified radius of each image, -1 where the prediction is wrong or the
@@ -104,7 +105,7 @@ def _legend_above(figure: Figure, handles: list, labels: list[str]) -> None:
     columns = 2 if len(labels) > 6 and max(map(len, labels)) <= 42 else 1
     labels = [textwrap.fill(label, 72) for label in labels]
     num_lines = math.ceil(sum(label.count("\n") + 1 for label in labels) / columns)
-    figure.set_figheight(_HEIGHT + 0.2 * max(num_lines - 4, 0))  # or a long one would squeeze the axes
+    figure.set_figheight(_HEIGHT + 0.2 * max(num_lines - 4, 0))  # otherwise a long one would squeeze the axes
     legend = figure.legend(
         handles,
         labels,

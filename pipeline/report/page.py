@@ -1,7 +1,7 @@
 """Every report as one HTML page that needs no network and no other file.
 
-What is on a page is data here; how it looks is in `templates`, where all text is escaped. The page's own content
-security policy lets in its style sheet and its script, by their digests, images as data, and nothing else.
+The contents of a page are data here; how they look is in `templates`, where all text is escaped. The page's own content
+security policy admits its style sheet and its script, by their digests, and images as data, and nothing else.
 """
 
 import base64
@@ -22,7 +22,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 @dataclass(frozen=True)
 class Fact:
     """A number or verdict for the top of the page; `details` are lines in small print below it, `short` is its label
-    where there is little room.
+    where space is short.
     """
 
     label: str
@@ -46,8 +46,8 @@ class MetricRow:
 
     `details` and `acr_details` are small print below the name and the ACR.
     `paper_caveat` makes it a row of the paper: it is then marked as reported, it shows this text (how that
-    experiment differs from ours), and its accuracies show two decimals, all that the paper gives. `behind` are the
-    texts of the columns behind the ACR.
+    experiment differs from ours), and its accuracies show two decimals, as many as the paper gives. `behind` are the
+    texts of the columns after the ACR.
     """
 
     name: str
@@ -63,7 +63,7 @@ class MetricRow:
 class MetricsTable:
     """Rows that share one header of l2 radii, in [0, 1] pixel units. `what` says what the numbers are.
 
-    `behind` names columns behind the ACR; `remarks` are what to know before comparing the rows, a paragraph each.
+    `behind` names the columns after the ACR; `remarks` are what to know before comparing the rows, a paragraph each.
     """
 
     radii: tuple[float, ...]
@@ -87,7 +87,7 @@ class MetricsTable:
 
 @dataclass(frozen=True)
 class Figure:
-    """One or several charts under a heading; `alt` says what they show in words; `small` ones stand side by side.
+    """One or several charts under a heading; `alt` describes them in words; `small` ones stand side by side.
 
     `id` is its anchor in the page: a letter, then letters, digits, `_` and `-`.
     """
@@ -104,8 +104,8 @@ class Figure:
 class Confusion:
     """How often images of one class (a row) had another one selected (a column): a table, or the most frequent pairs.
 
-    cells: for each class its name, and for each selected class (count, how much of the row that is, from 0 to 4).
-    pairs: [label, selected class, count], where there are too many classes for a table.
+    cells: for each class its name, and for each selected class (count, its share of the row, from 0 to 4).
+    pairs: [label, selected class, count], if there are too many classes for a table.
     """
 
     class_names: Sequence[str]
@@ -115,7 +115,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class ImageCard:
-    """One image: its outcome in a word, what is said of it, and small pictures as (PNG as a data URI, what it is)."""
+    """One image: its outcome in a word, text about it, and small pictures as (PNG as a data URI, what it shows)."""
 
     name: str
     label: str | None
@@ -128,7 +128,7 @@ class ImageCard:
 
 @dataclass(frozen=True)
 class Images:
-    """A browser of single images, the worst first; `caption` says which they are."""
+    """A browser of single images, worst first; `caption` says which images they are."""
 
     caption: str
     cards: Sequence[ImageCard]
@@ -143,7 +143,7 @@ class Images:
 
 
 def accuracy_curves(chart, alt, what="certified class is their label"):
-    """The `Figure` of certified accuracy by radius; `alt` says what it shows in words."""
+    """The `Figure` of certified accuracy by radius; `alt` describes it in words."""
     caption = (
         f"Share of the images whose {what}, at each l2 radius or beyond. The area under a curve is the mean radius"
     )
@@ -156,7 +156,7 @@ def accuracy_curves(chart, alt, what="certified class is their label"):
 
 
 def data_uri(png: bytes) -> str:
-    """A PNG file as an address."""
+    """A PNG file as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
@@ -177,13 +177,13 @@ def render(
 
     Args:
         title: heading of the page.
-        summary: shown large at the top, the first one largest and always in sight; may be empty.
+        summary: shown large at the top, the first one largest and always visible; may be empty.
         settings: group name -> the settings of that group; may be empty.
         metrics: the table of certified accuracies.
         figures: shown in this order, each in its own section, the first one above the table.
         notes: what the numbers guarantee and what they do not, one paragraph each.
-        images, confusion: see there.
-        footer: what made the page, as (name, value).
+        images, confusion: see the classes.
+        footer: how the page was made, as (name, value).
         accent: place of the page's own colour in the list of colours.
 
     Raises:
@@ -204,7 +204,7 @@ def render(
         confusion=confusion,
         footer=footer,
         accent=accent,
-        # Between the tags there must be nothing that the digests are not of.
+        # Between the tags there must be nothing that the digests do not cover.
         style=jinja2.utils.markupsafe.Markup(style),
         script=jinja2.utils.markupsafe.Markup(script),
         policy=f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "

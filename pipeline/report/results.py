@@ -1,6 +1,6 @@
-"""Certificates -> results: what is measured of them, the files that say so, and the rows of their table.
+"""Certificates -> results: what is measured of them, the files that record it, and the rows of their table.
 
-The Evaluator and `pipeline.certify` both call it, so that the same votes have the same results whoever drew them.
+The Evaluator and `pipeline.certify` both use this, so that the same votes have the same results, whoever drew them.
 """
 
 import json
@@ -23,10 +23,10 @@ def write(directory, certified, labels, radii=None, names=None, **also):
         directory: `Path`, which exists.
         certified: what `certificate_files.read` returned.
         labels: int64 [images], or -1 for all where they are not known.
-        radii: l2 radii to report certified accuracy at; by default those that were decided, where the samples were
-            drawn to decide some, else `evaluation.default_radii`.
+        radii: l2 radii at which to report certified accuracy; by default those that were decided, if the samples were
+            drawn to decide some, otherwise `evaluation.default_radii`.
         names: of the images, as `certification_log.write` takes them.
-        also: what else metrics.json is to hold, JSON values.
+        also: further JSON values for metrics.json.
 
     Returns:
         The metrics: `also`, and what `of` returns.
@@ -37,7 +37,7 @@ def write(directory, certified, labels, radii=None, names=None, **also):
         certification_log.write(log, certificates, labels, ids, names)
         path = directory / certificate_files.file_name(place, name, "parquet")
         table.write(path, certificates, votes, labels, ids, names)
-    # At other radii than those that were decided, the share certified is not the model's.
+    # At radii other than those that were decided, the share certified is not the model's.
     shown = radii or about["radii"] or evaluation.default_radii(about["sigma"], about["n"], about["alpha"])
     metrics = {**also, **of(kinds, votes, labels, shown)}
     write_text(directory / METRICS, json.dumps(metrics, indent=1))
@@ -45,7 +45,7 @@ def write(directory, certified, labels, radii=None, names=None, **also):
 
 
 def of(kinds, votes, labels, radii):
-    """What is measured of certificates, as JSON values: of the run's own kind, and of each under "certificates".
+    """What is measured of certificates, as JSON values: for the run's own kind, and for each under "certificates".
 
     Args:
         kinds: kind's name -> `Certificates`, the run's own first.
@@ -79,18 +79,18 @@ def _of_kind(certificates, labels, radii):
 
 
 def twice_chance(num_classes):
-    """The certified accuracy from which a model is told from chance: twice of it, but halfway to 1 for two classes."""
+    """The certified accuracy from which a model is better than chance: twice chance; for two classes, halfway to 1."""
     chance = 1 / num_classes
-    # Twice chance would ask for perfection of two classes.
+    # For two classes, twice chance would require perfection.
     return min(2 * chance, (1 + chance) / 2)
 
 
 def header(first, radii):
-    """The header of a table of results, whose first column is called `first`."""
+    """The header of a table of results whose first column is called `first`."""
     return [first, *(f"{radius:g}" for radius in radii), "ACR"]
 
 
 def row(name, measured):
-    """A row under it: of one of the "certificates" that `of` returned."""
+    """A row of that table, for one of the "certificates" that `of` returned."""
     accuracies = [f"{accuracy:.3f}" for accuracy in measured["certified_accuracy"]]
     return [name, *accuracies, words.mean(measured["acr"], measured["acr_standard_error"])]

@@ -1,4 +1,4 @@
-"""Single images and how classes are taken for each other: what a page shows of certificates one by one."""
+"""Single images, and which classes are confused: what a page shows of individual certificates."""
 
 import io
 
@@ -8,14 +8,14 @@ from PIL import Image
 from pipeline.report import page, table
 from pipeline.report.words import at_least
 
-# So that a page stays small: images shown, pixels of a picture's side, classes of a table, pairs of classes listed.
+# Limits that keep a page small: images shown, pixels of a picture's side, classes of a table, pairs of classes listed.
 MAX_IMAGES, MAX_SIDE, MAX_CLASSES, MAX_PAIRS = 96, 64, 20, 20
 _MAX_VOTED = 3
 _WORST_FIRST = (table.WRONG, table.UNESTIMATED, table.ABSTAINED, table.CORRECT, table.CERTIFIED)
 
 
 def worst_first(certificates, labels):
-    """Positions [images]: wrong ones by falling radius, unestimated, abstained, and the others by rising radius."""
+    """Positions [images]: wrong by descending radius, unestimated, abstained, then the others by ascending radius."""
     outcomes = table.outcomes(certificates, labels)
     rank = np.array([_WORST_FIRST.index(outcome) for outcome in outcomes], np.int64)
     badness = np.where(outcomes == table.WRONG, -certificates.radii, certificates.radii)
@@ -23,7 +23,7 @@ def worst_first(certificates, labels):
 
 
 def chosen(order):
-    """At most `MAX_IMAGES` of these positions: half of them the first, the others evenly spread over the rest."""
+    """At most `MAX_IMAGES` of these positions: half of them the first ones, the others evenly spread over the rest."""
     half = MAX_IMAGES // 2
     if len(order) <= MAX_IMAGES:
         return order
@@ -46,7 +46,7 @@ def browser(evaluated):
 
 
 def confusion(selected, labels, class_names):
-    """The `page.Confusion` of selected classes [images] and labels [images], or None where no label is known."""
+    """The `page.Confusion` of selected classes [images] and labels [images], or None if no label is known."""
     known = labels >= 0
     if not known.any():
         return None
@@ -54,7 +54,7 @@ def confusion(selected, labels, class_names):
     if len(class_names) <= MAX_CLASSES:
         matrix = np.zeros((len(class_names),) * 2, np.int64)
         matrix[tuple(pairs)] = counts
-        # 0 for none, and up to 4 for all of the row.
+        # From 0 for none to 4 for the whole row.
         shares = np.ceil(4 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)).astype(int)
         rows = [list(zip(*row, strict=True)) for row in zip(matrix.tolist(), shares.tolist(), strict=True)]
         return page.Confusion(class_names, list(zip(class_names, rows, strict=True)), ())

@@ -1,7 +1,7 @@
 """A sweep's comparison as one page, and the words that the page and the terminal share.
 
-A comparison is what sweep.json holds: the swept setting's name, the value that differences are to, radii, and for each
-value its figures, or why it failed.
+A comparison is the contents of sweep.json: the swept setting's name, the value that differences refer to, radii, and
+for each value its figures, or why it failed.
 """
 
 from macer_tf.certificates import max_radius
@@ -51,17 +51,17 @@ def write(directory, comparison, curves, listing):
 
 
 def accuracies(comparison, member):
-    """A member's certified accuracy at each radius, None where it failed."""
+    """A member's certified accuracy at each radius, None if it failed."""
     return member.get("certified_accuracy", [None] * len(comparison["radii"]))
 
 
 def acr(member):
-    """A member's ACR with its standard error, or that it failed."""
+    """A member's ACR with its standard error, or "failed"."""
     return "failed" if member["failure"] else words.mean(member["acr"], member["acr_standard_error"])
 
 
 def columns_behind_acr(comparison):
-    """(header, a text for each member) of the columns that there is anything to say in."""
+    """(header, a text for each member) of those columns that have anything to show."""
     members = comparison["members"]
     columns = [
         (
@@ -89,7 +89,7 @@ def columns_behind_acr(comparison):
 
 
 def conditions(comparison):
-    """What the figures hold for and what the columns are, a line each."""
+    """What the figures hold for and what the columns are, one line each."""
     members = [member for member in comparison["members"] if member["failure"] is None]
     common = ", ".join(
         f"{name}={_each(members, name, form)}"
@@ -115,14 +115,14 @@ def conditions(comparison):
 
 
 def _colors(setting, curves):
-    """A place in the list of colours for each curve; a method has the one that its own report has."""
+    """A place in the list of colours for each curve; a method has the one in its own report."""
     own = charts.METHOD_COLORS if setting == "method" else {}
     free = iter([place for place in range(len(curves) + len(own)) if place not in own.values()])
     return {f"{setting} = {value}": own[value] if value in own else next(free) for value in curves}
 
 
 def _limit(members):
-    """The largest radius that n and alpha can certify, and its name; None where members differ in it."""
+    """The largest radius that n and alpha can certify, and its name; None if members differ in it."""
     limits = {(max_radius(*(one[name] for name in ("sigma", "n", "alpha", "bound"))), one["n"]) for one in members}
     if len(limits) > 1:
         return None
@@ -184,5 +184,5 @@ def _table(comparison):
 
 
 def _each(members, name, form=""):
-    """What the members have there, in their order, each once."""
+    """The members' values of this, in their order, each once."""
     return " | ".join(dict.fromkeys(f"{member[name]:{form}}" for member in members))

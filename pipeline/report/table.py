@@ -13,7 +13,7 @@ CORRECT, WRONG, CERTIFIED, ABSTAINED, UNESTIMATED = "correct", "wrong", "certifi
 
 
 def outcomes(certificates, labels):
-    """What became of each image, in one word: [images].
+    """The outcome of each image, in one word: [images].
 
     Args:
         certificates: `Certificates`.
@@ -26,18 +26,18 @@ def outcomes(certificates, labels):
 
 
 def write(path, certificates, votes, labels, ids, names=None):
-    """Writes a Parquet file of the columns example_id, file, label, prediction, outcome, radius, p_lower and votes.
+    """Writes a Parquet file with the columns example_id, file, label, prediction, outcome, radius, p_lower and votes.
 
-    Numbers have every digit: radii and p_lower are float64 and rounded down. What they hold for (sigma, alpha, n0, n,
-    bound, beta) is in the schema's metadata.
+    Numbers have full precision: radii and p_lower are float64 and rounded down. What they hold for (sigma, alpha, n0,
+    n, bound, beta) is in the schema's metadata.
 
     Args:
-        path: of the file.
+        path: where to write.
         certificates: `Certificates`.
         votes: `Votes`; the column is the estimation samples' votes for each class.
         labels: int64 [images], -1 where not known, which is null in the file.
         ids: int64 [images].
-        names: one for each image, of its file or as its data set calls it; None where it has none.
+        names: one for each image, of its file or as its data set calls it; None for an image without one.
     """
     labels = np.asarray(labels)
     holds_for = {name: getattr(certificates, name) for name in ("sigma", "alpha", "n0", "bound", "beta")}

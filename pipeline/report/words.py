@@ -1,4 +1,4 @@
-"""How results are told, on the terminal and on every page."""
+"""How results are worded, on the terminal and on every page."""
 
 import decimal
 import math
@@ -7,7 +7,7 @@ HEADER = "Certified accuracy at l2 radius, and average certified radius (ACR ± 
 
 
 def mean(value, standard_error, digits=4, sign=""):
-    """A mean and its standard error, with so many digits; `sign` is "+" for a difference.
+    """A mean and its standard error, with this many digits; `sign` is "+" for a difference.
 
     One value has no standard error.
     """
@@ -17,5 +17,5 @@ def mean(value, standard_error, digits=4, sign=""):
 
 
 def at_least(value, digits):
-    """A lower bound, such as a radius, with so many digits, rounded down: what it says is certified."""
+    """A lower bound, such as a radius, with this many digits, rounded down, so that the number shown is certified."""
     return str(decimal.Decimal(float(value)).quantize(decimal.Decimal(10) ** -digits, decimal.ROUND_FLOOR))

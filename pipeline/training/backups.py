@@ -1,4 +1,4 @@
-"""The state of a training: what was done so far, backed up whole or not at all, and restored to the very step."""
+"""The state of training: what was done so far, backed up whole or not at all, and restored to the exact step."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ from pipeline.utils.atomic_files import finish_directory, write_text, writing
 from pipeline.utils.errors import InputError
 from serving.fingerprints import file_digest
 
-# Within an epoch a kill loses at most this much, and backups take at most this share of the time.
+# Within an epoch, a kill loses at most this much, and backups take at most this share of the time.
 _SECONDS_BETWEEN_BACKUPS = 60
 _SHARE_OF_TIME = 0.02
 
@@ -27,15 +27,15 @@ _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError,
 
 
 class Record(keras.callbacks.Callback):
-    """What was done so far, by this process and those before it; it comes first of the callbacks.
+    """What was done so far, by this process and earlier ones; it must be the first of the callbacks.
 
     Attributes:
-        steps: in an epoch.
+        steps: steps in an epoch.
         done: steps done since training began.
         history: name -> reported value, for each finished epoch.
         times: when each epoch was finished, in seconds since 1970.
-        seconds: what each epoch took, without what was lost by a kill; the first after a start also builds the graph.
-        core_seconds: the same, of all cores together.
+        seconds: how long each epoch took, without what a kill lost; the first after a start also builds the graph.
+        core_seconds: the same, summed over all cores.
     """
 
     def __init__(self, steps):
@@ -56,8 +56,8 @@ class Record(keras.callbacks.Callback):
         return self.done % self.steps
 
     def state(self):
-        """All of it as a JSON value."""
-        # A float32 survives the way through Python's floats and JSON bit for bit.
+        """The whole record as a JSON value."""
+        # A float32 survives the conversion to Python's floats and JSON bit for bit.
         metrics = [variable.numpy().tolist() for variable in _metric_variables(self.model)] if self.step else []
         return {
             "done": self.done,
@@ -70,7 +70,7 @@ class Record(keras.callbacks.Callback):
         }
 
     def restore(self, state, model):
-        """Takes over what `state` returned for such a model. Raises KeyError, TypeError or ValueError for others."""
+        """Restores what `state` returned for such a model. Raises KeyError, TypeError or ValueError for others."""
         done, metrics = state["done"], state["metrics"]
         of_epochs = [state[name] for name in ("history", "times", "seconds", "core_seconds")]
         expected = len(_metric_variables(model)) if done % self.steps else 0
@@ -107,13 +107,12 @@ class Record(keras.callbacks.Callback):
 
 
 class Backup(keras.callbacks.Callback):
-    """Keeps the last state, and the best model at an epoch's end: the one with the highest smoothed training accuracy.
+    """Keeps the last state, and the best model at an epoch's end: that with the highest smoothed training accuracy.
 
-    A state is written after each epoch, and within one when a minute has passed. Its folder is renamed into place; the
-    one before is deleted only then. It carries a checksum of everything in it.
-
+    A state is written after each epoch, and within one when a minute has passed. Its folder is renamed into place; only
+    then is the previous one deleted. It carries a checksum of everything in it.
     Args:
-        directory: where; each state is in a folder of its own, its model in `model.keras`.
+        directory: where to write; each state has its own folder, with its model in `model.keras`.
         record: the `Record`, which comes before this callback.
     """
 
@@ -123,7 +122,7 @@ class Backup(keras.callbacks.Callback):
         self._next = time.monotonic() + _SECONDS_BETWEEN_BACKUPS
 
     def restore(self, model):
-        """Brings a built and compiled model, and the record, to the last state, if there is one.
+        """Restores a built and compiled model, and the record, to the last state, if there is one.
 
         Raises:
             InputError: if it cannot be read.
@@ -150,7 +149,7 @@ class Backup(keras.callbacks.Callback):
         return max(self._folders(), default=None)
 
     def best(self):
-        """The folder of the best finished epoch (the last of equals), or None."""
+        """The folder of the best finished epoch (the last one on a tie), or None."""
         accuracies = [row["smoothed_accuracy"] for row in self._record.history]
         best = max(range(len(accuracies)), key=lambda i: (accuracies[i], i), default=None)
         folder = None if best is None else self._directory / _folder_name(best + 1, 0)
@@ -172,7 +171,7 @@ class Backup(keras.callbacks.Callback):
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             with writing(folder, f"training goes on from {latest or 'its last backup, if there is one'}"):
-                # Not the root, too, which may have been moved meanwhile.
+                # Does not create the root, which may have been moved meanwhile.
                 for path in (self._directory, unfinished):
                     path.mkdir(exist_ok=True)
                 self.model.save(unfinished / "model.keras")
@@ -180,7 +179,7 @@ class Backup(keras.callbacks.Callback):
                 write_text(unfinished / "state.json", sealed.dumps(state))
                 finish_directory(unfinished, folder)
         except InputError:
-            # What there is of it takes room that others may need.
+            # The incomplete files take room that others may need.
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
         for other in self._folders():
@@ -194,17 +193,17 @@ class Backup(keras.callbacks.Callback):
 
 
 def done(directory, steps):
-    """How many training steps the last state in a directory is behind; `steps` make an epoch. 0 if there is none."""
+    """How many training steps the last state in a directory has done; `steps` make an epoch. 0 if there is none."""
     found = (_FOLDER.fullmatch(path.name) for path in Path(directory).glob("epoch-*"))
     return max((int(name[1]) * steps + int(name[2] or 0) for name in found if name), default=0)
 
 
 def _folder_name(epoch, step):
-    """Names of later states sort behind those of earlier ones."""
+    """Names of later states sort after those of earlier ones."""
     return f"epoch-{epoch:05d}" + (f"-step-{step:07d}" if step else "")
 
 
 def _metric_variables(model):
-    """TensorFlow's variables of the model's metrics; under a distribution strategy each replica has its own."""
+    """TensorFlow's variables of the model's metrics; under a distribution strategy, each replica has its own."""
     variables = [variable.value for metric in model.metrics for variable in metric.variables]
     return [local for value in variables for local in model.distribute_strategy.experimental_local_results(value)]

@@ -1,4 +1,4 @@
-"""Training curves, written while it trains: `history.csv`, events for TensorBoard, and the time of each epoch."""
+"""Training curves, written during training: `history.csv`, events for TensorBoard, and the time of each epoch."""
 
 import contextlib
 import os
@@ -12,15 +12,15 @@ from pipeline.utils.atomic_files import write_text, writing
 
 
 class Curves(keras.callbacks.Callback):
-    """Writes a row per epoch to `history.csv`, to `seconds.csv` and to an event file for TensorBoard; all are whole at
-    any moment. (What it took is apart because it differs from run to run, and nothing else does.)
+    """Writes a row per epoch to `history.csv`, to `seconds.csv` and to an event file for TensorBoard; all are complete
+    at any moment. (The times are kept apart because they differ from run to run, and nothing else does.)
 
-    What an earlier process reported is written again, from the record, before training goes on. The step of an event is
-    its epoch.
+    What an earlier process reported is written again, from the record, before training continues. The step of an event
+    is its epoch.
 
     Args:
         directory: where the first two are written.
-        events: where the event file is, and no other; a folder that stays where it is when training is finished.
+        events: where the event file is, and no other; a folder that stays in place when training is finished.
         record: the `Record`, which comes before this callback.
 
     Raises:
@@ -58,7 +58,7 @@ class Curves(keras.callbacks.Callback):
         events = self._folder_of_events
         shutil.rmtree(events, ignore_errors=True)
         events.mkdir(parents=True)
-        # Renamed once it holds what was reported before, it is appended to under the name that TensorBoard looks for.
+        # Once it holds what was reported before, it is renamed to the name that TensorBoard looks for, and appended to.
         beside = events / "writing"
         self._events = tf.io.TFRecordWriter(str(beside))
         began = self._record.times[0] if self._record.times else time.time()

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from pipeline.data import datasets
 
-_AHEAD = 4  # batches that are loaded side by side, and kept ready
+_AHEAD = 4  # batches that are loaded in parallel, and kept ready
 
 
 def batches(examples, ids, labels=None, *, batch_size, seed, first_step, epochs, crop_padding, flip):
@@ -18,9 +18,9 @@ def batches(examples, ids, labels=None, *, batch_size, seed, first_step, epochs,
     Args:
         examples: `Examples`, whose training split is read.
         ids: integers [N], the examples to train on.
-        labels: integers [N], what to train them on; None: their own labels.
+        labels: integers [N], the labels to train with; None: the examples' own.
         first_step: counted from 0 through all epochs.
-        crop_padding: random crops after zero-padding by so many pixels; 0 for none.
+        crop_padding: random crops after zero-padding by this many pixels; 0 for none.
         flip: random horizontal flips.
 
     Returns:

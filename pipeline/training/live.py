@@ -1,4 +1,4 @@
-"""What training says live: how far it is, how it goes and how long it will take."""
+"""What is shown live during training: how far it is, how it goes and how long it will take."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from pipeline.cli import console
 
 
 class TrainingProgress(keras.callbacks.Callback):
-    """Says live how far training is, how it goes and how long it will take.
+    """Shows live how far training is, how it goes and how long it will take.
 
     Args:
         record: the `Record`, which comes before this callback.
@@ -21,7 +21,7 @@ class TrainingProgress(keras.callbacks.Callback):
         super().__init__()
         self._record, self._epochs, self._epoch, self._cheaper = record, epochs, 0, cheaper
         self._work, self._is_forecast = work, False
-        # Done before each epoch, and in the end.
+        # Work done before each epoch, and at the end.
         self._done_before = [0, *itertools.accumulate(record.steps * work(epoch) for epoch in range(epochs))]
         self._progress = console.Progress("Training", self._done_before[-1], self._done())
 
@@ -36,7 +36,7 @@ class TrainingProgress(keras.callbacks.Callback):
             self._forecast((self._done_before[-1] - done) / speed)
 
     def on_train_end(self, logs=None):
-        # Training that goes on in the middle of an epoch has an end at this epoch's end too.
+        # Training that continued in the middle of an epoch also ends at this epoch's end.
         if self._record.epoch == self._epochs:
             self._progress.finish(self._done(), self._details(logs))
 

@@ -1,4 +1,4 @@
-"""Models: settings -> one to train, compiled; and a file that was trained here -> the model."""
+"""Models: settings -> a compiled model to train; and a file that was trained here -> the model."""
 
 import contextlib
 
@@ -15,15 +15,15 @@ from pipeline.utils.errors import InputError, reason
 def build(make, settings, image_shape, num_classes, steps):
     """The compiled model of these settings, initialised from settings["seed"]; `steps` make an epoch.
 
-    settings["precision"] is the Keras dtype policy of the network, which the model's file carries; logits and objective
-    are float32 in any. settings["strategy"] says whether a `MirroredStrategy` shares the batches among devices; the
-    learning rate is the same with and without.
+    settings["precision"] is the Keras dtype policy of the network, which is saved in the model's file; logits and
+    objective are always float32. settings["strategy"] says whether a `MirroredStrategy` shares the batches among
+    devices; the learning rate is the same with and without it.
 
     Args:
-        make: called with (network: images -> logits, settings); returns the model to compile, a training method's.
+        make: called with (network: images -> logits, settings); returns the training method's model to compile.
         settings: name -> value.
         image_shape, num_classes: of the network.
-        steps: of an epoch.
+        steps: steps in an epoch.
 
     Raises:
         InputError: if there is no such network, or it does not take such images.
@@ -63,14 +63,14 @@ def network(settings, image_shape, num_classes):
 
 
 def _network_of_ones_own(name, image_shape, num_classes):
-    """What the function package.module:function makes of (image_shape, num_classes)."""
+    """What the function package.module:function returns for (image_shape, num_classes)."""
     function = code.attribute(name)
     try:
         made = function(image_shape, num_classes)
         base_classifier.check(made)
         base_classifier.check_returns_logits(made)
         shapes = (made.input_shape, made.output_shape)
-    except (Exception, SystemExit) as error:  # whatever someone's code does
+    except (Exception, SystemExit) as error:  # whatever someone's code raises
         raise InputError(
             f"The network {name} cannot be made for images {image_shape} of {num_classes} classes "
             f"({type(error).__name__}: {reason(error)})."
@@ -90,17 +90,17 @@ def _network_of_ones_own(name, image_shape, num_classes):
 
 
 def _is_kept_in_a_file(activation):
-    """Whether Keras, which writes an activation by its name, finds the same one by that name."""
+    """Whether Keras, which saves an activation by its name, finds the same one by that name."""
     if activation is None or isinstance(activation, keras.Layer):
         return True
     try:
         return keras.activations.get(keras.activations.serialize(activation)) is activation
-    except Exception:  # of a function that has no name, or that nobody knows
+    except Exception:  # for a function that has no name, or an unknown one
         return False
 
 
 def network_for(image_shape: tuple[int, int, int]) -> str:
-    """The network for images [H, W, C] of a data set without a preset: the paper's for such a size."""
+    """The network for images [H, W, C] of a data set without a preset: the paper's for this size."""
     side = min(image_shape[:2])
     if side < 16:
         return "small_cnn"
@@ -115,7 +115,7 @@ def load(path, custom_objects=None):
 
 
 def _strategy_scope(strategy):
-    """The scope to build and compile in; "auto" is "mirrored" where there are two GPUs or more."""
+    """The scope to build and compile in; "auto" is "mirrored" if there are two GPUs or more."""
     mirrored = strategy == "mirrored" or (strategy == "auto" and len(tf.config.list_logical_devices("GPU")) > 1)
     return tf.distribute.MirroredStrategy().scope() if mirrored else contextlib.nullcontext()
 

@@ -1,14 +1,14 @@
-"""What changes while a model is trained: the learning rate, and the method's own hyper-parameter."""
+"""What changes during training: the learning rate, and the method's own hyper-parameter."""
 
 import keras
 
 
 class MACERSchedule(keras.callbacks.Callback):
-    """What of a `MACERModel` is not the same in all epochs, which are counted from 0.
+    """Changes those settings of a `MACERModel` that differ between epochs, which are counted from 0.
 
-    lam and the consistency term are 0 before epoch `start` (the paper's dynamic lam, Table 4) and come in linearly over
-    the first `ramp` epochs from there on; 0 epochs: at once. From each epoch of `rises` on, num_samples is `factor`
-    times what it was.
+    lam and the consistency term are 0 before epoch `start` (the paper's dynamic lam, Table 4) and then rise linearly
+    over `ramp` epochs; with 0 epochs, at once. From each epoch in `rises` on, num_samples is `factor` times what it
+    was.
     """
 
     def __init__(self, lam, start, ramp=0, num_samples=None, rises=(), factor=1):
@@ -25,9 +25,9 @@ class MACERSchedule(keras.callbacks.Callback):
 
 
 class WarmUp(keras.callbacks.Callback):
-    """The model's attribute `name` rises linearly to `value` over the first `epochs` epochs; 0 epochs: at once.
+    """Raises the model's attribute `name` linearly to `value` over the first `epochs` epochs; with 0 epochs, at once.
 
-    So does the attack's epsilon of Salman et al. (2019), and the weight of the mixed images of Jeong et al. (2021).
+    This is how the attack's epsilon of Salman et al. (2019) and the mixed images' weight of Jeong et al. (2021) rise.
     """
 
     def __init__(self, name, value, epochs):
@@ -39,12 +39,12 @@ class WarmUp(keras.callbacks.Callback):
 
 
 def learning_rate(model):
-    """The learning rate that the model's optimizer is at."""
+    """The present learning rate of the model's optimizer."""
     return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
 
 
 def schedule(settings, steps):
-    """The learning rate as a function of the step, `steps` of them per epoch."""
+    """The learning rate as a function of the step, with `steps` of them per epoch."""
     rate = settings["learning_rate"]
     if settings["lr_schedule"] == "cosine":
         return keras.optimizers.schedules.CosineDecay(rate, settings["epochs"] * steps)

@@ -1,4 +1,4 @@
-"""What goes wrong in training, noticed and told with what to try: divergence, and MACER's collapse."""
+"""What goes wrong in training, noticed and reported with what to try: divergence, and MACER's collapse."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import numpy as np
 from pipeline.training.schedules import learning_rate
 from pipeline.utils.errors import InputError
 
-# Collapse is judged over so many steps: accuracy as a multiple of chance, and the share of correct images in the hinge.
+# Window, in steps, and limits for collapse: accuracy as a multiple of chance, and share of correct images in the hinge.
 # MNIST's and the digits' presets leave chance within 100 steps.
 _WINDOW = 300
 _OF_CHANCE = 1.5
@@ -14,7 +14,7 @@ _IN_HINGE = 0.2
 
 
 def diverged(what, model, record, backup):
-    """The `InputError` that tells of divergence: where it was, which weights are kept, what to try."""
+    """The `InputError` that reports divergence: where it was, which weights are kept, what to try."""
     epoch, step = divmod(record.done - 1, record.steps)
     last, best = backup.latest(), backup.best()
     if last is None:
@@ -36,7 +36,7 @@ def diverged(what, model, record, backup):
 
 
 class StopOnDivergence(keras.callbacks.Callback):
-    """Stops training at the first step whose loss is not finite; `Backup` refuses weights that are not.
+    """Stops training at the first step whose loss is not finite; `Backup` refuses weights that are not finite.
 
     Args:
         record: the `Record`, which comes before this callback.
@@ -58,13 +58,13 @@ class StopOnDivergence(keras.callbacks.Callback):
 class TellOfCollapse(keras.callbacks.Callback):
     """Says once, in one line, that a `MACERModel` has collapsed to a constant prediction.
 
-    Then the smoothed classifier is right no more often than chance, and where it is right the noisy copies agree beyond
-    the hinge: the robustness term of Eq. (17) is next to 0 and has no gradient to leave this state by. Training that
-    starts slowly looks the same, but not for long; training that is nearly done has as little in the hinge, but is
-    right.
+    After a collapse, the smoothed classifier is right no more often than chance, and where it is right, noisy copies
+    agree beyond the hinge: the robustness term of Eq. (17) is almost 0 and has no gradient by which to leave this
+    state. Training that starts slowly looks the same, but not for long; training that is nearly done has as little in
+    the hinge, but is right.
 
     Args:
-        chance: what a constant prediction can reach, the share of the most frequent label.
+        chance: the accuracy that a constant prediction can reach: the share of the most frequent label.
         say: prints a line.
     """
 
@@ -88,7 +88,7 @@ class TellOfCollapse(keras.callbacks.Callback):
             self._window, self._steps = np.zeros(4), 0
 
     def on_epoch_end(self, epoch, logs=None):
-        # Keras resets its metrics between epochs; lam is set at their beginning.
+        # Keras resets its metrics between epochs; lam is set at the start of each.
         if self.model.lam > 0:
             self._add()
 
@@ -97,7 +97,7 @@ class TellOfCollapse(keras.callbacks.Callback):
         self._window, self._counted = self._window + counted - self._counted, counted
 
     def _count(self):
-        """Of this epoch so far: images, correct ones, those in the hinge, and the sum of their robustness losses."""
+        """For this epoch so far: images, correct ones, those in the hinge, and the sum of their robustness losses."""
         means = {metric.name: metric for metric in self.model.metrics}
         names = ("smoothed_accuracy", "hinge_fraction", "robustness_loss")
         sums = [means["loss"].count, *(means[name].total for name in names)]

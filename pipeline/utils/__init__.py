@@ -1,1 +1,1 @@
-"""What every room of the pipeline stands on."""
+"""What the rest of the pipeline is built on."""

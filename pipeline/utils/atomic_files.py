@@ -1,4 +1,4 @@
-"""How files and directories are written: whole or not at all; and what puts a failed write right."""
+"""How files and directories are written: whole or not at all; and what to do about a failed write."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.utils.errors import InputError
 from serving.files import flush
 
-# By how the system says what is wrong, as TensorFlow, Beam and HDF5 raise errors of their own with its words in them.
+# By the system's own words, because TensorFlow, Beam and HDF5 raise errors of their own that contain these.
 _REMEDIES = [
     (os.strerror(number), remedy)
     for remedy, numbers in {
@@ -22,18 +22,18 @@ _REMEDIES = [
     }.items()
     for number in numbers
 ]
-# How the system says that there is no room to write: on the disk, in a quota, below the limit of a file.
+# How the system says that there is no room to write: on the disk, in a quota, or under a file size limit.
 _NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 _MISPLACED = (FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 def write_text(path, text):
-    """Writes a file whole or not at all, as UTF-8: beside it, flushed to the disk, renamed."""
+    """Writes a file whole or not at all, as UTF-8: written beside it, flushed to disk, renamed."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path, content):
-    """Writes a file whole or not at all: beside it, flushed to the disk, renamed."""
+    """Writes a file whole or not at all: written beside it, flushed to disk, renamed."""
     path = Path(path)
     beside = path.with_name(path.name + ".writing")
     with open(beside, "wb") as file:
@@ -44,27 +44,27 @@ def write_bytes(path, content):
 
 
 def remedy(reason):
-    """What to do, in the imperative, about a write that fails for a reason, a text with the system's words in it."""
-    # What has other words, as NumPy's, is for want of room more often than not.
+    """What to do, in the imperative, about a write that fails; `reason` is a text that contains the system's words."""
+    # Failures in other words, such as NumPy's, are mostly for lack of room.
     return next((remedy for words, remedy in _REMEDIES if words in reason), "Make room there")
 
 
 @contextlib.contextmanager
 def writing(path, then):
-    """Tells in one line of a write that fails, as on a full disk.
+    """Reports a failed write in one line, for example on a full disk.
 
     Args:
         path: what is written.
         then: what the same command does when it is run again.
 
     Raises:
-        InputError: where OSError is raised inside, or RuntimeError, which is what HDF5 makes of it.
+        InputError: if OSError is raised inside, or RuntimeError, into which HDF5 turns it.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
-        # Of several things that are written there, a file in the place of a folder is one.
+        # If several things are written there, a file may be in the place of one of the folders.
         place = getattr(error, "filename", None) if isinstance(error, _MISPLACED) else None
         told = reason if place is None else f"{place}: {reason}"
         raise InputError(
@@ -74,17 +74,17 @@ def writing(path, then):
 
 @contextlib.contextmanager
 def working_in(folder, who, kept):
-    """Tells in one line if work comes to its end as there is no more room in a folder, or as it is gone.
+    """Reports in one line if work ends because a folder has no more room, or is gone.
 
     Args:
         folder: `Path`.
-        who: is at work there.
-        kept: of what was done, and not lost.
+        who: who works there.
+        kept: what was done and is not lost.
 
     Raises:
-        InputError: in place of an error for that reason, whatever its kind; others pass.
+        InputError: in place of an error for that reason, of whatever type; other errors pass.
     """
-    # TensorFlow and Beam raise errors of their own, with the system's words in them.
+    # TensorFlow and Beam raise errors of their own that contain the system's words.
     try:
         yield
     except InputError:

@@ -1,4 +1,4 @@
-"""Python code as data: what someone's module defines, and a digest of code that its wording does not change."""
+"""Python code as data: what someone's module defines, and a digest of code that does not depend on its wording."""
 
 import ast
 import contextlib
@@ -23,7 +23,7 @@ _IMPORTING = {"import_module", "__import__"}
 
 
 def attribute(reference):
-    """What "package.module:name" says; the module is imported, from the current folder if it is there.
+    """What "package.module:name" refers to; the module is imported, from the current folder if it is there.
 
     Raises:
         InputError: in one line, if there is no such module, it cannot be imported, or does not define the name.
@@ -38,10 +38,10 @@ def attribute(reference):
 
 
 def modules(*references):
-    """The modules of those of the references that are "package.module:name".
+    """The modules of those references that are "package.module:name".
 
     Raises:
-        InputError: if one says no module.
+        InputError: if one names no module.
     """
     if bad := [one for one in references if one and one.startswith(":")]:
         raise InputError(f"Before the colon there must be a module, as in package.module:name. Received: {bad[0]}")
@@ -49,18 +49,18 @@ def modules(*references):
 
 
 def import_module(module):
-    """The module of this name, from the current folder if it is there. What its code raises becomes an InputError."""
+    """The module of this name, from the current folder if it is there. Errors in its code become an InputError."""
     try:
         with _current_folder_first():
             return importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # whatever someone's code does
+    except (Exception, SystemExit) as error:  # whatever someone's code raises
         raise InputError(f"Cannot import {module} ({type(error).__name__}: {reason(error)}).") from error
 
 
 def digest(module):
-    """Hexadecimal SHA-256 of what a module's code does: of all of its package, and of whatever these files import.
+    """Hexadecimal SHA-256 of what a module's code does: its whole package, and everything that these files import.
 
-    Docstrings, comments and layout do not count, nor what is installed beside it, nor our own code.
+    Docstrings, comments and layout do not count; nor do installed packages or our own code.
 
     Raises:
         InputError: if there is no such module, or it cannot be read.
@@ -71,16 +71,16 @@ def digest(module):
 
 
 def contents(module):
-    """Path -> digest of each file that `digest` is of, to tell by `are_contents` whether one has changed since.
+    """Path -> digest of each file that `digest` covers; `are_contents` then tells whether one has changed since.
 
-    What a module imports may be found only once it was imported, as it may change where modules are looked for.
+    What a module imports may only be known once it is imported, because it may change where modules are looked for.
     """
     with _current_folder_first():
         return {path: digest_of_bytes(_content(path)) for path in _files(module).values()}
 
 
 def are_contents(found):
-    """Whether files are what `contents` found."""
+    """Whether files still are what `contents` found."""
     try:
         return all(file_digest(path) == digest for path, digest in found.items())
     except OSError:
@@ -89,10 +89,10 @@ def are_contents(found):
 
 @functools.cache
 def digest_of_ours(module):
-    """The same of one of our modules and all of ours that it imports, directly or not.
+    """The same for one of our modules and all of ours that it imports, directly or indirectly.
 
-    `macer_tf` counts as one, as it imports its parts on demand; what is printed and how a command line is read change
-    no result.
+    `macer_tf` counts as a whole, because it imports its parts on demand; what is printed and how a command line is read
+    do not change a result.
     """
     waiting, found = [module, "macer_tf"], _below(_ROOT / "macer_tf", "macer_tf/")
     while waiting:
@@ -102,14 +102,14 @@ def digest_of_ours(module):
         if path is None or relative in found or relative.startswith(_NO_RESULTS):
             continue
         found[relative] = path
-        # What pages look like; a page that was made before has another look.
+        # How pages look; a page that was made with other templates looks different.
         found |= {str(file.relative_to(_ROOT)): file for file in (path.parent / "templates").glob("*.*")}
         waiting += [one for one in _imports(path) if one.startswith(("pipeline.", "serving."))]
     return fingerprint({name: _meaning_of_ours(path) for name, path in sorted(found.items())})
 
 
 def _below(folder, prefix=""):
-    """Name -> path of all files with code in a folder and below it."""
+    """Name -> path of all code files in a folder and below it."""
     endings = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
     try:
         return {f"{prefix}{name}": Path(path) for name, path in content_files(folder) if name.endswith(endings)}
@@ -118,14 +118,14 @@ def _below(folder, prefix=""):
 
 
 def _files(module):
-    """Name -> path of the files of a module, all of its package, and of what they import, directly or not."""
+    """Name -> path of the files of a module, of its whole package, and of what they import, directly or indirectly."""
     top = module.partition(".")[0]
     found, seen = _of(top), {top}
     if not found:
         raise InputError(f"There is no module {module} to import, from the current folder or installed.")
     for path in found.values():
         if path.suffix in SOURCE_SUFFIXES and path.stem in (top, *module.split("."), "__init__"):
-            _tree(path)  # what does not parse cannot be imported
+            _tree(path)  # a file that does not parse cannot be imported
     waiting = list(found.values())
     while waiting:
         for name in sorted({name.partition(".")[0] for name in _imports(waiting.pop())} - seen):
@@ -137,7 +137,7 @@ def _files(module):
 
 
 def _of(top, is_installed_too=True):
-    """Name -> path of the files of a module without dots in its name, or of a package; none if there is none."""
+    """Name -> path of the files of a module without dots in its name, or of a package; empty if there is none."""
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
@@ -149,37 +149,37 @@ def _of(top, is_installed_too=True):
     origins = [Path(origin) for origin in origins if is_installed_too or not _is_installed(origin)]
     if folders is None:
         return {path.name: path for path in origins}
-    # A package without __init__.py may lie in several folders.
+    # A package without __init__.py may be spread over several folders.
     return {
         name: path for place, folder in enumerate(origins) for name, path in _below(folder, f"{top}/{place}/").items()
     }
 
 
 def _is_installed(path):
-    """Whether a path is Python's own or of what was installed for it: what a requirement pins."""
+    """Whether a path is Python's own or belongs to an installed package: what a requirement pins."""
     path = Path(path).resolve()
     return bool({"site-packages", "dist-packages"} & {*path.parts}) or any(map(path.is_relative_to, _installed()))
 
 
 @functools.cache
 def _installed():
-    """The folders of Python's own modules and of what is installed."""
+    """The folders of Python's own modules and of installed packages."""
     paths = sysconfig.get_paths()
     return [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 
 def _is_ours(top):
-    """Whether a module's code counts by `digest_of_ours`."""
+    """Whether a module's code is covered by `digest_of_ours`."""
     return top in _OURS and any(Path(path).is_relative_to(_ROOT / top) for path in _of(top).values())
 
 
 def _imports(path):
-    """The names of all modules that a file imports, and of those that it may."""
+    """The names of all modules that a file imports or may import."""
     return _parsed(_content(path))[0] if path.suffix in SOURCE_SUFFIXES else frozenset()
 
 
 def _name(function):
-    """Of what is called, without what it is an attribute of."""
+    """The name of what is called, without the object whose attribute it is."""
     return getattr(function, "attr", getattr(function, "id", None))
 
 
@@ -190,7 +190,7 @@ def _meaning(path):
 
 @functools.lru_cache(maxsize=4096)
 def _parsed(content):
-    """What a file of this content imports, and a digest of what it does; of its bytes where it is no Python."""
+    """What a file with this content imports, and a digest of what it does; of its bytes if it is not Python."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):
@@ -209,7 +209,7 @@ def _parsed(content):
 
 @functools.cache
 def _meaning_of_ours(path):
-    """The same, without the words of errors and helps either."""
+    """The same, but also without the text of errors and helps."""
     if path.suffix not in SOURCE_SUFFIXES:
         return file_digest(path)
     tree = _without_docstrings(_tree(path))

@@ -1,4 +1,4 @@
-"""The one exception the pipeline raises for what a user can put right."""
+"""The one exception that the pipeline raises for what a user can correct."""
 
 import re
 
@@ -9,10 +9,10 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class InputError(ValueError):
-    """Bad input, told in one line: what was received, what is accepted, what to do."""
+    """Bad input, described in one line: what was received, what is accepted, what to do."""
 
 
 def reason(error):
-    """What an exception, or a text, says: in one line, the same in every run, without anything a terminal obeys."""
+    """What an exception, or a text, says: in one line, the same in every run, with nothing that a terminal obeys."""
     line = " ".join(str(error).split()) or type(error).__name__
     return printable(_ADDRESS.sub("", line))[:_REASON_CHARACTERS]

@@ -1,4 +1,4 @@
-"""Places: paths and URLs, read and written by Beam's file systems; and copies of what lies at a URL, by fingerprint."""
+"""Places: paths and URLs, read and written by Beam's file systems; and local copies of URLs, by fingerprint."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from serving.fingerprints import directory_fingerprint, file_digest
 
 
 def absolute(place):
-    """The place as any process on any machine that shares it calls it: a URL, or an absolute path."""
+    """The place's name for any process on any machine that shares it: a URL, or an absolute path."""
     return str(place) if is_url(place) else os.path.abspath(place)
 
 
@@ -23,14 +23,14 @@ def join(place, *names):
 
 
 def _file_systems():
-    # Only now: whoever stays on this machine need not wait for Beam.
+    # Imported only now: whoever stays on this machine need not wait for Beam.
     from apache_beam.io.filesystems import FileSystems
 
     return FileSystems
 
 
 def check(place):
-    """Raises InputError if no file system of Beam's knows the place, or it would take its name for a pattern."""
+    """Raises InputError if none of Beam's file systems knows the place, or they would take its name for a pattern."""
     if is_url(place) and any(character in str(place) for character in "*?["):
         raise InputError(f"Give a URL without *, ? or [, which are wildcards. Received: {place}")
     try:
@@ -58,7 +58,7 @@ def write(place, content):
 
 
 def files(place, is_deep=False):
-    """Place -> size in bytes of each file in a folder, or also below it; none if it is not there. Raises OSError."""
+    """Place -> size in bytes of each file in a folder, or also below it; empty if it does not exist. Raises OSError."""
     if not is_url(place):
         return _local_files(place, is_deep)
     (found,) = _file_systems().match([join(place, "**" if is_deep else "*")])
@@ -66,13 +66,13 @@ def files(place, is_deep=False):
 
 
 def _local_files(folder, is_deep):
-    # Not by a pattern, in which brackets in the name of a folder would mean something.
+    # Not with a pattern, because brackets in a folder's name would have a meaning there.
     sizes = {}
     for above, folders, names in os.walk(folder):
         if not is_deep:
             folders.clear()
         for path in (os.path.join(above, name) for name in names):
-            with contextlib.suppress(FileNotFoundError):  # taken away meanwhile
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                 sizes[path] = os.stat(path).st_size
     return sizes
 
@@ -83,7 +83,7 @@ def exists(place):
 
 
 def remove(places):
-    """Removes files; those that are gone already are no error."""
+    """Removes files; it is not an error if they are already gone."""
     for place in places:
         try:
             _file_systems().delete([str(place)])
@@ -98,7 +98,7 @@ def fingerprint_of(path):
 
 
 def upload(path, place):
-    """Copies a file or folder to a place, below which nothing else lies. Raises OSError."""
+    """Copies a file or folder to a place that has nothing else below it. Raises OSError."""
     path = Path(path)
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():
@@ -128,15 +128,15 @@ def download(url, folder):
 
 
 def fetched(url):
-    """The fingerprint of the file, or of the folder, at a URL, which `local` then finds without reading it again.
+    """The fingerprint of the file or folder at a URL; `local` then finds it without reading it again.
 
     Raises:
-        InputError: as `download`.
+        InputError: as in `download`.
     """
     unfinished = _cache() / uuid.uuid4().hex
     try:
         fingerprint = fingerprint_of(download(url, unfinished))
-        with contextlib.suppress(OSError):  # it is there already
+        with contextlib.suppress(OSError):  # it already exists
             unfinished.rename(_cache() / fingerprint)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -144,17 +144,17 @@ def fetched(url):
 
 
 def local(place, fingerprint, is_checked=True):
-    """A path on this machine of the file or folder of this fingerprint at a place.
+    """A path on this machine to the file or folder of this fingerprint at a place.
 
-    A path is itself; what lies at a URL is copied once, into a folder of temporary files that other processes find.
+    A path stays as it is; what is at a URL is copied once, into a folder of temporary files that other processes find.
 
     Args:
         place: path or URL.
         fingerprint: as `fingerprint_of`.
-        is_checked: whether a path, or a copy that was there, must be read to compare; a new copy always is.
+        is_checked: whether to read a path, or a copy that already existed, to compare it; a new copy always is.
 
     Raises:
-        InputError: if there is nothing, or something of another fingerprint.
+        InputError: if there is nothing, or something with another fingerprint.
     """
     path = _copied(place, fingerprint) if is_url(place) else Path(place)
     try:

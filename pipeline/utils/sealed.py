@@ -1,4 +1,4 @@
-"""State files: JSON objects that carry a checksum of their own content, so that a changed one is never believed."""
+"""State files: JSON objects that carry a checksum of their own content, so that a changed one is never trusted."""
 
 import json
 
@@ -11,7 +11,7 @@ def dumps(content, indent=None):
 
 
 def loads(text):
-    """What `dumps` was given. Raises ValueError if `text`, a string or bytes, is anything else."""
+    """The object that `dumps` was given. Raises ValueError if `text`, a string or bytes, is anything else."""
     try:
         content = fingerprints.unsealed(json.loads(text))
     except RecursionError:
