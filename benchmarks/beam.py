@@ -2,8 +2,8 @@
 
     python benchmarks/beam.py --network lenet
 
-Both draw the same samples of the same images in the same forward passes. The loop keeps the counts and nothing else;
-the pipeline loads the model, plans, fans out on Beam, writes ledgers and a shard, and certifies. In float32.
+Both draw the same samples of the same images in the same forward passes, in float32. The loop keeps only the counts;
+the pipeline loads the model, plans, fans out on Beam, writes ledgers and a shard, and certifies.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main(arguments=None):
 
 
 def make(folder, network, num_images):
-    """Saves a network of random weights and random images."""
+    """Saves a network with random weights, and random images."""
     import keras
     import numpy as np
 
@@ -60,7 +60,7 @@ def make(folder, network, num_images):
 
 
 def sampler(folder, network):
-    """What both draw by."""
+    """The `Sampler` of both."""
     from pipeline.certification.workers import Sampler
     from pipeline.data import sources
 
@@ -69,7 +69,7 @@ def sampler(folder, network):
 
 
 def plain_loop(folder, network, num_images, n, threads):
-    """Image by image, from one thread of Python."""
+    """A step that draws image by image, in one Python thread."""
     from macer_tf import noise
 
     loaded = sampler(folder, network).load()
@@ -84,7 +84,7 @@ def plain_loop(folder, network, num_images, n, threads):
 
 
 def pipeline(folder, network, num_images, n, threads):
-    """As `pipeline.certify` does."""
+    """A step that draws as `pipeline.certify` does."""
     from pipeline.certification import certificate_files, driver
     from pipeline.certification.sampling_plan import SamplingPlan
     from pipeline.certification.vote_store import VoteStore

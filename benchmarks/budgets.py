@@ -2,10 +2,10 @@
 
     python benchmarks/budgets.py --logs DIR      DIR: *sigma0.25*.tsv and so on, certified with n=100,000, alpha=0.001
 
-A log's radius gives back how many of the 100,000 votes an image's class had: its share of them is taken as the
-class' probability, and votes are drawn anew from it, once for the fixed budget and once for each other one. Samples are
-those of selection and estimation, relative to CERTIFY's own n0=100 and n=100,000. An image that a log abstained on is
-given a probability between 0.2 and 0.5, because the log does not say. No network is run.
+A log's radius reveals how many of the 100,000 votes an image's class had: its share of them is taken as the class's
+probability, and votes are drawn anew from it, once for the fixed budget and once for each other budget. Samples are
+those of selection and estimation, relative to CERTIFY's own n0=100 and n=100,000. An image that a log abstained on gets
+a probability between 0.2 and 0.5, because the log does not say. No network is run.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main(arguments=None):
 def probabilities(log, sigma, rng):
     """float64 [images]: the share of votes that each radius came from."""
     bounds = clopper_pearson_lower(np.arange(N + 1), N, ALPHA)
-    # Logs round their radii: the count whose bound is nearest.
+    # Logs round their radii, so the count whose bound is nearest is taken.
     bound = special.ndtr(log.radii / sigma)
     above = np.clip(np.searchsorted(bounds, bound), 1, N)
     successes = np.where(bounds[above] - bound < bound - bounds[above - 1], above, above - 1)
@@ -73,8 +73,8 @@ def probabilities(log, sigma, rng):
 
 
 def run(budget, n0, p, correct, sigma, rng, with_labels):
-    """`Certificates`, and the samples drawn in all. Class 0 is the one that the log's selection chose."""
-    # The other classes share the rest evenly, so that class 0 is selected here too.
+    """`Certificates`, and the total number of samples. Class 0 is the one that the log's selection chose."""
+    # The other classes share the rest evenly, so that class 0 is selected here, too.
     selection = np.maximum(rng.binomial(n0, p), n0 // NUM_CLASSES + NUM_CLASSES)
     votes = Votes(classes(selection, n0), np.zeros((len(p), NUM_CLASSES), np.int64))
     labels = np.where(correct, 0, 1) if with_labels else None
@@ -85,7 +85,7 @@ def run(budget, n0, p, correct, sigma, rng, with_labels):
 
 
 def classes(successes, n):
-    """int64 [images, classes]: the votes of class 0, the others' as even as whole numbers can be."""
+    """int64 [images, classes]: the votes of class 0, and the others' as even as whole numbers can be."""
     others = (n - successes)[:, None] + np.arange(NUM_CLASSES - 1)
     return np.concatenate([successes[:, None], others // (NUM_CLASSES - 1)], axis=1)
 
@@ -96,7 +96,7 @@ def evaluated(certificates, correct, radii):
 
 
 def line(budget, with_labels, ours, samples, fixed, fixed_samples):
-    """What a budget saved, and what it cost."""
+    """What a budget saved and what it cost."""
     return (
         f"  {type(budget).__name__:<16}{getattr(budget, 'radius', getattr(budget, 'tolerance', None)):<6g}"
         f"{'labels' if with_labels else '':<8}{fixed_samples / samples:7.1f} x fewer samples   "

@@ -1,13 +1,13 @@
-"""Samples that budgets save on the real votes of a model of MNIST: each budget spends the same recorded samples.
+"""Samples that budgets save on the real votes of an MNIST model: each budget spends the same recorded samples.
 
     python benchmarks/budgets_mnist.py --model model.keras --data_dir DIR --cache DIR --figure docs/budgets.png
 
-`model.keras` is what pipeline.run leaves in Trainer-*/model. Draws, once, 1,000 selection and 100,000 estimation
-samples of every tenth test image in bfloat16, and keeps the votes of each block of BLOCK samples in the cache, a file
-an image; a run that was killed goes on where it was. A budget then gets block after block as it asks for them, which is
-what it would have drawn. Samples are those of selection and estimation, relative to CERTIFY's own n0=100 and n=100,000
-for all images. Differences are to its certificates from the same samples, with their standard error over the drawing
-of images.
+`model.keras` is what pipeline.run leaves in Trainer-*/model. This draws, once, 1,000 selection and 100,000 estimation
+samples of every tenth test image in bfloat16, and keeps the votes of each block of BLOCK samples in the cache, one file
+per image; a run that was killed resumes. A budget then gets block after block as it asks for them, which is what it
+would have drawn. Samples are those of selection and estimation, relative to CERTIFY's own n0=100 and n=100,000 for all
+images. Differences are from its certificates with the same samples, with their standard error over the drawing of
+images.
 """
 
 import argparse
@@ -30,7 +30,7 @@ N0, N, ALPHA = 100, 100_000, 0.001
 MOST_N0 = 1000
 SPACING = 10
 SEED, PRECISION = 0, "bfloat16"
-# Whole blocks, and a multiple of the 16 rows that forward passes come in.
+# Whole blocks, and a multiple of the 16 rows in which forward passes come.
 MICROBATCH = 16 * BLOCK
 RADII = (0.5, 1.0, 1.5)
 # All columns of the paper's table that n samples can fill at sigma = 0.5.
@@ -40,7 +40,7 @@ FIGURE_CAPS = (1000, 10_000, 100_000)
 FIGURE_N = (1000, 3000, 10_000, 30_000, 100_000)
 FIGURE_TOLERANCES = (0.1, 0.05, 0.02, 0.01)
 BLUE = "#0072B2"
-# Of a label beside its point, in points; the first that is clear is taken. Ours begin at the end.
+# Places of a label beside its point, in points; the first free one is taken. Our line starts from the end of the list.
 LABEL_PLACES = (
     ((6, -4), "left", "top"),
     ((8, 0), "left", "center"),
@@ -84,7 +84,7 @@ def main(arguments=None):
 
 
 def spread(count):
-    """int64 [count]: 0 to count - 1, in an order whose beginnings are about evenly spread."""
+    """int64 [count]: 0 to count - 1, in an order of which every beginning is about evenly spread."""
     step = round(count * (5**0.5 - 1) / 2)
     while np.gcd(step, count) != 1:
         step -= 1
@@ -127,9 +127,9 @@ class Line(NamedTuple):
     """One line of the figure.
 
     Attributes:
-        name: in the legend.
-        samples, values: of each point; samples are relative to those of CERTIFY.
-        labels: of each point.
+        name: name in the legend.
+        samples, values: for each point; samples are relative to those of CERTIFY.
+        labels: for each point.
     """
 
     name: str
@@ -139,7 +139,7 @@ class Line(NamedTuple):
 
 
 class Recorded:
-    """The drawn samples of the images, for one budget after the other to spend.
+    """The drawn samples of the images, for one budget after another to spend.
 
     Attributes:
         labels: int64 [images].
@@ -153,7 +153,7 @@ class Recorded:
         )
 
     def spend(self, budget, n0=N0, with_labels=False):
-        """Radii of correct certificates as `correct_radii` has them, and the samples of an image on average."""
+        """Radii of correct certificates, as in `correct_radii`, and the average number of samples per image."""
         selection = self._selection[:, n0 // BLOCK]
         votes = Votes(selection, np.zeros_like(selection))
         labels = self.labels if with_labels else None
@@ -261,7 +261,7 @@ def drawn_figure(panels):
     left.set_ylabel(f"certified accuracy at radius {FIGURE_RADIUS:g}", color=INK)
     right.set_ylabel(f"ACR, relative to n = {N:,}", color=INK)
     right.yaxis.set_major_formatter(PercentFormatter(1, 0))
-    figure.draw_without_rendering()  # only now are places known in pixels
+    figure.draw_without_rendering()  # places in pixels are known only now
     figure.set_layout_engine("none")
     for axes, lines in zip((left, right), panels, strict=True):
         label_points(axes, lines)
@@ -302,7 +302,7 @@ def _pixels_of(axes, line):
 
 
 def write_figure(figure, path):
-    """Writes it as PNG."""
+    """Writes the figure as PNG."""
     from PIL import Image
 
     from pipeline.report.figures import save_png
@@ -310,7 +310,7 @@ def write_figure(figure, path):
 
     path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
-    # Few colours make a small file.
+    # Few colours keep the file small.
     Image.open(io.BytesIO(save_png(figure))).convert("RGB").quantize(64).save(content, format="png", optimize=True)
     write_bytes(path, content.getvalue())
 

@@ -3,10 +3,10 @@
     python benchmarks/certify.py --network lenet --reference DIR      DIR: a clone of github.com/RuntianZ/macer
 
 Both sides draw noise, run the network and count the votes of one image, with the same number of threads. Each round
-times the authors' `Smooth` at each of their batch sizes (whole batches), ours in float32 and in bfloat16, the same with
-noise that is drawn in floats, and a matrix product, one after the other; a round in which the process did not get its
-cores is dropped. The authors' code needs torch and statsmodels beside the project's requirements; without them or
---reference ours alone is timed.
+times, one after the other, the authors' `Smooth` at each of their batch sizes (whole batches), ours in float32 and in
+bfloat16, the same with noise drawn in floats, and a matrix product; a round in which the process did not get its cores
+is dropped. The authors' code needs torch and statsmodels besides the project's requirements; without them or
+--reference, only ours is timed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ NETWORKS = {
 }
 SIGMA = 0.25
 MATRIX_SIDE = 2048
-# Of the cores asked for, in the matrix product that closes a round.
+# Share of the requested cores that the matrix product at the end of a round must get.
 LOWEST_SHARE = 0.9
 
 
@@ -77,7 +77,7 @@ def main(arguments=None):
 
 
 def report(arguments, rounds):
-    """Prints the median time of a sample, the median ratios to the authors' code, and the share of the matrix peak."""
+    """Prints the median time per sample, the median ratios to the authors' code, and the share of the matrix peak."""
     multiply_adds = NETWORKS[arguments.network][2]
     *names, matrix = rounds[0]
     references = [name for name in names if name.startswith("authors")]
@@ -152,7 +152,7 @@ def our_sampling(arguments, precision):
 
 
 class FloatNoise:
-    """TensorFlow's normals where certification has exact noise: what the guarantee costs in time."""
+    """TensorFlow's normals in place of certification's exact noise: shows what the guarantee costs in time."""
 
     levels = 255
 
@@ -188,7 +188,7 @@ def float_noise_sampling(arguments, precision):
 
 
 def matrix_product():
-    """One float32 matrix product, the machine's peak, and 1."""
+    """One float32 matrix product, which gives the machine's peak, and 1."""
     import tensorflow as tf
 
     matrix = tf.random.normal([MATRIX_SIDE, MATRIX_SIDE])

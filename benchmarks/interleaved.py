@@ -1,4 +1,4 @@
-"""Fair timing on a machine that others use too: contestants take turns, and disturbed rounds are dropped."""
+"""Fair timing on a machine that others also use: contestants take turns, and disturbed rounds are dropped."""
 
 import contextlib
 import importlib.util
@@ -9,23 +9,23 @@ import time
 
 MATRIX_SIDE = 2048
 MATRIX_FLOPS = 2 * MATRIX_SIDE**3
-# Of the processor time that a contestant's cores could have given it; less means that others had them.
+# Of the processor time that a contestant's cores could have given it; less means that others used them.
 LOWEST_SHARE = 0.8
 
 
 class Rounds:
     """Wall-clock seconds of a step of each contestant, in each round that was not disturbed.
 
-    Each contestant has a process of its own, so that neither another's waiting threads nor the memory that it left
-    behind slows it down; one runs at a time. Its turn is one step to warm up, and then the steps that are timed.
+    Each contestant has its own process, so that neither another's waiting threads nor the memory that it left behind
+    slows it down; only one runs at a time. Its turn is one step to warm up, and then the steps that are timed.
 
     Args:
         contestants: name -> (function, *arguments), pickled to the process; the function returns the step, a callable
             without arguments.
         count: rounds to run.
         steps: timed steps in a round.
-        threads: cores that each contestant has.
-        idle: names whose processor time is not looked at: those that do not keep every core busy.
+        threads: cores for each contestant.
+        idle: names whose processor time is not checked, because they do not keep every core busy.
 
     Raises:
         SystemExit: if a contestant ends, or no round had its cores.
@@ -57,7 +57,7 @@ class Rounds:
         return statistics.median(seconds[name] for seconds in self.kept)
 
     def ratio(self, name, other):
-        """Median over the rounds of how many times as long `name` takes as `other`."""
+        """Median over the rounds of how many times as long as `other` `name` takes."""
         return statistics.median(seconds[name] / seconds[other] for seconds in self.kept)
 
     def __str__(self):
@@ -89,14 +89,14 @@ def _answer(pipe, name):
 
 
 def has_reference(folder, modules):
-    """Whether the authors' code is there to be timed; if not, a line says so before anything is timed.
+    """Whether the authors' code is available for timing; if not, a line says so before anything is timed.
 
     Args:
         folder: a clone of github.com/RuntianZ/macer, or None.
-        modules: names of what it needs beside the project's requirements.
+        modules: names of what it needs besides the project's requirements.
 
     Raises:
-        SystemExit: if the folder is no such clone.
+        SystemExit: if the folder is not such a clone.
     """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if folder is not None and not (folder / "macer.py").is_file():
@@ -108,7 +108,7 @@ def has_reference(folder, modules):
 
 
 def matrix_product(dtype):
-    """A large matrix product in "float32" or "bfloat16", MATRIX_FLOPS: what the cores can do at most."""
+    """A large matrix product in "float32" or "bfloat16", MATRIX_FLOPS: the most that the cores can do."""
     import tensorflow as tf
 
     matrix = tf.cast(tf.random.normal([MATRIX_SIDE, MATRIX_SIDE]), dtype)
@@ -124,7 +124,7 @@ def training_step(model, batches):
 
 
 def constant_batches(shape, batch, num_classes=10):
-    """A dataset that returns the same random images [batch, *shape] in [0, 1] and labels for ever."""
+    """A dataset that endlessly returns the same random images [batch, *shape] in [0, 1] and labels."""
     import numpy as np
     import tensorflow as tf
 

@@ -3,10 +3,10 @@
     python benchmarks/results.py run mnist --data_dir DIR --root DIR --images 1000
     python benchmarks/results.py draw
 
-A cell is one model: a command line of `pipeline.run`, which `list` prints. What `run` measures is kept below
-docs/results, in a folder for each cell: its certificates (the field's log, and Parquet with the votes) and metrics.json
-(settings, seconds of training). A run that is cut off goes on with the same command; with more --images, it certifies
-those that are missing. `draw` reads only what is kept and writes the parts of docs/results.md between its markers.
+A cell is one model: a command line of `pipeline.run`, which `list` prints. What `run` measures is kept in docs/results,
+in a folder for each cell: its certificates (the field's log, and Parquet with the votes) and metrics.json (settings,
+seconds of training). If a run is cut off, the same command resumes it; with more --images, it certifies the missing
+ones. `draw` reads only what is kept and writes the parts of docs/results.md between its markers.
 """
 
 import argparse
@@ -29,17 +29,17 @@ PAGE = REPOSITORY / "docs" / "results.md"
 SIGMAS = (0.25, 0.5, 1.0)
 SEEDS = (0, 1)
 COSINE = "--learning_rate 0.05 --lr_schedule cosine --precision mixed_bfloat16"
-# Claimed (the paper's Table 6) and recomputed from logs that were published, on the 10,000 test images at n = 100,000.
+# Claimed (the paper's Table 6), and recomputed from published logs, on the 10,000 test images at n = 100,000.
 CLAIMED = {"macer": (0.918, 1.583, 1.520)}
 PUBLISHED = {"gaussian": (0.911, 1.558, 1.618), "macer": (0.920, 1.590, 1.595)}
-# What the best presets were tuned from, on training images that are held out.
+# What the best presets were tuned from, on held-out training images.
 TUNED_FROM = {
     **{"--num_samples": "4", "--lam": "6", "--beta": "2", "--consistency": "5", "--entropy": "0.5", "--ema": "0.999"},
     **{"--lam_start_epoch": "1", "--ramp_epochs": "3", "--epochs": "5", "--validation": "500", "--n": "2000"},
 }
-# What the first series chose and the second began with.
+# What the first series chose and the second started from.
 CHOSEN_FIRST = {**TUNED_FROM, "--ema": "0", "--num_samples": "2", "--noise_steps": "1", "--epochs": "8", "--n": "20000"}
-# What votes are of, and what a cell tells of its training beside that.
+# What votes are of, and what a cell reports about its training besides that.
 DRAWN = ("sigma", "n0", "n", "alpha", "seed")
 TOLD = ("epochs", "training_seconds", "training_core_seconds", "cores", *DRAWN)
 TEST_IMAGES = 10_000  # of MNIST
@@ -49,7 +49,7 @@ SHORT_BEST = "--preset macer-mnist-0.50-best --epochs 11"
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One model: its group of cells, its name there, its command line, and what of that tells it from its group."""
+    """One model: its group of cells, its name there, its command line, and the part specific to it in its group."""
 
     group: str
     name: str
@@ -58,20 +58,20 @@ class Cell:
 
     @property
     def kept(self):
-        """The folder of what was measured."""
+        """The folder of its measurements."""
         return KEPT / self.group / self.name
 
     def arguments(self, images=None):
-        """Of `pipeline.run`: the flags, and how many images are certified."""
+        """The arguments of `pipeline.run`: the flags, and how many images are certified."""
         count = [] if images is None else ["--num_test_examples", str(images)]
         return [*self.flags.split(), *count]
 
     def command(self, images=None):
-        """That makes it."""
+        """The command that makes it."""
         return f"python -m pipeline.run {' '.join(self.arguments(images))}"
 
     def measured(self):
-        """metrics.json, None before the cell was run with these flags."""
+        """metrics.json, or None before the cell was run with these flags."""
         path = self.kept / "metrics.json"
         if not path.exists():
             return None
@@ -100,7 +100,7 @@ def cells():
 
 
 def _tuning():
-    """What the best presets were chosen from, on training images that were held out."""
+    """What the best presets were chosen from, on held-out training images."""
     hinge_alone = {"--consistency": "0", "--entropy": "0"}
     variants = {
         "both": {},
@@ -139,7 +139,7 @@ def _tuned(group, name, sigma, begun_with, differs):
 
 
 def _methods():
-    """Each method for about as long as 40 epochs of Gaussian training take by `table3.py`: 10 minutes."""
+    """Each method for about as long as 40 epochs of Gaussian training, by `table3.py`: 10 minutes."""
     few_copies = "--num_samples 2 --warmup_epochs 1"
     epochs = {
         **{"cohen": "40", "stability": "31", "consistency": "27", "smoothmix": f"5 {few_copies}", "catrs": "3"},
@@ -157,7 +157,7 @@ def _kinds():
 
 
 def _ablations():
-    """Tables 10 to 13 in small: one setting of Eq. (17) at a time, on a short schedule."""
+    """Tables 10 to 13 on a small scale: one setting of Eq. (17) at a time, on a short schedule."""
     fixed = {"--num_samples": "4", "--lam": "12", "--gamma": "8", "--beta": "16"}
     varied = {
         **{"--num_samples": ("1", "2", "16"), "--lam": ("0", "2", "6")},
@@ -172,7 +172,7 @@ def _ablations():
 
 
 def _few_labels():
-    """Of 60,000 images 1,000 with a label: used alone, or with the others."""
+    """1,000 of 60,000 images have a label: they are used alone, or with the others."""
     common = f"--dataset mnist --sigma 0.5 --labels 1000 --n 10000 {COSINE}"
     macer = "--num_samples 4 --lam 6 --beta 2 --average_cross_entropy"
     variants = {
@@ -184,7 +184,7 @@ def _few_labels():
 
 
 def _cifar10():
-    """CIFAR-10 in small: each method for about as long as 33 epochs of Gaussian training take by `table3.py`."""
+    """CIFAR-10 on a small scale: each method for about as long as 33 epochs of Gaussian training, by `table3.py`."""
     common = f"--dataset cifar10 --network cifar_resnet20 --sigma 0.5 --n 5000 --batch_size 128 --clip_norm 1 {COSINE}"
     beyond = "--beta 2 --average_cross_entropy --consistency 10 --entropy 0.5 --lam_start_epoch 1 --ramp_epochs 3"
     variants = {
@@ -196,7 +196,7 @@ def _cifar10():
 
 
 def _variants(group, common, variants):
-    """A cell for each name and the flags that it adds to those in common."""
+    """A cell for each name, with the flags that it adds to the common ones."""
     for name, flags in variants.items():
         yield Cell(group, name, f"{common} {flags}", flags)
 
@@ -288,7 +288,7 @@ def run(cell, arguments):
 
 
 def keep(cell, certified, labels, **about):
-    """Writes what is kept of a cell, in place of what was there; arguments as `pipeline.report.results.write` has."""
+    """Writes what is kept of a cell, replacing what was there; arguments as for `pipeline.report.results.write`."""
     from pipeline.report import results
 
     new = cell.kept.with_name(f".{cell.name}")
@@ -300,7 +300,7 @@ def keep(cell, certified, labels, **about):
 
 
 def made(cell, arguments):
-    """A cell's settings, and its artifacts in the root: made now, unless they were before."""
+    """A cell's settings, and its artifacts in the root, made now unless they exist."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import keras
 
@@ -339,7 +339,7 @@ def released_cell(sigma):
 
 
 def recertify(name, arguments):
-    """Certifies a released model by `pipeline.certify` and renews its card and what is kept of its cell."""
+    """Certifies a released model with `pipeline.certify`, and renews its card and what is kept of its cell."""
     from macer_tf import released
     from pipeline.certification import certificate_files
     from pipeline.jobs import certify
@@ -360,7 +360,7 @@ def recertify(name, arguments):
     image_set = f"the test split of mnist 3.0.1 ({TEST_IMAGES:,} images)"
     if len(labels) < TEST_IMAGES:
         image_set = f"{len(labels):,}, evenly spaced, of {image_set}"
-    # Cells of before do not know the core seconds.
+    # Earlier cells do not record core seconds.
     told = {setting: before[setting] for setting in TOLD if setting in before} | {"image_set": image_set}
     told["command"] = cell.command(arguments.images)
     keep(cell, certificate_files.read(output), labels, **told)
@@ -373,7 +373,7 @@ def write_card(measured, path, claimed):
 
 
 def card(measured, path, claimed):
-    """What `macer_tf.released.card` returns of the model in a file."""
+    """What `macer_tf.released.card` returns for the model in a file."""
     from serving.fingerprints import file_digest
 
     metrics = measured.metrics
@@ -395,7 +395,7 @@ def card(measured, path, claimed):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """What is kept of a cell: metrics, and of each image its id, class or -1, votes, certified radius (0 unless
+    """What is kept of a cell: metrics, and for each image its id, class or -1, votes, certified radius (0 unless
     correct) and p_lower.
     """
 
@@ -408,7 +408,7 @@ class Measured:
     p_lower: np.ndarray
 
     def first(self, count):
-        """Of the first images that are certified: id, class and the class' share of the votes."""
+        """For the first certified images: id, class, and the class's share of the votes."""
         certified = np.flatnonzero(self.predictions >= 0)[:count]
         shares = self.votes[certified, self.predictions[certified]] / self.votes[certified].sum(axis=1)
         columns = zip(self.ids[certified], self.predictions[certified], shares, strict=True)
@@ -416,7 +416,7 @@ class Measured:
 
 
 def kept(cell):
-    """A cell's `Measured`; None before it was run."""
+    """A cell's `Measured`; None if it was not run yet."""
     metrics = cell.measured()
     if metrics is None:
         return None
@@ -426,7 +426,7 @@ def kept(cell):
 
 
 def certificates_in(path):
-    """The columns of a Parquet file of certificates by their names; the radius is 0 unless the prediction is right."""
+    """The columns of a Parquet file of certificates by name; the radius is 0 unless the prediction is right."""
     import pyarrow.parquet as pq
 
     columns = {name: np.array(values) for name, values in pq.read_table(path).to_pydict().items()}
@@ -434,7 +434,7 @@ def certificates_in(path):
 
 
 def draw():
-    """Writes the parts of docs/results.md between markers, of all groups that were measured, and their figures."""
+    """Writes the parts of docs/results.md between markers, for all groups that were measured, and their figures."""
     of_group = {}
     for cell in cells():
         if measured := kept(cell):
@@ -456,12 +456,12 @@ def minutes(one):
 
 
 def core_minutes(one):
-    """Epochs and the time that cores trained."""
+    """Epochs and core time of training."""
     return f"{one.metrics['epochs']} epochs, {one.metrics['training_core_seconds'] / 60:.0f} core-minutes"
 
 
 def table_of_variants(measured, multiples=(0, 1, 2, 3), time=minutes):
-    """Each variant's certified accuracies at multiples of sigma and its ACR, and the paired difference to the first."""
+    """Each variant's certified accuracies at multiples of sigma, its ACR, and the paired difference from the first."""
     first = measured[0]
     radii = [first.metrics["sigma"] * multiple for multiple in multiples]
     rows = [
@@ -475,14 +475,14 @@ def table_of_variants(measured, multiples=(0, 1, 2, 3), time=minutes):
 
 
 def methods_part(measured):
-    """A table, and a figure of ACR against the time of training."""
+    """A table, and a figure of ACR against training time."""
     (KEPT / "methods.svg").write_bytes(figure_of_methods(measured))
     picture = "![ACR against core-minutes of training, MNIST, sigma = 0.5](results/methods.svg)\n"
     return f"{table_of_variants(measured, time=core_minutes)}\n{picture}"
 
 
 def figure_of_methods(measured):
-    """Bytes of an SVG file: a point for each method, its bar the standard error of the difference to the first."""
+    """Bytes of an SVG file: a point for each method, its bar the standard error of the difference from the first."""
     from matplotlib.figure import Figure
 
     from pipeline.report.figures import FAINT, GREY, INK, save_svg
@@ -497,7 +497,7 @@ def figure_of_methods(measured):
         _, error = mean_and_error(paired(one, measured[0]))
         at = minutes_of_cores, one.radii.mean()
         axes.errorbar(*at, yerr=error, fmt="o", color=INK, ecolor=GREY, capsize=3)
-        # Names of neighbours go apart: to the left in the left half.
+        # Labels of neighbours are kept apart: in the left half, they go to the left.
         side, end = (-7, "right") if minutes_of_cores < np.median(spent) else (7, "left")
         axes.annotate(one.cell.name, at, (side, 3), textcoords="offset points", ha=end, fontsize=9, color=INK)
     axes.set_xlim(0, 1.15 * max(spent))
@@ -507,7 +507,7 @@ def figure_of_methods(measured):
 
 
 def kinds_part(measured):
-    """Of the one model: a table of all kinds of certificates, and a figure of the hard and empirical Bernstein's."""
+    """For the single model: a table of all kinds of certificates, and a figure of hard and empirical Bernstein ones."""
     from pipeline.certification import certificate_files
     from pipeline.report import results
 
@@ -527,7 +527,7 @@ def kinds_part(measured):
 
 
 def table_of_costs(of_group):
-    """Each group's models, hours of training, samples drawn, and the share of n0 + n that was not."""
+    """Each group's models, hours of training, samples drawn, and the share of n0 + n that was not drawn."""
     rows = []
     for group, measured in of_group.items():
         hours = sum(one.metrics["training_seconds"] for one in measured) / 3600
@@ -594,17 +594,17 @@ def accuracies(one, radii):
 
 
 def acr(one):
-    """With its standard error over images."""
+    """ACR with its standard error over images."""
     return "{:.3f} ± {:.3f}".format(*mean_and_error(one.radii))
 
 
 def difference(one, other):
-    """Of ACRs, with the paired standard error."""
+    """Difference of ACRs, with the paired standard error."""
     return "" if one is other else "{:+.3f} ± {:.3f}".format(*mean_and_error(paired(one, other)))
 
 
 def paired(one, other):
-    """Each image's difference of radii, of the images that both have."""
+    """Each image's difference of radii, for the images that both have."""
     _, here, there = np.intersect1d(one.ids, other.ids, return_indices=True)
     return one.radii[here] - other.radii[there]
 
@@ -621,7 +621,7 @@ def bands(one):
 
 
 def markdown(header, rows):
-    """A table."""
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 

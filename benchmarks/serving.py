@@ -1,10 +1,10 @@
-"""The served model's speed and what early exit saves: one run on the same cores.
+"""The served model's speed, and what early exit saves: one run on the same cores.
 
     python benchmarks/serving.py --model model.keras --images test_images.npy
 
-`model.keras` is what pipeline.run leaves in Trainer-*/model, the images lie in ExampleGen-*/examples. Exports the
-model and loads the SavedModel as a server does, without our code in between. Every comparison is a ratio of calls made
-in turn.
+`model.keras` is what pipeline.run leaves in Trainer-*/model; the images are in ExampleGen-*/examples. This exports the
+model and loads the SavedModel as a server does, with none of our code in between. Every comparison is a ratio of calls
+that take turns.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def early_exit(server, model, images, levels):
 
 
 def latency(server, images, requests):
-    """Percentiles of `predict`, over different images."""
+    """Percentiles of `predict`'s latency, over different images."""
     import numpy as np
 
     for batch in BATCHES:
@@ -102,14 +102,14 @@ def latency(server, images, requests):
 
 
 def throughput(server, model, images, levels, rounds):
-    """Certification by the SavedModel against the library's in this process, in turn."""
+    """Certification by the SavedModel against the library's in this process, taking turns."""
     import numpy as np
 
     from macer_tf.smoothing import SmoothedClassifier
 
     library = SmoothedClassifier(model, seed=0, levels=levels)
     for n in THROUGHPUT_N:
-        # About as long a round, whatever n.
+        # Rounds take about the same time, whatever n.
         chosen = images[: max(1, 20_000 // n)]
         contestants = {
             "library": lambda chosen=chosen, n=n: library.certify(chosen, N0, n, ALPHA),
@@ -146,7 +146,7 @@ def microbatches(model, images, levels, rounds):
 
 
 def interleaved(contestants, rounds):
-    """Name -> seconds of each round, after one call that is not timed."""
+    """Name -> seconds of each round, after one untimed call."""
     seconds = {name: [] for name in contestants}
     for measured in range(rounds + 1):
         for name, call in contestants.items():

@@ -2,8 +2,8 @@
 
     python benchmarks/table3.py --network cifar_resnet110
 
-Each round times a step of every method, one after the other; an epoch is 50,000 images. Batches are taken in slices of
-about COPIES_AT_ONCE noisy copies, which bounds memory. A round in which one did not get its cores is dropped.
+Each round times a step of every method, one after the other; an epoch is 50,000 images. Batches are processed in slices
+of about COPIES_AT_ONCE noisy copies, which bounds memory. A round in which a method did not get its cores is dropped.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from pipeline.experiments import methods, presets
 IMAGES = 50_000
 COPIES_AT_ONCE = 128
 BEST = presets.by_name("macer-mnist-0.50-best").settings
-# name: method, what is not its default, seconds per epoch in Table 3 (CIFAR-10, sigma = 0.25, ResNet-110, one P100).
-# Its Salman-0.25 is the 8-sample one (Table 4); the 2-sample one is not timed there.
+# name: method, settings that are not its defaults, seconds per epoch in Table 3 (CIFAR-10, sigma = 0.25, ResNet-110,
+# one P100). Its Salman-0.25 is the 8-sample one (Table 4); the 2-sample one is not timed there.
 METHODS = {
     "Gaussian": ("cohen", {}, 31.4),
     "Stability": ("stability", {}, None),
@@ -32,7 +32,7 @@ METHODS = {
     "SmoothAdv, 2 copies, 10 steps": ("smoothadv", {"num_samples": 2}, None),
     "SmoothAdv, 8 copies, 10 steps": ("smoothadv", {"num_samples": 8}, 1990.1),
 }
-# Steps of so few copies that a small network does not keep two cores busy.
+# Methods whose steps have so few copies that a small network does not keep two cores busy.
 CHEAP = ("Gaussian", "Stability", "Consistency, 2 copies")
 
 
@@ -68,7 +68,7 @@ def step(arguments, method, changes):
 
 
 def report(arguments, rounds):
-    """Prints seconds per epoch, and how many times Gaussian training's each is, here and in the paper."""
+    """Prints seconds per epoch, and each as a multiple of Gaussian training's, here and in the paper."""
     print(
         f"{arguments.network}, {arguments.precision}, batch {arguments.batch}, {arguments.threads} threads; {rounds}\n"
         f"{'':<34}{'s/epoch':>10}{'ratio':>10}{'paper: s/epoch':>18}{'ratio':>10}"

@@ -2,10 +2,10 @@
 
     python benchmarks/train_step.py --network lenet --reference DIR      DIR: a clone of github.com/RuntianZ/macer
 
-Both sides take the same batch, k and number of threads, each in a process of its own. Each round times the authors'
-step, ours on a constant batch, ours behind the pipeline's shuffling, random crops and flips, that input pipeline alone,
-and a matrix product, one after the other; a round in which one did not get its cores is dropped. The authors' step
-needs torch beside the project's requirements; without it or --reference ours alone is timed.
+Both sides take the same batch, k and number of threads, each in its own process. Each round times, one after the other,
+the authors' step, ours on a constant batch, ours behind the pipeline's shuffling, random crops and flips, that input
+pipeline alone, and a matrix product; a round in which one did not get its cores is dropped. The authors' step needs
+torch besides the project's requirements; without it or --reference, only ours is timed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from benchmarks.interleaved import (
 NETWORKS = {"lenet": (64, (28, 28, 1)), "cifar_resnet110": (4, (32, 32, 3))}
 POLICIES = ("float32", "mixed_bfloat16")
 NUM_SAMPLES = 16
-# Batches that the input pipeline is timed on.
+# Batches on which the input pipeline is timed.
 INPUT_BATCHES = 200
 
 
@@ -110,7 +110,7 @@ def authors_step(arguments):
 
 
 def our_step(arguments, policy, source):
-    """A training step of MACERModel with the authors' settings, in a precision, on batches of a source."""
+    """A training step of MACERModel with the authors' settings, in a given precision, on batches of a source."""
     import keras
 
     from macer_tf import networks
@@ -125,7 +125,7 @@ def our_step(arguments, policy, source):
 
 
 def pipeline_batches(shape, batch):
-    """The pipeline's own training batches of 50,000 random images, with random crops and flips, without end."""
+    """The pipeline's own training batches of 50,000 random images, with random crops and flips, endlessly."""
     import numpy as np
 
     from pipeline.data.examples import Examples
@@ -145,7 +145,7 @@ def pipeline_batches(shape, batch):
 
 
 def input_alone(arguments):
-    """INPUT_BATCHES batches of the pipeline, thrown away."""
+    """INPUT_BATCHES batches of the pipeline, discarded."""
     iterator = iter(pipeline_batches(NETWORKS[arguments.network][1], arguments.batch))
 
     def run():
@@ -156,7 +156,7 @@ def input_alone(arguments):
 
 
 def step_flops(network):
-    """FLOPs of a training step on one noisy copy: of convolutions and dense layers, forward and backward.
+    """FLOPs of a training step on one noisy copy: convolutions and dense layers, forward and backward.
 
     A layer's forward pass, its weights' gradient and its input's gradient take the same number of multiply-adds; the
     first layer's input has no gradient.

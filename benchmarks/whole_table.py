@@ -2,12 +2,12 @@
 
     python benchmarks/whole_table.py --model model.keras --data_dir DIR --reference DIR
 
-`model.keras` is a LeNet of MNIST that pipeline.run leaves in Trainer-*/model, trained with --precision mixed_bfloat16;
+`model.keras` is a LeNet for MNIST that pipeline.run leaves in Trainer-*/model, trained with --precision mixed_bfloat16;
 the reference is a clone of github.com/RuntianZ/macer. Ours is a run of `python -m pipeline.certify --budget adaptive
---radii ...` from its start to its table, TensorFlow's import and all; theirs is their `certify` at the same sigma, n0,
-n, alpha and radii, once its imports are done. Their seconds per image do not depend on its votes, so they are measured
-on a few images, and multiplied. The authors' code needs torch beside the project's requirements; without it or
---reference ours alone is timed.
+--radii ...` from its start to its table, including the import of TensorFlow; theirs is their `certify` at the same
+sigma, n0, n, alpha and radii, after its imports. Their seconds per image do not depend on its votes, so they are
+measured on a few images and multiplied. The authors' code needs torch besides the project's requirements; without it or
+--reference, only ours is timed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ TEST_IMAGES = 10_000
 
 
 def main(arguments=None):
-    """Prints the seconds of both and their ratio."""
+    """Prints the seconds of both, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="a MACERModel of MNIST, saved")
     parser.add_argument("--sigma", type=float, default=0.5, help="noise level (default: 0.5)")
@@ -53,7 +53,7 @@ def main(arguments=None):
 
 
 def our_seconds(arguments):
-    """Of `pipeline.certify`, with no vote drawn before."""
+    """Seconds of `pipeline.certify`, with no votes drawn before."""
     with tempfile.TemporaryDirectory() as root:
         command = [
             *(sys.executable, "-m", "pipeline.certify", "--model", arguments.model, "--sigma", arguments.sigma),
@@ -68,11 +68,11 @@ def our_seconds(arguments):
 
 
 def their_seconds(arguments):
-    """Of their `certify` with their LeNet, whatever its weights, on a few images."""
+    """Seconds of their `certify` with their LeNet, whatever its weights, on a few images."""
     import numpy as np
     import torch
 
-    # They were written for a NumPy that had these.
+    # Their code was written for a NumPy that had these.
     np.float, np.int = float, int
     torch.set_num_threads(arguments.threads)
     sys.path.insert(0, str(arguments.reference))
