@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 MAX_GAMMA = 24.0
 # XLA evaluates the quantile as erfinv(2p - 1), which in float64 resolves no p below about 1e-15 = Phi(-7.9).
 MAX_GAMMA_XLA = 14.0
-# Noise in steps of a grid. Here there are 370,000 thresholds, which take ten seconds to compute.
+# Limits of the noise in steps of the grid. At this one there are 370,000 thresholds, which take ten seconds to compute.
 _WIDEST = 2**14
-# Less noise than this leaves all but one pixel in 1e23 as it is.
+# Less noise than this leaves all but one pixel in 1e23 unchanged.
 _NARROWEST = 0.05
 
 ATTACKS = ("pgd", "ddn")

@@ -37,7 +37,7 @@ from pipeline.utils.errors import InputError
 from serving.files import flush
 from serving.fingerprints import digest, fingerprint
 
-# Votes with the same values share noise, so drawing for one plan would reveal another's: n0 and precision do not count.
+# Votes that agree in these share noise, so drawing for one plan reveals another's: n0 and precision do not change it.
 _NOISE = ("model", "sigma", "seed")
 # What the folder's votes are of.
 ABOUT = "votes.json"
@@ -56,8 +56,8 @@ class VoteStore:
         betas: as given, a list.
         place: path or URL where workers of an engine hand in votes.
         first_looks: `SamplingPlan.first_look` of what the samples seen of this noise were first drawn for: one, unless
-            votes of others were copied here. None among them stands for one that can no longer be read. A certificate
-            by a bound for a number of samples fixed beforehand is valid only if it is for the only one.
+            votes of others were copied here. None among them stands for one that can no longer be read. A bound for
+            a number of samples fixed beforehand holds only for a plan that is the only one here.
 
     Args:
         directory: a folder. Those beside it may hold votes of the same noise, for other numbers of selection samples.

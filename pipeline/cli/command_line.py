@@ -265,7 +265,7 @@ def unknown_argument(argument, settings, others=()):
 
 
 def nearest(name, settings):
-    """The settings, two at most, that may be meant by a name: as batch-size, by its initials as lr, or by a typo."""
+    """At most two settings that a name may mean: spelt like batch-size, by its initials like lr, or with a typo."""
     name = name.strip("-_").replace("-", "_")
     meant = [one for one in settings if name in (one, "".join(word[0] for word in one.split("_")))]
     return meant[:2] or difflib.get_close_matches(name, settings, n=2)

@@ -121,9 +121,9 @@ class TFDSSplit:
 class Folder:
     """A folder of PNG, JPEG, WebP and BMP files, in the order of their paths; others and hidden ones are skipped.
 
-    If they are in sub-folders, these are the classes, including empty ones. If every name is a number, it is the class;
-    otherwise classes are numbered by sorted name, unless `classes` gives their numbers. If they are in the folder
-    itself, there are no labels. `image_files.decode` determines how a file is decoded.
+    Sub-folders are the classes, including empty ones. `classes` may give their numbers. Otherwise, if all names are
+    numbers, each is its class's number; if not, classes are numbered by sorted name. Files in the folder itself have
+    no labels. `image_files.decode` determines how a file is decoded.
 
     shape: (H, W, C) that the images must have; None: that of the first one. classes: a sub-folder's name -> its class,
     from 0. resize: whether images are resized to the shape.

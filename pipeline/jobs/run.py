@@ -140,7 +140,7 @@ def _components(settings, given):
 
 
 def _with_results(settings, preset):
-    """The settings, and those of them and of their preset that the Evaluator writes into its report."""
+    """The settings, with what the Evaluator's report shows of them and of their preset."""
     listing = settings_lib.without_meanings(settings_lib.listing(settings))
     return {**settings, "listing": listing, "paper": preset and _paper_row(preset)}
 

@@ -174,7 +174,7 @@ def _acr(paper):
 
 
 def _reading(radii):
-    """Radii in thousandths at which fewer images have that radius or beyond than before, and the counts there."""
+    """Radii in thousandths after which the count of images with that radius or beyond falls, and the counts there."""
     largest = max(radii.max(), 0.0)
     # Exactly as the decimals are read, not as multiples of a rounded 0.001.
     grid = np.arange(math.ceil(largest * 10**_DECIMALS) + 2) / 10**_DECIMALS

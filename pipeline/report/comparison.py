@@ -1,4 +1,4 @@
-"""Several models' certificates side by side: one table, one figure, and reasons why they cannot be compared."""
+"""Several models' certificates side by side: one table, one figure, and what limits the comparison."""
 
 from dataclasses import dataclass
 

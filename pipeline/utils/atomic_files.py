@@ -105,7 +105,7 @@ def working_in(folder, who, kept):
 
 
 def remove_path(path):
-    """Removes a folder with all that is in it, a file, or a link and not what it leads to; or leaves what it cannot."""
+    """Removes a folder with its contents, a file, or a link (not its target); leaves what it cannot remove."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
