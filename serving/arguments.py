@@ -31,12 +31,15 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Store(argparse.Action):
-    """Refuses an option that is given twice, because one of its values would be ignored."""
+    """Refuses an empty value, and an option that is given twice, because one of its values would be ignored."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
     ) -> None:
         assert isinstance(parser, Parser)
+        # As a path it would be this folder, which "$UNSET" does not mean.
+        if values == "":
+            parser.error(f"{option_string or self.dest} must not be empty. Received: ''")
         if option_string and self.dest in parser.given:
             parser.error(f"--{self.dest} is given twice; give it once")
         parser.given.add(self.dest)

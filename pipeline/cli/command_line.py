@@ -104,6 +104,8 @@ def _parse_radii(text):
 
 
 def _parse_path(text):
+    if not text:  # as of "$UNSET"; it would be the working folder
+        raise ValueError
     if is_url(text):
         raise InputError("must be a path on this machine, not a URL")
     return str(Path(_utf_8(text)).expanduser())
@@ -162,7 +164,7 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
             "beam".
 
     Raises:
-        InputError: in one line, for an unknown flag or a value outside what its setting accepts.
+        InputError: in one line, for an unknown flag, an empty path or a value outside what its setting accepts.
     """
     parser = _Parser(
         prog=prog,
@@ -192,6 +194,8 @@ def given(arguments, groups, *, prog, usage, description, default=default_in_wor
     parser.add_argument("--version", action="version", version=terminal.version(), help=argparse.SUPPRESS)
     texts, unknown = parser.parse_known_intermixed_args(arguments)
     settings = {setting.name: setting for entries in groups.values() for setting in entries}
+    if positional and "" in getattr(texts, positional):
+        raise InputError(f"Each of the {positional} must be a path. Received: ''")
     if unknown and not rest:
         raise InputError(unknown_argument(unknown[0], settings))
     return ({"beam": rest(unknown, settings)} if unknown else {}) | {
@@ -241,12 +245,13 @@ class _Parser(argparse.ArgumentParser):
 
 def value(setting, text):
     """The value that a setting's text stands for. Raises a one-line InputError if it is not accepted."""
+    received = text or repr(text)
     try:
         return setting.kind.parse(text)
     except InputError as error:
-        raise InputError(f"--{setting.name} {error}. Received: {text}") from None
+        raise InputError(f"--{setting.name} {error}. Received: {received}") from None
     except (ValueError, KeyError, OverflowError, RuntimeError):
-        raise InputError(f"--{setting.name} must be {setting.kind.accepts}. Received: {text}") from None
+        raise InputError(f"--{setting.name} must be {setting.kind.accepts}. Received: {received}") from None
 
 
 def refuse_idle(given, idle):

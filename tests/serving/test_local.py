@@ -249,6 +249,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(base, capsys, which):
         (["."], "There is no version in .; give the directory that something was published to."),
         (["BASE", "--port", "65536"], "argument --port: must be a port, 0 to 65535. Received: '65536'; see"),
         (["BASE", "--rest_port", "x"], "argument --rest_port: must be a port, 0 to 65535. Received: 'x'; see"),
+        ([""], "base must not be empty. Received: ''; see python -m serving"),
         (["BASE", "--port", "8500", "--port", "8500"], "--port is given twice; give it once; see python -m serving"),
         (["odd"], "A model server takes 'odd/007' for version 7; rename it."),
     ],

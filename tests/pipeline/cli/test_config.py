@@ -172,9 +172,9 @@ def test_what_is_written_of_a_run_on_images_of_ones_own_gives_it_back(written):
     ["a b", "yes", "null", "~", "'", '"', "a: b", "#", "- a", "1:30", "", " ", "\u00e9\u4e2d", "a,b", "[a]", "*a"],
 )
 def test_any_text_is_given_back(written, text):
-    path = written(config.dumps("program", {"train_images": text, "test_images": "b", "push_dir": text or "c"}))
+    path = written(config.dumps("program", {"network": text, "test_images": "b", "push_dir": text or "c"}))
     expanded = config.expand(["--config", path], settings_lib.known)
-    assert expanded[:3] == [f"--train_images={text}", "--test_images=b", f"--push_dir={text or 'c'}"]
+    assert expanded[:3] == [f"--network={text}", "--test_images=b", f"--push_dir={text or 'c'}"]
 
 
 def test_a_sweep_over_the_settings_of_a_run_takes_the_swept_one_from_the_flag(written):

@@ -72,6 +72,10 @@ BAD = [
         (["--train_images", "a", "--test_images", "b", f"--{name}", "8"], f"--{name} is for data sets that have a name")
         for name in ("dataset", "preset", "data_dir", "train_split", "test_split", "image_size")
     ),
+    *(
+        (["--dataset", "digits", f"--{name}", ""], f"--{name} must be {accepts}. Received: ''")
+        for name, accepts in [("pipeline_root", "a folder"), ("push_dir", "a folder"), ("config", "a path")]
+    ),
     (["--dataset"], "argument --dataset: expected one argument"),
     (["--dataset", "digits", "--sigma"], "argument --sigma: expected one argument"),
     (["--dataset", "digits", "--sigma", "--n", "5"], "argument --sigma: expected one argument"),

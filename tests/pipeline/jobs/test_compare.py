@@ -343,6 +343,7 @@ def test_a_long_legend_leaves_the_axes_their_room(name):
     [
         ([], "Give 1 to 28 logs, or folders of runs. Received: 0"),
         (["nowhere.tsv"], "There is no file or folder nowhere.tsv; give a log, or a folder of a run."),
+        (["a.tsv", ""], "Each of the paths must be a path. Received: ''"),
         (["a.tsv", "--radii", "0.5,0.25"], "--radii must be rising radii such as 0,0.25,0.5. Received: 0.5,0.25"),
         (["a.tsv", "--radii", "0,nan"], "--radii must be rising radii such as 0,0.25,0.5. Received: 0,nan"),
         (["a.tsv", "--ids", "9-5"], "--ids must be a range such as 500-999. Received: 9-5"),
