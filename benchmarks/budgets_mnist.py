@@ -30,8 +30,6 @@ N0, N, ALPHA = 100, 100_000, 0.001
 MOST_N0 = 1000
 SPACING = 10
 SEED, PRECISION = 0, "bfloat16"
-# Whole blocks, and a multiple of the 16 rows in which forward passes come.
-MICROBATCH = 16 * BLOCK
 RADII = (0.5, 1.0, 1.5)
 # All columns of the paper's table that n samples can fill at sigma = 0.5.
 TABLE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -101,7 +99,7 @@ def drawn(path, model, images, indices, cache):
     identity = {"model": file_digest(path), "precision": PRECISION, "seed": SEED, "block": BLOCK}
     folder = cache / fingerprint(identity)[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    classifier = SmoothedClassifier(model, seed=SEED, microbatch=MICROBATCH, precision=PRECISION)
+    classifier = SmoothedClassifier(model, seed=SEED, precision=PRECISION)
     missing = [place for place, index in enumerate(indices) if not (folder / f"{index:05d}.npy").exists()]
     started = time.monotonic()
     for done, place in enumerate(missing, 1):
