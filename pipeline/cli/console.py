@@ -140,8 +140,8 @@ def print_differing(entries, notes=()):
         f"{name}={printable(value)}" + ("" if before is None else f" ({printable(before)})")
         for name, value, before in entries
     ]
-    told = f"Differs from the preset: {', '.join(told)}" if told else "All as the preset has it"
-    print(wrapped(f"{told}. --verbose tells every setting."))
+    told = f"Differs from the preset: {', '.join(told)}" if told else "No difference from the preset"
+    print(wrapped(f"{told}. --verbose shows every setting."))
     print(flush=True)
 
 

@@ -12,7 +12,7 @@ from serving.exit import INTERRUPTED, before_interrupted
 
 CONFIG = Setting("config", PATH, "file of settings, YAML or JSON; flags win", None, "none")
 DRY_RUN = Setting("dry_run", SWITCH, "show plan, time and what is cached; do nothing", False)
-VERBOSE = Setting("verbose", SWITCH, "tell every setting, not only what differs", False)
+VERBOSE = Setting("verbose", SWITCH, "show every setting, not only what differs", False)
 _JSON = Setting("json", SWITCH, "the result as one JSON value on stdout, all else on stderr", False)
 _QUIET = Setting("quiet", SWITCH, "tell the result alone", False)
 _CLOCK = Setting("clock", SWITCH, "a time before each line", False)

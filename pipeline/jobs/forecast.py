@@ -23,7 +23,7 @@ from pipeline.training import backups, input_pipeline, models
 from serving.terminal import printable
 
 _SECONDS, _MOST_STEPS = 3, 50
-_LATER = "how long it takes is told once the images are read"
+_LATER = "how long it takes is shown once the images are read"
 
 
 def tell(components, settings, root):

@@ -168,7 +168,7 @@ def _run(parsed, said, engine):
     paths = {path.name: str(path.absolute()) for path in sorted(folder.iterdir())}
     with said.result(run=folder.name, **about, **result, metrics=metrics, paths=paths):
         _print_results(artifacts, settings["paper"], metrics)
-        print(printable(f"Run: {folder}, as the last one also {root / history.LATEST}: {', '.join(paths)}"))
+        print(printable(f"Run: {folder}, also linked as {root / history.LATEST}: {', '.join(paths)}"))
         print(console.curves(root / orchestrator.TENSORBOARD))
 
 

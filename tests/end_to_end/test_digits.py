@@ -87,7 +87,7 @@ def test_the_run_has_a_folder_of_links_which_is_the_latest(finished):
         assert (latest / name).resolve().relative_to(root).parts[0].startswith(f"{component}-")
     assert list((latest / "tensorboard").glob("events.out.tfevents.*"))
     assert f"Curves: tensorboard --logdir {root / 'tensorboard'}\n" in done.out
-    assert re.search(rf"^Run: {latest.resolve()}, as the last one also {latest}: ", done.out, re.MULTILINE)
+    assert re.search(rf"^Run: {latest.resolve()}, also linked as {latest}: ", done.out, re.MULTILINE)
 
 
 def test_its_settings_are_its_command_in_a_file_and_a_program_gets_its_result(finished, capsys, monkeypatch):
