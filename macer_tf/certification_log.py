@@ -106,7 +106,8 @@ def write(
     if not isinstance(certificates, (Certificates, CertificationLog)):
         raise ValueError(f"Expected `Certificates` or a `CertificationLog`. Received: {type(certificates).__name__}")
     predictions, radii = certificates.predictions, certificates.radii
-    ids, labels = (_whole_numbers(name, given, predictions) for name, given in (("ids", ids), ("labels", labels)))
+    ids = _whole_numbers("ids", _as_array(ids), predictions)
+    labels = _whole_numbers("labels", class_indices(_as_array(labels)), predictions)
     if isinstance(names, str) or (names is not None and len(names) != len(ids)):
         received = repr(names) if isinstance(names, str) else len(names)
         raise ValueError(f"names must be one per image. Received: {received} for {len(ids):,} images")
@@ -130,11 +131,13 @@ def write(
         writer.writerows(rows)
 
 
-def _whole_numbers(name, given, predictions):
-    """The given numbers as Python ints, one per image."""
-    found = np.asarray(given if hasattr(given, "__len__") else list(given))
-    if name == "labels":
-        found = class_indices(found)
+def _as_array(given):
+    """What `given`, a sequence or an iterator, holds."""
+    return np.asarray(given if hasattr(given, "__len__") else list(given))
+
+
+def _whole_numbers(name, found, predictions):
+    """The numbers of an array as Python ints, one per image."""
     is_number = found.dtype.kind in "biuf" or found.size == 0
     if found.shape != predictions.shape or not is_number or not (np.isfinite(found) & (found == np.rint(found))).all():
         raise ValueError(
