@@ -9,6 +9,8 @@ import json
 from serving.files import content_files
 
 _MAX_NAMED = 3
+# Larger contents are told apart by their files' sizes and times, because reading them takes long.
+SOON_DIGESTED_BYTES = 2**28
 
 
 def digest(content):

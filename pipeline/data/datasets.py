@@ -43,7 +43,6 @@ _NAME_FEATURES = ("file_name", "image/file_name", "filename", "image/filename", 
 _DIGITS_TRAIN = 1437
 _DIGITS_MAX = 16
 _IN_MEMORY_BYTES = 8 * 2**30
-_SOON_DIGESTED_BYTES = 2**28
 _READ_BATCH = 256
 _CONNECT_SECONDS = 10
 _NAMED = 10
@@ -167,7 +166,7 @@ def fingerprint(dataset: str, data_dir: str | os.PathLike | None = None) -> str 
     if directory is None:
         return None
     found = {path: os.stat(path) for _, path in content_files(directory)}
-    if sum(file.st_size for file in found.values()) <= _SOON_DIGESTED_BYTES:
+    if sum(file.st_size for file in found.values()) <= fingerprints.SOON_DIGESTED_BYTES:
         return fingerprints.directory_fingerprint(directory)
     return fingerprints.fingerprint(
         {os.path.realpath(path): [file.st_size, file.st_mtime_ns] for path, file in found.items()}

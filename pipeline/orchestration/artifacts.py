@@ -8,9 +8,7 @@ from pathlib import Path
 from pipeline.utils import atomic_files
 from pipeline.utils.errors import InputError
 from serving.files import content_files, is_hidden
-from serving.fingerprints import directory_fingerprint
-
-_SOON_READ_BYTES = 2**28
+from serving.fingerprints import SOON_DIGESTED_BYTES, directory_fingerprint
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Artifact:
         """Whether its files are what they were; above 256 MiB, by the stamps, because reading again takes long."""
         try:
             now = _stamps(self.path)
-            if now == self.stamps and sum(size for _, _, size, *_ in now) > _SOON_READ_BYTES:
+            if now == self.stamps and sum(size for _, _, size, *_ in now) > SOON_DIGESTED_BYTES:
                 return True
             return directory_fingerprint(self.path) == self.fingerprint
         except (OSError, ValueError):

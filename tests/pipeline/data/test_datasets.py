@@ -165,7 +165,7 @@ def test_partial_svhn_which_tfds_does_not_know():
 @pytest.mark.parametrize("digested", [2**28, 0], ids=["by content", "by size and time"])
 def test_the_fingerprint_is_of_what_would_be_read(tmp_path, monkeypatch, digested):
     """Two folders of one relative name, data that are prepared anew, and a newer version beside."""
-    monkeypatch.setattr(datasets, "_SOON_DIGESTED_BYTES", digested)
+    monkeypatch.setattr(datasets.fingerprints, "SOON_DIGESTED_BYTES", digested)
     assert datasets.fingerprint("tiny", tmp_path / "data") is None
     found = []
     for place, first in (("one", 0), ("two", 3)):

@@ -149,7 +149,7 @@ def test_what_is_large_is_read_again_only_if_its_sizes_or_times_are_others(tmp_p
     file = tmp_path / "made" / "file"
     file.parent.mkdir()
     file.write_text("one")
-    monkeypatch.setattr(artifacts, "_SOON_READ_BYTES", 0)
+    monkeypatch.setattr(artifacts, "SOON_DIGESTED_BYTES", 0)
     artifact = artifacts.Artifact.of(file.parent)
     with monkeypatch.context() as patch:
         patch.setattr(artifacts, "directory_fingerprint", lambda path: pytest.fail("It was read again."))
