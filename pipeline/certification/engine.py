@@ -23,6 +23,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.runners.runner import PipelineState, create_runner
 
+from pipeline.cli.command_line import did_you_mean
 from pipeline.utils import places
 from pipeline.utils.errors import InputError, reason
 
@@ -75,7 +76,7 @@ class Engine:
             raise InputError(f"The runner {name} cannot be loaded ({reason(error)}).") from None
         except ValueError:
             nearest = difflib.get_close_matches(name, StandardOptions.KNOWN_RUNNER_NAMES, n=2)
-            hint = f"Did you mean {' or '.join(nearest)}?" if nearest else "Known: FlinkRunner, PortableRunner, ..."
+            hint = did_you_mean(nearest, "Known: FlinkRunner, PortableRunner, ...")
             raise InputError(f"Beam has no runner {name}. {hint}") from None
         options = self.options()
         endpoint = options.view_as(PortableOptions).job_endpoint

@@ -265,8 +265,7 @@ def unknown_argument(argument, settings, others=()):
     """The message about an argument that is none of these settings' flags, nor of `others`, which are less likely."""
     name = argument.split("=")[0]
     found = nearest(name, settings) or nearest(name, others)
-    hint = f"Did you mean {' or '.join(f'--{one}' for one in found)}?" if found else "See --help."
-    return f"Unknown argument {argument}. {hint}"
+    return f"Unknown argument {argument}. {did_you_mean([f'--{one}' for one in found], 'See --help.')}"
 
 
 def nearest(name, settings):
@@ -274,3 +273,8 @@ def nearest(name, settings):
     name = name.strip("-_").replace("-", "_")
     meant = [one for one in settings if name in (one, "".join(word[0] for word in one.split("_")))]
     return meant[:2] or difflib.get_close_matches(name, settings, n=2)
+
+
+def did_you_mean(names, otherwise):
+    """The hint at these names; if there are none, another sentence."""
+    return f"Did you mean {' or '.join(names)}?" if names else otherwise

@@ -147,8 +147,7 @@ def _text(path, setting, value):
 
 
 def _unknown(name, settings):
-    found = command_line.nearest(name, settings)
-    hint = f"Did you mean {' or '.join(found)}?" if found else "--help lists them."
+    hint = command_line.did_you_mean(command_line.nearest(name, settings), "--help lists them.")
     return f"unknown setting {printable(name)}. {hint}"
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 
+from pipeline.cli.command_line import did_you_mean
 from pipeline.experiments import methods, setting_list
 from pipeline.utils.errors import InputError
 
@@ -145,8 +146,7 @@ def by_name(name: str, where: str = "See their table.") -> Preset:
     """
     presets = {preset.name: preset for preset in PRESETS}
     if name not in presets:
-        nearest = difflib.get_close_matches(name, presets, n=3)
-        hint = f"Did you mean {' or '.join(nearest)}?" if nearest else where
+        hint = did_you_mean(difflib.get_close_matches(name, presets, n=3), where)
         raise InputError(f"Unknown preset {name}. {hint}")
     return presets[name]
 

@@ -238,8 +238,7 @@ def _name_and_values(text, others):
     if name in _CHANGE_NOTHING:
         raise InputError(f"A sweep compares certificates, which {name} does not change. Received: --sweep {text}")
     if name not in known:
-        found = command_line.nearest(name, known)
-        hint = f"Did you mean {' or '.join(found)}?" if found else "See --help."
+        hint = command_line.did_you_mean(command_line.nearest(name, known), "See --help.")
         raise InputError(f"Unknown setting {name}. {hint} Received: --sweep {text}")
     seen = []
     for value in values:
