@@ -18,6 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from macer_tf.checks import levels_of
+
 N0, ALPHA, FIXED_N = 100, 0.001, 1000
 THROUGHPUT_N = (1000, 10_000)
 MICROBATCHES = (96, 192, 384, 768, 1536)
@@ -41,7 +43,6 @@ def main(arguments=None):
     import numpy as np
     import tensorflow as tf
 
-    from macer_tf.checks import levels_of
     from macer_tf.smoothing import default_microbatch
     from pipeline.data.examples import evenly_spaced
     from pipeline.training import models

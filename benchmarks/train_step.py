@@ -3,9 +3,10 @@
     python benchmarks/train_step.py --network lenet --reference DIR      DIR: a clone of github.com/RuntianZ/macer
 
 Both sides take the same batch, k and number of threads, each in its own process. Each round times, one after the other,
-the authors' step, ours on a constant batch, ours behind the pipeline's shuffling, random crops and flips, that input
-pipeline alone, and a matrix product; a round in which one did not get its cores is dropped. The authors' step needs
-torch besides the project's requirements; without it or --reference, only ours is timed.
+the authors' step, ours on a constant batch, ours without oneDNN, which macer_tf turns on, ours behind the pipeline's
+shuffling, random crops and flips, that input pipeline alone, and a matrix product; a round in which one did not get its
+cores is dropped. The authors' step needs torch besides the project's requirements; without it or --reference, only ours
+is timed.
 """
 
 import argparse
@@ -54,6 +55,7 @@ def main(arguments=None):
     for policy in policies:
         contestants |= {
             policy: (our_step, arguments, policy, constant_batches),
+            f"{policy} without oneDNN": (our_step_without_onednn, arguments, policy),
             f"{policy} fed": (our_step, arguments, policy, pipeline_batches),
             f"{policy} matrix": (matrix_product, policy.removeprefix("mixed_")),
         }
@@ -76,7 +78,8 @@ def report(arguments, policies, rounds, with_authors):
         faster = f"{rounds.ratio('authors', policy):7.2f} times as fast" if with_authors else ""
         print(
             f"  ours, {policy:<15}{1000 * rounds.median(policy):10.1f} ms a step{faster};"
-            f" {100 * work / rounds.median(policy) / peak:3.0f} % of {peak / 1e9:.0f} GFLOP/s, the matrix peak"
+            f" {100 * work / rounds.median(policy) / peak:3.0f} % of {peak / 1e9:.0f} GFLOP/s, the matrix peak;"
+            f" {rounds.ratio(f'{policy} without oneDNN', policy):.2f} times as fast as without oneDNN"
         )
     print(
         f"  input pipeline alone (crops, flips): {INPUT_BATCHES * batch / rounds.median('input'):.0f} images per second"
@@ -122,6 +125,12 @@ def our_step(arguments, policy, source):
     model = MACERModel(networks.build(arguments.network, shape, 10), 0.25, num_samples=NUM_SAMPLES, seed=0)
     model.compile(SGD(1e-4, momentum=0.9, l2=5e-4))
     return training_step(model, source(shape, arguments.batch))
+
+
+def our_step_without_onednn(arguments, policy):
+    """`our_step` on a constant batch, in a process that has not imported TensorFlow yet."""
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+    return our_step(arguments, policy, constant_batches)
 
 
 def pipeline_batches(shape, batch):

@@ -13,6 +13,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import pytest
 
+import macer_tf  # noqa: F401  before TensorFlow: it turns oneDNN on
+
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared"
 # The files that take longest, which begin first: or one of two processes would end long after the other.

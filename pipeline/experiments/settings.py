@@ -12,6 +12,7 @@ from pipeline.data import own_images
 from pipeline.data.datasets import SHORT_NAMES
 from pipeline.experiments import methods, presets
 from pipeline.experiments.setting_list import GROUPS
+from pipeline.utils import processor
 from pipeline.utils.errors import InputError
 from serving import card
 from serving.fingerprints import digest
@@ -102,6 +103,7 @@ def notes(settings, preset, given):
     return [
         *([preset.note] if preset.note else []),
         *sampling_plan.notes_on(settings["sigma"]),
+        *processor.notes_on(settings["precision"]),
         *(f"{name}={told[name]}: {why}." for name, why in unreached(settings).items() if name not in given),
     ]
 

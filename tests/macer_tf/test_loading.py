@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,30 @@ def test_importing_the_package_is_enough_to_load_what_its_models_saved(first, tm
 def test_importing_the_package_does_not_import_tensorflow():
     process = run("import sys, macer_tf; print('tensorflow' in sys.modules or 'keras' in sys.modules)")
     assert process.stdout == "False\n", process.stderr
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN is turned on for x86-64 only")
+@pytest.mark.parametrize(
+    ("first", "given", "is_on"),
+    [
+        ("import macer_tf, keras", {}, True),
+        ("import macer_tf.networks", {}, True),
+        ("import pipeline.jobs.forecast", {}, True),
+        ("import macer_tf, keras", {"TF_ENABLE_ONEDNN_OPTS": "0"}, False),
+    ],
+)
+def test_tensorflow_computes_with_onednn_unless_told_otherwise(first, given, is_on):
+    tell = "from tensorflow.python.util._pywrap_util_port import IsMklEnabled; print(IsMklEnabled())"
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    process = subprocess.run(
+        [sys.executable, "-c", f"{first}; {tell}"],
+        env={**environment, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), **given},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert process.stdout == f"{is_on}\n", process.stderr
 
 
 @pytest.mark.parametrize("module", ["layers", "model", "smoothing", "baselines.smoothadv", "noisy_training"])

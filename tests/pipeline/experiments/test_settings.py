@@ -10,6 +10,7 @@ import pytest
 from pipeline.experiments import methods, presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.jobs import run as run_lib
+from pipeline.utils import processor
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SETTINGS = [setting for group in settings_lib.known([]).values() for setting in group]
@@ -205,6 +206,25 @@ def test_no_preset_speaks_of_epochs_that_it_does_not_have(preset):
 def test_a_noise_level_for_pixels_up_to_255_is_noted(sigma, is_noted):
     noted = settings_lib.notes(*settings_lib.resolve(["--dataset", "digits", "--sigma", sigma]))
     assert any("If it was meant for pixels from 0 to 255, give 0.25." in note for note in noted) == is_noted
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "is_noted"),
+    [
+        ("flags\t\t: fpu sse2 avx2 fma\n", "mixed_bfloat16", True),
+        ("flags\t\t: fpu sse2 avx2 fma\n", "mixed_float16", True),
+        ("flags\t\t: fpu sse2 avx2 fma\n", "float32", False),
+        ("flags\t\t: fpu sse2 avx2 fma avx512f\n", "mixed_bfloat16", False),
+        ("Features\t: fp asimd\n", "mixed_bfloat16", False),  # an Arm processor
+        (None, "mixed_bfloat16", False),
+    ],
+)
+def test_a_precision_that_the_processor_emulates_is_noted(flags, precision, is_noted, tmp_path, monkeypatch):
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{flags}")
+    monkeypatch.setattr(processor, "_CPUINFO", tmp_path / "cpuinfo")
+    noted = settings_lib.notes(*settings_lib.resolve(["--dataset", "digits", "--precision", precision]))
+    assert any("no AVX-512" in note for note in noted) == is_noted
 
 
 def test_the_smallest_n_that_can_certify_is_accepted():
