@@ -75,8 +75,12 @@ class Cell:
         path = self.kept / "metrics.json"
         if not path.exists():
             return None
-        metrics = json.loads(path.read_text())
-        return metrics if metrics["command"].partition(" --num_test_examples")[0] == self.command() else None
+        try:
+            metrics = json.loads(path.read_text())
+            command = metrics["command"]
+        except (ValueError, TypeError, KeyError):
+            raise damaged(path) from None
+        return metrics if command.partition(" --num_test_examples")[0] == self.command() else None
 
 
 def cells():
@@ -425,11 +429,24 @@ def kept(cell):
     return Measured(cell, metrics, *(columns[name] for name in names))
 
 
+def damaged(path):
+    """The `InputError` for a file of a cell that cannot be read."""
+    from pipeline.utils.errors import InputError
+
+    return InputError(
+        f"{path} is missing or damaged. Restore it with git, or remove its folder and run its cell again (see `list`)."
+    )
+
+
 def certificates_in(path):
     """The columns of a Parquet file of certificates by name; the radius is 0 unless the prediction is right."""
     import pyarrow.parquet as pq
 
-    columns = {name: np.array(values) for name, values in pq.read_table(path).to_pydict().items()}
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError):
+        raise damaged(path) from None
+    columns = {name: np.array(values) for name, values in table.to_pydict().items()}
     return {**columns, "radius": np.where(columns["outcome"] == "correct", columns["radius"], 0.0)}
 
 

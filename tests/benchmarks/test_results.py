@@ -205,6 +205,30 @@ def test_images_to_certify_again_are_refused_unless_evenly_spaced(images, capsys
     assert f"--images {images} does not divide 10,000, the test images of MNIST." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["draw"], ["run", "mnist/gaussian-0.50-0", "--data_dir=no", "--root=no"]])
+@pytest.mark.parametrize("content", ['{"command": "python', "{}", "[]"])
+def test_a_cell_whose_metrics_are_damaged_is_named_in_one_line(command, content, keep):
+    keep(results.Cell("mnist", "gaussian-0.50-0", ""), [1000, 1000, 900, 500])
+    path = results.KEPT / "mnist" / "gaussian-0.50-0" / "metrics.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit, match=rf"^{re.escape(str(path))} is missing or damaged. .* \(see `list`\)\.$"):
+        results.main(command)
+    assert results.PAGE.read_text() == PARTS
+
+
+@pytest.mark.parametrize("length", [None, 0, 1000])
+def test_a_cell_whose_certificates_are_damaged_is_named_in_one_line(length, keep):
+    keep(results.Cell("mnist", "gaussian-0.50-0", ""), [1000, 1000, 900, 500])
+    path = results.KEPT / "mnist" / "gaussian-0.50-0" / "certificates.parquet"
+    content = path.read_bytes()
+    path.unlink()
+    if length is not None:
+        path.write_bytes(content[:length])
+    with pytest.raises(SystemExit, match=rf"^{re.escape(str(path))} is missing or damaged. .* \(see `list`\)\.$"):
+        results.main(["draw"])
+    assert results.PAGE.read_text() == PARTS
+
+
 def test_a_page_without_the_parts_is_refused(keep):
     results.PAGE.write_text("nothing\n")
     keep(results.Cell("mnist", "gaussian-0.50-0", ""), [1000, 1000, 900, 500])
