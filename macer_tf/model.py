@@ -42,7 +42,7 @@ class MACERModel(NoisyTrainingModel):
       `consistency_loss` (Jeong and Shin 2020; `objective.consistency`).
     - `noise_steps`: where all copies are right, the hinge is the larger of those on xi(eps) and on xi(eps'), where
       eps'_j is within `noise_radius` of eps_j and copy j does worse on it (`attacks.worst_noise`, after Jeong et al.
-      2023).
+      2023). While lam is 0, the noise stays as it was drawn, for all terms.
     - `noise_for_all`: on these images, cross-entropy and consistency are on eps' too. Metrics, and reports other than
       the losses, stay on eps.
     - `num_samples` may rise during training: few copies first, many at the end.

@@ -45,6 +45,9 @@ def idle(settings):
     found = {}
     if not settings["noise_steps"]:
         found["noise_radius"] = found["noise_for_all"] = "noise_steps=0"
+    if not settings["lam"]:
+        # The model moves the noise only while there is a hinge to move it for.
+        found |= dict.fromkeys(("noise_steps", "noise_radius", "noise_for_all"), "lam=0")
     if not settings["samples_rise_epochs"]:
         found["samples_rise_factor"] = "samples_rise_epochs=none"
     return found

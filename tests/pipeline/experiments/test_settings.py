@@ -148,6 +148,10 @@ BAD = [
     (["--dataset", "mnist", "--epochs", "5", "--ramp_epochs", "6"], "--ramp_epochs would do nothing here: that takes"),
     (["--dataset", "mnist", "--epochs", "5", "--samples_rise_epochs", "5"], "--samples_rise_epochs would do nothing"),
     (["--dataset", "mnist", "--noise_radius", "2"], "--noise_radius would do nothing here: noise_steps=0"),
+    *(
+        (["--dataset", "mnist", "--lam", "0", "--consistency", "5", *flags], f"{flags[0]} would do nothing here: lam=0")
+        for flags in (["--noise_steps", "1"], ["--noise_for_all", "yes"], ["--noise_radius", "2"])
+    ),
     (["--dataset", "mnist", "--samples_rise_factor", "2"], "would do nothing here: samples_rise_epochs=none"),
     *(
         (
@@ -360,7 +364,7 @@ assert "tensorflow" not in sys.modules and "apache_beam" not in sys.modules
 OVERRIDES = {
     "data_dir": ("some/where", "some/where"), "train_split": ("train[:9]", "train[:9]"),
     "test_split": ("holdout", "holdout"), "image_size": ("20", 20), "train_examples": ("77", 77),
-    "sigma": ("0.3", 0.3), "network": ("lenet", "lenet"), "num_samples": ("3", 3), "lam": ("0", 0.0),
+    "sigma": ("0.3", 0.3), "network": ("lenet", "lenet"), "num_samples": ("3", 3), "lam": ("2", 2.0),
     "gamma": ("7.5", 7.5), "beta": ("2", 2.0), "lam_start_epoch": ("1", 1), "epochs": ("5", 5), "batch_size": ("8", 8),
     "learning_rate": ("1e-3", 0.001), "lr_schedule": ("cosine", "cosine"), "lr_drop_epochs": ("1,4", [1, 4]),
     "lr_drop_factor": ("0.5", 0.5), "momentum": ("0", 0.0), "l2": ("0.1", 0.1), "clip_norm": ("2", 2.0),
