@@ -356,6 +356,12 @@ def recertify(name, arguments):
     before = cell.measured()
     if before is None:
         sys.exit(f"Nothing that was measured of {cell.group}/{cell.name} with its flags is kept in {cell.kept}.")
+    if before["num_images"] > arguments.images:
+        # After `run` without `release`, the cell is ahead of the card.
+        sys.exit(
+            f"{cell.kept} has {before['num_images']:,} images, which fewer must not replace. Received: --images "
+            f"{arguments.images}; accepted: {before['num_images']} or more."
+        )
     drawn = [f"--{setting}={before[setting]}" for setting in DRAWN]
     images = ["--dataset=mnist", f"--skip={TEST_IMAGES // arguments.images}", f"--data_dir={arguments.data_dir}"]
     if status := certify.main([f"--model={path}", *images, *drawn, f"--output={output}"]):

@@ -205,6 +205,20 @@ def test_images_to_certify_again_are_refused_unless_evenly_spaced(images, capsys
     assert f"--images {images} does not divide 10,000, the test images of MNIST." in capsys.readouterr().err
 
 
+def test_a_cell_with_more_images_than_the_card_is_not_replaced_by_fewer(keep, tmp_path, monkeypatch):
+    name = "macer-mnist-0.50"
+    card = json.dumps(released.card(name) | {"verified": {"num_images": 2}})
+    monkeypatch.setattr(released, "FOLDER", tmp_path / "released")
+    released.FOLDER.mkdir()
+    (released.FOLDER / f"{name}.json").write_text(card)
+    cell = results.released_cell(0.5)
+    keep(cell, [1000] * 10)
+    with pytest.raises(SystemExit, match=r" has 10 images, .* Received: --images 5; accepted: 10 or more\.$"):
+        results.main(["recertify", name, "--images", "5", "--data_dir", "nowhere", "--root", str(tmp_path / "root")])
+    assert cell.measured()["num_images"] == 10
+    assert not (tmp_path / "root").exists()
+
+
 @pytest.mark.parametrize("command", [["draw"], ["run", "mnist/gaussian-0.50-0", "--data_dir=no", "--root=no"]])
 @pytest.mark.parametrize("content", ['{"command": "python', "{}", "[]"])
 def test_a_cell_whose_metrics_are_damaged_is_named_in_one_line(command, content, keep):
