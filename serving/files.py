@@ -93,6 +93,17 @@ def open_plain(path):
         yield file
 
 
+@contextlib.contextmanager
+def naming(path):
+    """Adds to an OSError that names no file, such as that of a write to a full disk, what was being written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def _open_without_following(path, flags):
     # Opening a pipe would otherwise wait for its other end.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -102,6 +113,7 @@ def flush(path):
     """Flushes a file or a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

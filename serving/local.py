@@ -31,6 +31,7 @@ from urllib.parse import quote, unquote
 
 import grpc
 
+import macer_tf  # noqa: F401 (so that TensorFlow computes with oneDNN here too, and the library repeats votes exactly)
 from serving import rest_format, terminal
 from serving.arguments import TRUST_MODEL, Parser
 from serving.exit import exit_status

@@ -25,9 +25,10 @@ from serving import card as card_lib
 from serving import manifest, terminal
 from serving.arguments import TRUST_MODEL, Parser
 from serving.exit import exit_status
-from serving.files import EXTRA, flush, read_extra
+from serving.files import EXTRA, flush, naming, read_extra
 from serving.fingerprints import directory_fingerprint, sealed, unsealed
 from serving.manifest import PUBLICATION
+from serving.terminal import printable
 from serving.versions import add, versions
 
 # What a blessing and a card both state, each under its own name.
@@ -79,7 +80,9 @@ def load_test(saved_model: str | Path, trust: bool = False) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch) / "images.npy"
-        np.save(images, np.zeros((1, *card_lib.read(saved_model)["image_shape"]), np.float32))
+        shape = card_lib.read(saved_model)["image_shape"]
+        with naming(images):
+            np.save(images, np.zeros((1, *shape), np.float32))
         _, problem = in_fresh_process(saved_model, images, trust)
     if problem:
         raise RuntimeError(f"Not published, since it failed in a fresh process: {problem}")
@@ -325,9 +328,10 @@ def _finish(copy, check, *, blessing, forced, rolled_back_to=None):
 
 
 def _write(path, text):
-    path.write_text(text, encoding="utf-8")
-    path.chmod(0o644)
-    flush(path)
+    with naming(path):
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o644)
+        flush(path)
 
 
 def _model_fingerprint(directory):
@@ -410,7 +414,7 @@ def _print_listing(base):
         raise ValueError(f"There is no folder {base}.")
     lines = listing(base)
     if not lines:
-        print(f"There is no version in {base}.")
+        print(f"There is no version in {printable(base)}.")
         return
     print(
         f"{'version':>7}  {'published':25}  {'':6}  {'':9}  {'sigma':>5}  {'n':>7}  {'alpha':>6}  {'ACR':>18}  "
@@ -460,7 +464,7 @@ def _carry_out(options):
         given = {"blessing": blessing, "force": options.force}
         version = publish(options.saved_model, options.base, **given, check=check)
         if version in before:
-            print(f"{version} is this very model already; nothing was published.")
+            print(f"{printable(version)} is this very model already; nothing was published.")
             return 0
         publication = read_publication(version)
         said = ", forced: it is not blessed" if publication and publication.forced else ""
@@ -468,5 +472,5 @@ def _carry_out(options):
         version = rollback(options.base, options.to, check=check)
         publication = read_publication(version)
         said = f", which is version {publication.rolled_back_to} again" if publication else ""
-    print(f"Published {version}{said}.")
+    print(f"Published {printable(version)}{said}.")
     return 0

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from serving.files import check_local, flush, is_hidden, open_plain
+from serving.files import check_local, flush, is_hidden, naming, open_plain
 
 # A model server reads only names that are numbers.
 _UNFINISHED = ".publishing-"
@@ -78,7 +78,8 @@ def add(saved_model, base, finish):
         flush(base.parent)
     versions(base)
     with _unfinished(base) as copy:
-        _copy(saved_model, copy)
+        with naming(base):
+            _copy(saved_model, copy)
         finish(copy)
         with _locked(base):
             published = versions(base)

@@ -58,6 +58,7 @@ def test_importing_the_package_does_not_import_tensorflow():
         ("import macer_tf, keras", {}, True),
         ("import macer_tf.networks", {}, True),
         ("import pipeline.jobs.forecast", {}, True),
+        ("import serving.local", {}, True),
         ("import macer_tf, keras", {"TF_ENABLE_ONEDNN_OPTS": "0"}, False),
     ],
 )

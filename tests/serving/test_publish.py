@@ -310,9 +310,32 @@ def test_a_full_disk_leaves_nothing_half(saved_model, base, blessing, monkeypatc
     monkeypatch.setattr(os, "fsync", full)
     for place in range(1, 8):
         count = 0
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as raised:
             publish(saved_model, base, blessing=blessing, check=None)
+        assert Path(raised.value.filename).is_relative_to(base.parent), place
         assert [path.name for path in base.iterdir()] == [], place
+
+
+def test_a_full_disk_is_told_with_the_folder_that_is_full(saved_model, base, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("serving.versions.shutil.copyfileobj", full)
+    assert main(["publish", str(saved_model), str(base), "--force"]) == 1
+    assert capsys.readouterr().err == f"error: cannot use {base}: No space left on device\n"
+
+
+def test_a_path_is_printed_so_that_no_terminal_obeys_it(saved_model, tmp_path, capsys, monkeypatch):
+    base = tmp_path / "a\x1b[31m"
+    monkeypatch.setattr(publish_lib, "load_test", lambda *_, **__: None)
+    for _ in range(2):
+        assert main(["publish", str(saved_model), str(base), "--force"]) == 0
+    assert main(["list", str(base)]) == 0
+    shutil.rmtree(base / "1")
+    assert main(["list", str(base)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\\x1b[31m") == 3
+    assert "\x1b" not in printed
 
 
 def test_a_publisher_that_was_stopped_is_not_waited_for_without_end(push, saved_model, base, blessing, monkeypatch):
