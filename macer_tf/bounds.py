@@ -71,17 +71,31 @@ class Bound:
 
         if not self.is_soft:
             uniforms = [votes.uniforms] if self.is_randomized else []
-            return self.function(of_selected(votes.estimation), votes.n, alpha, *uniforms)
+            return self._checked(self.function(of_selected(votes.estimation), votes.n, alpha, *uniforms), votes.n)
         assert beta is not None
         moments = votes.soft[beta]
-        return self.function(of_selected(moments.mean(votes.n)), of_selected(moments.variance(votes.n)), votes.n, alpha)
+        mean, variance = of_selected(moments.mean(votes.n)), of_selected(moments.variance(votes.n))
+        return self._checked(self.function(mean, variance, votes.n, alpha), votes.n)
 
     def unanimous(self, n: int | np.ndarray, alpha: float) -> np.ndarray:
         """The largest value it can take with n samples, all for one class or all with score 1; same shape as n."""
         n = np.asarray(n)
         if self.is_soft:
-            return self.function(np.ones(n.shape), np.zeros(n.shape), n, alpha)
-        return self.function(n, n, alpha, *[np.zeros(n.shape)] * self.is_randomized)
+            return self._checked(self.function(np.ones(n.shape), np.zeros(n.shape), n, alpha), n)
+        return self._checked(self.function(n, n, alpha, *[np.zeros(n.shape)] * self.is_randomized), n)
+
+    def _checked(self, lower, n):
+        """What the function returned; nothing else may become a radius."""
+        lower = np.asarray(lower)
+        if lower.shape != n.shape or lower.dtype != np.float64:  # fewer digits may be rounded up
+            raise ValueError(
+                f"The bound {self.name} must return one float64 for each n, {n.shape}. Received: {lower.dtype} "
+                f"{lower.shape}"
+            )
+        # No number of samples shows that a probability is 1; above 1, and for NaN, there is no radius.
+        if not (lower < 1).all():
+            raise ValueError(f"The bound {self.name} must return numbers below 1. Received: {lower.max()}")
+        return lower
 
 
 def register(
@@ -112,8 +126,10 @@ def register(
         kind: see `Bound`; by default `name`, or "soft-<name>" for soft bounds.
 
     Raises:
-        ValueError: if there is already a bound of that name.
+        ValueError: if there is already a bound of that name, or it is not a string.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"A bound is registered by its name: @bounds.register('my-bound'). Received: {name!r}")
     if name in BOUNDS:
         raise ValueError(f"There is a bound of this name; choose another one. Received: name={name!r}")
 
@@ -137,7 +153,7 @@ def get(name: str) -> Bound:
     Raises:
         ValueError: if there is no such bound.
     """
-    if name not in BOUNDS:
+    if not isinstance(name, str) or name not in BOUNDS:
         raise ValueError(f"bound must be one of {', '.join(BOUNDS)}. Received: bound={name!r}")
     return BOUNDS[name]
 

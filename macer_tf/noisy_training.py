@@ -27,6 +27,7 @@ from macer_tf import noise as noise_lib
 _BAD_BATCH = "Bad batch: "
 _PROBABILITIES = "the classifier returned probabilities instead of logits; remove its softmax."
 _UNLIKE = "there must be one label and, if any, one sample weight per image."
+_NO_WEIGHTS = "sample weights and class weights must be finite numbers from 0."
 _ROWS_THAT_TELL = 8
 # Addresses of noise that each step owns: more than a replica's share of any batch.
 _IMAGES_PER_STEP = 2**20
@@ -231,6 +232,7 @@ class NoisyTrainingModel(keras.Model):
         _check_arrays(arguments.get("x"), arguments.get("y"))
         if isinstance(validation := arguments.get("validation_data"), tuple) and len(validation) > 1:
             _check_arrays(*validation[:2])
+        _check_class_weight(arguments.get("class_weight"))
         with _one_line_errors(arguments.get("class_weight")):
             return super().fit(*args, **kwargs)
 
@@ -475,10 +477,21 @@ def _the_only(value):
 
 def _check_arrays(images, labels):
     """Refuses arrays about which Keras would say nothing, or something misleading."""
+    for name, values in (("Pixels", images), ("Labels", labels)):
+        if np.ma.isMA(values):
+            checks.as_array(name, values)
     if isinstance(images, np.ndarray) and not len(images):
         raise ValueError(f"Expected one or more images. Received: images {images.shape}")
     if isinstance(labels, np.ndarray | list) and (dtype := np.asarray(labels).dtype).kind in "OSUMm":
         raise ValueError(f"Labels must be class indices or one-hot rows. Received: dtype={dtype}")
+
+
+def _check_class_weight(weights):
+    if weights is not None and not isinstance(weights, Mapping):
+        raise ValueError(
+            "class_weight must be a dict of classes and their weights, such as {0: 1.0, 1: 2.5}. Received: "
+            f"{type(weights).__name__}"
+        )
 
 
 def _as_classes(labels):
@@ -513,7 +526,10 @@ def _as_weights(weights):
     shape = weights.shape
     if shape.rank is not None and shape.rank != 1 and not (shape.rank == 2 and shape[1] in (1, None)):
         raise ValueError(f"sample_weight must be one number per image, [batch] or [batch, 1]. Received: shape={shape}")
-    return tf.reshape(weights, [-1])
+    weights_ok = tf.reduce_all((weights >= 0) & tf.math.is_finite(weights))
+    # Below 0, the loss of these images would be maximised, and would fall for ever.
+    with tf.control_dependencies([_batch_check(weights_ok, _NO_WEIGHTS)]):
+        return tf.reshape(weights, [-1])
 
 
 def _sum_over_replicas(value):
