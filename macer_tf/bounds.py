@@ -37,7 +37,7 @@ class Bound:
         name: the name to ask for it by.
         function: returns the bound. It takes (successes, n, alpha) for class counts or, for soft scores in [0, 1],
             (mean, variance, n, alpha), with the unbiased sample variance. It must hold with probability at least
-            1 - alpha over the samples, and takes and returns NumPy arrays of one shape.
+            1 - alpha over the samples. It takes NumPy arrays [images], n from 1, and returns float64 [images], below 1.
         is_soft: whether it is a bound on soft scores, and so about the soft-smoothed classifier.
         needs_fixed_n: whether n must be fixed before any estimation sample is seen.
         is_randomized: whether the function of class counts takes a fourth argument, U, uniform on [0, 1] and one per
@@ -69,32 +69,38 @@ class Bound:
         def of_selected(values):
             return np.take_along_axis(values, selected[:, None], axis=1)[:, 0]
 
+        uniforms = [votes.uniforms] if self.is_randomized else []
         if not self.is_soft:
-            uniforms = [votes.uniforms] if self.is_randomized else []
-            return self._checked(self.function(of_selected(votes.estimation), votes.n, alpha, *uniforms), votes.n)
+            return self._of_drawn(votes.n, alpha, [of_selected(votes.estimation)], uniforms)
         assert beta is not None
         moments = votes.soft[beta]
-        mean, variance = of_selected(moments.mean(votes.n)), of_selected(moments.variance(votes.n))
-        return self._checked(self.function(mean, variance, votes.n, alpha), votes.n)
+        values = [of_selected(moments.mean(votes.n)), of_selected(moments.variance(votes.n))]
+        return self._of_drawn(votes.n, alpha, values)
 
     def unanimous(self, n: int | np.ndarray, alpha: float) -> np.ndarray:
         """The largest value it can take with n samples, all for one class or all with score 1; same shape as n."""
         n = np.asarray(n)
         if self.is_soft:
-            return self._checked(self.function(np.ones(n.shape), np.zeros(n.shape), n, alpha), n)
-        return self._checked(self.function(n, n, alpha, *[np.zeros(n.shape)] * self.is_randomized), n)
+            return self._of_drawn(n, alpha, [np.ones(n.shape), np.zeros(n.shape)])
+        return self._of_drawn(n, alpha, [n], [np.zeros(n.shape)] * self.is_randomized)
 
-    def _checked(self, lower, n):
-        """What the function returned; nothing else may become a radius."""
-        lower = np.asarray(lower)
-        if lower.shape != n.shape or lower.dtype != np.float64:  # fewer digits may be rounded up
+    def _of_drawn(self, n, alpha, values, uniforms=()):
+        """What the function returns for images that have samples, and 0 for others; only a bound becomes a radius."""
+        drawn, lower = n != 0, np.zeros(n.shape)
+        if not drawn.any():
+            return lower
+        found = np.asarray(
+            self.function(*(of_all[drawn] for of_all in (*values, n)), alpha, *(of_all[drawn] for of_all in uniforms))
+        )
+        if found.shape != (drawn.sum(),) or found.dtype != np.float64:  # fewer digits may be rounded up
             raise ValueError(
-                f"The bound {self.name} must return one float64 for each n, {n.shape}. Received: {lower.dtype} "
-                f"{lower.shape}"
+                f"The bound {self.name} must return one float64 for each n, {(int(drawn.sum()),)}. Received: "
+                f"{found.dtype} {found.shape}"
             )
         # No number of samples shows that a probability is 1; above 1, and for NaN, there is no radius.
-        if not (lower < 1).all():
-            raise ValueError(f"The bound {self.name} must return numbers below 1. Received: {lower.max()}")
+        if not (found < 1).all():
+            raise ValueError(f"The bound {self.name} must return numbers below 1. Received: {found.max()}")
+        lower[drawn] = found
         return lower
 
 
