@@ -34,7 +34,7 @@ _IMAGES_PER_STEP = 2**20
 
 
 class LossTerms(NamedTuple):
-    """What a method computes for images [batch].
+    """What a method computes for images [batch]; a term of another shape, or not under its name, is refused.
 
     Attributes:
         losses: name -> [batch]; they add up to the loss.
@@ -413,7 +413,7 @@ class NoisyTrainingModel(keras.Model):
         # Before the classifier sees them: a NaN would stay in its batch norm's moving averages.
         with tf.control_dependencies([_batch_check(pixels_ok, "pixels must lie in [0, 1]; scale the images first.")]):
             noise = self.draw_noise(images, start, training)
-        terms = self.loss_terms(images, labels, noise, training)
+        terms = self._checked(self.loss_terms(images, labels, noise, training))
         num_classes = terms.probabilities.shape[-1]
         if targets.shape.rank == 2 and targets.shape[-1] != num_classes:
             raise ValueError(
@@ -440,6 +440,24 @@ class NoisyTrainingModel(keras.Model):
         images, targets, probabilities, weights = seen
         self.compute_metrics(images, targets, probabilities, sample_weight=weights)
         return total
+
+    def _checked(self, terms):
+        """What a subclass' `loss_terms` returned; a term [batch, 1] would be broadcast over the batch unseen."""
+        method = f"{type(self).__name__}.loss_terms"
+        if not isinstance(terms, LossTerms):
+            raise ValueError(f"{method} must return LossTerms. Received: {type(terms).__name__}")
+        for kind, found, declared in (("losses", terms.losses, self.LOSSES), ("reports", terms.reports, self.REPORTS)):
+            if set(found) != set(declared):
+                raise ValueError(
+                    f"{method} must return the {kind} that {kind.upper()} names: {', '.join(declared) or 'none'}. "
+                    f"Received: {', '.join(found) or 'none'}"
+                )
+        for name, values in {**terms.losses, **terms.reports, "probabilities": terms.probabilities}.items():
+            expected = "[batch, classes]" if name == "probabilities" else "[batch]"
+            shape = tf.convert_to_tensor(values).shape
+            if shape.rank not in (None, len(expected.split(","))):
+                raise ValueError(f"{method} must return {name} of shape {expected}. Received: {tuple(shape)}")
+        return terms
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
