@@ -340,6 +340,17 @@ def test_a_method_that_makes_another_model_is_one_line(line, tmp_path, made, mes
     assert message in received
 
 
+def test_a_method_with_two_settings_of_one_name_is_one_line(line, tmp_path):
+    (tmp_path / "my_method.py").write_text(
+        "from pipeline.cli.command_line import FROM_0, Setting\nfrom pipeline.experiments.methods import Method\n"
+        "TWICE = (Setting('weight', FROM_0, 'of one term', 1.0), Setting('weight', FROM_0, 'of another', 2.0))\n"
+        "METHOD = Method(name='mine', label='Mine', model=None, settings=TWICE)\n"
+    )
+    sys.modules.pop("my_method", None)
+    received = line("--dataset", "digits", "--method", "my_method:METHOD")
+    assert "The method mine has two settings of one name: weight, weight." in received
+
+
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
