@@ -37,7 +37,7 @@ class Bound:
         name: the name to ask for it by.
         function: returns the bound. It takes (successes, n, alpha) for class counts or, for soft scores in [0, 1],
             (mean, variance, n, alpha), with the unbiased sample variance. It must hold with probability at least
-            1 - alpha over the samples, and takes and returns NumPy arrays of one shape.
+            1 - alpha over the samples. It takes NumPy arrays [images], n from 1, and returns float64 [images], below 1.
         is_soft: whether it is a bound on soft scores, and so about the soft-smoothed classifier.
         needs_fixed_n: whether n must be fixed before any estimation sample is seen.
         is_randomized: whether the function of class counts takes a fourth argument, U, uniform on [0, 1] and one per
@@ -69,19 +69,39 @@ class Bound:
         def of_selected(values):
             return np.take_along_axis(values, selected[:, None], axis=1)[:, 0]
 
+        uniforms = [votes.uniforms] if self.is_randomized else []
         if not self.is_soft:
-            uniforms = [votes.uniforms] if self.is_randomized else []
-            return self.function(of_selected(votes.estimation), votes.n, alpha, *uniforms)
+            return self._of_drawn(votes.n, alpha, [of_selected(votes.estimation)], uniforms)
         assert beta is not None
         moments = votes.soft[beta]
-        return self.function(of_selected(moments.mean(votes.n)), of_selected(moments.variance(votes.n)), votes.n, alpha)
+        values = [of_selected(moments.mean(votes.n)), of_selected(moments.variance(votes.n))]
+        return self._of_drawn(votes.n, alpha, values)
 
     def unanimous(self, n: int | np.ndarray, alpha: float) -> np.ndarray:
         """The largest value it can take with n samples, all for one class or all with score 1; same shape as n."""
         n = np.asarray(n)
         if self.is_soft:
-            return self.function(np.ones(n.shape), np.zeros(n.shape), n, alpha)
-        return self.function(n, n, alpha, *[np.zeros(n.shape)] * self.is_randomized)
+            return self._of_drawn(n, alpha, [np.ones(n.shape), np.zeros(n.shape)])
+        return self._of_drawn(n, alpha, [n], [np.zeros(n.shape)] * self.is_randomized)
+
+    def _of_drawn(self, n, alpha, values, uniforms=()):
+        """What the function returns for images that have samples, and 0 for others; only a bound becomes a radius."""
+        drawn, lower = n != 0, np.zeros(n.shape)
+        if not drawn.any():
+            return lower
+        found = np.asarray(
+            self.function(*(of_all[drawn] for of_all in (*values, n)), alpha, *(of_all[drawn] for of_all in uniforms))
+        )
+        if found.shape != (drawn.sum(),) or found.dtype != np.float64:  # fewer digits may be rounded up
+            raise ValueError(
+                f"The bound {self.name} must return one float64 for each n, {(int(drawn.sum()),)}. Received: "
+                f"{found.dtype} {found.shape}"
+            )
+        # No number of samples shows that a probability is 1; above 1, and for NaN, there is no radius.
+        if not (found < 1).all():
+            raise ValueError(f"The bound {self.name} must return numbers below 1. Received: {found.max()}")
+        lower[drawn] = found
+        return lower
 
 
 def register(
@@ -112,8 +132,10 @@ def register(
         kind: see `Bound`; by default `name`, or "soft-<name>" for soft bounds.
 
     Raises:
-        ValueError: if there is already a bound of that name.
+        ValueError: if there is already a bound of that name, or it is not a string.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"A bound is registered by its name: @bounds.register('my-bound'). Received: {name!r}")
     if name in BOUNDS:
         raise ValueError(f"There is a bound of this name; choose another one. Received: name={name!r}")
 
@@ -137,7 +159,7 @@ def get(name: str) -> Bound:
     Raises:
         ValueError: if there is no such bound.
     """
-    if name not in BOUNDS:
+    if not isinstance(name, str) or name not in BOUNDS:
         raise ValueError(f"bound must be one of {', '.join(BOUNDS)}. Received: bound={name!r}")
     return BOUNDS[name]
 

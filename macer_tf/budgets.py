@@ -20,7 +20,7 @@ from scipy import special
 
 from macer_tf import bounds, certificates
 from macer_tf.certificates import Certificates
-from macer_tf.checks import class_indices, is_number, is_whole
+from macer_tf.checks import check_labels, is_number, is_whole
 from macer_tf.confidence import anytime_lower, anytime_upper, check_alpha, clopper_pearson_lower
 from macer_tf.votes import MOST_SAMPLES, Votes, check_votes
 
@@ -54,7 +54,8 @@ class _Budget:
 
         Raises:
             ValueError: if sigma or alpha is out of range, n could never reach what is asked for, an image has no
-                selection votes or more than n estimation votes, or there is not one label per image.
+                selection votes or more than n estimation votes, or there is not one label, a whole number from -1, per
+                image.
         """
         check_votes(votes)
         sigma, alpha = certificates.check_sigma(sigma), check_alpha(alpha)
@@ -67,10 +68,7 @@ class _Budget:
         more = np.maximum(np.minimum(self._goal(votes, sigma, alpha), self.n) - votes.n, 0)
         if labels is None:
             return more
-        labels = class_indices(labels)
-        if labels.shape != votes.n.shape:
-            raise ValueError(f"Expected one label per image. Received: {labels.shape} for {votes.n.shape}")
-        return np.where(votes.selected == labels, more, 0)
+        return np.where(votes.selected == check_labels(labels, len(more)), more, 0)
 
     def _goal(self, votes: Votes, sigma: float, alpha: float) -> np.ndarray:
         """How many estimation samples each image should have, int64 [images]."""

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from macer_tf import bounds
-from macer_tf.checks import is_number
+from macer_tf.checks import as_array, is_number
 from macer_tf.confidence import SAMPLES_OFF, check_alpha
 from macer_tf.votes import Votes, check_counts, check_votes, images_in_words, numbers_in_words
 
@@ -25,7 +25,7 @@ ABSTAIN = -1
 _ROUNDING, _RADIUS_ROUNDING = 1e-13, 1e-14
 # At a sigma within these limits, a radius is a float of full precision.
 _LEAST_SIGMA, _LARGEST_SIGMA = 1e-100, 1e100
-# No bound needs more samples to certify a unanimous vote, at any alpha that float64 can hold.
+# None of our bounds needs more samples to certify a unanimous vote, at any alpha that float64 can hold.
 _ENOUGH = 5000
 
 
@@ -77,7 +77,11 @@ class Certificates:
         return len(self.predictions)
 
     def __getitem__(self, images: int | slice | Sequence[int] | np.ndarray) -> Certificates:
-        places = np.atleast_1d(np.arange(len(self))[images])
+        places = np.atleast_1d(np.arange(len(self))[as_array("The index", images) if np.ma.isMA(images) else images])
+        if places.ndim > 1:
+            raise IndexError(
+                f"An index must be one number, a slice, or one row of numbers or bools. Received: {images}"
+            )
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         per_image: dict[str, Any] = {name: value[places] for name, value in values if isinstance(value, np.ndarray)}
         return replace(self, **per_image)
@@ -209,7 +213,7 @@ def check_sigma(sigma: float) -> float:
     if getattr(sigma, "shape", None) == ():  # an array or a tensor of one number
         sigma = np.asarray(sigma).item()
     if not is_number(sigma) or not 0 < float(sigma) < np.inf:
-        raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma}")
+        raise ValueError(f"sigma must be above 0 and finite. Received: sigma={sigma!r}")
     if not _LEAST_SIGMA <= sigma <= _LARGEST_SIGMA:
         raise ValueError(f"sigma must lie in [{_LEAST_SIGMA:g}, {_LARGEST_SIGMA:g}]. Received: sigma={sigma}")
     return float(sigma)
@@ -233,7 +237,7 @@ def round_down(p_lower: float | np.ndarray) -> np.ndarray:
     return np.maximum(p_lower - _ROUNDING, 0.0)
 
 
-def predict(counts: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+def predict(counts: ArrayLike, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """PREDICT: the most frequent class, or ABSTAIN if the runner-up could be as likely (Cohen et al. 2019).
 
     The probability that the returned class is not the smoothed classifier's is at most alpha for each image, by the
@@ -250,6 +254,7 @@ def predict(counts: np.ndarray, alpha: float) -> tuple[np.ndarray, np.ndarray]:
         ValueError: if alpha is out of range, there are fewer than two classes, the images' numbers of samples differ,
             or n is so small that every image would get ABSTAIN.
     """
+    counts = as_array("Votes", counts)
     if counts.ndim != 2 or counts.shape[1] < 2:
         raise ValueError(f"PREDICT needs counts [images, classes], 2 classes or more. Received: {counts.shape}")
     check_counts(counts)
@@ -265,11 +270,12 @@ def check_can_certify(n: int, alpha: float, bound: str = bounds.DEFAULT, share: 
     of_bound = check_alpha(check_alpha(alpha) * share)
     unanimous = bounds.get(bound).unanimous
     if n < 1 or round_down(unanimous(n, of_bound)) <= 0.5:
-        smallest = np.argmax(round_down(unanimous(np.arange(_ENOUGH), of_bound)) > 0.5)
+        enough = round_down(unanimous(np.arange(_ENOUGH), of_bound)) > 0.5
+        remedy = f"n must be at least {np.argmax(enough)}" if enough.any() else f"no n up to {_ENOUGH - 1:,} is enough"
         whose = "" if share == 1 else f", {100 * share:.0f} % of it for this bound"
         raise ValueError(
             f"No image could be certified: with alpha={alpha:g}{whose}, even n votes out of n leave the bound on p_A "
-            f"at 1/2 or below. Received: n={n}; n must be at least {smallest}."
+            f"at 1/2 or below. Received: n={n}; {remedy}."
         )
 
 
@@ -307,7 +313,7 @@ def _check_beta(bound: bounds.Bound, beta: float | None, soft: Mapping) -> None:
     if not bound.is_soft and beta is not None:
         soft_bounds = " and ".join(bounds.names(is_soft=True))
         raise ValueError(f"beta is for the soft bounds {soft_bounds}. Received: bound={bound.name!r}, {beta=}")
-    if bound.is_soft and beta not in soft:
+    if bound.is_soft and not (is_number(beta) and beta in soft):
         raise ValueError(
             f"The votes hold soft moments at beta in {sorted(soft)}. Received: bound={bound.name!r}, {beta=}"
         )
@@ -322,7 +328,7 @@ def _n(n: np.ndarray, bound: bounds.Bound, fixed_n: ArrayLike | None) -> np.ndar
         return n
     if fixed_n is None:
         _same(n, "n")
-    elif np.shape(fixed_n) != n.shape or (n != fixed_n).any():
+    elif (planned := as_array("fixed_n", fixed_n)).shape != n.shape or (n != planned).any():
         raise ValueError(f"Images do not have the samples fixed for them. Received: n={n.tolist()}, fixed_n={fixed_n}")
     return n
 

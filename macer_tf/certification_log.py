@@ -18,7 +18,7 @@ import numpy as np
 
 from macer_tf import files
 from macer_tf.certificates import ABSTAIN, Certificates
-from macer_tf.checks import class_indices
+from macer_tf.checks import as_array, class_indices
 
 HEADER = ("idx", "label", "predict", "radius", "correct", "time")
 _FILE = "file"
@@ -106,8 +106,8 @@ def write(
     if not isinstance(certificates, (Certificates, CertificationLog)):
         raise ValueError(f"Expected `Certificates` or a `CertificationLog`. Received: {type(certificates).__name__}")
     predictions, radii = certificates.predictions, certificates.radii
-    ids = _whole_numbers("ids", _as_array(ids), predictions)
-    labels = _whole_numbers("labels", class_indices(_as_array(labels)), predictions)
+    ids = _whole_numbers("ids", _as_array("ids", ids), predictions)
+    labels = _whole_numbers("labels", class_indices(_as_array("Labels", labels)), predictions)
     if isinstance(names, str) or (names is not None and len(names) != len(ids)):
         received = repr(names) if isinstance(names, str) else len(names)
         raise ValueError(f"names must be one per image. Received: {received} for {len(ids):,} images")
@@ -131,9 +131,9 @@ def write(
         writer.writerows(rows)
 
 
-def _as_array(given):
+def _as_array(name, given):
     """What `given`, a sequence or an iterator, holds."""
-    return np.asarray(given if hasattr(given, "__len__") else list(given))
+    return as_array(name, given if hasattr(given, "__len__") else list(given))
 
 
 def _whole_numbers(name, found, predictions):

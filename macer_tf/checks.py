@@ -132,9 +132,34 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
+def as_array(name: str, values: ArrayLike) -> np.ndarray:
+    """`values` as a plain NumPy array. Raises ValueError if some are masked: NumPy's functions may ignore the mask."""
+    if np.ma.is_masked(values):
+        raise ValueError(
+            f"{name} must not be masked; leave masked ones out. Received: {np.ma.count_masked(values):,} masked"
+        )
+    return np.asarray(values)
+
+
+def check_labels(labels: ArrayLike, num_images: int) -> np.ndarray:
+    """Labels as `class_indices` takes them, as [images].
+
+    Raises:
+        ValueError: if there is not one label per image, or they are not whole numbers from -1.
+    """
+    labels = class_indices(labels)
+    is_number = labels.dtype.kind in "biuf"
+    if not is_number or not np.isfinite(labels).all() or (labels != np.rint(labels)).any() or (labels < -1).any():
+        received = labels.dtype if not is_number else f"{labels.min()} to {labels.max()}"
+        raise ValueError(f"Labels must be whole numbers from 0, or -1 where there is none. Received: {received}")
+    if labels.shape != (num_images,):
+        raise ValueError(f"Expected one label per image. Received: {labels.shape} for {(num_images,)}")
+    return labels
+
+
 def class_indices(labels: ArrayLike) -> np.ndarray:
     """Labels as training takes them, [images], [images, 1] or one-hot rows, as [images]; any others as they are."""
-    labels = np.asarray(labels)
+    labels = as_array("Labels", labels)
     if labels.ndim != 2 or labels.dtype.kind not in "biuf":
         return labels
     if labels.shape[1] == 1:

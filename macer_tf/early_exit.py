@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from macer_tf.certificates import ABSTAIN, check_predict_alpha
+from macer_tf.checks import as_array
 from macer_tf.confidence import SAMPLES_OFF, check_alpha
 
 # Samples before the first look; before each later look, half of what was drawn is added. On MNIST a first look at 16
@@ -66,7 +67,7 @@ def anytime_predict(counts: ArrayLike, alpha: float) -> AnytimePrediction:
             fall from one look to the next.
     """
     alpha = check_alpha(alpha)
-    counts = np.asarray(counts)
+    counts = as_array("Votes", counts)
     is_shaped = counts.ndim == 3 and counts.shape[1] >= 1 and counts.shape[2] >= 2
     if counts.dtype != np.int64 or not is_shaped or (np.diff(counts, axis=1, prepend=0) < 0).any():
         raise ValueError(

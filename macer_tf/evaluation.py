@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from macer_tf import bounds
 from macer_tf.certificates import ABSTAIN, Certificates, max_radius
-from macer_tf.checks import class_indices, is_number
+from macer_tf.checks import check_labels, is_number
 from macer_tf.votes import images_in_words
 
 if TYPE_CHECKING:
@@ -87,15 +87,9 @@ def correct_radii(certificates: Certificates | CertificationLog, labels: ArrayLi
     Raises:
         ValueError: if there are not as many labels as certificates, or they are not whole numbers from -1.
     """
-    if not hasattr(certificates, "predictions"):
+    if not all(hasattr(certificates, name) for name in ("predictions", "radii")):
         raise ValueError(f"Expected `Certificates` or a `CertificationLog`. Received: {type(certificates).__name__}")
-    labels = class_indices(labels)
-    is_number = labels.dtype.kind in "biuf"
-    if not is_number or not np.isfinite(labels).all() or (labels != np.rint(labels)).any() or (labels < -1).any():
-        received = labels.dtype if not is_number else f"{labels.min()} to {labels.max()}"
-        raise ValueError(f"Labels must be whole numbers from 0, or -1 where there is none. Received: {received}")
-    if labels.shape != certificates.predictions.shape:
-        raise ValueError(f"Expected one label per image. Received: {labels.shape} for {certificates.predictions.shape}")
+    labels = check_labels(labels, len(certificates.predictions))
     # Unlabelled data often has the label -1, which is ABSTAIN here.
     correct = (certificates.predictions == labels) & (certificates.predictions != ABSTAIN)
     return np.where(correct, certificates.radii, -1.0)

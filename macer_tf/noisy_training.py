@@ -27,13 +27,14 @@ from macer_tf import noise as noise_lib
 _BAD_BATCH = "Bad batch: "
 _PROBABILITIES = "the classifier returned probabilities instead of logits; remove its softmax."
 _UNLIKE = "there must be one label and, if any, one sample weight per image."
+_NO_WEIGHTS = "sample weights and class weights must be finite numbers from 0."
 _ROWS_THAT_TELL = 8
 # Addresses of noise that each step owns: more than a replica's share of any batch.
 _IMAGES_PER_STEP = 2**20
 
 
 class LossTerms(NamedTuple):
-    """What a method computes for images [batch].
+    """What a method computes for images [batch]; a term of another shape, or not under its name, is refused.
 
     Attributes:
         losses: name -> [batch]; they add up to the loss.
@@ -231,6 +232,7 @@ class NoisyTrainingModel(keras.Model):
         _check_arrays(arguments.get("x"), arguments.get("y"))
         if isinstance(validation := arguments.get("validation_data"), tuple) and len(validation) > 1:
             _check_arrays(*validation[:2])
+        _check_class_weight(arguments.get("class_weight"))
         with _one_line_errors(arguments.get("class_weight")):
             return super().fit(*args, **kwargs)
 
@@ -411,7 +413,7 @@ class NoisyTrainingModel(keras.Model):
         # Before the classifier sees them: a NaN would stay in its batch norm's moving averages.
         with tf.control_dependencies([_batch_check(pixels_ok, "pixels must lie in [0, 1]; scale the images first.")]):
             noise = self.draw_noise(images, start, training)
-        terms = self.loss_terms(images, labels, noise, training)
+        terms = self._checked(self.loss_terms(images, labels, noise, training))
         num_classes = terms.probabilities.shape[-1]
         if targets.shape.rank == 2 and targets.shape[-1] != num_classes:
             raise ValueError(
@@ -438,6 +440,24 @@ class NoisyTrainingModel(keras.Model):
         images, targets, probabilities, weights = seen
         self.compute_metrics(images, targets, probabilities, sample_weight=weights)
         return total
+
+    def _checked(self, terms):
+        """What a subclass' `loss_terms` returned; a term [batch, 1] would be broadcast over the batch unseen."""
+        method = f"{type(self).__name__}.loss_terms"
+        if not isinstance(terms, LossTerms):
+            raise ValueError(f"{method} must return LossTerms. Received: {type(terms).__name__}")
+        for kind, found, declared in (("losses", terms.losses, self.LOSSES), ("reports", terms.reports, self.REPORTS)):
+            if set(found) != set(declared):
+                raise ValueError(
+                    f"{method} must return the {kind} that {kind.upper()} names: {', '.join(declared) or 'none'}. "
+                    f"Received: {', '.join(found) or 'none'}"
+                )
+        for name, values in {**terms.losses, **terms.reports, "probabilities": terms.probabilities}.items():
+            expected = "[batch, classes]" if name == "probabilities" else "[batch]"
+            shape = tf.convert_to_tensor(values).shape
+            if shape.rank not in (None, len(expected.split(","))):
+                raise ValueError(f"{method} must return {name} of shape {expected}. Received: {tuple(shape)}")
+        return terms
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -475,10 +495,21 @@ def _the_only(value):
 
 def _check_arrays(images, labels):
     """Refuses arrays about which Keras would say nothing, or something misleading."""
+    for name, values in (("Pixels", images), ("Labels", labels)):
+        if np.ma.isMA(values):
+            checks.as_array(name, values)
     if isinstance(images, np.ndarray) and not len(images):
         raise ValueError(f"Expected one or more images. Received: images {images.shape}")
     if isinstance(labels, np.ndarray | list) and (dtype := np.asarray(labels).dtype).kind in "OSUMm":
         raise ValueError(f"Labels must be class indices or one-hot rows. Received: dtype={dtype}")
+
+
+def _check_class_weight(weights):
+    if weights is not None and not isinstance(weights, Mapping):
+        raise ValueError(
+            "class_weight must be a dict of classes and their weights, such as {0: 1.0, 1: 2.5}. Received: "
+            f"{type(weights).__name__}"
+        )
 
 
 def _as_classes(labels):
@@ -513,7 +544,10 @@ def _as_weights(weights):
     shape = weights.shape
     if shape.rank is not None and shape.rank != 1 and not (shape.rank == 2 and shape[1] in (1, None)):
         raise ValueError(f"sample_weight must be one number per image, [batch] or [batch, 1]. Received: shape={shape}")
-    return tf.reshape(weights, [-1])
+    weights_ok = tf.reduce_all((weights >= 0) & tf.math.is_finite(weights))
+    # Below 0, the loss of these images would be maximised, and would fall for ever.
+    with tf.control_dependencies([_batch_check(weights_ok, _NO_WEIGHTS)]):
+        return tf.reshape(weights, [-1])
 
 
 def _sum_over_replicas(value):

@@ -47,11 +47,18 @@ def card(name: str) -> dict[str, Any]:
         one: images, n0, n, alpha, ACR, certified accuracies, and for some images the class and its share of the votes.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or a card that is damaged.
     """
     if name not in names():
         raise ValueError(f"There is no released model of this name; there are {', '.join(names())}. Received: {name!r}")
-    content: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    path = FOLDER / f"{name}.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        is_whole = {"name", "sigma", "sha256"} <= {*content}
+    except (ValueError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{path} is damaged: it is no card of a released model; install the package again.")
     return content
 
 
@@ -72,7 +79,8 @@ def load_released(name: str) -> "MACERModel":
         A `MACERModel`, not compiled, whose noise level is the card's; `SmoothedClassifier` takes it as it is.
 
     Raises:
-        ValueError: for an unknown name, or a file other than the one that the card was written for.
+        ValueError: for an unknown name, a damaged card, or a file other than the one that the card was written for.
+        OSError: if the file is missing.
     """
     import keras
 
@@ -90,4 +98,9 @@ def load_released(name: str) -> "MACERModel":
         checked = Path(folder) / path.name
         checked.write_bytes(content)
         model: MACERModel = keras.models.load_model(checked, compile=False)
+    if model.sigma != about["sigma"]:
+        raise ValueError(
+            f"The card of {name} is damaged: the model was trained at sigma={model.sigma:g}; install the package "
+            f"again. Received: sigma={about['sigma']}"
+        )
     return model

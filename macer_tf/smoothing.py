@@ -16,7 +16,7 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from macer_tf import base_classifier, certificates, noise
-from macer_tf.checks import check, check_levels, check_seed, is_whole
+from macer_tf.checks import as_array, check, check_levels, check_seed, is_whole
 from macer_tf.grid_noise import GridNoise, check_floats, to_grid
 from macer_tf.inference import InferenceGraph
 from macer_tf.noisy_training import NoisyTrainingModel
@@ -207,7 +207,7 @@ class SmoothedClassifier:
                 more; if its layers are no longer what they were; if a pixel is off the grid or outside [0, 1], or an
                 example id, stream, start or count is out of range.
         """
-        images = to_grid(np.asarray(images), self.levels)
+        images = to_grid(as_array("Pixels", images), self.levels)
         if not len(images) == len(example_ids) == len(starts) == len(counts) >= 1:
             raise ValueError(
                 f"Expected an id, a start and a count for each image. Received: {len(images)} images, "
@@ -521,7 +521,7 @@ def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tup
         ValueError: unless images are finite floats [images, height, width, channels] in [0, 1], at least one, and the
             ids are as many different whole numbers in [0, 2**32).
     """
-    given, images = images, np.asarray(images)
+    given, images = images, as_array("Pixels", images)
     if images.ndim != 4 or images.size == 0:
         raise ValueError(
             "Images, at least one and of one pixel or more, must have shape [images, height, width, channels]. "
@@ -532,7 +532,7 @@ def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tup
         raise ValueError(
             f"Pixels must be finite and lie in [0, 1]. Received: values from {images.min()} to {images.max()}"
         )
-    example_ids = np.arange(len(images)) if example_ids is None else np.asarray(example_ids)
+    example_ids = np.arange(len(images)) if example_ids is None else as_array("example_ids", example_ids)
     if example_ids.shape != (len(images),) or not np.issubdtype(example_ids.dtype, np.integer):
         raise ValueError(
             f"example_ids must be one whole number per image. Received: {example_ids.dtype} {example_ids.shape}"

@@ -235,7 +235,12 @@ def _constants(normalization, channels):
             f"Received: {normalization}"
         )
     pair = NORMALIZATIONS[normalization] if isinstance(normalization, str) else normalization
-    constants = [np.asarray(values, np.float32) for values in pair]
+    try:
+        constants = [np.asarray(values, np.float32) for values in pair]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"normalization must be a pair of means and standard deviations, or a name. Received: {normalization!r}"
+        ) from None
     if [values.shape for values in constants] != [(channels,)] * 2 or not (constants[1] > 0).all():
         raise ValueError(
             f"normalization must hold a mean and a standard deviation above 0 for each of the network's {channels} "

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
+from macer_tf.checks import as_array
+
 # Soft scores, the softmax probabilities p, are counted in whole units: u = floor(p * UNITS). Sums of whole numbers are
 # the same in any order, and u / UNITS <= p, so that a lower bound on the mean of u is one on the mean of p.
 UNITS = 2**20
@@ -96,6 +98,9 @@ class Votes:
                 f"Votes need NumPy arrays [images, classes]. Received: selection {type(self.selection).__name__}, "
                 f"estimation {type(self.estimation).__name__}"
             )
+        for name in ("selection", "estimation"):
+            # Of a masked array or a matrix, sums would be others.
+            object.__setattr__(self, name, as_array(f"The {name} votes", getattr(self, name)))
         if self.selection.ndim != 2 or self.selection.shape != self.estimation.shape:
             raise ValueError(
                 f"Votes need two arrays [images, classes] of one shape. Received: selection {self.selection.shape}, "

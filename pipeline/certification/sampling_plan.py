@@ -1,5 +1,6 @@
 """What certification draws and by which bounds it certifies: its settings as one value, and their flags."""
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from macer_tf.budgets import FixedBudget, RadiusBudget, ToleranceBudget
 from macer_tf.votes import MAX_SOFT_SAMPLES, Votes
 from pipeline.cli.command_line import ABOVE_0, INSIDE_0_1, TEXT, Kind, Setting, choice, whole
 from pipeline.utils import code
-from pipeline.utils.errors import InputError
+from pipeline.utils.errors import InputError, reason
 
 HARD, ALL = "hard", "all"
 
@@ -41,7 +42,21 @@ def bound_of(certify):
         raise InputError(f"{certify} is not a bound: decorate it with @macer_tf.bounds.register.")
     if bound.kind == HARD:
         raise InputError(f"{certify} is a bound that the budget chooses: give certify=hard instead.")
+    _check_ones_own(certify, bound)
     return bound
+
+
+def _check_ones_own(certify, bound):
+    """Tries a bound of anyone's own on a few numbers, before training and sampling are paid for."""
+    if bound.kind == ALL or not re.fullmatch(r"[\w.+-]+", bound.kind):
+        raise InputError(
+            f"The bound {certify} gives its name to files and reports: letters, digits and .+-_ are accepted, and "
+            f"not {ALL!r}. Received: {bound.kind!r}"
+        )
+    try:
+        bound.unanimous(np.array([1, 10, 1000]), 0.001)
+    except Exception as error:  # whatever someone's code raises
+        raise InputError(f"The bound {certify} cannot be used ({type(error).__name__}: {reason(error)}).") from error
 
 
 def _accepted():

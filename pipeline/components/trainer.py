@@ -13,6 +13,7 @@ from pipeline.data import examples as examples_lib
 from pipeline.experiments import methods, setting_list
 from pipeline.orchestration.orchestrator import TENSORBOARD, Component
 from pipeline.training import backups, curves, input_pipeline, live, models, watchdogs
+from pipeline.utils import code
 from pipeline.utils.atomic_files import writing
 from pipeline.utils.errors import InputError
 
@@ -28,6 +29,7 @@ def train(execution):
     _check_crops(settings["crop_padding"], examples.image_shape)
     steps, method = math.ceil(len(ids) / settings["batch_size"]), methods.find(settings["method"])
     model = models.build(method.model, settings, examples.image_shape, examples.num_classes, steps)
+    _check_comes_back(execution, model, examples)  # now, and not only when training is paid for
 
     record = backups.Record(steps)
     backup = backups.Backup(execution.scratch / BACKUP, record)
@@ -58,6 +60,7 @@ def train(execution):
         if record.epoch < settings["epochs"]:
             fit(settings["epochs"])
     _save(model, output / "model.keras")
+    _check_comes_back(execution, model, examples)
 
 
 def cheaper(settings):
@@ -102,6 +105,17 @@ def _save(model, path):
     model.optimizer.finalize_variable_values(model.trainable_variables)
     with writing(path, "the trained model is kept and only saved again"):
         model.save(path)
+
+
+def _check_comes_back(execution, model, examples):
+    """Checks that a file would bring back the model, if its method or its network is anyone's own."""
+    if not code.modules(execution.parameters["method"], execution.parameters["network"]):
+        return
+    path = execution.scratch / "compared.keras"
+    with writing(path, "nothing is lost"):
+        model.save(path)
+    models.check_comes_back(model, path, examples.image_shape)
+    path.unlink()
 
 
 def _check_crops(crop_padding, image_shape):

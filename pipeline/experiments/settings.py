@@ -112,6 +112,9 @@ def groups(method):
     """Title -> `Setting`s, of all that a `Method` has: its own after those that every method has."""
     training = (*GROUPS["Training"], *method.settings)
     shared = {setting.name for group in (*GROUPS.values(), _UNLISTED) for setting in group} | _RESERVED
+    if len(method.defaults()) < len(method.settings):
+        every = ", ".join(setting.name for setting in method.settings)
+        raise InputError(f"The method {method.name} has two settings of one name: {every}.")
     if both := shared & method.defaults().keys():
         raise InputError(
             f"Every method has a setting {min(both)}: the method {method.name} may not have one of its own."

@@ -1,15 +1,25 @@
 """Models: settings -> a compiled model to train; and a file that was trained here -> the model."""
 
 import contextlib
+import re
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from macer_tf import base_classifier, networks
+from macer_tf import base_classifier, networks, probing
+from macer_tf.inference import own_precision
+from macer_tf.noisy_training import NoisyTrainingModel
 from macer_tf.optimizers import SGD
 from pipeline.training import schedules
 from pipeline.utils import code
 from pipeline.utils.errors import InputError, reason
+
+# Images by which two networks are compared.
+_ROWS = 8
+# What matters in Keras' page about a file; otherwise, it is at the end of the page.
+_CAUSE = re.compile(r"Could not locate \w+ '\w+'|a `Lambda` layer whose `function` is a Python lambda")
+_LAST_CHARACTERS = 200
 
 
 def build(make, settings, image_shape, num_classes, steps):
@@ -33,6 +43,7 @@ def build(make, settings, image_shape, num_classes, steps):
         with _dtype_policy(settings["precision"]):
             base = network(settings, image_shape, num_classes)
         model = make(base, settings)
+        _check_made(model, settings)
         model.compile(
             SGD(
                 learning_rate=schedules.schedule(settings, steps),
@@ -45,6 +56,20 @@ def build(make, settings, image_shape, num_classes, steps):
         )
         model.optimizer.build(model.trainable_variables)
     return model
+
+
+def _check_made(model, settings):
+    """Refuses what a method of anyone's own made, if it cannot be trained or would not be what is certified."""
+    if not isinstance(model, NoisyTrainingModel):
+        raise InputError(
+            f"A method's model must be a macer_tf.NoisyTrainingModel. Received: {type(model).__name__} from the method "
+            f"{settings['method']}"
+        )
+    if model.sigma != settings["sigma"]:
+        raise InputError(
+            f"The method {settings['method']} must train at the sigma that is certified, {settings['sigma']:g}. "
+            f"Received: a model with sigma={model.sigma:g}"
+        )
 
 
 def network(settings, image_shape, num_classes):
@@ -87,6 +112,37 @@ def _network_of_ones_own(name, image_shape, num_classes):
                 "would not bring back; register it by keras.saving.register_keras_serializable."
             )
     return made
+
+
+def check_comes_back(model, path, image_shape):
+    """Checks that the file in which a model was saved brings back its network, because that is what is certified.
+
+    A layer of anyone's own may leave a setting out of `get_config`, or keep numbers that are no weights.
+
+    Raises:
+        InputError: in one line, if the file cannot be loaded, or its network computes something else.
+    """
+    images = tf.constant(np.random.default_rng(0).random((_ROWS, *image_shape), np.float32))
+    try:
+        loaded = load(path)
+        before, after = (np.asarray(tf.cast(one.inference(images), tf.float32)) for one in (model, loaded))
+    except Exception as error:  # whatever Keras raises, or someone's code
+        raise InputError(
+            "The model could not be loaded from its file: register your own layers, functions and models by "
+            "keras.saving.register_keras_serializable, let get_config return the arguments of __init__, which takes "
+            f"**kwargs too, and replace a Lambda by a layer. Received: {type(error).__name__}: {_cause(error)}"
+        ) from error
+    if not probing.are_level(before, after, own_precision(model.classifier)):
+        raise InputError(
+            "The model's file brings back another network: a layer's get_config must return all arguments of its "
+            "__init__, and what add_weight did not make is not saved. The largest difference of its outputs is "
+            f"{np.abs(before - after).max():.3g}."
+        )
+
+
+def _cause(error):
+    found = _CAUSE.search(str(error))
+    return found[0] if found else f"... {reason(str(error)[-_LAST_CHARACTERS:])}"
 
 
 def _is_kept_in_a_file(activation):

@@ -71,3 +71,69 @@ def test_the_randomised_bound_is_above_clopper_pearson_and_needs_uniforms():
     with pytest.raises(ValueError, match="needs votes with uniforms"):
         certificates.certify(Votes(counts, counts), 0.5, 0.001, "randomized-clopper-pearson")
     assert certificates.max_radius(0.5, 1000, 0.001, "randomized-clopper-pearson") >= randomised.radii[1]
+
+
+def whole_share(successes, n, alpha):
+    return successes / n
+
+
+def above_1(successes, n, alpha):
+    return successes / n + 1
+
+
+def no_number(successes, n, alpha):
+    return np.full(np.shape(n), np.nan)
+
+
+def one_for_all(successes, n, alpha):
+    return np.float64(0.9)
+
+
+def a_column(successes, n, alpha):
+    return np.full((*np.shape(n), 1), 0.9)
+
+
+def in_fewer_digits(successes, n, alpha):
+    return np.float32(confidence.clopper_pearson_lower(successes, n, alpha))
+
+
+@pytest.mark.parametrize(
+    ("function", "line"),
+    [
+        (whole_share, "must return numbers below 1. Received: 1.0"),
+        (above_1, "must return numbers below 1. Received: 2.0"),
+        (no_number, "must return numbers below 1. Received: nan"),
+        (one_for_all, r"must return one float64 for each n, \(1,\). Received: float64 \(\)"),
+        (a_column, r"must return one float64 for each n, \(1,\). Received: float64 \(1, 1\)"),
+        (in_fewer_digits, r"must return one float64 for each n, \(1,\). Received: float32 \(1,\)"),
+    ],
+)
+def test_what_cannot_be_a_lower_bound_certifies_nothing(union_bound, function, line):
+    bounds.register("mistaken")(function)
+    with pytest.raises(ValueError, match=f"The bound mistaken {line}"):
+        certificates.certify(votes([[1000, 0], [700, 300]]), 0.25, 0.001, "mistaken")
+
+
+def test_a_bound_that_no_n_satisfies_says_so(union_bound):
+    bounds.register("useless")(lambda successes, n, alpha: np.zeros(np.shape(n)))
+    with pytest.raises(ValueError, match="n=1000; no n up to 4,999 is enough"):
+        certificates.certify(votes([[1000, 0]]), 0.25, 0.001, "useless")
+
+
+def test_a_bound_is_registered_and_found_by_a_string():
+    with pytest.raises(ValueError, match=r"A bound is registered by its name: @bounds.register\('my-bound'\)"):
+        bounds.register(above_1)
+    with pytest.raises(ValueError, match=r"must be one of .* Received: bound=\['anytime'\]"):
+        bounds.get(["anytime"])
+
+
+def test_an_image_without_samples_is_abstained_on_whatever_the_bound(union_bound):
+    bounds.register("quotient")(lambda successes, n, alpha: successes / n - np.sqrt(-np.log(alpha) / (2 * n)))
+    counts = votes([[1000, 0], [0, 0]])
+    found = FixedBudget(1000).certify(counts, 0.25, 0.001, "quotient")
+    # By hand: 1 - sqrt(ln 1000 / 2000).
+    np.testing.assert_allclose(found.p_lower, [1 - np.sqrt(np.log(1000) / 2000), 0], atol=1e-12)
+    assert found.predictions.tolist() == [0, certificates.ABSTAIN]
+    # 1 - sqrt(ln 1000 / (2 n)) > 1/2 from n = 14 (ln 1000 = 6.9).
+    with pytest.raises(ValueError, match="n=1; n must be at least 14"):
+        certificates.check_can_certify(1, 0.001, "quotient")

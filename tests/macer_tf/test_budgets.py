@@ -333,6 +333,18 @@ def test_bad_input():
             ask(votes, SIGMA, 1)
     with pytest.raises(ValueError, match=r"Expected one label per image. Received: \(2,\) for \(1,\)"):
         budget.more(votes, SIGMA, ALPHA, labels=[0, 1])
+    # Otherwise an image whose label cannot be read would be left out.
+    for labels, received in (
+        (["0"], "<U1"),
+        ([0.5], r"0\.5 to 0\.5"),
+        ([np.nan], "nan"),
+        ([None], "object"),
+        ([-2], "-2"),
+    ):
+        with pytest.raises(ValueError, match=f"Labels must be whole numbers from 0, or -1 .* Received: {received}"):
+            budget.more(votes, SIGMA, ALPHA, labels)
+    with pytest.raises(ValueError, match="Labels must not be masked"):
+        budget.more(votes, SIGMA, ALPHA, np.ma.masked_array([0], mask=[True]))
     for bad in (two_classes(0, 0, 0, 0), two_classes(9, 10, 1001, 1001)):
         with pytest.raises(ValueError, match="needs selection votes and at most n=1000 estimation votes"):
             budget.more(bad, SIGMA, ALPHA)

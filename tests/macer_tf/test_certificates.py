@@ -308,3 +308,25 @@ def test_a_frame_has_one_row_per_image():
     np.testing.assert_array_equal(frame.radius, several().radii)
     assert frame.n.tolist() == [1000] * 3
     assert frame.index.name == "image"
+
+
+def test_a_mask_or_an_index_of_another_form_is_refused():
+    counts = np.array([[1000, 0], [700, 300], [500, 500]])
+    certified = certificates.certify(Votes(counts, counts), 0.25, 0.001)
+    for index in (None, True, np.array([[0, 1]])):
+        with pytest.raises(IndexError, match="must be one number, a slice, or one row of numbers or bools"):
+            certified[index]
+    with pytest.raises(ValueError, match="The index must not be masked"):
+        certified[np.ma.masked_array([0, 1], mask=[False, True])]
+    planned = np.ma.masked_array([5, 1000, 1000], mask=[True, False, False])
+    with pytest.raises(ValueError, match="fixed_n must not be masked"):
+        certificates.certify(Votes(counts, counts), 0.25, 0.001, fixed_n=planned)
+    with pytest.raises(ValueError, match="Votes must not be masked"):
+        certificates.predict(np.ma.masked_array(counts, mask=counts == 300), 0.001)
+    assert certificates.predict(counts.tolist(), 0.001)[0].tolist() == [0, 0, ABSTAIN]
+
+
+def test_a_beta_that_is_no_number_is_one_line():
+    counts = np.array([[1000, 0]])
+    with pytest.raises(ValueError, match=r"The votes hold soft moments at beta in \[\]. .* beta=\[16.0\]"):
+        certificates.certify(Votes(counts, counts), 0.25, 0.001, "hoeffding", beta=[16.0])

@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from macer_tf import FixedBudget, Votes, certification_log
+from macer_tf import FixedBudget, Votes, certification_log, certify, early_exit
 from macer_tf.certificates import ABSTAIN, Certificates, max_radius
 from macer_tf.evaluation import correct_radii, default_radii, evaluate, mean_and_standard_error
 
@@ -160,3 +160,16 @@ def test_labels_that_are_none_are_refused(labels):
     with pytest.raises(ValueError, match=r"Labels must be whole numbers from 0, or -1 where there is none. Received: "):
         correct_radii(certified([0, 1], [0.1, 0.2]), labels)
     assert correct_radii(certified([0, 1], [0.1, 0.2]), [0.0, -1.0]).tolist() == [0.1, -1.0]
+
+
+def test_predictions_without_radii_and_masked_labels_are_refused():
+    found = early_exit.anytime_predict(np.array([[[40, 0]]]), 0.001)
+    with pytest.raises(
+        ValueError, match=r"Expected `Certificates` or a `CertificationLog`. Received: AnytimePrediction"
+    ):
+        evaluate(found, [0])
+    counts = np.array([[1000, 0], [1000, 0]])
+    certified = certify(Votes(counts, counts), 0.25, 0.001)
+    with pytest.raises(ValueError, match=r"Labels must not be masked; leave masked ones out. Received: 1 masked"):
+        evaluate(certified, np.ma.masked_array([0, 0], mask=[False, True]))
+    assert evaluate(certified, np.ma.masked_array([0, 1])).certified_accuracy[0] == 0.5

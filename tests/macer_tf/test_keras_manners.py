@@ -466,3 +466,28 @@ def test_a_data_set_of_another_form_is_told_in_one_line(data, line):
     with pytest.raises(ValueError, match=line) as caught:
         made(Macer).fit(data, verbose=0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"sample_weight": np.linspace(-1, 1, 16)}, "sample weights and class weights must be finite numbers from 0"),
+        ({"sample_weight": np.full(16, np.nan)}, "sample weights and class weights must be finite numbers from 0"),
+        ({"class_weight": {0: -1.0}}, "sample weights and class weights must be finite numbers from 0"),
+        (
+            {"class_weight": [1.0, 2.0, 1.0]},
+            r"class_weight must be a dict .* such as \{0: 1.0, 1: 2.5\}. Received: list",
+        ),
+    ],
+)
+def test_weights_that_would_train_to_nothing_are_refused(arguments, line):
+    with pytest.raises(ValueError, match=line) as caught:
+        made(Macer).fit(X, Y, verbose=0, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_masked_images_and_labels_are_refused():
+    with pytest.raises(ValueError, match=r"Pixels must not be masked; leave masked ones out. Received: 256 masked"):
+        made(Macer).fit(np.ma.masked_array(X, mask=True), Y, verbose=0)
+    with pytest.raises(ValueError, match=r"Labels must not be masked; leave masked ones out. Received: 16 masked"):
+        made(Macer).evaluate(X, np.ma.masked_array(Y, mask=True), verbose=0)

@@ -9,6 +9,7 @@ from keras import layers
 import macer_tf.model
 from macer_tf import networks
 from macer_tf.model import MACERModel
+from macer_tf.noisy_training import LossTerms, NoisyTrainingModel
 from macer_tf.objective import macer_terms
 from macer_tf.optimizers import SGD
 
@@ -946,3 +947,36 @@ def test_the_training_step_is_traced_once():
     images, labels = np.zeros((8, 8, 8, 1), np.float32), np.arange(8)
     model.fit(images, labels, batch_size=4, epochs=2, verbose=0)
     assert len(traces) == 1
+
+
+ONE = (tf.ones([8]), tf.ones([8, 1]), tf.ones([]))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (LossTerms({"a": ONE[1]}, {}, tf.ones([8, 3])), r"return a of shape \[batch\]. Received: \(8, 1\)$"),
+        (LossTerms({"a": ONE[2]}, {}, tf.ones([8, 3])), r"return a of shape \[batch\]. Received: \(\)$"),
+        (
+            LossTerms({"a": ONE[0]}, {}, tf.ones([8, 1, 3])),
+            r"probabilities of shape \[batch, classes\]. Received: \(8, 1",
+        ),
+        (LossTerms({"b": ONE[0]}, {}, tf.ones([8, 3])), "return the losses that LOSSES names: a. Received: b$"),
+        (LossTerms({"a": ONE[0]}, {"b": ONE[0]}, tf.ones([8, 3])), "reports that REPORTS names: none. Received: b$"),
+        ({"a": ONE[0]}, "Own.loss_terms must return LossTerms. Received: dict$"),
+    ],
+)
+def test_loss_terms_of_another_form_are_refused(returned, message):
+    """The first of them would be trained on, at eight times the learning rate."""
+
+    class Own(NoisyTrainingModel):
+        LOSSES = ("a",)
+
+        def loss_terms(self, images, labels, noise, training):
+            return returned
+
+    model = Own(networks.small_cnn(), sigma=0.25, num_samples=1, seed=0)
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=message) as caught:
+        model.fit(np.zeros((8, 8, 8, 1)), np.zeros(8), verbose=0)
+    assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """The released models are what their cards say."""
 
 import hashlib
+import json
 import shutil
 
 import pytest
@@ -61,4 +62,22 @@ def test_a_model_that_is_not_the_cards_is_refused(tmp_path, monkeypatch):
     with open(tmp_path / f"{name}.keras", "ab") as file:
         file.write(b"\0")
     with pytest.raises(ValueError, match="is not the model that its card describes"):
+        macer_tf.load_released(name)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff", b'{"name": "x", "sigma": 0.5}'])
+def test_a_damaged_card_is_one_line(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(released, "FOLDER", tmp_path)
+    (tmp_path / "x.json").write_bytes(content)
+    for ask in (released.card, macer_tf.load_released):
+        with pytest.raises(ValueError, match=r"x.json is damaged: .* install the package again.$"):
+            ask("x")
+
+
+def test_a_card_of_another_sigma_is_refused(tmp_path, monkeypatch):
+    name = released.names()[0]
+    shutil.copy(released.FOLDER / f"{name}.keras", tmp_path)
+    (tmp_path / f"{name}.json").write_text(json.dumps({**released.card(name), "sigma": 9}))
+    monkeypatch.setattr(released, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=r"was trained at sigma=0\.\d+; install the package again. Received: sigma=9"):
         macer_tf.load_released(name)

@@ -168,3 +168,13 @@ def test_uniforms_that_are_none_are_refused(uniforms):
     counts = np.array([[8, 2], [1, 9]])
     with pytest.raises(ValueError, match="one number in"):
         Votes(counts, counts, uniforms=np.array(uniforms))
+
+
+def test_masked_counts_are_refused_and_a_matrix_is_an_array():
+    counts = np.array([[95, 5], [30, 70]])
+    with pytest.raises(
+        ValueError, match=r"The estimation votes must not be masked; leave masked ones out. Received: 1"
+    ):
+        Votes(counts, np.ma.masked_array(counts, mask=[[0, 0], [0, 1]]))
+    for same in (np.ma.masked_array(counts), counts.view(np.matrix)):
+        assert type(Votes(same, counts).selection) is np.ndarray

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from macer_tf import bounds
 from pipeline.experiments import methods, presets
 from pipeline.experiments import settings as settings_lib
 from pipeline.jobs import run as run_lib
@@ -259,6 +260,23 @@ def test_what_only_the_data_can_tell_is_one_line_too(line, arguments, message, t
     assert not list((tmp_path / "root").glob("*/model/model.keras"))
 
 
+# Its file brings back a layer of the default scale.
+LAYER = """
+import keras
+{register}
+class Scale(keras.layers.Layer):
+    def __init__(self, scale=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = scale
+    def call(self, x):
+        return self.scale * x
+    def get_config(self):
+        return super().get_config()
+def make(shape, classes):
+    return keras.Sequential([keras.Input(shape), Scale(-2.0), keras.layers.Flatten(), keras.layers.Dense(classes)])
+"""
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -283,6 +301,19 @@ def test_what_only_the_data_can_tell_is_one_line_too(line, arguments, message, t
             "(images)\n    return keras.Model(images, keras.layers.Dense(classes, activation='softmax')(x))\n",
             "logits",
         ),
+        (
+            "import keras\ndef make(shape, classes):\n    scale = keras.layers.Lambda(lambda x: 2 * x)\n    return "
+            "keras.Sequential([keras.Input(shape), scale, keras.layers.Flatten(), keras.layers.Dense(classes)])\n",
+            "replace a Lambda by a layer. Received: ValueError: a `Lambda` layer whose `function` is a Python lambda",
+        ),
+        (
+            LAYER.format(register=""),
+            "register your own layers, functions and models by keras.saving.register_keras_ser",
+        ),
+        (
+            LAYER.format(register="@keras.saving.register_keras_serializable('forgets its scale')"),
+            "The model's file brings back another network: a layer's get_config must return all arguments of its",
+        ),
     ],
 )
 def test_a_network_of_ones_own_that_cannot_be_used_is_one_line(line, tmp_path, code, message):
@@ -291,6 +322,61 @@ def test_a_network_of_ones_own_that_cannot_be_used_is_one_line(line, tmp_path, c
     sys.modules.pop("my_network", None)
     assert message in line("--dataset", "digits", "--network", "my_network:make", "--pipeline_root", tmp_path / "root")
     assert not list((tmp_path / "root").glob("*/model/model.keras"))
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ("network", "must be a macer_tf.NoisyTrainingModel. Received: Functional from the method my_method:METHOD"),
+        (
+            "MACERModel(network, 2 * settings['sigma'])",
+            "must train at the sigma that is certified, 0.25. Received: a model with sigma=0.5",
+        ),
+    ],
+)
+def test_a_method_that_makes_another_model_is_one_line(line, tmp_path, made, message):
+    (tmp_path / "my_method.py").write_text(
+        "from macer_tf import MACERModel\nfrom pipeline.experiments.methods import Method\n"
+        f"METHOD = Method(name='mine', label='Mine', model=lambda network, settings: {made})\n"
+    )
+    sys.modules.pop("my_method", None)
+    received = line("--dataset", "digits", "--method", "my_method:METHOD", "--pipeline_root", tmp_path / "root")
+    assert message in received
+
+
+def test_a_method_with_two_settings_of_one_name_is_one_line(line, tmp_path):
+    (tmp_path / "my_method.py").write_text(
+        "from pipeline.cli.command_line import FROM_0, Setting\nfrom pipeline.experiments.methods import Method\n"
+        "TWICE = (Setting('weight', FROM_0, 'of one term', 1.0), Setting('weight', FROM_0, 'of another', 2.0))\n"
+        "METHOD = Method(name='mine', label='Mine', model=None, settings=TWICE)\n"
+    )
+    sys.modules.pop("my_method", None)
+    received = line("--dataset", "digits", "--method", "my_method:METHOD")
+    assert "The method mine has two settings of one name: weight, weight." in received
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        ("mine", "return successes / n", "ValueError: The bound mine must return numbers below 1. Received: 1.0)."),
+        ("mine", "return max(successes / n - 0.1, 0)", "(ValueError: The truth value of an array with more than one"),
+        ("mine", "return unknown", "(NameError: name 'unknown' is not defined)."),
+        (
+            "../mine",
+            "return 0.9 * successes / n",
+            "letters, digits and .+-_ are accepted, and not 'all'. Received: '..",
+        ),
+        ("all", "return 0.9 * successes / n", "letters, digits and .+-_ are accepted, and not 'all'. Received: 'all'"),
+    ],
+)
+def test_a_bound_of_ones_own_that_cannot_hold_is_one_line(line, tmp_path, monkeypatch, name, body, message):
+    monkeypatch.setattr("macer_tf.bounds.BOUNDS", dict(bounds.BOUNDS))
+    (tmp_path / "my_bound.py").write_text(
+        f"from macer_tf import bounds\n@bounds.register({name!r})\ndef mine(successes, n, alpha):\n    {body}\n"
+    )
+    sys.modules.pop("my_bound", None)
+    assert message in line("--dataset", "digits", "--certify", "my_bound:mine", "--pipeline_root", tmp_path / "root")
+    assert not list((tmp_path / "root").glob("*"))
 
 
 @pytest.mark.parametrize("below", ["", "/x", "/x/y"])
