@@ -115,7 +115,7 @@ def register(
         ValueError: if there is already a bound of that name.
     """
     if name in BOUNDS:
-        raise ValueError(f"There is a bound of this name; choose another one. Received: name={name!r}")
+        raise ValueError(f"A bound of this name already exists; choose another name. Received: name={name!r}")
 
     def add(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         BOUNDS[name] = Bound(

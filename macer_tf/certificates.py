@@ -323,7 +323,9 @@ def _n(n: np.ndarray, bound: bounds.Bound, fixed_n: ArrayLike | None) -> np.ndar
     if fixed_n is None:
         _same(n, "n")
     elif np.shape(fixed_n) != n.shape or (n != fixed_n).any():
-        raise ValueError(f"Images do not have the samples fixed for them. Received: n={n.tolist()}, fixed_n={fixed_n}")
+        raise ValueError(
+            f"Images do not have the number of samples fixed for them. Received: n={n.tolist()}, fixed_n={fixed_n}"
+        )
     return n
 
 

@@ -50,7 +50,7 @@ def card(name: str) -> dict[str, Any]:
         ValueError: for an unknown name.
     """
     if name not in names():
-        raise ValueError(f"There is no released model of this name; there are {', '.join(names())}. Received: {name!r}")
+        raise ValueError(f"There is no released model of this name. Received: {name!r}; accepted: {', '.join(names())}")
     content: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
     return content
 
