@@ -73,7 +73,7 @@ def parse(arguments):
     members, notes, idle = [], [], []
     for value in values:
         fitting, left_out = _fitting(others, value, swept) if name == "method" else (others, [])
-        notes += [f"{flag} is not a setting of the method {value}, and left out there." for flag in left_out]
+        notes += [f"{flag} is not a setting of the method {value}, and is left out there." for flag in left_out]
         try:
             settings, preset, given = settings_lib.resolve([*fitting, f"--{name}={value}"])
             idle.append(settings_lib.idle(settings))

@@ -18,7 +18,7 @@ def diverged(what, model, record, backup):
     epoch, step = divmod(record.done - 1, record.steps)
     last, best = backup.latest(), backup.best()
     if last is None:
-        kept = "No weights were kept yet."
+        kept = "No weights have been kept yet."
     elif last == best:
         kept = f"The last good weights, also the best by smoothed training accuracy, are kept in {last}/model.keras."
     elif best is None:
