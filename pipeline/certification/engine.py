@@ -30,7 +30,7 @@ from pipeline.utils.errors import InputError, reason
 _SECONDS_TO_CONNECT = 10.0
 _SECONDS_TO_CANCEL = 15.0
 _DASK = (
-    "DaskRunner reports that a job is done and loses results of it: files come out empty, and of two outputs one. Take "
+    "DaskRunner reports jobs as done but loses results: files come out empty, and one of two outputs is missing. Use "
     "another runner, such as FlinkRunner."
 )
 # The last line of a Python error, wherever it is in a page of Java's.

@@ -65,7 +65,7 @@ def parse(arguments):
     if not texts:
         return None
     if len(texts) > 1:
-        raise InputError(f"--sweep can be given once. Received: {' and '.join(texts)}")
+        raise InputError(f"--sweep can be given only once. Received: {' and '.join(texts)}")
     name, values = _name_and_values(texts[0], others)
     if any(argument.split("=")[0] == f"--{name}" for argument in others):
         raise InputError(f"--{name} is swept: leave --{name} out. Received: --sweep {texts[0]}")

@@ -154,7 +154,7 @@ BAD = [
     (["--sweep", "preset=macer-digits-0.25,nothing"], "--sweep preset=nothing: Unknown preset nothing."),
     (["--sweep", "lam=0,1", "--lam", "2"], "--lam is swept: leave --lam out. Received: --sweep lam=0,1"),
     (["--lam=2", "--sweep", "lam=0,1"], "--lam is swept: leave --lam out."),
-    (["--sweep", "lam=0,1", "--sweep", "gamma=1,2"], "--sweep can be given once. Received: lam=0,1 and gamma=1,2"),
+    (["--sweep", "lam=0,1", "--sweep", "gamma=1,2"], "--sweep can be given only once. Received: lam=0,1 and gamma=1,2"),
     (["--sweep", "lam=0,1", "--sgima", "1"], "Unknown argument --sgima. Did you mean --sigma"),
     (["--sweep", "lam=0,1", "--method", "cohen"], "--sweep lam=0: --lam is not a setting of the method cohen"),
     (["--sweep", "epsilon=0.1,1"], "--epsilon is not a setting of the method macer: leave it out, or use"),

@@ -733,7 +733,7 @@ def test_an_epoch_s_time_goes_on_after_a_kill(monkeypatch):
 COLLAPSE = {"learning_rate": 0.2, "lr_schedule": "step", "clip_norm": None, "lam": 16.0, "lam_start_epoch": 0}
 COLLAPSED = re.compile(
     r"  Training has collapsed to a constant prediction: over the last \d+ steps the smoothed accuracy was "
-    r"0\.[012]\d\d, as by chance, and the robustness loss [01]\.\d\d\d\. Stop it and try clip_norm=1, lam deferred "
+    r"0\.[012]\d\d, at chance level, and the robustness loss [01]\.\d\d\d\. Stop it and try clip_norm=1, lam deferred "
     r"by lam_start_epoch, or a larger batch_size\."
 )
 
