@@ -137,7 +137,7 @@ def register(
     if not isinstance(name, str):
         raise ValueError(f"A bound is registered by its name: @bounds.register('my-bound'). Received: {name!r}")
     if name in BOUNDS:
-        raise ValueError(f"There is a bound of this name; choose another one. Received: name={name!r}")
+        raise ValueError(f"A bound of this name already exists; choose another name. Received: name={name!r}")
 
     def add(function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         BOUNDS[name] = Bound(

@@ -149,7 +149,7 @@ class RadiusBudget(_Budget):
         object.__setattr__(self, "n", _checked(self.n))
         if not self.radii or not all(is_number(radius) and 0 <= radius < np.inf for radius in self.radii):
             raise ValueError(
-                f"radius must be finite, from 0, or a tuple of such numbers. Received: radius={self.radius!r}"
+                f"radius must be a finite number from 0, or a tuple of such numbers. Received: radius={self.radius!r}"
             )
 
     @property

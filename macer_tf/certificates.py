@@ -329,7 +329,9 @@ def _n(n: np.ndarray, bound: bounds.Bound, fixed_n: ArrayLike | None) -> np.ndar
     if fixed_n is None:
         _same(n, "n")
     elif (planned := as_array("fixed_n", fixed_n)).shape != n.shape or (n != planned).any():
-        raise ValueError(f"Images do not have the samples fixed for them. Received: n={n.tolist()}, fixed_n={fixed_n}")
+        raise ValueError(
+            f"Images do not have the number of samples fixed for them. Received: n={n.tolist()}, fixed_n={fixed_n}"
+        )
     return n
 
 

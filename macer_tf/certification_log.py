@@ -25,7 +25,7 @@ _FILE = "file"
 # Columns whose values, if cut short, would pass for other values.
 _OF_SEVERAL_DIGITS = ("idx", "label", "predict", "radius")
 
-_ACCEPTED = f"Accepted: lines of {', '.join(HEADER)} between tabs or commas, with that header or without"
+_ACCEPTED = f"Accepted: lines of {', '.join(HEADER)}, separated by tabs or commas, with or without that header"
 _MOST_BYTES = 2**28  # of four million images
 _LARGEST_RADIUS = 1e6  # above the distance between any two images, whatever their pixels' scale
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -112,7 +112,7 @@ def write(
         received = repr(names) if isinstance(names, str) else len(names)
         raise ValueError(f"names must be one per image. Received: {received} for {len(ids):,} images")
     if len({*ids}) < len(ids):
-        raise ValueError(f"No two images may have the same id. Received: {len({*ids}):,} different of {len(ids):,}")
+        raise ValueError(f"No two images may have the same id. Received: {len({*ids}):,} ids for {len(ids):,} images")
     columns = {
         "idx": ids,
         "label": labels,
@@ -179,7 +179,7 @@ def read(path: str | Path) -> CertificationLog:
     """
     lines, has_end = _lines(path)
     if not lines:
-        raise ValueError(f"{path} is empty: it holds no image's certificate.")
+        raise ValueError(f"{path} is empty: it holds no certificates.")
     header = lines[0][1]
     columns, width, has_header = _columns(path, header)
     if has_header:
@@ -188,7 +188,7 @@ def read(path: str | Path) -> CertificationLog:
     if lines and _is_cut_off(lines[-1][1], columns, width, has_end):
         cut_off = lines.pop()[0]
     if not lines:
-        raise ValueError(f"{path} holds no image's certificate, only a header or a line that was cut off.")
+        raise ValueError(f"{path} holds no certificates, only a header or a line that was cut off.")
     ids, labels, predictions, radii, seconds = zip(*_rows(path, lines, columns, width), strict=True)
     return CertificationLog(
         ids=np.array(ids, np.int64),
@@ -263,7 +263,7 @@ def _columns(path, first):
     if not set(names).isdisjoint(HEADER):
         twice = [name for name in HEADER if names.count(name) > 1]
         if twice:
-            raise ValueError(f"{path} is not a certification log: it has two columns {twice[0]}. {_ACCEPTED}.")
+            raise ValueError(f"{path} is not a certification log: it has two columns named {twice[0]}. {_ACCEPTED}.")
         missing = [name for name in HEADER[:-1] if name not in names]
         if missing:
             raise ValueError(f"{path} is not a certification log: no column {', '.join(missing)}. {_ACCEPTED}.")
@@ -292,7 +292,7 @@ def _rows(path, lines, columns, width):
     for number, fields in lines:
         row = _row(f"{path}:{number}", fields, columns, width)
         if row[0] in lines_of:
-            raise ValueError(f"{path}:{number}: image {row[0]} was on line {lines_of[row[0]]} already.")
+            raise ValueError(f"{path}:{number}: image {row[0]} is already on line {lines_of[row[0]]}.")
         lines_of[row[0]] = number
         rows.append(row)
     return rows
@@ -312,7 +312,7 @@ def _row(where, fields, columns, width):
         raise ValueError(f"{where}: {error}. Received: {_shown(fields)}") from None
     if index < 0 or prediction < ABSTAIN:
         raise ValueError(
-            f"{where}: idx must be 0 or above, and predict a class from 0 or -1, which abstains. Received: "
+            f"{where}: idx must be 0 or above, and predict a class from 0, or -1 to abstain. Received: "
             f"idx {index}, predict {prediction}"
         )
     is_correct = _is_correct(label, prediction)
@@ -334,7 +334,7 @@ def _whole(text):
         raise ValueError(f"not a whole number: {text!r}")
     number = int(text.partition(".")[0])
     if not -(2**63) <= number < 2**63:
-        raise ValueError(f"not a number of 64 bits: {text!r}")
+        raise ValueError(f"not a 64-bit number: {text!r}")
     return number
 
 

@@ -74,7 +74,7 @@ _RULES = {
     "mixup": (_is_from_0, "mixup, the weight of the mixed images' term, must be 0 or above."),
     "step_size": (_is_above_0, "step_size, the size of the attack's steps in [0, 1] pixel units, must be above 0."),
     "adversarial": (_is_from_0, "adversarial, the weight of the worst noise's term, must be 0 or above."),
-    "threshold": (_is_share, "threshold, of the majority class' share, must be from 0 to 1."),
+    "threshold": (_is_share, "threshold, for the majority class's share, must be from 0 to 1."),
     "teacher_samples": (
         _is_count,
         "teacher_samples, the noisy copies that the teacher sees, must be a whole number from 1.",
@@ -87,7 +87,7 @@ _RULES = {
     "noise_radius": (_is_above_0, "noise_radius, how far the noise may move, in [0, 1] pixel units, must be above 0."),
     "gamma": (
         lambda value: is_number(value) and 0 < value <= MAX_GAMMA,
-        f"gamma must be above 0 and at most {MAX_GAMMA:g}, what float32 can resolve.",
+        f"gamma must be above 0 and at most {MAX_GAMMA:g}, the most that float32 can resolve.",
     ),
     "beta": (_is_above_0, "beta, the inverse temperature, must be above 0."),
     "epsilon": (_is_from_0, "epsilon, the attack's l2 radius in [0, 1] pixel units, must be 0 or above."),

@@ -149,7 +149,7 @@ def to_grid(images: np.ndarray, levels: int) -> np.ndarray:
     check_floats(images.dtype)
     allowed = levels * rounding_of(images.dtype)
     if allowed > _COARSEST:
-        raise ValueError(f"Images in {images.dtype} do not tell the levels of 1/{levels} apart; use float32.")
+        raise ValueError(f"Images in {images.dtype} cannot resolve levels of 1/{levels}; use float32.")
     exact = np.asarray(images, np.float64) * levels
     nearest = np.rint(exact)
     # Outside [0, 1] the sum of a pixel and its noise may be one that float32 cannot represent.

@@ -109,7 +109,7 @@ class InferenceGraph:
             self._made_of = now
         elif len(now) != len(self._made_of) or not all(map(_is_same, now, self._made_of)):
             raise ValueError(
-                "The classifier's layers are no longer what they were when this was made of it. Make a new one of the "
+                "The classifier's layers have changed since this object was made from it. Make a new object from the "
                 f"changed classifier. Received: {type(self._classifier).__name__} {self._classifier.name}"
             )
 

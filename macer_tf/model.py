@@ -162,8 +162,8 @@ class MACERModel(NoisyTrainingModel):
         if value < self._num_samples:
             # A step's noise begins at a multiple of num_samples.
             raise ValueError(
-                f"num_samples may only rise, or noise that was drawn would come again. Received: {value} after "
-                f"{self._num_samples}"
+                "num_samples may only rise; otherwise noise that was already drawn would be drawn again. "
+                f"Received: {value} after {self._num_samples}"
             )
         if value > self._num_samples:
             self._num_samples = int(value)
@@ -186,7 +186,7 @@ class MACERModel(NoisyTrainingModel):
     ) -> None:
         if jit_compile is True and self.gamma > checks.MAX_GAMMA_XLA:
             raise ValueError(
-                f"jit_compile=True needs gamma <= {checks.MAX_GAMMA_XLA:g}: XLA's normal quantile resolves no more. "
+                f"jit_compile=True needs gamma <= {checks.MAX_GAMMA_XLA:g}: XLA's normal quantile cannot resolve more. "
                 f"Received: gamma={self.gamma}"
             )
         super().compile(optimizer, loss, jit_compile=jit_compile, **kwargs)

@@ -47,7 +47,7 @@ def register(name: str) -> Callable[[Callable[..., keras.Model]], Callable[..., 
         ValueError: if there is already a network of that name.
     """
     if name in BUILDERS:
-        raise ValueError(f"There is a network of this name; choose another one. Received: name={name!r}")
+        raise ValueError(f"A network of this name already exists; choose another name. Received: name={name!r}")
 
     def add(builder: Callable[..., keras.Model]) -> Callable[..., keras.Model]:
         BUILDERS[name] = builder

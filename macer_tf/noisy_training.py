@@ -65,7 +65,7 @@ def fixed(name: str, meaning: str) -> property:
 
     def refuse(self: Any, value: Any) -> None:
         raise AttributeError(
-            f"{name} cannot change once the {type(self).__name__} is made; make another one of the same classifier. "
+            f"{name} cannot change once the {type(self).__name__} is made; make another one from the same classifier. "
             f"Received: {name}={value}"
         )
 
@@ -207,7 +207,7 @@ class NoisyTrainingModel(keras.Model):
             )
         if jit_compile is True and self.microbatch is not None:
             raise ValueError(
-                "jit_compile=True does not work with a microbatch, whose last slice has a size of its own; leave one "
+                "jit_compile=True does not work with a microbatch, whose last slice may have another size; leave one "
                 f"of them out. Received: microbatch={self.microbatch}"
             )
         super().compile(optimizer=optimizer, loss=None, jit_compile=jit_compile is True, **kwargs)
@@ -421,7 +421,7 @@ class NoisyTrainingModel(keras.Model):
                 f"Received: shape={tuple(targets.shape)}"
             )
         labels_ok = tf.reduce_all((labels >= 0) & (labels < num_classes))
-        message = f"labels must lie in 0..{num_classes - 1}, the classifier has {num_classes} outputs."
+        message = f"labels must lie in 0..{num_classes - 1}; the classifier has {num_classes} outputs."
         with tf.control_dependencies([_batch_check(labels_ok, message)]):
             losses = {name: weights * values for name, values in terms.losses.items()}
         total = tf.add_n(list(losses.values()))

@@ -50,7 +50,7 @@ def card(name: str) -> dict[str, Any]:
         ValueError: for an unknown name, or a card that is damaged.
     """
     if name not in names():
-        raise ValueError(f"There is no released model of this name; there are {', '.join(names())}. Received: {name!r}")
+        raise ValueError(f"There is no released model of this name. Received: {name!r}; accepted: {', '.join(names())}")
     path = FOLDER / f"{name}.json"
     try:
         content: dict[str, Any] = json.loads(path.read_text())

@@ -48,7 +48,7 @@ class SemiSupervisedMACERModel(MACERModel):
         ValueError: for a hyper-parameter out of range or a classifier that does not return logits.
     """
 
-    threshold = fixed("threshold", "What the majority class' share must be above.")
+    threshold = fixed("threshold", "What the majority class's share must be above.")
     teacher_samples = fixed("teacher_samples", "Noisy copies that the teacher sees of each image.")
 
     def __init__(

@@ -159,7 +159,7 @@ class Votes:
                 f"{sorted(other.soft)}"
             )
         if (self.uniforms is None) != (other.uniforms is None) or np.any(self.uniforms != other.uniforms):
-            raise ValueError("Only votes with the same uniforms can be added. Received: others, or none.")
+            raise ValueError("Only votes with the same uniforms can be added. Received: different ones, or none.")
         return Votes(
             self.selection + other.selection,
             self.estimation + other.estimation,

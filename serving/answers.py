@@ -92,8 +92,7 @@ def check_images(images: ArrayLike) -> np.ndarray:
     images = np.asarray(images)
     if images.dtype != np.float32 or images.ndim != 4 or not images.size:
         raise ValueError(
-            "images must be float32 [batch, H, W, C], at least one of them. "
-            f"Received: {images.dtype} {list(images.shape)}"
+            f"images must be float32 [batch, H, W, C], one image or more. Received: {images.dtype} {list(images.shape)}"
         )
     low, high = images.min(), images.max()
     if not (low >= 0 and high <= 1):
@@ -125,21 +124,21 @@ def certified(outputs, num_images, n=None, alpha=None):
     _require(num_classes >= 2, "votes for fewer than two classes")
     _require(
         (predictions >= ABSTAIN) & (predictions < num_classes),
-        "a class that is not one of those voted for",
+        "an impossible class",
         predictions,
     )
     # In float64, where no sum of counts overflows. Negative counts and sums of 0 are refused here too.
     totals = votes.sum(axis=1, dtype=np.float64)
-    _require((votes >= 0).all(axis=1) & (totals > 0) & (totals <= _MAX_COUNT), "votes that are no counts", votes)
+    _require((votes >= 0).all(axis=1) & (totals > 0) & (totals <= _MAX_COUNT), "votes that are not counts", votes)
     asked = totals[0] if n is None else n
-    _require(totals == asked, f"other votes than {asked:.0f} for each image", votes)
-    _require(np.isfinite(radii) & (radii >= 0), "a radius that is no radius", radii)
-    _require((p_lower >= 0) & (p_lower < 1), "a p_lower that is no lower bound on a probability", p_lower)
+    _require(totals == asked, f"a number of votes other than {asked:.0f} for an image", votes)
+    _require(np.isfinite(radii) & (radii >= 0), "an impossible radius", radii)
+    _require((p_lower >= 0) & (p_lower < 1), "a p_lower that is not a lower bound on a probability", p_lower)
     abstained = predictions == ABSTAIN
     _require(~abstained | (radii == 0), "a radius where it abstains", radii)
-    _require(abstained == (p_lower <= 0.5), "a class with p_lower not above 1/2, or none with one above", p_lower)
+    _require(abstained == (p_lower <= 0.5), "a class with p_lower at most 1/2, or ABSTAIN with one above", p_lower)
     successes = np.take_along_axis(votes, np.maximum(predictions, 0)[:, None], axis=1)[:, 0]
-    _require(abstained | (p_lower <= successes / totals), "a p_lower above the class' share of the votes", p_lower)
+    _require(abstained | (p_lower <= successes / totals), "a p_lower above the class's share of the votes", p_lower)
     if alpha is not None:
         bounds = clopper_pearson_lower(successes, totals.astype(np.int64), alpha)
         _require(abstained | (p_lower <= bounds), "a p_lower above Clopper-Pearson's at the alpha asked for", p_lower)
@@ -150,9 +149,11 @@ def certified(outputs, num_images, n=None, alpha=None):
 def _check_radii(radii, p_lower):
     """Raises `AnswerError` unless one sigma explains all radii: radius = sigma * Phi^-1(p_lower), rounded."""
     sigmas = radii / special.ndtri(p_lower)
-    _require(sigmas <= _MAX_SIGMA, f"a radius that takes noise of more than sigma = {_MAX_SIGMA:g}", radii)
+    _require(sigmas <= _MAX_SIGMA, f"a radius that would need a sigma above {_MAX_SIGMA:g}", radii)
     if sigmas.size:
-        _require(sigmas <= sigmas.min() * (1 + _ROUNDING), "radii that do not follow from p_lower by one sigma", radii)
+        _require(
+            sigmas <= sigmas.min() * (1 + _ROUNDING), "radii that do not follow from p_lower with one sigma", radii
+        )
 
 
 def predicted(outputs, num_images):
@@ -166,14 +167,16 @@ def predicted(outputs, num_images):
     for name in ("predicted_class", "p_value", "samples"):
         _check_shape(name, outputs[name], (num_images,))
     _check_seeds(seeds, num_images)
-    _require(predictions >= ABSTAIN, "a class that is none", predictions)
-    _require((p_values >= 0) & (p_values <= 1), "a p_value that is no probability", p_values)
-    _require((samples > 0) & (samples <= _MAX_COUNT), "a number of samples that is none", samples)
+    _require(predictions >= ABSTAIN, "an impossible class", predictions)
+    _require((p_values >= 0) & (p_values <= 1), "a p_value that is not a probability", p_values)
+    _require((samples > 0) & (samples <= _MAX_COUNT), "an impossible number of samples", samples)
     decided = predictions != ABSTAIN
     _require(~decided | (p_values < 1), "a class at a p_value of 1", p_values)
     if decided.any() and not decided.all():
         _require(
-            ~decided | (p_values < p_values[~decided].min()), "a class at a p_value at which it abstains too", p_values
+            ~decided | (p_values < p_values[~decided].min()),
+            "a class at a p_value at which it also abstains",
+            p_values,
         )
     return Predicted(predictions, p_values, samples, seeds)
 
@@ -191,17 +194,17 @@ def _check_types(outputs, expected):
                 f"Received: {', '.join(sorted(outputs)) or 'nothing'}"
             )
         if outputs[name].dtype != dtype:
-            raise AnswerError(f"The server answered {name} as {outputs[name].dtype}; expected {np.dtype(dtype)}.")
+            raise AnswerError(f"The server returned {name} as {outputs[name].dtype}; expected {np.dtype(dtype)}.")
 
 
 def _check_shape(name, array, expected):
     if array.shape != expected:
         shape = ", ".join(str(size) for size in expected)
-        raise AnswerError(f"The server answered {name} of shape {list(array.shape)}; expected [{shape}].")
+        raise AnswerError(f"The server returned {name} of shape {list(array.shape)}; expected [{shape}].")
 
 
 def _require(holds, what, values=None):
     """Raises `AnswerError` for the first row where `holds` is false."""
     if not np.all(holds):
         row = "" if values is None else f" Received: {values[np.flatnonzero(~holds)[0]]}"
-        raise AnswerError(f"The server answered {what}; nothing of this answer is a certificate.{row}")
+        raise AnswerError(f"The server returned {what}; no part of this answer is a certificate.{row}")

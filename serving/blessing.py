@@ -26,7 +26,7 @@ def _are_lines(values):
 # field of blessing.json: what it accepts, in words, and the check; fields in neither dictionary do not matter here
 _SCHEMA = {
     "blessed": ("true or false", lambda value: isinstance(value, bool)),
-    "reasons": ("a list of texts, one line each", _are_lines),
+    "reasons": ("a list of strings, one line each", _are_lines),
     "model": card_lib.OPTIONAL["model"],
     "weights": card_lib.SCHEMA["fingerprint"],
     "sigma": card_lib.SCHEMA["sigma"],
@@ -73,10 +73,10 @@ def check(blessing, name):
     """
     for field in _SCHEMA:
         if not isinstance(blessing, dict) or field not in blessing:
-            raise ValueError(f"{name} is no blessing of the pipeline's Evaluator: it has no {field}")
+            raise ValueError(f"{name} is not a blessing from the pipeline's Evaluator: it has no {field}")
     card_lib.check_fields(blessing, {**_SCHEMA, **_OPTIONAL}, name)
     if blessing["blessed"] and blessing["reasons"]:
-        raise ValueError(f"{name} says blessed, and reasons against it: {'; '.join(blessing['reasons'])}")
+        raise ValueError(f"{name} says blessed, but gives reasons against it: {'; '.join(blessing['reasons'])}")
     if unsealed(blessing) is None:
         raise ValueError(f"{name} was changed or damaged after the Evaluator wrote it; evaluate the model again")
 

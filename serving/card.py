@@ -15,8 +15,8 @@ NAME = "model_card.json"
 FORMAT = 3
 # What is wrong with SavedModels that earlier versions exported.
 _WRONG = {
-    1: "draws its noise in floats: rounding can betray such certificates",
-    2: "draws its noise by numbers that tell the next ones: a client can foresee, and so betray, such certificates",
+    1: "draws its noise in floats: rounding can make its certificates false",
+    2: "draws its noise from numbers that reveal the next ones: a client can predict it and make certificates false",
 }
 # The range of alpha that is served.
 ALPHA_RANGE = (1e-6, 0.1)
@@ -144,7 +144,7 @@ def _check(card):
     before = card.get("format") if isinstance(card, dict) else None
     if isinstance(before, int) and before in _WRONG:
         raise ValueError(
-            f"The model card is of format {before}, of an earlier version that {_WRONG[before]}. Export the model "
+            f"The model card is of format {before}, from an earlier version that {_WRONG[before]}. Export the model "
             "again."
         )
     if not isinstance(card, dict) or not SCHEMA.keys() <= card.keys() <= SCHEMA.keys() | OPTIONAL.keys():

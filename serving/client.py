@@ -47,7 +47,7 @@ _MAX_REPLY_BYTES = 2**25
 _PART_BYTES = 2**16
 _NAME_HINT = "check the model's name, version and label"
 _TOO_LARGE_HINT = "send fewer images at once"
-_NOBODY_HINT = "does a model server listen there?"
+_NOBODY_HINT = "is a model server listening there?"
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 # As in the `signatures`: one row for each image, of one or two dimensions.
 _MAX_DIMENSIONS = 2
@@ -207,7 +207,7 @@ def _host_and_port(address):
     if "//" in text:
         hint = ", without a scheme (RestClient takes a URL)"
     elif text.count(":") > 1 and "[" not in text:
-        hint = "; an IPv6 address stands in brackets"
+        hint = "; an IPv6 address needs brackets"
     elif text and not re.search(r":[0-9]+$", text):
         hint = "; the port is missing"
     raise ValueError(f"{like}{hint}. Received: {address!r}")
@@ -244,7 +244,7 @@ def _parts(url):
     if not is_fine:
         raise ValueError(f"{like}. Received: {url!r}")
     if re.search(r"/v[0-9]+(/|$)", found[3]):
-        raise ValueError(f"{like}, without the model's path, which is made of its name. Received: {url!r}")
+        raise ValueError(f"{like}, without the model's path, which is built from its name. Received: {url!r}")
     return found
 
 
@@ -309,7 +309,7 @@ class RestClient:
             # A single output would come without its name; every signature here has several.
             return {name: _json_array(outputs[name], dtype) for name, dtype in expected.items() if name in outputs}
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise AnswerError(f"{self._url} answered no outputs that can be read: {_first_line(error)}") from None
+            raise AnswerError(f"{self._url} returned no readable outputs: {_first_line(error)}") from None
 
     def _call(self, request, seconds):
         deadline, response = time.monotonic() + seconds, None
@@ -330,7 +330,7 @@ class RestClient:
                 f"{self._url} answered with more than {_MAX_REPLY_BYTES:,} bytes; {_TOO_LARGE_HINT}."
             ) from None
         except ssl.SSLError as error:
-            raise UnavailableError(f"{self._url} has no trusted TLS: {_first_line(error)}") from None
+            raise UnavailableError(f"{self._url} offers no trusted TLS: {_first_line(error)}") from None
         except OSError as error:
             said = _first_line(error.strerror or error)
             if response:
@@ -339,7 +339,7 @@ class RestClient:
             raise kind(f"{self._url} is unavailable; {_NOBODY_HINT} {said}") from None
         # ValueError: where `http.client` expects a number and finds none.
         except (http.client.HTTPException, ValueError) as error:
-            raise AnswerError(f"{self._url} did not answer in whole HTTP: {type(error).__name__}") from None
+            raise AnswerError(f"{self._url} did not send a complete HTTP response: {type(error).__name__}") from None
         if response.status == http.HTTPStatus.OK:
             return body
         said = _error_message(body)
@@ -410,18 +410,18 @@ def _array(name, proto):
     }
     dtype, values = kinds.get(proto.dtype, (None, ()))
     if dtype is None:
-        raise AnswerError(f"The server answered {name} as a tensor of type {proto.dtype}, which no output has.")
+        raise AnswerError(f"The server returned {name} as a tensor of type {proto.dtype}, which no output has.")
     if proto.tensor_shape.unknown_rank or len(proto.tensor_shape.dim) > _MAX_DIMENSIONS:
-        raise AnswerError(f"The server answered {name} with a shape that no output has.")
+        raise AnswerError(f"The server returned {name} with a shape that no output has.")
     if proto.tensor_content and values:
-        raise AnswerError(f"The server answered {name} twice, as bytes and as numbers.")
+        raise AnswerError(f"The server returned {name} twice, as bytes and as numbers.")
     shape = [dimension.size for dimension in proto.tensor_shape.dim]
     try:
         array = np.frombuffer(proto.tensor_content, dtype) if proto.tensor_content else np.array(values, dtype)
     except ValueError:
-        raise AnswerError(f"The server answered {name} with a part of a value.") from None
+        raise AnswerError(f"The server returned {name} with an incomplete value.") from None
     if min(shape, default=0) < 0 or array.size != math.prod(shape):
-        raise AnswerError(f"The server answered {name} with {array.size} values for the shape {shape}.")
+        raise AnswerError(f"The server returned {name} with {array.size} values for the shape {shape}.")
     return array.reshape(shape)
 
 
@@ -429,7 +429,7 @@ def _without_repetition(pairs):
     """A JSON object in which no name occurs twice, because readers would differ in which value they take."""
     names = [name for name, _ in pairs]
     if len(set(names)) != len(names):
-        raise ValueError("a name that stands there twice")
+        raise ValueError("a name that occurs twice")
     return dict(pairs)
 
 

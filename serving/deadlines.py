@@ -93,7 +93,7 @@ def _addresses(host, port, deadline):
         try:
             found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except (OSError, UnicodeError) as error:
-            no_name = socket.gaierror(socket.EAI_NONAME, f"{host!r} is no host's name")
+            no_name = socket.gaierror(socket.EAI_NONAME, f"{host!r} is not a host name")
             found.append(error if isinstance(error, OSError) else no_name)
 
     thread = threading.Thread(target=look_up, daemon=True)

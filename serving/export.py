@@ -62,7 +62,7 @@ def export(
     base_classifier.check(classifier)
     num_classes = classifier.output_shape[-1]
     if isinstance(class_names, str) or not (class_names is None or isinstance(class_names, Iterable)):
-        raise ValueError(f"class_names must be a list of texts. Received: {class_names!r}")
+        raise ValueError(f"class_names must be a list of strings. Received: {class_names!r}")
     names = [str(number) for number in range(num_classes)] if class_names is None else list(class_names)
     n0, n, alpha, pixel_max, max_n, max_batch_size = map(_plain, (n0, n, alpha, pixel_max, max_n, max_batch_size))
     if len(names) != num_classes:
@@ -72,7 +72,7 @@ def export(
         raise ValueError(f"class_names must be different, one per class. Received: {twice!r} more than once")
     image_shape = classifier.input_shape[1:]
     if directory.exists() and any(directory.iterdir()):
-        raise ValueError(f"{directory} is not empty; a SavedModel is written to a folder of its own.")
+        raise ValueError(f"{directory} is not empty; give a new or empty folder for the SavedModel.")
     about = _card(model, n0, n, alpha, max_n, max_batch_size, names, pixel_max, model_fingerprint)
     text = card.to_json(about)
     limits = {name: about[name] for name in ("max_n", "max_batch_size")}

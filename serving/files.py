@@ -21,7 +21,7 @@ def is_url(place):
 def check_local(path):
     """Raises ValueError if a path is a URL, which `Path` would turn into a folder here."""
     if is_url(path):
-        raise ValueError(f"A path on this machine is needed, not a URL. Received: {path}")
+        raise ValueError(f"Expected a path on this machine, not a URL. Received: {path}")
 
 
 def is_hidden(name):
@@ -68,7 +68,7 @@ def content_files(directory, prefix="", above=()):
         return
     real = os.path.realpath(directory)
     if real in above:
-        raise ValueError(f"{directory} is a link to a folder that it lies in; remove it.")
+        raise ValueError(f"{directory} is a link to a folder that contains it; remove the link.")
     with os.scandir(directory) as entries:
         for entry in entries:
             if is_hidden(entry.name):
@@ -89,7 +89,7 @@ def open_plain(path):
     """
     with open(path, "rb", opener=_open_without_following) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError(f"{path} is no plain file.")
+            raise ValueError(f"{path} is not a plain file.")
         yield file
 
 

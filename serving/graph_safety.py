@@ -82,13 +82,13 @@ def check_effects(directory):
     directory = Path(directory)
     for name in _OTHER_FORMS:
         if (directory / name).exists():
-            raise ValueError(f"The SavedModel {directory} holds {name}, which may be another graph than {_GRAPH}.")
+            raise ValueError(f"The SavedModel {directory} holds {name}, which may be a different graph from {_GRAPH}.")
     try:
         saved = saved_model_pb2.SavedModel.FromString((directory / _GRAPH).read_bytes())
     except OSError as error:
-        raise ValueError(f"{directory} is no SavedModel: cannot read {_GRAPH} ({error.strerror}).") from None
+        raise ValueError(f"{directory} is not a SavedModel: cannot read {_GRAPH} ({error.strerror}).") from None
     except DecodeError:
-        raise ValueError(f"{directory} is no SavedModel: its {_GRAPH} is damaged.") from None
+        raise ValueError(f"{directory} is not a SavedModel: its {_GRAPH} is damaged.") from None
     names = sorted({name for graph in saved.meta_graphs for name in _effects(graph)})
     if names:
         raise ValueError(

@@ -206,7 +206,7 @@ class LocalServer:
         def inputs_of(_):
             # One value may stand for as many values as the shape says.
             if sum(map(self._declared_bytes, request.inputs.values())) > _MAX_REQUEST_BYTES:
-                message = f"A request must have tensors of {_MAX_REQUEST_BYTES:,} bytes at most."
+                message = f"A request's tensors must take at most {_MAX_REQUEST_BYTES:,} bytes."
                 raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, message)
             return {name: self._tf.make_ndarray(tensor) for name, tensor in request.inputs.items()}
 
@@ -229,7 +229,7 @@ class LocalServer:
             return bind((self._host, port))
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or "gRPC cannot listen there"
-            raise ValueError(f"Cannot listen at {_joined(self._host, port)} ({reason}); give another port.") from None
+            raise ValueError(f"Cannot listen on {_joined(self._host, port)} ({reason}); give another port.") from None
 
 
 def _joined(host, port):
@@ -318,7 +318,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch("[0-9]{1,12}", length) or int(length) > _MAX_REQUEST_BYTES:
             self.close_connection = True
-            message = f"A request must have a Content-Length of {_MAX_REQUEST_BYTES:,} bytes at most."
+            message = f"A request must have a Content-Length of at most {_MAX_REQUEST_BYTES:,} bytes."
             raise StatusError(grpc.StatusCode.INVALID_ARGUMENT, message)
         return self.rfile.read(int(length))
 
@@ -342,15 +342,15 @@ def _parse(arguments):
     parser = Parser(
         prog="python -m serving.local",
         description="Serves the highest version of a model to this machine until Ctrl-C, as TensorFlow Serving does "
-        "by gRPC (Predict) and REST (predict, status, metadata). It is to try a model out, not for production: it has "
-        "no batching, metrics, TLS or authentication, and does not notice a version that is published meanwhile. For "
+        "by gRPC (Predict) and REST (predict, status, metadata). It is for trying a model out, not for production: it "
+        "has no batching, metrics, TLS or authentication, and does not notice versions that are published later. For "
         "production see serving/conf.",
     )
     parser.add_argument("base", help="where versions are published to, or the directory of one SavedModel")
     parser.add_argument("--name", default="classifier", help="what clients call the model (classifier)")
-    parser.add_argument("--host", default=_LOOPBACK[0], help="address to listen at (127.0.0.1: this machine alone)")
-    parser.add_argument("--port", type=_port, default=8500, metavar="N", help="of gRPC (8500); 0: any free one")
-    parser.add_argument("--rest_port", type=_port, default=8501, metavar="N", help="of REST (8501); 0: any free one")
+    parser.add_argument("--host", default=_LOOPBACK[0], help="address to listen on (127.0.0.1: this machine only)")
+    parser.add_argument("--port", type=_port, default=8500, metavar="N", help="for gRPC (8500); 0: any free one")
+    parser.add_argument("--rest_port", type=_port, default=8501, metavar="N", help="for REST (8501); 0: any free one")
     parser.add_argument("--trust_model", **TRUST_MODEL)
     parser.add_argument("--version", action="version", version=terminal.version())
     return parser.parse_args(arguments)
@@ -371,7 +371,7 @@ def _chosen(base):
         raise ValueError(f"There is no directory {base}; give the one that a run or serving.publish published to.")
     published = versions(base)
     if not published:
-        raise ValueError(f"There is no version in {base}; give the directory that something was published to.")
+        raise ValueError(f"There is no version in {base}; give the directory that versions are published to.")
     return published[-1], int(published[-1].name)
 
 
@@ -379,7 +379,7 @@ def _check_effects(saved_model):
     try:
         check_effects(saved_model)
     except ValueError as error:
-        raise ValueError(f"{error} --trust_model serves it all the same.") from None
+        raise ValueError(f"{error} --trust_model serves it anyway.") from None
 
 
 def _serve(options):
@@ -393,7 +393,7 @@ def _serve(options):
     ) as server:
         print(f"Version {version} is served as {printable(options.name)} until Ctrl-C; not for production.")
         if options.host not in _LOOPBACK:
-            print("Everybody who reaches this address may ask it: there is no authentication.")
+            print("Anyone who can reach this address can query it: there is no authentication.")
         url = f"{server.rest_url}/v1/models/{quote(options.name, safe='')}"
         print(f"  gRPC:     {server.grpc_address}\n  REST:     {url}:predict")
         print(f"  status:   {url}\n  metadata: {url}/metadata", flush=True)
@@ -403,4 +403,6 @@ def _serve(options):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until Ctrl-C. Returns the exit status: 130, or 1 if it failed, 2 for bad input."""
-    return exit_status(lambda: (_parse(arguments), Path()), _serve, "Nothing is served any more.", foreseen=(OSError,))
+    return exit_status(
+        lambda: (_parse(arguments), Path()), _serve, "The model is no longer served.", foreseen=(OSError,)
+    )

@@ -124,7 +124,7 @@ def publish(
     def judged(directory):
         found, reason = _earlier_blessing(directory) if blessing is None else blessing_lib.judge(blessing, directory)
         if reason and not force:
-            raise ValueError(f"{saved_model} is not blessed: {reason}; give its blessing by --blessing, or --force.")
+            raise ValueError(f"{saved_model} is not blessed: {reason}; give its --blessing, or --force.")
         return found
 
     def finish(copy):
@@ -176,12 +176,12 @@ def rollback(base: str | Path, to: int | None = None, *, check: Callable[[Path],
 
     def finish(copy):
         if _model_fingerprint(copy) == served_model:
-            raise ValueError(f"Version {served} of {base}, which is served, is version {to} already.")
+            raise ValueError(f"Version {served} of {base}, which is served, is already the same as version {to}.")
         _require_undamaged(copy, source)
         before = read_publication(copy)
         reason = _reason_against_publication(before, copy) if before else _reason_without_publication(copy)
         if reason:
-            raise ValueError(f"Version {to} of {base} is not what was published: {reason}; publish it anew.")
+            raise ValueError(f"Version {to} of {base} is not what was published: {reason}; publish it again.")
         blessing, forced = (before.blessing, before.forced) if before else (None, False)
         _finish(copy, check, blessing=blessing, forced=forced, rolled_back_to=to)
 
@@ -296,7 +296,7 @@ def _earlier_blessing(copy):
     """The blessing by which a SavedModel was published before, and None; or None and why no blessing holds."""
     before = read_publication(copy)
     if not (before and before.blessed):
-        return None, "nothing says that the Evaluator blessed it"
+        return None, "there is no record that the Evaluator blessed it"
     reason = _reason_against_publication(before, copy)
     return (None, reason) if reason else (before.blessing, None)
 
@@ -356,16 +356,16 @@ def _before(published, served, served_model):
         path = published[number]
         if number < origin and (path / "saved_model.pb").is_file() and _model_fingerprint(path) != served_model:
             return number
-    raise ValueError(f"There is no older model than version {origin}; name a version by --to.")
+    raise ValueError(f"There is no model older than version {origin}; name a version with --to.")
 
 
 def _require_exported(directory):
     if not (directory / "saved_model.pb").is_file():
-        raise ValueError(f"{directory} is no SavedModel: it has no saved_model.pb.")
+        raise ValueError(f"{directory} is not a SavedModel: it has no saved_model.pb.")
     try:
         card_lib.read(directory)
     except OSError as error:
-        raise ValueError(f"{directory} has no model card ({error.strerror}); export it by serving.export.") from None
+        raise ValueError(f"{directory} has no model card ({error.strerror}); export it with serving.export.") from None
 
 
 def _card(version):
@@ -392,11 +392,15 @@ def _parse(arguments):
     verb.add_argument("saved_model", help="directory of a SavedModel")
     verb.add_argument("base", help="the model's base directory")
     verb.add_argument("--blessing", metavar="FILE", help="blessing.json, which the pipeline's Evaluator wrote")
-    verb.add_argument("--force", action="store_true", help="also if it is not blessed; its card then says so")
+    verb.add_argument(
+        "--force", action="store_true", help="publish it even if it is not blessed; its card then says so"
+    )
     verb.add_argument("--trust_model", **TRUST_MODEL)
     verb = verbs.add_parser("rollback", help="publish an older version again, under a new number")
     verb.add_argument("base", help="the model's base directory")
-    verb.add_argument("--to", type=_version_number, metavar="N", help="version; the model before the served one")
+    verb.add_argument(
+        "--to", type=_version_number, metavar="N", help="the version (by default, the model before the served one)"
+    )
     verb.add_argument("--trust_model", **TRUST_MODEL)
     verb = verbs.add_parser("list", help="show the versions, and which one is served")
     verb.add_argument("base", help="the model's base directory")
@@ -428,7 +432,7 @@ def _print_listing(base):
             f"{line.version:>7}  {line.published:25}  {served:6}  {line.blessing:9}  {sigma:>5}  {n:>7}  {alpha:>6}  "
             f"{_acr_in_words(line):>18}  {line.fingerprint[:12]}{note}"
         )
-    print("sigma, n, alpha: of the certificates that a version answers with. ACR: by the Evaluator, at its n.")
+    print("sigma, n, alpha: of the certificates that a version answers with. ACR: measured by the Evaluator, at its n.")
 
 
 def _numbers(line):
@@ -464,7 +468,7 @@ def _carry_out(options):
         given = {"blessing": blessing, "force": options.force}
         version = publish(options.saved_model, options.base, **given, check=check)
         if version in before:
-            print(f"{printable(version)} is this very model already; nothing was published.")
+            print(f"{printable(version)} is already this very model; nothing was published.")
             return 0
         publication = read_publication(version)
         said = ", forced: it is not blessed" if publication and publication.forced else ""

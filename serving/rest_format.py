@@ -22,7 +22,7 @@ def request_of(body):
     except (ValueError, RecursionError) as error:
         raise ValueError(f"JSON Parse error: {error}") from None
     if not isinstance(request, dict) or ("instances" in request) == ("inputs" in request):
-        raise ValueError("JSON Value: expected an object with 'instances' or 'inputs', one of them.")
+        raise ValueError("JSON Value: expected an object with either 'instances' or 'inputs'.")
     if not isinstance(request.get("signature_name", ""), str):
         raise ValueError("JSON Value: 'signature_name' must be text.")
     return request
@@ -41,7 +41,7 @@ def inputs_of(request, dtypes):
     try:
         columns = _columns(request, list(dtypes))
     except _BROKEN:
-        raise ValueError("JSON Value: the inputs are not a list or object as the signature takes them.") from None
+        raise ValueError("JSON Value: the inputs are not a list or object that the signature takes.") from None
     for name in dtypes:
         if name not in columns:
             raise ValueError(f"Missing named input: {name} in 'inputs' object.")

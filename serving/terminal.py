@@ -36,7 +36,7 @@ def run(main):
         status = INTERRUPTED
     sys.stdout.flush()
     if lost := sys.stdout.lost:
-        print(f"error: Not all that was printed could be written ({lost.strerror}).", file=sys.stderr)
+        print(f"error: Some of the output could not be written ({lost.strerror}).", file=sys.stderr)
         status = status or 1
     sys.stderr.flush()
     # Threads that an error left in the middle of a forward pass would crash during Python's own shutdown.

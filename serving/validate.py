@@ -175,7 +175,9 @@ def run(saved_model, images, trust=False):
         if missing:
             raise ValueError(f"The model has no signature {', '.join(sorted(missing))}.")
         if {signature for signature, _ in warmup} != set(server.signatures) - {_INITIALIZER}:
-            raise ValueError(f"Warm-up requests are for {[signature for signature, _ in warmup]}, not every signature.")
+            raise ValueError(
+                f"Warm-up requests are for {[signature for signature, _ in warmup]}, not for every signature."
+            )
         for text in server("metadata")["model_card"]:
             if card_lib.from_json(text.decode()) != card:
                 raise ValueError(f"`metadata` does not return what is in {card_lib.NAME}.")
@@ -247,7 +249,7 @@ def _check_refusals(server, signature, images, card):
             server(signature, images=wrong)
         except tf.errors.InvalidArgumentError:
             continue
-        raise ValueError(f"{signature} answered to {what}.")
+        raise ValueError(f"{signature} did not refuse {what}.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

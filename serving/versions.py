@@ -40,7 +40,7 @@ def versions(base):
                 raise ValueError(f"A model server takes {entry.path!r} for version {int(entry.name)}; rename it.")
             if not entry.is_dir(follow_symlinks=False):
                 raise ValueError(
-                    f"{entry.path} has the name of a version and is a symbolic link or a file; move it out of the base."
+                    f"{entry.path} has the name of a version but is a symbolic link or a file; move it out of the base."
                 )
             found.append(Path(entry.path))
     return sorted(found, key=lambda path: int(path.name))
@@ -69,7 +69,7 @@ def add(saved_model, base, finish):
     check_local(base)
     given, saved_model, base = Path(base), Path(saved_model).resolve(), Path(base).resolve()
     if not saved_model.is_dir():
-        raise ValueError(f"{saved_model} is no directory; give the directory of a SavedModel.")
+        raise ValueError(f"{saved_model} is not a directory; give the directory of a SavedModel.")
     if base.is_relative_to(saved_model):
         raise ValueError(f"The base {base} lies inside the SavedModel {saved_model}; give another base.")
     if not base.exists():
@@ -85,7 +85,7 @@ def add(saved_model, base, finish):
             published = versions(base)
             number = int(published[-1].name) + 1 if published else 1
             if number > _MAX_VERSION:
-                raise ValueError(f"{published[-1]} is the highest version there can be; give another base.")
+                raise ValueError(f"{published[-1]} is the highest possible version; give another base.")
             os.rename(copy, base / str(number))
         flush(base)
     return given / str(number)
@@ -166,7 +166,7 @@ def _copy(source, target):
                 _copy_file(entry.path, copy)
             else:
                 raise ValueError(
-                    f"{entry.path} is a symbolic link or not a plain file; give a SavedModel without such things."
+                    f"{entry.path} is a symbolic link or not a plain file; give a SavedModel without them."
                 )
     target.chmod(0o755)
     flush(target)

@@ -156,7 +156,7 @@ def about_of(path):
     """What a bundle file is of. Raises InputError if it is damaged or incomplete."""
     about, _ = _parts(path, _content(path))
     if about is None:
-        raise ledger.unreadable_votes(path, "they do not add up to the checksum in its name")
+        raise ledger.unreadable_votes(path, "they do not match the checksum in its name")
     return ledger.ledger_about(about)
 
 

@@ -109,7 +109,7 @@ def read(path):
         raise
     except (OSError, KeyError, ValueError) as error:
         raise InputError(
-            f"The certificates in {path} were changed or damaged ({error}); certify again: no sample is drawn anew."
+            f"The certificates in {path} were changed or damaged ({error}); certify again: no sample is drawn again."
         ) from None
     certified = {}
     for kind, content in zip(about["kinds"], contents, strict=True):

@@ -113,7 +113,7 @@ def _copy(path, folder):
                 return Snapshot(copy, copied)
         except (FileNotFoundError, shutil.Error) as error:  # replaced between two reads
             if not path.exists():
-                raise InputError(f"There is no model {path} any more.") from error
+                raise InputError(f"The model {path} no longer exists.") from error
         except OSError as error:
             raise InputError(
                 f"Cannot copy the model {path} to {folder} ({error.strerror}). {remedy(error.strerror)} and run the "
@@ -214,7 +214,7 @@ def _wanted(wanted, outputs, name):
     if wanted not in outputs:
         received = "none" if wanted is None else wanted
         raise InputError(
-            f"The model {name} has outputs {', '.join(outputs)}: say which counts (model_output). Received: {received}"
+            f"The model {name} has outputs {', '.join(outputs)}: choose one (model_output). Received: {received}"
         )
     return wanted
 
@@ -224,7 +224,7 @@ def _of_signature(path, loading, name):
         try:
             check_effects(path)
         except ValueError as error:
-            raise InputError(f"{str(error).replace(str(path), name)} Then say so (trust_model=yes).") from None
+            raise InputError(f"{str(error).replace(str(path), name)} If you do, say so (trust_model=yes).") from None
     loaded = tf.saved_model.load(path)
     if _SIGNATURE not in loaded.signatures:
         raise InputError(f"The SavedModel {name} has no signature {_SIGNATURE}. It has: {', '.join(loaded.signatures)}")
@@ -280,7 +280,7 @@ def _why_not_loaded(path, name, error):
     is_foreign = unknown and not hasattr(keras.layers, unknown[1]) and not hasattr(keras, unknown[1])
     if is_foreign and unknown[1] != "Functional":
         return (
-            f"The model {name} holds {unknown[1]}, which is not Keras' own: it is loaded only together with the module "
+            f"The model {name} holds {unknown[1]}, which is not Keras' own: it can be loaded only with the module "
             "that defines it (custom_objects), whose code is run."
         )
     written_by = "" if "Lambda" in text else _keras_version(path)

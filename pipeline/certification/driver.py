@@ -102,7 +102,7 @@ class Forecast:
         if self.per_second is None:
             return amount
         seconds = duration(self.seconds)
-        return f"{amount}: {at_most or 'about '}{seconds} at {self.per_second:,.0f} per second, as just measured"
+        return f"{amount}: {at_most or 'about '}{seconds} at {self.per_second:,.0f} per second, measured just now"
 
 
 def forecast_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels):
@@ -179,7 +179,7 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
         first = next(first for first in store.first_looks if first != plan.first_look)
         plan.check_another_look(first, share_of_alpha)
         print(
-            f"  Samples of this noise were first drawn for {sampling_plan.in_words(first)}: these certificates are by "
+            f"  Samples of this noise were first drawn for {sampling_plan.in_words(first)}: these certificates use "
             "the bound that holds whenever one looks (anytime-valid), which is a little lower."
         )
     # Kept alive, because otherwise every round would load the model again.
@@ -190,7 +190,7 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
     store.compact()
     tally.take(store.pieces())
     if tally.held:
-        print(f"  {tally.held:,} samples were drawn before.")
+        print(f"  {tally.held:,} samples have already been drawn.")
     if tally.missing(1):
         if engine is None:
             forecast = _forecast(loaded, tally)
@@ -230,11 +230,11 @@ def _draw_all(sampler, shared, tally, store, num_workers):
             follower.poll()
             barren = barren + 1 if tally.missing(len(chunks)) == chunks else 0
             if barren and lost is None:
-                raise RuntimeError("The certification workers wrote down nothing of what they were to draw.")
+                raise RuntimeError("The certification workers wrote none of the votes that they were to draw.")
             if barren == _TRIES:
                 raise RuntimeError(f"Beam failed {_TRIES} times in a row: {lost.line}")
             if lost:
-                print(f"  Beam failed ({lost.line}); what is missing is drawn again.", flush=True)
+                print(f"  Beam failed ({lost.line}); what is missing will be drawn again.", flush=True)
             on_ledgers += len(chunks)
             if on_ledgers >= most_chunks:
                 store.compact()
@@ -314,7 +314,7 @@ def _draw_all_on(engine, sampler, tally, store):
             if barren:
                 _check_goes_on(engine, failure, barren)
             if failure:
-                print(f"  A job was lost ({failure.line}); what it owes is asked for again.", flush=True)
+                print(f"  A job was lost ({failure.line}); what it still owed is requested again.", flush=True)
             store.compact()
 
 
@@ -325,7 +325,7 @@ def _check_goes_on(engine, failure, barren):
     if barren == _TRIES or failure.is_final:
         raise RuntimeError(
             f"The certification job on {engine.runner} failed: {failure.line}. What was drawn is kept: the same "
-            "command goes on from there"
+            "command resumes from there"
         )
 
 
@@ -370,8 +370,8 @@ def _watch(engine, job, follower, mark):
 def _shares(samples):
     """How much each worker drew, in words."""
     total, most = sum(samples.values()), max(samples.values())
-    workers = f"{len(samples):,} workers, by the busiest" if len(samples) > 1 else "1 worker"
-    return f"{total:,} samples drawn by {workers} {100 * most / total:.0f} %."
+    workers = f"{len(samples):,} workers, {100 * most / total:.0f} % by the busiest" if len(samples) > 1 else "1 worker"
+    return f"{total:,} samples drawn by {workers}."
 
 
 def _forecast(loaded, tally):

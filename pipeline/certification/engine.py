@@ -30,7 +30,7 @@ from pipeline.utils.errors import InputError, reason
 _SECONDS_TO_CONNECT = 10.0
 _SECONDS_TO_CANCEL = 15.0
 _DASK = (
-    "DaskRunner reports that a job is done and loses results of it: files come out empty, and of two outputs one. Take "
+    "DaskRunner reports jobs as done but loses results: files come out empty, and one of two outputs is missing. Use "
     "another runner, such as FlinkRunner."
 )
 # The last line of a Python error, wherever it is in a page of Java's.
@@ -112,7 +112,7 @@ def _check_listens(address, what):
     except ValueError:
         raise InputError(f"The {what} must be given as HOST:PORT. Received: {address}") from None
     except OSError as error:
-        raise InputError(f"Nobody answers at {address}, where the {what} should be ({reason(error)}).") from None
+        raise InputError(f"Nothing answers at {address}, where the {what} should be ({reason(error)}).") from None
 
 
 def _check_flink(options):
@@ -127,8 +127,8 @@ def _check_flink(options):
         raise InputError(f"No Flink answers at {master}, flink_master ({reason(error)}).") from None
     if version.split(".")[:2] != str(options.flink_version).split(".")[:2]:
         raise InputError(
-            f"The Flink at {master} is {version}, the job server is for {options.flink_version}: a job server fits one "
-            "minor version. Give the cluster's as flink_version."
+            f"The Flink at {master} is {version}, but the job server is for {options.flink_version}: a job server fits "
+            "one minor version. Give the cluster's as flink_version."
         )
 
 
@@ -223,7 +223,7 @@ def cause(error):
     if python:
         line = f"{python[-1][0].rsplit('.', 1)[-1]}: {python[-1][1]}"
         if "No module named" in line:
-            return Failure(f"{line}, on a worker: its Python must have this package and all it needs", is_final=True)
+            return Failure(f"{line}, on a worker: its Python needs this package and its dependencies", is_final=True)
         return Failure(line)
     if details := _DETAILS.findall(text):
         return Failure(details[-1])

@@ -26,7 +26,7 @@ def check_whole(path):
     check(path)
     path = Path(path)
     if path.is_file() and not _is_whole(path):
-        raise InputError(f"{path} is no {path.suffix} file, or was not written to its end.")
+        raise InputError(f"{path} is not a {path.suffix} file, or was not written completely.")
 
 
 def _is_whole(path):

@@ -253,23 +253,23 @@ class SamplingPlan:
         if self.certify != HARD:
             raise InputError(
                 f"Samples of this noise were first drawn for {in_words(first)}, and certificates other than hard ones "
-                f"hold for a number of samples fixed before any was seen: give another seed. Received: {self.certify}"
+                f"need a number of samples fixed before any was seen: give another seed. Received: {self.certify}"
             )
         try:
             certificates.check_can_certify(self.n, self.alpha * share_of_alpha, "anytime")
         except ValueError as error:
             raise InputError(
                 f"Votes of this model, sigma and seed were first drawn for {in_words(first)}, so another n is a choice "
-                "after a look and its certificates are by the anytime-valid bound; "
+                "after a look and its certificates use the anytime-valid bound; "
                 f"n={self.n} is too small for that. "
-                f"{error} Or give {in_words(first)} again, or another seed, whose votes are drawn anew."
+                f"{error} Or give {in_words(first)} again, or another seed, whose votes are new."
             ) from None
 
 
 def in_words(first_look):
     """`SamplingPlan.first_look` in words; None stands for an unknown one."""
     if first_look is None:
-        return "something that cannot be read any more"
+        return "something that can no longer be read"
     asked = [f"n0={first_look['n0']:,}", f"n={first_look['n']:,}"]
     if first_look["radii"] is not None:
         asked.append(f"radii={','.join(f'{radius:g}' for radius in first_look['radii'])}")

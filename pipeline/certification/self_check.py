@@ -79,8 +79,8 @@ def _wait(engine, mark, answers):
         while job.is_running():
             if time.monotonic() - started > patience:
                 raise InputError(
-                    f"{engine.runner} did not end a job of {_ELEMENTS} elements within {patience:.0f} s: has it "
-                    "workers, and can they be reached from it?"
+                    f"{engine.runner} did not finish a job of {_ELEMENTS} elements within {patience:.0f} s: does it "
+                    "have workers, and can it reach them?"
                 )
         if job.failure:
             raise InputError(f"{engine.runner} cannot run a job here: {job.failure.line}")
@@ -90,7 +90,7 @@ def _compare(engine, answers):
     got = Counter(element for answer in answers for element in answer["got"])
     if set(got) != set(range(_ELEMENTS)):
         raise InputError(
-            f"{engine.runner} says that a job is done, but of its {_ELEMENTS} elements {len(got)} came out where "
+            f"{engine.runner} says that a job is done, but {len(got)} of its {_ELEMENTS} elements came out where "
             "workers hand in votes: it cannot be trusted, or its workers do not share that folder."
         )
     here = about_here()
@@ -98,6 +98,6 @@ def _compare(engine, answers):
         for name, version in here.items():
             if (there := answer["about"].get(name)) != version:
                 raise InputError(
-                    f"The worker on {answer['worker']} has another {name}: {there}, here it is {version}. Votes of "
-                    "both would be of two classifiers; install the same there."
+                    f"The worker on {answer['worker']} has another {name}: {there}; here it is {version}. Their votes "
+                    "would be those of two classifiers; install the same there."
                 )

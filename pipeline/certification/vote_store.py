@@ -196,8 +196,8 @@ class VoteStore:
         for name, value in self._identity.items():
             if about.get(name) != value:
                 raise InputError(
-                    f"{path} holds votes of another {name}: {about.get(name)}. This run's is {value}; take it out of "
-                    "the folder, or give this run a folder of its own."
+                    f"{path} holds votes of another {name}: {about.get(name)}. This run's is {value}; move it out "
+                    "of the folder, or give this run another folder."
                 )
 
     def _read_shard(self, path):
@@ -298,7 +298,7 @@ def _read_shard(path):
         raise unreadable_votes(path, error.strerror) from None
     # Checked before anything parses it.
     if _name(content) != path.stem:
-        raise unreadable_votes(path, "they do not add up to the checksum that is its name")
+        raise unreadable_votes(path, "they do not match the checksum in its name")
     try:
         table = pq.read_table(pa.BufferReader(content))
         about = json.loads(table.schema.metadata[_ABOUT])

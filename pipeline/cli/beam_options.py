@@ -44,7 +44,9 @@ def checked(flags, settings):
         others = [name.removeprefix("--") for name in names]
         raise InputError(command_line.unknown_argument(unknown[0], settings, others))
     if values.runner is None:
-        raise InputError(f"{flags[0].split('=')[0]} is an option of Beam's, for an engine: name it by --runner.")
+        raise InputError(
+            f"{flags[0].split('=')[0]} is one of Beam's options, for an engine: name the engine with --runner."
+        )
     return tuple(flags)
 
 
@@ -52,7 +54,7 @@ def check_engine(settings, given):
     """Raises InputError if something for an engine is given, but no engine."""
     for setting in (VOTES, PATIENCE):
         if setting.name in given and not settings["beam"]:
-            raise InputError(f"--{setting.name} is for an engine: name it by --runner.")
+            raise InputError(f"--{setting.name} is for an engine: name the engine with --runner.")
 
 
 def _refuse_twice(parser, flags):
@@ -70,7 +72,7 @@ class _Parser(argparse.ArgumentParser):
         self.add_argument(*names, **how)
 
     def error(self, message):
-        raise InputError(f"{message[:1].upper()}{message[1:]} (an option of Beam's).")
+        raise InputError(f"{message[:1].upper()}{message[1:]} (one of Beam's options).")
 
 
 def _unknown(left, known):

@@ -60,7 +60,9 @@ def number(accepts, parse_number, is_accepted):
         if isinstance(value, int) and abs(value) > _LARGEST_INT32:
             raise InputError(f"must be at most {_LARGEST_INT32}")
         if isinstance(value, float) and value != 0 and not _SMALLEST_FLOAT32 <= abs(value) <= _LARGEST_FLOAT32:
-            raise InputError(f"must be of a size that float32 holds, {_SMALLEST_FLOAT32:.2g} to {_LARGEST_FLOAT32:.2g}")
+            raise InputError(
+                f"must be of a size that float32 can hold, {_SMALLEST_FLOAT32:.2g} to {_LARGEST_FLOAT32:.2g}"
+            )
         return value
 
     return Kind(accepts, parse)
@@ -116,7 +118,7 @@ def _utf_8(text):
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InputError("must be a name in UTF-8; rename what has another one, or link to it") from None
+        raise InputError("must be a name in UTF-8; rename it, or link to it") from None
     return text
 
 

@@ -173,7 +173,7 @@ def print_if_long(seconds, ways):
         return
     flags = [f"--{way.replace('=', ' ')}" if "=" in way else f"a smaller --{way}" for way in ways]
     told = flags[0] if len(flags) == 1 else f"{', '.join(flags[:-1])} or {flags[-1]}"
-    print(wrapped(f"More than an hour: {told} would make it shorter."), flush=True)
+    print(wrapped(f"More than an hour: {told} would shorten it."), flush=True)
 
 
 def cost_in_words(metrics):

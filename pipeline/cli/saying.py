@@ -13,9 +13,9 @@ from serving.exit import INTERRUPTED, before_interrupted
 CONFIG = Setting("config", PATH, "file of settings, YAML or JSON; flags win", None, "none")
 DRY_RUN = Setting("dry_run", SWITCH, "show plan, time and what is cached; do nothing", False)
 VERBOSE = Setting("verbose", SWITCH, "show every setting, not only what differs", False)
-_JSON = Setting("json", SWITCH, "the result as one JSON value on stdout, all else on stderr", False)
-_QUIET = Setting("quiet", SWITCH, "tell the result alone", False)
-_CLOCK = Setting("clock", SWITCH, "a time before each line", False)
+_JSON = Setting("json", SWITCH, "the result as one JSON value on stdout, the rest on stderr", False)
+_QUIET = Setting("quiet", SWITCH, "print only the result", False)
+_CLOCK = Setting("clock", SWITCH, "print the time before each line", False)
 # Settings of one call, not of a run: no settings file has them.
 SETTINGS = (CONFIG, DRY_RUN, VERBOSE, _JSON, _QUIET, _CLOCK)
 NOTE = (
@@ -80,9 +80,9 @@ class Saying:
 def check(settings):
     """Raises InputError for two flags of which one would silence the other."""
     if settings["verbose"] and settings["quiet"]:
-        raise InputError("--verbose and --quiet: give one of them.")
+        raise InputError("--verbose and --quiet: give only one of them.")
     if settings["clock"] and settings["quiet"]:
-        raise InputError("--clock and --quiet: give one of them.")
+        raise InputError("--clock and --quiet: give only one of them.")
 
 
 class _Nowhere:

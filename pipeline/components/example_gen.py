@@ -44,7 +44,7 @@ def enough_images(count):
     def check(artifacts, settings, root):
         there_are = len(examples.read(artifacts["examples"].path).labels["test"])
         if count > there_are:
-            raise InputError(f"There are {there_are:,} test images. Received: num_test_examples={count}")
+            raise InputError(f"There are only {there_are:,} test images. Received: num_test_examples={count}")
         return Artifact(None, "none")
 
     return Resolver("enough_images", check)

@@ -33,11 +33,11 @@ def push(execution):
             before = versions(base)
             pushed = publish(saved_model, base, blessing=blessing, check=check)
         except OSError as error:
-            raise InputError(f"Cannot push to {base} ({error.strerror}); give another one by push_dir.") from None
+            raise InputError(f"Cannot push to {base} ({error.strerror}); give another one with push_dir.") from None
         except ValueError as error:
             raise InputError(f"Cannot push to {base}: {error}") from None
         if pushed in before:  # by an earlier run, or by this one before it was killed
-            print(f"  {printable(pushed)} is this very model already; it is not pushed again.")
+            print(f"  {printable(pushed)} is already this very model; it is not pushed again.")
         pushed_to = str(pushed)
     result = {"pushed_to": pushed_to, "reasons": reasons}
     write_text(execution.outputs["push"] / "push.json", json.dumps(result, indent=1))

@@ -97,13 +97,13 @@ def chosen(labels, settings):
 
 def _check_count(name, settings, there_are, what):
     if (settings[name] or 0) > there_are:
-        raise InputError(f"There are {there_are:,} {what}. Received: {name}={settings[name]}")
+        raise InputError(f"There are only {there_are:,} {what}. Received: {name}={settings[name]}")
 
 
 def _save(model, path):
     # Averaged once more: a training run that had finished was restored with the weights of its last step.
     model.optimizer.finalize_variable_values(model.trainable_variables)
-    with writing(path, "the trained model is kept and only saved again"):
+    with writing(path, "the trained model is kept and will only be saved again"):
         model.save(path)
 
 
@@ -129,9 +129,9 @@ def _check_crops(crop_padding, image_shape):
 def _print_start(model, record, epochs):
     if record.done:
         step = f" and {record.step} of {record.steps} steps of the next" if record.step else ""
-        print(f"  Training goes on after epoch {record.epoch} of {epochs}{step}.")
+        print(f"  Training resumes after epoch {record.epoch} of {epochs}{step}.")
     if model.distribute_strategy.num_replicas_in_sync > 1:
-        print(f"  Each batch is shared by {model.distribute_strategy.num_replicas_in_sync} devices.")
+        print(f"  Each batch is split across {model.distribute_strategy.num_replicas_in_sync} devices.")
 
 
 def _callbacks(settings, model, record, behind, labels):

@@ -44,7 +44,7 @@ def read(path, shape, is_to_train=False):
         with files.open_plain(path) as file, zipfile.ZipFile(file) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if len(members) < len(archive.infolist()):
-                raise ValueError("two of its arrays have one name")
+                raise ValueError("two of its arrays have the same name")
             images, labels = _names(path, members, is_to_train)
             pixels = _images(path, images, archive, members[images], shape)
             if labels is None:
@@ -55,7 +55,7 @@ def read(path, shape, is_to_train=False):
     except FileNotFoundError:
         raise InputError(f"There is no file {path}.") from None
     except MemoryError:
-        raise InputError(f"{path} holds more than there is memory for; make it several files.") from None
+        raise InputError(f"{path} does not fit in memory; split it into several files.") from None
     except Exception as error:  # damage to an archive raises any kind of exception
         raise InputError(f"{path} cannot be read as an .npz file of plain arrays ({reason(error)}).") from None
 
@@ -117,13 +117,13 @@ def _labels(path, name, archive, member, num_images):
     num_classes = None
     if labels.ndim == 2 and labels.shape[1] > 1:
         if not (((labels == 0) | (labels == 1)).all() and (np.count_nonzero(labels, axis=1) == 1).all()):
-            refuse(f"rows of {labels.shape[1]} that are not one 1 and else 0")
+            refuse(f"rows of {labels.shape[1]} that are not one 1 and 0 elsewhere")
         labels, num_classes = labels.argmax(axis=1), labels.shape[1]
     labels = labels.reshape(-1)
     if labels.size != num_images:
         refuse(f"{labels.size} of them")
     if labels.dtype.kind == "f" and not (np.isfinite(labels) & (labels == np.floor(labels))).all():
-        refuse("numbers with fractions, or none")
+        refuse("numbers that are not whole")
     if labels.min() < 0:
         raise InputError(f"{path}: {name} must be 0 or above. Received: {labels.min()}")
     if labels.max() > _LARGEST_LABEL:
@@ -136,10 +136,10 @@ def _array(path, name, archive, member, check, most_times):
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
-            raise ValueError(f"{name} is no plain array")
+            raise ValueError(f"{name} is not a plain array")
         shape, is_fortran, dtype = _HEADERS[version](file)
         if dtype.hasobject or min(shape, default=0) < 0:
-            raise ValueError(f"{name} is no plain array")
+            raise ValueError(f"{name} is not a plain array")
         check(shape, dtype)
         size = math.prod(shape) * dtype.itemsize
         _check_size(path, name, size, member.compress_size, most_times)
@@ -159,12 +159,12 @@ def _check_size(path, name, size, packed, most_times):
     if size > _MOST_BYTES:
         raise InputError(
             f"{path}: {name} would take {files.size_in_words(size)}; the most that is accepted is "
-            f"{files.size_in_words(_MOST_BYTES)}: make it several files."
+            f"{files.size_in_words(_MOST_BYTES)}: split it into several files."
         )
     if most_times and size > _ALWAYS_FINE and size > most_times * packed:
         raise InputError(
-            f"{path}: {name} would grow from {files.size_in_words(packed)} to {files.size_in_words(size)}; accepted is "
-            f"{most_times} times as much, which is more than photographs need. Save it unpacked, by np.savez."
+            f"{path}: {name} would grow from {files.size_in_words(packed)} to {files.size_in_words(size)}; at most "
+            f"{most_times} times as much is accepted, more than photographs need. Save it uncompressed, with np.savez."
         )
 
 

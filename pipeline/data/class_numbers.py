@@ -8,7 +8,7 @@ from pipeline.utils.errors import InputError, reason
 
 _MOST_BYTES = 2**24
 _ACCEPTED = (
-    "Accepted: lines of a name and a number between tab, comma or space; or JSON, such as {\"cat\": 0}, "
+    "Accepted: lines of a name and a number, separated by tab, comma or space; or JSON, such as {\"cat\": 0}, "
     "[\"cat\", \"dog\"] or ImageNet's {\"0\": [\"n01440764\", \"tench\"]}"
 )  # fmt: skip
 _LINE = re.compile(r"(.+?)(?:\s*[\t,]\s*|\s+)(\d{1,9})")

@@ -360,7 +360,7 @@ def _download(dataset: str, name: str, root: Path) -> Path:
     prepared = f"point data_dir at a directory that holds it prepared (<data_dir>/{name}/{builder.version}/)"
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
         raise InputError(
-            f"{dataset}: TFDS may not download {name}. Put its files in {manual}, which is its manual_dir "
+            f"{dataset}: TFDS cannot download {name}. Put its files in {manual}, which is its manual_dir "
             f"({_one_line(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)}), or {prepared}"
         )
 
@@ -376,7 +376,7 @@ def _download(dataset: str, name: str, root: Path) -> Path:
     def remedy(wanted: Iterable[str]) -> str:
         files = sorted({urls[url].filename for url in wanted if urls[url].filename})
         by_hand = f"put {_some(files)} in {manual} (TFDS checks them by SHA-256), or " if files else ""
-        return f"To go on without downloading, {by_hand}{prepared}"
+        return f"To continue without downloading, {by_hand}{prepared}"
 
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS and (reason := _unreachable(missing)):
         raise InputError(f"{dataset}: cannot download {_some(missing)} ({reason}). {remedy(missing)}")

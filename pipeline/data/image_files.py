@@ -106,7 +106,7 @@ def _check_different(found, files_of):
     for path, file in zip(found, files_of, strict=True):
         before = paths.setdefault(file, path)
         if before is not path:
-            raise InputError(f"{path} and {before} are one file, which would count twice; remove the link.")
+            raise InputError(f"{path} and {before} are the same file, which would count twice; remove the link.")
 
 
 def _status(path):
@@ -187,7 +187,7 @@ def _opened(name, file):
     except ImageError:
         raise
     except UnidentifiedImageError:
-        why = "it is no PNG, JPEG, WebP or BMP image, or is damaged; save it as one of these"
+        why = "it is not a PNG, JPEG, WebP or BMP image, or is damaged; save it as one of these"
     except Exception as error:  # Pillow raises any kind of exception for damaged files
         why = reason(error)
     raise ImageError(f"{name} cannot be read ({why})")
@@ -214,7 +214,7 @@ def _upright(name, image, shape):
         raise _other_size(name, image, height, width)
     # A photograph may have a preview beside it; an animation is not one image.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"{name} is animated: it has {image.n_frames} images; save the one that is meant")
+        raise ImageError(f"{name} is animated: it has {image.n_frames} images; save the one to use")
     image = ImageOps.exif_transpose(image)
     if shape and image.size != (width, height):
         raise _other_size(name, image, height, width)
@@ -247,7 +247,7 @@ def _kind_and_remedy(mode, is_deep, channels):
     if mode in ("CMYK", "YCCK"):
         return f"of the kind {mode}, a printer's colours, which no screen has exactly; save it {kind}"
     if is_deep and mode != "I;16":
-        return f"of the kind {mode}, 16 bits deep; save it {kind} with 8 bits (of 16, greyscale alone is taken)"
+        return f"of the kind {mode}, 16 bits deep; save it {kind} with 8 bits (with 16, only greyscale is accepted)"
     if mode in _COLOUR and channels == 1:
-        return f"of the kind {mode}, in colour, and greyscale is needed; save it in greyscale"
+        return f"of the kind {mode}, in colour, but greyscale is needed; save it in greyscale"
     return f"of the kind {mode}; save it {kind} with 8 bits"

@@ -93,7 +93,7 @@ def _class_names(train, test, train_labels, test_labels):
         differing = sorted({*of_train} ^ {*of_test}) or list(of_test)
         remedy = "; make an empty folder for a class that has no image" if are_folders else ""
         raise InputError(
-            "The images to train and to test on must have the same classes, in one order. They differ in "
+            "The images to train and to test on must have the same classes, in the same order. They differ in "
             f"{sources.some(differing)}{remedy}."
         )
     if are_folders and bool(of_train) != bool(of_test):
@@ -107,8 +107,8 @@ def _class_names(train, test, train_labels, test_labels):
     names = train.class_names or test.class_names or tuple(str(number) for number in range(train_labels.max() + 1))
     if count > len(names):
         raise InputError(
-            f"The images to train on have {len(names)} classes, and the labels are up to {count - 1}: numbers must "
-            "mean the same."
+            f"The images to train on have {len(names)} classes, but the labels go up to {count - 1}: a number must "
+            "mean the same class everywhere."
         )
     if len(names) < 2:
         raise InputError(f"Two classes or more are needed to train. Received: {sources.some(names)}")
@@ -120,7 +120,7 @@ def _tell_what_numbers_mean(train, test):
     for role, numbered, named in (("train", train, test), ("test", test, train)):
         if numbered.class_names is None and numbered.name(0) is None and named.class_names and named.name(0):
             meant = [f"{number} is {name}" for number, name in enumerate(named.class_names)]
-            print(f"  Labels of the images to {role} on are numbers of the sorted folders: {sources.some(meant)}.")
+            print(f"  Labels of the images to {role} on are the numbers of the sorted folders: {sources.some(meant)}.")
 
 
 def _images(opened, path, role, shape, scratch):

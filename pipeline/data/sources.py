@@ -90,7 +90,7 @@ class Images:
     def _checked(self, example_id):
         # A negative index would mean another image.
         if not 0 <= example_id < len(self.ids):
-            raise IndexError(f"Ids are from 0 to {len(self.ids) - 1}. Received: {example_id}")
+            raise IndexError(f"Ids run from 0 to {len(self.ids) - 1}. Received: {example_id}")
         return int(example_id)
 
 
@@ -179,7 +179,7 @@ class Folder:
             places = _numbers(root, names) if _are_numbers(names) else {name: i for i, name in enumerate(names)}
             return None if loose else [places[file.relative_to(root).parts[0]] for file in files]
         if loose:
-            raise InputError(f"Class numbers are for sub-folders, and the images lie in {root} itself.")
+            raise InputError(f"Class numbers are for sub-folders, but the images lie in {root} itself.")
         # The file, too, may spell an accent in another way than the file system.
         numbers = {image_files.spelling(name): number for name, number in self.classes.items()}
         without = [name for name in names if image_files.spelling(name) not in numbers]
@@ -192,7 +192,7 @@ def _check_spellings(root, names):
     """Raises InputError for two sub-folders that look the same, because accents can be spelt in two ways."""
     for spelling, times in Counter(map(image_files.spelling, names)).items():
         if times > 1:
-            raise InputError(f"{root} has two sub-folders {spelling}, whose accents are spelt in two ways; join them.")
+            raise InputError(f"{root} has two sub-folders {spelling}, whose accents are spelt in two ways; merge them.")
 
 
 def _are_numbers(names):
@@ -205,7 +205,7 @@ def _numbers(root, names):
     for name in names:
         before = folders.setdefault(int(name), name)
         if before != name:
-            raise InputError(f"The sub-folders {before} and {name} of {root} are one number; join them.")
+            raise InputError(f"The sub-folders {before} and {name} of {root} are the same number; merge them.")
     return {name: number for number, name in folders.items()}
 
 
@@ -285,7 +285,9 @@ def at(path, shape, classes=None, resize=False, is_to_train=False):
     if classes is not None:
         raise InputError(f"Class numbers are for a folder's sub-folders; an .npz file has its own. Received: {path}")
     if resize:
-        raise InputError(f"Files in a folder are resized, and not arrays; resize those before. Received: {path}")
+        raise InputError(
+            f"Only files in a folder can be resized, not arrays; resize those beforehand. Received: {path}"
+        )
     return Archive(path, shape, is_to_train)
 
 
@@ -319,7 +321,7 @@ def select(ids, *, skip=1, start=0, max=None):
         given = [f"{name}={value}" for name, value, default in bounds if value != default]
         raise InputError(
             f"{', '.join(given)} {'leaves' if len(given) == 1 else 'leave'} none of the {len(ids):,} images, which are "
-            f"from 0 to {len(ids) - 1}."
+            f"numbered from 0 to {len(ids) - 1}."
         )
     return np.array(chosen, np.int64)
 

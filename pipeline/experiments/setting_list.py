@@ -45,7 +45,7 @@ GROUPS = {
             None,
         ),
         Setting("labels", none_or("all", whole(1)), "labels to keep, stratified by class", None),
-        Setting("train_examples", none_or("all", whole(1)), "train on so many images, evenly spaced", None, "all"),
+        Setting("train_examples", none_or("all", whole(1)), "train on this many images, evenly spaced", None, "all"),
     ),
     "Training": (
         Setting("method", TEXT, f"{', '.join(methods.NAMES)}, or package.module:METHOD", "macer"),
@@ -67,7 +67,7 @@ GROUPS = {
         Setting("l2", FROM_0, "L2 regularisation, in the gradient of all weights", 5e-4),
         Setting("clip_norm", none_or("none", ABOVE_0), "bound on the gradient's global norm", None),
         Setting("ema", FROM_0_BELOW_1, "momentum of the weights' moving average, which is kept; 0: off", 0.0),
-        Setting("crop_padding", whole(0), "random crops after padding by so many pixels", 0),
+        Setting("crop_padding", whole(0), "random crops after padding by this many pixels", 0),
         Setting("flip", choice(yes=True, no=False), "random horizontal flips, yes or no", False),
         Setting("precision", _PRECISION, f"of the network: {_PRECISION.accepts}", "float32"),
         Setting("microbatch", none_or("none", whole(1)), "images per gradient slice, to save memory", None),
@@ -90,7 +90,7 @@ GROUPS = {
         Setting("sweep", TEXT, "compare values of a setting: lam=0,1,4", None, "off"),
         Setting("pipeline_root", FOLDER, "where everything is kept", "runs"),
         Setting("num_workers", whole(1), "certification threads", None, "one per core"),
-        Setting("no_cache", SWITCH, "do again what was done before", False),
+        Setting("no_cache", SWITCH, "redo what was done before", False),
     ),
 }
 

@@ -264,7 +264,7 @@ def _given(arguments, method):
         prog="python -m pipeline.run",
         usage="%(prog)s --dataset NAME [options]",
         description="Trains, certifies, evaluates, validates and pushes a classifier. What was done before is kept. In "
-        "brackets: the default, or the presets' (--list_presets). --help --method=NAME: of another method. "
+        "brackets: the default, or the presets' (--list_presets). --help --method=NAME: for another method. "
         + f"{beam_options.NOTE} {saying.NOTE}",
         rest=beam_options.checked,
         default=_default,
@@ -297,8 +297,8 @@ def _check(settings, method):
     low, high = card.ALPHA_RANGE
     if not low <= settings["alpha"] <= high:
         raise InputError(
-            f"--alpha must lie from {low:g} to {high:g}, because the exported model accepts no others. Received: "
-            f"{settings['alpha']:g}"
+            f"--alpha must lie between {low:g} and {high:g}, because the exported model accepts no others. "
+            f"Received: {settings['alpha']:g}"
         )
     drops = settings["lr_drop_epochs"] or []
     if drops != sorted(set(drops)):

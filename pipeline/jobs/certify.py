@@ -108,7 +108,7 @@ def main(arguments=None):
                 with working_in(output, "The certification", "what was drawn"):
                     return _in_snapshot(settings, said, output, engine)
 
-        interrupted = "What was drawn is kept; run the same command again to go on."
+        interrupted = "What was drawn is kept; run the same command again to resume."
         how = {"bad_input": InputError, "at_once": True, "on_error": said.failed}
         return said.end(exit_status(parse, work, interrupted, **how))
 
@@ -149,7 +149,7 @@ def _settings(arguments):
     _check_images(settings, given)
     asked = [name for name in ("radii", "tolerance") if settings[name] is not None]
     if settings["budget"] == "adaptive" and len(asked) != 1:
-        raise InputError("--budget adaptive needs --radii or --tolerance, one of them: they say when to stop.")
+        raise InputError("--budget adaptive needs either --radii or --tolerance, which says when to stop.")
     if settings["budget"] == "fixed" and asked:
         raise InputError(f"--{asked[0]} is for --budget adaptive.")
     saying.check(settings)
@@ -177,7 +177,7 @@ def _idle(settings):
 def _check_images(settings, given):
     """Raises InputError unless it is stated once, and without contradiction, which images are meant."""
     if (settings["dataset"] is None) == (settings["images"] is None):
-        raise InputError("Give the images by --dataset or by --images, one of them.")
+        raise InputError("Give the images with either --dataset or --images.")
     of_data_sets = [name for name in ("split", "data_dir", "image_size") if settings["images"] and name in given]
     if of_data_sets:
         raise InputError(f"--{of_data_sets[0]} is for --dataset, not for --images.")
@@ -244,7 +244,7 @@ def _certify(settings, said, snapshot, engine):
 def _tell(settings, said, forecast):
     """Says what would be drawn. Returns the exit status."""
     with said.result(command=_command(settings), dry_run=forecast.as_json()):
-        print(f"  To draw: {forecast}." if forecast.samples else "  Every sample was drawn before.")
+        print(f"  To draw: {forecast}." if forecast.samples else "  Every sample has already been drawn.")
         console.print_if_long(forecast.seconds or 0, _cheaper(settings))
         print("Nothing was certified or written.")
     return 0
@@ -306,14 +306,14 @@ def _labels(settings, opened, ids, num_classes):
     labels = np.array([opened.label(example_id) for example_id in ids.tolist()], np.int64)
     names, are_folders = opened.class_names, settings["images"] and opened.name(0) is not None
     # Numbers would mean different classes in the model and in the images.
-    line = f"The model has {num_classes} classes, the images have"
+    line = f"The model has {num_classes} classes, but the images have"
     if names is not None and len(names) != num_classes:
-        remedy = " Number the folders by --classes, or make an empty one for each class that is not there."
+        remedy = " Number the folders with --classes, or make an empty one for each missing class."
         said = f"{line} {len(names)}, {sources.some(names)}: their numbers must mean the same."
         raise InputError(said + (remedy if are_folders else ""))
     if labels.max() >= num_classes:
         example_id = int(ids[labels.argmax()])
-        name, remedy = opened.name(example_id), " Number the folders from 0, by their names or by --classes."
+        name, remedy = opened.name(example_id), " Number the folders from 0, by their names or with --classes."
         raise InputError(
             f"{line} {labels.max() + 1}: their numbers must mean the same. Image {example_id}"
             f"{f', {printable(name)},' if name else ''} is of class {labels.max()}; accepted: 0 to {num_classes - 1}."
@@ -339,7 +339,7 @@ def _check_grid(loaded, ids):
         else:
             return
     if off is not None:
-        raise InputError(f"No image can be certified. {off} Their levels are given by --levels.")
+        raise InputError(f"No image can be certified. {off} Give the images' levels with --levels.")
 
 
 def _code(settings):
@@ -357,7 +357,7 @@ def _check_unchanged(settings, snapshot):
         return
     if not Path(settings["model"]).exists() or classifiers.model_fingerprint(settings["model"]) != snapshot.fingerprint:
         model = printable(settings["model"])
-        print(f"{model} has been replaced since then: the certificates are of what was there before.")
+        print(f"{model} has been replaced since then: the certificates are for the model that was there before.")
 
 
 def _print_settings(settings, plan, classifier, precision, opened, ids):
@@ -458,7 +458,7 @@ def _print_result(output, metrics, failures):
     if "acr" in metrics:
         print(f"\n{words.HEADER}")
         if metrics["decided_radii"]:
-            print("Sampled to decide these radii: the ACR is of radii that could be larger.")
+            print("Sampled only to decide these radii: the radii, and so the ACR, could be larger.")
         rows = [results.row(name, of_kind) for name, of_kind in metrics["certificates"].items()]
         print(console.table(results.header("certificates", metrics["radii"]), rows))
         chance = results.twice_chance(metrics["num_classes"])
@@ -474,8 +474,10 @@ def _print_result(output, metrics, failures):
         print(f"{metrics['num_images']:,} images; {console.cost_in_words(metrics)}")
     if failures:
         example_id, why = min(failures.items())
-        those = "1 image failed and has" if len(failures) == 1 else f"{len(failures):,} images failed and have"
-        print(f"{those} no certificate, image {example_id} first: {reason(why)}")
+        those = "1 image failed and has no certificate:"
+        if len(failures) > 1:
+            those = f"{len(failures):,} images failed and have no certificate; the first is"
+        print(f"{those} image {example_id}: {reason(why)}")
     failed = f"; failed images: {printable(output / 'failed.tsv')}" if failures else ""
     print(f"\nCertificates: {printable(output / 'certificates.tsv')}{failed}")
     if metrics["num_images"]:

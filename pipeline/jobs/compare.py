@@ -116,7 +116,7 @@ def _parse(arguments):
         usage="%(prog)s LOG [LOG ...] [options]",
         description="Compares certification logs (the field's tab-separated idx, label, predict, radius, correct, "
         "time) and evaluations of pipeline.run (their folders): certified accuracy at radii, ACR with its standard "
-        "error, and its paired difference to the first. In brackets: the default.",
+        "error, and its paired difference from the first. In brackets: the default.",
         positional="paths",
     )
     return command_line.defaults(_GROUPS) | values
@@ -129,7 +129,8 @@ def _compare(settings):
     names = [printable(name) for name in settings["names"] or names_of(paths)]
     if len(names) != len(paths) or len(set(names)) != len(names) or not all(names):
         raise InputError(
-            f"--names must be one for each of the {len(paths)} logs, none empty and no two the same. Received: {names}"
+            f"--names needs one name for each of the {len(paths)} logs, none empty and no two the same. "
+            f"Received: {names}"
         )
     entries = [load(path, name) for path, name in zip(paths, names, strict=True)]
     if settings["ids"]:
@@ -169,7 +170,7 @@ def _certified_at(log_path, num_images):
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise InputError(f"{path} is damaged; make the evaluation again.") from None
     if of_images != num_images:
-        raise InputError(f"{path} is of {of_images} images, {log_path} of {num_images}: not of one run.")
+        raise InputError(f"{path} covers {of_images} images, {log_path} {num_images}: they are not from the same run.")
     return known
 
 

@@ -51,7 +51,7 @@ def tell(components, settings, root):
         if step.state == "cached":
             print(f"{name:<15} cached in {printable(step.directory)}", flush=True)
             continue
-        words = "to go on" if step.state == "begun" else step.state
+        words = "to resume" if step.state == "begun" else step.state
         if name in measured:
             found, detail = measured[name](step)
             told["training" if name == "Trainer" else "certification"] = found
@@ -94,7 +94,7 @@ class _Work:
         work -= sum(method.work(settings, place // steps) for place in range(done))
         left = steps * settings["epochs"] - done
         found = {"steps": left, "seconds": round(work * per_step, 3), "cheaper": trainer.cheaper(settings)}
-        rate = f"{1 / per_step:.3g} steps per second at first, as just measured"
+        rate = f"{1 / per_step:.3g} steps per second at first, measured just now"
         return found, f"{left:,} steps, about {console.duration(work * per_step)}; {rate}"
 
     def certification(self, step):

@@ -51,7 +51,7 @@ def main(arguments=None):
                 _run(parsed, said, engine)
             return 0
 
-        interrupted = "What was finished is kept; run the same command again to go on."
+        interrupted = "What was finished is kept; run the same command again to resume."
         how = {"bad_input": InputError, "at_once": True, "on_error": said.failed}
         return said.end(exit_status(parse, work, interrupted, **how))
 
@@ -244,7 +244,7 @@ def _print_results(artifacts, paper, metrics):
         print(printable(f"Pushed model: {push['pushed_to']}"))
     else:
         was, cached = printable(push["pushed_to"]), printable(artifacts["push"].path.parent)
-        print(f"Pushed model: it was {was}, where it is no more; delete {cached} and run again to push it again")
+        print(f"Pushed model: it was {was}, but is no longer there; delete {cached} and run again to push it again")
 
 
 def _holds(version, saved_model):

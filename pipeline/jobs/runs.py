@@ -22,7 +22,7 @@ _GROUPS = {
     "Runs": (
         Setting("json", SWITCH, "one JSON value on stdout", False),
         Setting("prune", SWITCH, "remove what no finished run uses", False),
-        Setting("dry_run", SWITCH, "with --prune: tell what it would remove, and remove nothing", False),
+        Setting("dry_run", SWITCH, "with --prune: show what it would remove, and remove nothing", False),
     )
 }
 _ROOT = "runs"
@@ -48,7 +48,7 @@ def _parse(arguments):
         _GROUPS,
         prog="python -m pipeline.runs",
         usage="%(prog)s [ROOT] [options]",
-        description="Lists the runs of a pipeline root, the last one last: state, ACR, command, what differs from the "
+        description="Lists the runs of a pipeline root, the latest last: state, ACR, command, what differs from the "
         "preset, and the folder with links to all that came of it. --prune removes what failed or was not finished, "
         "and what no finished run uses; trained models, votes and pushed versions are kept. In brackets: the default.",
         positional="roots",
@@ -141,7 +141,7 @@ def _paths(run):
 def _in_words(told):
     when = "" if told["ended_at"] is None else f" {_time(told['ended_at'])}"
     if told["state"] in ("running", "interrupted"):
-        when = f", begun {_time(told['began_at'])}"
+        when = f", started {_time(told['began_at'])}"
     parts = [f"{told['state']}{when}"]
     if told["acr"] is not None:
         parts.append(f"ACR {words.mean(told['acr'], told['acr_standard_error'])}")
@@ -185,12 +185,12 @@ def _prune(settings):
     for path in found.paths:
         print(f"{verb} {printable(path)}")
     folders = "1 folder" if len(found.paths) == 1 else f"{len(found.paths):,} folders"
-    print(f"{verb} {folders}, {_amount(size)}; what finished runs use is as it was.")
+    print(f"{verb} {folders}, {_amount(size)}; what finished runs use is untouched.")
     for path in found.models:
         told = f"Kept: {printable(path)} ({_amount(history.size_of(path))}), a trained model that no finished run uses"
         print(f"{told}. Delete the folder if you do not want it.")
     for path in found.unreadable:
-        print(f"Left alone: {printable(path)}, whose record is damaged or of another version.")
+        print(f"Left alone: {printable(path)}, whose record is damaged or from another version.")
 
 
 def _amount(size):

@@ -65,7 +65,7 @@ def parse(arguments):
     if not texts:
         return None
     if len(texts) > 1:
-        raise InputError(f"--sweep can be given once. Received: {' and '.join(texts)}")
+        raise InputError(f"--sweep can be given only once. Received: {' and '.join(texts)}")
     name, values = _name_and_values(texts[0], others)
     if any(argument.split("=")[0] == f"--{name}" for argument in others):
         raise InputError(f"--{name} is swept: leave --{name} out. Received: --sweep {texts[0]}")
@@ -73,7 +73,7 @@ def parse(arguments):
     members, notes, idle = [], [], []
     for value in values:
         fitting, left_out = _fitting(others, value, swept) if name == "method" else (others, [])
-        notes += [f"{flag} is not a setting of the method {value}, and left out there." for flag in left_out]
+        notes += [f"{flag} is not a setting of the method {value}, and is left out there." for flag in left_out]
         try:
             settings, preset, given = settings_lib.resolve([*fitting, f"--{name}={value}"])
             idle.append(settings_lib.idle(settings))

@@ -93,7 +93,7 @@ def recorded(root, name, about, settings):
     latest = root / LATEST
     if latest.is_dir() and not latest.is_symlink():
         raise InputError(
-            f"{latest} must be a link to the last run, and is a folder, as `cp -L` makes of it. Move it away and run "
+            f"{latest} must be a link to the last run, but is a folder, as after `cp -L`. Move it away and run "
             "the same command again."
         )
     recorder = Recorder(root, name, about, settings)
@@ -252,7 +252,7 @@ def unused(root):
         InputError: if a run is at work in the root.
     """
     if orchestrator.is_locked(root):
-        raise InputError(f"A run is at work in {root}; wait for it.")
+        raise InputError(f"A run is in progress in {root}; wait for it.")
     return _unused(root)
 
 

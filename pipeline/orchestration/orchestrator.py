@@ -273,7 +273,7 @@ def locked(root, name="pipeline_root"):
         raise InputError(f"Cannot write to the folder {root} ({error.strerror}); {what}{another}.") from None
     with file:
         if not any(_try_to_lock(file) for _ in range(_TRIES_TO_LOCK)):
-            raise InputError(f"Another run is at work in {root}; wait for it{another}.")
+            raise InputError(f"Another run is in progress in {root}; wait for it{another}.")
         yield
 
 
@@ -332,7 +332,7 @@ def _execute(component, execution, declaration, directory):
     component.execute(execution)
     before, now = declaration["files"], _read(component, execution.parameters)
     if any(found is not None and now[name] != found for name, found in before.items()):
-        raise InputError(f"The files that {component.name} read were changed meanwhile; run the same command again.")
+        raise InputError(f"The files that {component.name} read changed while it ran; run the same command again.")
     _check_unchanged(execution.inputs, component)
     if now != before:
         declaration = {**declaration, "files": now}
@@ -379,7 +379,7 @@ def _read(component, parameters):
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise InputError(f"Cannot read what {component.name} reads ({error}).") from None
+        raise InputError(f"Cannot read the input of {component.name} ({error}).") from None
 
 
 def _import(modules):
@@ -395,8 +395,8 @@ def _check_links(directory):
     for path in (directory, _replaced(directory), _unfinished(directory)):
         if _leads_nowhere(path):
             raise InputError(
-                f"{path} is a link to {os.readlink(path)}, where nothing is; put back or mount what it leads to, or "
-                "remove the link to make it again."
+                f"{path} is a link to {os.readlink(path)}, which does not exist; put back or mount it, or remove the "
+                "link to make it again."
             )
 
 

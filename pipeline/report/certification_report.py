@@ -27,7 +27,7 @@ NOTES = (
     "ACR grows with n: never compare it across n, alpha or image sets.",
 )
 _AFTER_A_LOOK = (
-    "Votes of these images had been looked at before n was chosen. The certificates are therefore by the anytime-valid "
+    "Votes of these images had been looked at before n was chosen. The certificates therefore use the anytime-valid "
     "bound, which holds at alpha whenever one looks."
 )
 _DECIDED = (

@@ -11,16 +11,16 @@ from pipeline.report import charts, figures, page, words
 _MAX_RADII = 10
 UNKNOWN = "?"
 VERSUS_FIRST = (
-    "vs first: paired difference of the ACR to the first row ± its standard error, on the images that both have (how "
-    "many, unless all)."
+    "vs first: paired difference of the ACR from the first row's ± its standard error, on the images that both have "
+    "(how many, unless all)."
 )
 
 _NOTES = (
     "Certified accuracy at radius r is the share of the images whose certified class is their label, with a radius of "
     "r or beyond. The ACR is the mean of those radii, wrong and abstained images counting 0; ± is one standard error "
     "over the drawing of the images.",
-    f"{VERSUS_FIRST} That standard error is the one to judge by: an ACR's own is mostly how different the images are, "
-    "which is the same for both.",
+    f"{VERSUS_FIRST} That standard error is the one to judge by: an ACR's own mostly reflects how different the images "
+    "are, which is the same for both.",
     "Each certificate was made to hold with probability 1 - alpha, image by image, if n samples were drawn at sigma as "
     "its log's makers say; this page adds up what the logs say and certifies nothing.",
 )
@@ -98,19 +98,19 @@ def remarks(entries):
     if differ:
         lines.append(
             f"Warning: these differ in {_and(differ)}. Radii grow with n and alpha and depend on sigma and the images: "
-            "only where all four are the same are these figures of one kind."
+            "these figures are comparable only where all four are the same."
         )
     unknown = [name for name, values in zip(_SETTINGS, settings, strict=True) if None in values]
     if unknown:
-        lines.append(f"{UNKNOWN}: a log does not tell its {_and(unknown)}; see to it that they are the same.")
+        lines.append(f"{UNKNOWN}: a log does not state its {_and(unknown)}; make sure that they are the same.")
     for entry in entries:
         if entry.log.cut_off:
-            lines.append(f"Warning: {entry.name} is not whole: line {entry.log.cut_off} was cut off and is left out.")
+            lines.append(f"Warning: {entry.name} is incomplete: line {entry.log.cut_off} was cut off and is left out.")
         shared, _, num_other_labels = _shared(entry, entries[0])
         if num_other_labels:
             lines.append(
                 f"Warning: {entry.name} has other labels than {entries[0].name} for {num_other_labels:,} of the "
-                f"{len(shared):,} images that both have: they are of other data sets or in another order."
+                f"{len(shared):,} images that both have: they are from different data sets or in a different order."
             )
     return lines
 

@@ -151,7 +151,7 @@ def accuracy_curves(chart, alt, what="certified class is their label"):
     if any("band" in path.looks for path in chart.paths):
         caption += " Bands are one binomial standard error at each radius."
     if chart.lines:
-        caption += " The dashed line is the largest radius that so many samples can certify."
+        caption += " The dashed line is the largest radius that this many samples can certify."
     return Figure("radius_accuracy", "Certified accuracy by radius", caption, [chart], alt)
 
 

@@ -13,8 +13,8 @@ FILE_NAME = "sweep.html"
 _NOTES = (
     "Differences are paired: means over the same images, with the standard error over the drawing of images. They are "
     "of one trained model each: another training seed moves them too.",
-    "A value that is chosen because it is best here is chosen on these images: certify it on other images before its "
-    "figures are quoted.",
+    "A value that is chosen because it is best here is chosen on these images: certify it on other images before "
+    "quoting its figures.",
 )
 
 
@@ -98,15 +98,15 @@ def conditions(comparison):
     lines = [f"{common}; images: {_each(members, 'image_set')}"]
     if any(member["difference"] for member in members):
         reference = f"{comparison['setting']}={comparison['reference']}"
-        lines.append(f"difference: of the ACR to that of {reference}, on the same images, ± its standard error")
+        lines.append(f"difference: of the ACR from that of {reference}, on the same images, ± its standard error")
     if any(member["seconds_per_epoch"] is not None for member in members):
         lines.append("s/epoch: seconds of a training epoch, the median over the epochs, on the machine that trained")
     if len({(member["n"], member["alpha"]) for member in members}) > 1:
-        lines.append("ACR grows with n and alpha: differences between them are no differences between models")
+        lines.append("ACR grows with n and alpha: differences between them are not differences between models")
     if len(found := {member["bound"] for member in members}) > 1:
         why = ", as some n was chosen after a look at votes" if "anytime" in found else ""
         lines.append(
-            f"bound: {_each(members, 'bound')}{why}; differences between bounds are no differences between models"
+            f"bound: {_each(members, 'bound')}{why}; differences between bounds are not differences between models"
         )
     sets = dict.fromkeys(member["paper"]["image_set"] for member in members if member["paper"])
     if sets:

@@ -141,7 +141,7 @@ class Backup(keras.callbacks.Callback):
             before = [folder for folder in self._folders() if folder != latest]
             raise InputError(
                 f"Cannot read the training backup {latest} ({type(error).__name__}); delete it to "
-                + (f"go on from {max(before)}." if before else "train again from the start.")
+                + (f"resume from {max(before)}." if before else "train again from the start.")
             ) from None
 
     def latest(self):
@@ -170,7 +170,7 @@ class Backup(keras.callbacks.Callback):
         unfinished = folder.with_name(folder.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            with writing(folder, f"training goes on from {latest or 'its last backup, if there is one'}"):
+            with writing(folder, f"training resumes from {latest or 'its last backup, if there is one'}"):
                 # Does not create the root, which may have been moved meanwhile.
                 for path in (self._directory, unfinished):
                     path.mkdir(exist_ok=True)

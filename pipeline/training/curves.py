@@ -48,7 +48,7 @@ class Curves(keras.callbacks.Callback):
 
     @contextlib.contextmanager
     def _writing(self):
-        with writing(f"the training curves in {self._directory}", "training goes on from its last backup"):
+        with writing(f"the training curves in {self._directory}", "training resumes from its last backup"):
             try:
                 yield
             except tf.errors.OpError as error:

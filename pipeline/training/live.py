@@ -46,7 +46,7 @@ class TrainingProgress(keras.callbacks.Callback):
 
     def _forecast(self, seconds):
         steps = self._epochs * self._record.steps - self._record.done
-        print(f"  To train: {steps:,} more steps, about {console.duration(seconds)}, as just measured.", flush=True)
+        print(f"  To train: {steps:,} more steps, about {console.duration(seconds)}, measured just now.", flush=True)
         console.print_if_long(seconds, self._cheaper)
 
     def close(self):

@@ -97,7 +97,7 @@ def _network_of_ones_own(name, image_shape, num_classes):
         shapes = (made.input_shape, made.output_shape)
     except (Exception, SystemExit) as error:  # whatever someone's code raises
         raise InputError(
-            f"The network {name} cannot be made for images {image_shape} of {num_classes} classes "
+            f"The network {name} cannot be built for images {image_shape} of {num_classes} classes "
             f"({type(error).__name__}: {reason(error)})."
         ) from error
     if shapes != ((None, *image_shape), (None, num_classes)):
@@ -108,8 +108,8 @@ def _network_of_ones_own(name, image_shape, num_classes):
     for layer in made._flatten_layers():
         if not _is_kept_in_a_file(getattr(layer, "activation", None)):
             raise InputError(
-                f"The network {name} has an activation of its own in the layer {layer.name}, which the model's file "
-                "would not bring back; register it by keras.saving.register_keras_serializable."
+                f"The network {name} has a custom activation in the layer {layer.name}, which could not be restored "
+                "from the model's file; register it with keras.saving.register_keras_serializable."
             )
     return made
 

@@ -18,7 +18,7 @@ def diverged(what, model, record, backup):
     epoch, step = divmod(record.done - 1, record.steps)
     last, best = backup.latest(), backup.best()
     if last is None:
-        kept = "No weights were kept yet."
+        kept = "No weights have been kept yet."
     elif last == best:
         kept = f"The last good weights, also the best by smoothed training accuracy, are kept in {last}/model.keras."
     elif best is None:
@@ -107,6 +107,6 @@ class TellOfCollapse(keras.callbacks.Callback):
         self._said = True
         self._say(
             f"  Training has collapsed to a constant prediction: over the last {_WINDOW} steps "
-            f"the smoothed accuracy was {accuracy:.3f}, as by chance, and the robustness loss {robustness:.3f}. Stop "
-            "it and try clip_norm=1, lam deferred by lam_start_epoch, or a larger batch_size."
+            f"the smoothed accuracy was {accuracy:.3f}, at chance level, and the robustness loss {robustness:.3f}. "
+            "Stop it and try clip_norm=1, lam deferred by lam_start_epoch, or a larger batch_size."
         )

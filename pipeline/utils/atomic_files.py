@@ -16,7 +16,7 @@ _REMEDIES = [
         "Make room there": (errno.ENOSPC, errno.EDQUOT),
         "Raise the limit on the size of a file (ulimit -f)": (errno.EFBIG,),
         "Make it writable": (errno.EACCES, errno.EPERM, errno.EROFS),
-        "Put back what is gone there": (errno.ENOENT,),
+        "Put back what is missing there": (errno.ENOENT,),
         "Move away what is in its place": (errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
         "Put that right": errno.errorcode,
     }.items()

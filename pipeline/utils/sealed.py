@@ -15,7 +15,7 @@ def loads(text):
     try:
         content = fingerprints.unsealed(json.loads(text))
     except RecursionError:
-        raise ValueError("no JSON of ours") from None
+        raise ValueError("not JSON of ours") from None
     if content is None:
         raise ValueError("its content does not match its checksum")
     return content

@@ -140,7 +140,7 @@ def test_two_at_once_in_one_root_and_other_bad_input_are_refused_in_one_line(kee
     command = ["run", "methods/cohen", "--data_dir", str(tmp_path), "--root", str(root)]
     with (
         orchestrator.locked(root),
-        pytest.raises(SystemExit, match=r"^Another run is at work in .*root; .* another --root\.$"),
+        pytest.raises(SystemExit, match=r"^Another run is in progress in .*root; .* another --root\.$"),
     ):
         results.main(command)
     (tmp_path / "file").touch()

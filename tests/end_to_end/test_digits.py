@@ -166,7 +166,7 @@ def test_what_is_no_more_where_it_was_pushed_is_not_called_the_pushed_model(fini
         (tmp_path / "kept").rename(version)
     assert (again.status, again.err) == (0, "")
     (pusher,) = root.glob("Pusher-*")
-    assert f"Pushed model: it was {version}, where it is no more; delete {pusher} and run again" in again.out
+    assert f"Pushed model: it was {version}, but is no longer there; delete {pusher} and run again" in again.out
 
 
 def test_a_certification_beside_the_run_knows_what_was_looked_at(finished, tmp_path, capsys):
@@ -176,7 +176,7 @@ def test_a_certification_beside_the_run_knows_what_was_looked_at(finished, tmp_p
     arguments = ["--model", model, "--dataset", "digits", "--max", "1", "--n", "5000", "--output", tmp_path]
     assert certify.main([*map(str, arguments)]) == 0
     out = capsys.readouterr().out
-    assert "first drawn for n0=100, n=4,800: these certificates are by the bound" in out
+    assert "first drawn for n0=100, n=4,800: these certificates use the bound" in out
     assert "bound: anytime" in out
 
 
@@ -186,7 +186,7 @@ def test_another_alpha_trains_and_samples_nothing(finished, command):
     done = command(*TINY, "--pipeline_root", root, "--alpha", "0.01").run()
     assert (done.status, done.err) == (0, "")
     assert re.search(r"Trainer +cached", done.out)
-    assert f"{samples:,} samples were drawn before." in done.out
+    assert f"{samples:,} samples have already been drawn." in done.out
     assert "To draw" not in done.out
     assert samples_in_shards(root) == samples
     (other,) = (
@@ -207,7 +207,7 @@ def test_interrupted_and_killed_it_ends_where_an_undisturbed_run_does(finished, 
     def is_told_in_one_line():
         assert disturbed.status == 130
         (line,) = disturbed.err.strip().splitlines()
-        assert line == "Interrupted. What was finished is kept; run the same command again to go on."
+        assert line == "Interrupted. What was finished is kept; run the same command again to resume."
         assert disturbed.seconds < 20
 
     disturbed.stop(signal.SIGINT, lambda: epochs())
@@ -216,14 +216,14 @@ def test_interrupted_and_killed_it_ends_where_an_undisturbed_run_does(finished, 
     assert 1 <= reached < 6
 
     disturbed.stop(signal.SIGKILL, lambda: max(epochs()) > reached)
-    assert f"Training goes on after epoch {reached} of 6." in disturbed.out
+    assert f"Training resumes after epoch {reached} of 6." in disturbed.out
     reached = max(epochs())
     assert reached < 6
     assert not list(tmp_path.glob("Certifier-*"))
 
     disturbed.stop(signal.SIGINT, lambda: len(ledger_lines(tmp_path)) >= 110)  # 100 of selection
     is_told_in_one_line()
-    assert f"Training goes on after epoch {reached} of 6." in disturbed.out
+    assert f"Training resumes after epoch {reached} of 6." in disturbed.out
     drawn = len(ledger_lines(tmp_path))
     assert 110 <= drawn < 350
 
@@ -234,7 +234,7 @@ def test_interrupted_and_killed_it_ends_where_an_undisturbed_run_does(finished, 
         lambda: ledgers.isdisjoint(tmp_path.glob("votes/*/*.jsonl")) and len(ledger_lines(tmp_path)) >= 20,
     )
     assert re.search(r"Trainer +cached", disturbed.out)
-    assert "samples were drawn before." in disturbed.out
+    assert "samples have already been drawn." in disturbed.out
     assert samples_in_shards(tmp_path) > 0
 
     disturbed.run()

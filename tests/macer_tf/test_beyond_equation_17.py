@@ -226,7 +226,9 @@ def test_num_samples_rises_while_fit_runs_and_never_falls():
     model.fit(images, labels, batch_size=8, epochs=3, verbose=0, callbacks=[rise])
     assert [count for count in seen if count % 8 == 0] == [8, 32, 128]
     assert model.get_config()["num_samples"] == 16
-    with pytest.raises(ValueError, match="num_samples may only rise, or noise that was drawn would come again"):
+    with pytest.raises(
+        ValueError, match="num_samples may only rise; otherwise noise that was already drawn would be drawn again"
+    ):
         model.num_samples = 4
 
 
@@ -291,7 +293,7 @@ def test_a_label_out_of_range_is_told_in_one_line_with_moved_noise_too():
     images, labels = data(8)
     model = macer(noise_steps=1, noise_for_all=True)
     model.compile("sgd")
-    with pytest.raises(ValueError, match=r"^Bad batch: labels must lie in 0..1, the classifier has 2 outputs.$"):
+    with pytest.raises(ValueError, match=r"^Bad batch: labels must lie in 0..1; the classifier has 2 outputs.$"):
         model.train_on_batch(images, labels + 1)
 
 

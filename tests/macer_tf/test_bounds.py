@@ -50,7 +50,7 @@ def test_a_bound_that_holds_at_any_n_takes_images_of_different_n(monkeypatch):
 
 
 def test_no_two_bounds_have_one_name(union_bound):
-    with pytest.raises(ValueError, match="There is a bound of this name; choose another one"):
+    with pytest.raises(ValueError, match="A bound of this name already exists; choose another name"):
         bounds.register("half")
 
 

@@ -84,7 +84,7 @@ def test_soft_bounds_refuse_images_left_out_by_their_hard_votes():
                          np.concatenate([10 * unit] * 2))
     })  # fmt: skip
     assert FixedBudget(100).certify(some, SIGMA, ALPHA).predictions.tolist() == [0, ABSTAIN]
-    with pytest.raises(ValueError, match="do not have the samples fixed for them"):
+    with pytest.raises(ValueError, match="do not have the number of samples fixed for them"):
         FixedBudget(100).certify(some, SIGMA, ALPHA, "hoeffding", 1.0)
 
 
@@ -258,9 +258,9 @@ def test_a_plan_comes_from_selection_alone_and_nothing_else_is_certified():
         assert budget.more(two_classes(95, 100, successes, 600), SIGMA, ALPHA).tolist() == [planned - 600]
     budget.certify(two_classes(95, 100, planned, planned), SIGMA, ALPHA)
     for n in (planned - 100, planned + 100):
-        with pytest.raises(ValueError, match="do not have the samples fixed for them"):
+        with pytest.raises(ValueError, match="do not have the number of samples fixed for them"):
             budget.certify(two_classes(95, 100, n, n), SIGMA, ALPHA)
-    with pytest.raises(ValueError, match="do not have the samples fixed for them"):
+    with pytest.raises(ValueError, match="do not have the number of samples fixed for them"):
         FixedBudget(5000).certify(two_classes(95, 100, planned, planned), SIGMA, ALPHA)
 
 
@@ -320,7 +320,7 @@ def test_bad_input():
         with pytest.raises(ValueError, match="n, the most samples per image, must be a whole number from 1"):
             FixedBudget(n)
     for radius in (-0.1, np.nan, np.inf, [0.25, 0.5], np.array([0.25]), "0.25", None, (0.25, "0.5"), ()):
-        with pytest.raises(ValueError, match="radius must be finite, from 0"):
+        with pytest.raises(ValueError, match="radius must be a finite number from 0"):
             RadiusBudget(radius, 1000)
     for tolerance in (0, 1, np.nan, "0.1", None):
         with pytest.raises(ValueError, match="tolerance must be above 0 and below 1"):

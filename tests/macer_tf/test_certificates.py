@@ -204,7 +204,7 @@ def test_bounds_for_one_n_refuse_others_unless_they_were_fixed(bound):
     with pytest.raises(ValueError, match=r"same n, at least 1. Received: \[0, 100, 200\]"):
         certificates.certify(some, 0.25, 0.01, bound, beta)
     for fixed_n in ([100, 100, 0], [100, 200, 300], [100, 200]):
-        with pytest.raises(ValueError, match="do not have the samples fixed for them"):
+        with pytest.raises(ValueError, match="do not have the number of samples fixed for them"):
             certificates.certify(some, 0.25, 0.01, bound, beta, fixed_n=np.array(fixed_n))
     result = certificates.certify(some, 0.25, 0.01, bound, beta, fixed_n=np.array([100, 200, 0]))
     assert result.predictions.tolist() == [0, 0, ABSTAIN]

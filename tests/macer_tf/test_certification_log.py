@@ -90,7 +90,7 @@ def test_the_time_is_written_where_it_is_known(tmp_path, log):
         ([np.nan, 1, 3, 4], [0, 1, 2, 3], "labels must be one whole number per image. Received: float64"),
         (["a", "b", "c", "d"], [0, 1, 2, 3], "labels must be one whole number per image. Received: <U1"),
         ([5, 1, 3], [0, 1, 2, 3], r"labels must be one whole number per image. Received: int64 \(3,\) for 4 images"),
-        ([5, 1, 3, 4], [0, 1, 1, 3], "No two images may have the same id. Received: 3 different of 4"),
+        ([5, 1, 3, 4], [0, 1, 1, 3], "No two images may have the same id. Received: 3 ids for 4 images"),
     ],
 )
 def test_what_could_not_be_read_back_is_not_written(tmp_path, labels, ids, message):
@@ -250,10 +250,10 @@ def test_a_kill_inside_the_time_loses_no_image(log):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "log.tsv is empty: it holds no image's certificate."),
-        ("\n\n", "log.tsv is empty: it holds no image's certificate."),
-        (HEADER, "log.tsv holds no image's certificate, only a header or a line that was cut off."),
-        (HEADER + "0\t1", "log.tsv holds no image's certificate, only a header or a line that was cut off."),
+        ("", "log.tsv is empty: it holds no certificates."),
+        ("\n\n", "log.tsv is empty: it holds no certificates."),
+        (HEADER, "log.tsv holds no certificates, only a header or a line that was cut off."),
+        (HEADER + "0\t1", "log.tsv holds no certificates, only a header or a line that was cut off."),
         (
             '{"id": 0}\n',
             "is not a certification log: its first line is '{\"id\": 0}'. Accepted: lines of",
@@ -264,7 +264,7 @@ def test_a_kill_inside_the_time_loses_no_image(log):
         (COHEN + "60\t1\t0\t0.7\t1\t2\n", "log.tsv:5: correct must be 0 for label 1 and prediction 0. Received: 1"),
         (COHEN + "60\t1\t1\t0.7\t0\t2\n", "log.tsv:5: correct must be 1 for label 1 and prediction 1. Received: 0"),
         (COHEN + "60\t-1\t-1\t0.7\t1\t2\n", "log.tsv:5: correct must be 0 for label -1 and prediction -1. Received: 1"),
-        (COHEN + "20\t1\t1\t0.7\t1\t2\n", "log.tsv:5: image 20 was on line 3 already."),
+        (COHEN + "20\t1\t1\t0.7\t1\t2\n", "log.tsv:5: image 20 is already on line 3."),
         (COHEN.replace("-1\t0.0\t0", "-1\t0"), "log.tsv:3: a line must have 6 fields. Received: '20\\t7"),
         (COHEN.replace("0.378", "far"), "log.tsv:2: could not convert string to float: 'far'. Received: '0\\t3\\t3"),
         (COHEN.replace("0.378", "nan"), "log.tsv:2: the radius of a correct prediction must be finite, from 0"),
@@ -272,17 +272,23 @@ def test_a_kill_inside_the_time_loses_no_image(log):
         (COHEN.replace("0.378", "-0.1"), "log.tsv:2: the radius of a correct prediction must be finite, from 0"),
         (COHEN.replace("0.378", "3_7"), "log.tsv:2: not a number: '3_7'. Received: '0\\t3\\t3"),
         (COHEN.replace("20\t7", "20\t7.5"), "log.tsv:3: not a whole number: '7.5'."),
-        (COHEN.replace("20\t7", f"{2**63}\t7"), f"log.tsv:3: not a number of 64 bits: '{2**63}'."),
-        (COHEN.replace("20\t7", "-20\t7"), "log.tsv:3: idx must be 0 or above, and predict a class from 0 or -1"),
-        (COHEN + "60\t-2\t-2\t0.7\t1\t2\n", "log.tsv:5: idx must be 0 or above, and predict a class from 0 or -1"),
+        (COHEN.replace("20\t7", f"{2**63}\t7"), f"log.tsv:3: not a 64-bit number: '{2**63}'."),
+        (
+            COHEN.replace("20\t7", "-20\t7"),
+            "log.tsv:3: idx must be 0 or above, and predict a class from 0, or -1 to abstain",
+        ),
+        (
+            COHEN + "60\t-2\t-2\t0.7\t1\t2\n",
+            "log.tsv:5: idx must be 0 or above, and predict a class from 0, or -1 to abstain",
+        ),
         (COHEN.replace("20\t7", "True\t7"), "log.tsv:3: not a whole number: 'True'."),
         (COHEN.replace("\t1\t15", "\tyes\t15"), "log.tsv:2: not a whole number: 'yes'."),
         (COHEN.replace("0\t3", "0,3", 1), "log.tsv:2: a line must have 6 fields. Received: '0,3"),
         (COHEN.replace("\t", ";"), "is not a certification log: its first line is 'idx;label"),
         (COHEN + "idx\tpredict\tlabel\tradius\tcorrect\ttime\n", "log.tsv:5: a different header from the first;"),
-        (COHEN.replace("time", "label"), "is not a certification log: it has two columns label."),
+        (COHEN.replace("time", "label"), "is not a certification log: it has two columns named label."),
         (gzip.compress(bytes(2**28 + 1), 1, mtime=0), "log.tsv unpacks to more than 256 MiB, the most accepted."),
-        (COHEN.replace("20\t7", "2" * 30 + "\t7"), "log.tsv:3: not a number of 64 bits: "),
+        (COHEN.replace("20\t7", "2" * 30 + "\t7"), "log.tsv:3: not a 64-bit number: "),
     ],
 )
 def test_what_is_not_accepted_is_told_in_one_line(log, content, message):

@@ -206,7 +206,7 @@ def test_a_grid_out_of_range_is_refused(sigma, levels):
 
 def test_floats_too_coarse_for_the_grid_are_refused():
     # The spacing of float16 below 1 is a whole step of 1/1023.
-    with pytest.raises(ValueError, match="float16 do not tell the levels of 1/1023 apart; use float32"):
+    with pytest.raises(ValueError, match="float16 cannot resolve levels of 1/1023; use float32"):
         to_grid(np.array([0.3], np.float16), 1023)
     with pytest.raises(ValueError, match=r"divide bytes by 255. Received: dtype=uint8"):
         to_grid(np.array([3], np.uint8), 255)

@@ -699,7 +699,10 @@ class TestBadInput:
             ({"sigma": np.inf}, "sigma"),
             ({"gamma": 0}, "gamma must be above 0 and at most 24"),
             ({"gamma": -1}, "gamma"),
-            ({"gamma": 24.1}, "gamma must be above 0 and at most 24, what float32 can resolve. Received: gamma=24.1"),
+            (
+                {"gamma": 24.1},
+                "gamma must be above 0 and at most 24, the most that float32 can resolve. Received: gamma=24.1",
+            ),
             ({"gamma": np.nan}, "gamma"),
             ({"beta": 0}, "beta, the inverse temperature, must be above 0. Received: beta=0"),
             ({"beta": np.inf}, "beta"),
@@ -732,7 +735,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("place", "value", "message"),
         [
-            ("labels", 3, r"labels must lie in 0..2, the classifier has 3 outputs\.$"),
+            ("labels", 3, r"labels must lie in 0..2; the classifier has 3 outputs\.$"),
             ("labels", -1, "labels must lie in 0..2"),
             ("pixels", 1.01, r"pixels must lie in \[0, 1\]; scale the images first\.$"),
             ("pixels", -0.01, "pixels must lie"),

@@ -148,7 +148,7 @@ def test_another_network_is_one_decorated_function(monkeypatch):
     for name in ("mlp5", "mlp5x", "mlp5x2x", "amlp5x2"):
         with pytest.raises(ValueError, match=f"Unknown network. Received: {name}; accepted: .*, mlp<width>x<depth>"):
             networks.build(name, (2, 2, 1), 3)
-    with pytest.raises(ValueError, match="There is a network of this name"):
+    with pytest.raises(ValueError, match="A network of this name already exists"):
         networks.register("lenet")
 
 

@@ -889,7 +889,7 @@ def test_what_a_changed_classifier_would_be_certified_as_is_refused(change, with
         slope.negative_slope = 0.5
     for smoothed in (unused, used):
         with pytest.raises(
-            ValueError, match=r"layers are no longer what they were .*Make a new one of the changed"
+            ValueError, match=r"layers have changed since .*Make a new object from the changed"
         ) as error:
             smoothed.votes(GOOD, 5, 20)
         assert "\n" not in str(error.value)

@@ -43,11 +43,11 @@ def test_it_blesses_the_model_that_it_is_for(saved_model, path):
         ({"weights_of": "other"}, "{path} is for other weights, 9f3a714d1050; those of its variables are 9ca3280ffc4a"),
         ({"weights": 3}, "weights in {path} must be a SHA-256 in hexadecimal. Received: 3"),
         ({"sigma": 0.5}, "{path} is for another sigma, 0.5; its card says 0.25"),
-        ({"reasons": ["too bad"]}, "{path} says blessed, and reasons against it: too bad"),
+        ({"reasons": ["too bad"]}, "{path} says blessed, but gives reasons against it: too bad"),
         ({"blessed": 1}, "blessed in {path} must be true or false. Received: 1"),
         ({"blessed": "true"}, "blessed in {path} must be true or false. Received: 'true'"),
-        ({"reasons": "none"}, "reasons in {path} must be a list of texts, one line each. Received: 'none'"),
-        ({"blessed": False, "reasons": ["a\nb"]}, r"reasons in {path} must be a list of texts, one line each. "
+        ({"reasons": "none"}, "reasons in {path} must be a list of strings, one line each. Received: 'none'"),
+        ({"blessed": False, "reasons": ["a\nb"]}, r"reasons in {path} must be a list of strings, one line each. "
                                                   r"Received: ['a\nb']"),
         ({"model": "1e8f"}, "model in {path} must be a SHA-256 in hexadecimal. Received: '1e8f'"),
         ({"model": None}, "model in {path} must be a SHA-256 in hexadecimal. Received: None"),
@@ -64,7 +64,7 @@ def test_a_missing_field_is_named(saved_model, path, name):
     blessing = json.loads(saved_models.write_blessing(path).read_text())
     del blessing[name]
     path.write_text(json.dumps(blessing))
-    assert why_not(path, saved_model) == f"{path} is no blessing of the pipeline's Evaluator: it has no {name}"
+    assert why_not(path, saved_model) == f"{path} is not a blessing from the pipeline's Evaluator: it has no {name}"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "[" * 100_000, '"blessed"', "\xff"])

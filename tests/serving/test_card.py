@@ -41,7 +41,7 @@ def test_a_card_is_not_read_through_a_link(tmp_path, path, kind):
 
 def test_what_is_no_plain_small_file_is_not_read(tmp_path, path):
     os.mkfifo(path)
-    with pytest.raises(ValueError, match="is no plain file"):
+    with pytest.raises(ValueError, match="is not a plain file"):
         card.read(tmp_path)
     path.unlink()
     path.write_text(card.to_json(GOOD) + " " * 2**20)

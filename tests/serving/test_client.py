@@ -257,7 +257,9 @@ def test_bad_urls_are_refused(url):
 
 @pytest.mark.parametrize("path", ["/v1/models/classifier:predict", "/v1/models/classifier", "/v1", "/proxy/v1/"])
 def test_a_url_that_holds_the_models_path_is_refused(path):
-    with pytest.raises(ValueError, match=r"^url must be like .*, without the model's path, which is made of its name"):
+    with pytest.raises(
+        ValueError, match=r"^url must be like .*, without the model's path, which is built from its name"
+    ):
         RestClient(f"http://localhost:8501{path}", "classifier")
 
 
@@ -266,7 +268,7 @@ def test_a_url_that_holds_the_models_path_is_refused(path):
     [("localhost", "; the port is missing"), ("localhost:", "; the port is missing"), ("a:b", "; the port is missing"),
      ("[::1]", "; the port is missing"), ("http://localhost:8500", ", without a scheme (RestClient takes a URL)"),
      ("dns:///a:8500", ", without a scheme (RestClient takes a URL)"),
-     ("::1:8500", "; an IPv6 address stands in brackets"), ("unix:/tmp/socket", "; the port is missing"),
+     ("::1:8500", "; an IPv6 address needs brackets"), ("unix:/tmp/socket", "; the port is missing"),
      ("localhost :8500", ""), (" localhost:8500", ""),
      ("localhost:8500\n", ""), ("localhost:0", ""), ("localhost:65536", ""), ("localhost:+80", "; the port is missing"),
      ("localhost:\u0663", "; the port is missing"), (":8500", ""), ("[]:8500", ""), ("[localhost]:8500", ""),
@@ -377,7 +379,7 @@ def client_at(transport, address, **options):
 def test_where_nobody_listens_it_says_so_at_once(transport, host):
     address = f"{host}:{free_port()}"
     started = time.monotonic()
-    with pytest.raises(UnavailableError, match=f"{address} is unavailable; does a model server listen there") as error:
+    with pytest.raises(UnavailableError, match=f"{address} is unavailable; is a model server listening there") as error:
         client_at(transport, address, timeout=60).certify(IMAGES)
     assert time.monotonic() - started < 20
     one_line(error)
@@ -435,7 +437,7 @@ def test_what_is_cut_off_before_a_word_of_the_answer_is_asked_again():
 
 
 def test_what_is_no_tls_is_not_tried_again(server):
-    with pytest.raises(ServingError, match="has no trusted TLS"):
+    with pytest.raises(ServingError, match="offers no trusted TLS"):
         RestClient(server.rest_url.replace("http", "https"), "classifier", timeout=30).certify(IMAGES)
 
 
@@ -663,7 +665,7 @@ def test_an_answer_with_a_name_twice_is_none(server):
     whole = json.dumps({"outputs": plain(valid_certified(5))})
     twice = whole.replace('"outputs": {', '"outputs": {"radius": [9.0, 9.0, 0.0, 9.0, 9.0], ')
     server.raw = lambda _: twice.encode()
-    with pytest.raises(AnswerError, match="a name that stands there twice"):
+    with pytest.raises(AnswerError, match="a name that occurs twice"):
         client_of("rest", server).certify(IMAGES)
     server.raw = lambda _: whole.encode()
     assert client_of("rest", server).certify(IMAGES).predictions.tolist() == [0, 1, -1, 0, 1]
@@ -679,7 +681,7 @@ def test_what_was_asked_for_is_what_is_answered(server):
             server.change = lambda outputs, sent=sent: sent
             if fits:
                 assert client.certify_custom(IMAGES[:1], n=100, alpha=0.01).predictions.tolist() == [0]
-                with pytest.raises(AnswerError, match="other votes than 101 for each image"):
+                with pytest.raises(AnswerError, match="a number of votes other than 101 for an image"):
                     client.certify_custom(IMAGES[:1], n=101)
                 continue
             with pytest.raises(AnswerError, match="a p_lower above Clopper-Pearson's at the alpha asked for"):

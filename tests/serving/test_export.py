@@ -79,8 +79,8 @@ def test_the_signatures_are_batch_major_and_named_as_promised(exported, images):
             "class_names must be different, one per class. Received: 'cat' more than once",
         ),
         ({"class_names": ["cat"]}, "class_names must be one per class. Received: 1 for 2 classes"),
-        ({"class_names": 5}, "class_names must be a list of texts. Received: 5"),
-        ({"class_names": "ab"}, "class_names must be a list of texts. Received: 'ab'"),
+        ({"class_names": 5}, "class_names must be a list of strings. Received: 5"),
+        ({"class_names": "ab"}, "class_names must be a list of strings. Received: 'ab'"),
         ({"n": "1000"}, "n in the model card must be a whole number from 1. Received: '1000'"),
         ({"alpha": 0.2}, r"alpha must lie in \[1e-06, 0.1\] to be served. Received: alpha=0.2"),
         ({"pixel_max": 0}, "pixel_max, what a stored pixel is divided by, must be a whole number from 1 to 65535"),
@@ -96,7 +96,7 @@ def test_bad_options_write_nothing(linear_classifier, tmp_path, options, message
 def test_a_url_is_no_directory(linear_classifier, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = MACERModel(linear_classifier(), sigma=0.25, seed=0)
-    with pytest.raises(ValueError, match=r"A path on this machine is needed, not a URL\. Received: gs://bucket/m"):
+    with pytest.raises(ValueError, match=r"Expected a path on this machine, not a URL\. Received: gs://bucket/m"):
         export(model, "gs://bucket/m", n0=10, n=50, alpha=0.01)
     assert not list(tmp_path.iterdir())
 
@@ -207,7 +207,7 @@ def test_validation_fails_a_model_without_its_variables(damaged, images):
 
 def test_validation_fails_a_model_without_warm_up(damaged, images):
     (damaged / WARMUP).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"Warm-up requests are for \[\], not every signature"):
+    with pytest.raises(ValueError, match=r"Warm-up requests are for \[\], not for every signature"):
         validate.run(damaged, images)
 
 
@@ -266,7 +266,7 @@ HONEST = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, "^serving_default answered to an image of pixels nan"),
+        ({}, "^serving_default did not refuse an image of pixels nan"),
         ({"radius": np.float32(0.4998)}, "Impossible certificate"),
         ({"p_lower": 0.9773}, "Impossible certificate"),
         ({"predicted_class": np.int64(2)}, "Impossible certificate"),
@@ -301,6 +301,6 @@ def test_validation_does_not_load_a_graph_that_reaches_files_unless_it_is_truste
 
 def test_an_export_never_lies_over_another(exported, digits_model):
     before = directory_fingerprint(exported)
-    with pytest.raises(ValueError, match="is not empty; a SavedModel is written to a folder of its own"):
+    with pytest.raises(ValueError, match="is not empty; give a new or empty folder"):
         export(digits_model, exported, n0=10, n=50, alpha=0.01)
     assert directory_fingerprint(exported) == before

@@ -51,7 +51,7 @@ def test_what_lies_behind_a_link_is_content_as_it_is_to_whoever_loads_it(tmp_pat
     (tmp_path / "model" / "b").symlink_to(tmp_path / "elsewhere")
     assert file_digests(tmp_path / "model") == {"b/a": sha256(b"1")}
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "model")
-    with pytest.raises(ValueError, match="is a link to a folder that it lies in"):
+    with pytest.raises(ValueError, match="is a link to a folder that contains it"):
         file_digests(tmp_path / "model")
 
 

@@ -165,11 +165,11 @@ def test_the_saver_may_not_be_turned_on_other_files(tmp_path, change):
 
 
 def test_what_is_no_saved_model_is_told_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"is no SavedModel: cannot read saved_model\.pb \(No such file"):
+    with pytest.raises(ValueError, match=r"is not a SavedModel: cannot read saved_model\.pb \(No such file"):
         check_effects(tmp_path)
     (tmp_path / "saved_model.pb").write_bytes(b"\xff" * 50)
     with pytest.raises(ValueError, match=r"its saved_model\.pb is damaged"):
         check_effects(tmp_path)
     (tmp_path / "saved_model.cpb").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"holds saved_model\.cpb, which may be another graph"):
+    with pytest.raises(ValueError, match=r"holds saved_model\.cpb, which may be a different graph"):
         check_effects(tmp_path)

@@ -110,7 +110,7 @@ ROWS = [[[0.0], [1.0]], [[1.0], [1.0]]]
     [
         (b"", "JSON Parse error"),
         (b"[" * 100_000, "JSON Parse error"),
-        (b"[]", "JSON Value: expected an object with 'instances' or 'inputs'"),
+        (b"[]", "JSON Value: expected an object with either 'instances' or 'inputs'"),
         (b"{}", "JSON Value: expected an object"),
         (b'{"inputs": [], "instances": []}', "JSON Value: expected an object"),
         (b'{"inputs": [], "signature_name": 3}', "JSON Value: 'signature_name' must be text"),
@@ -142,7 +142,7 @@ def test_a_body_without_end_is_not_waited_for(server, length):
         connection.sendall(f"POST /v1/models/digits:predict HTTP/1.1\r\nHost: a\r\n{header}\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b"A request must have a Content-Length of 268,435,456 bytes at most." in answer
+    assert b"A request must have a Content-Length of at most 268,435,456 bytes." in answer
 
 
 def test_a_shape_that_a_few_bytes_declare_is_refused_before_it_is_filled(server):
@@ -159,7 +159,7 @@ def test_a_shape_that_a_few_bytes_declare_is_refused_before_it_is_filled(server)
         with pytest.raises(grpc.RpcError) as refused:
             stub.Predict(request, timeout=30)
     assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert refused.value.details() == "A request must have tensors of 268,435,456 bytes at most."
+    assert refused.value.details() == "A request's tensors must take at most 268,435,456 bytes."
 
 
 def test_rows_and_columns_are_answered_alike(ask):
@@ -221,7 +221,7 @@ def test_the_command_serves_the_highest_version_until_ctrl_c(base, capsys, monke
     thread.join()
     assert answers == [[1]]
     out, err = capsys.readouterr()
-    assert err == "\nInterrupted. Nothing is served any more.\n"
+    assert err == "\nInterrupted. The model is no longer served.\n"
     assert f"Loading {versions(base)[-1]} ..." in out
     assert "Version 3 is served as digits until Ctrl-C; not for production." in out
     assert f"gRPC:     127.0.0.1:{ports[0]}\n" in out
@@ -238,7 +238,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(base, capsys, which):
         other = "--rest_port" if which == "--port" else "--port"
         assert local.main([str(base), which, str(port), other, "0"]) == 2
     err = capsys.readouterr().err
-    assert err == f"error: Cannot listen at 127.0.0.1:{port} (Address already in use); give another port.\n"
+    assert err == f"error: Cannot listen on 127.0.0.1:{port} (Address already in use); give another port.\n"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(base, capsys, which):
     [
         ([], "the following arguments are required: base; see python -m serving.local --help"),
         (["absent"], "There is no directory absent; give the one that a run or serving.publish published to."),
-        (["."], "There is no version in .; give the directory that something was published to."),
+        (["."], "There is no version in .; give the directory that versions are published to."),
         (["BASE", "--port", "65536"], "argument --port: must be a port, 0 to 65535. Received: '65536'; see"),
         (["BASE", "--rest_port", "x"], "argument --rest_port: must be a port, 0 to 65535. Received: 'x'; see"),
         ([""], "base must not be empty. Received: ''; see python -m serving"),
@@ -277,5 +277,5 @@ def test_a_graph_that_does_more_than_compute_is_served_on_trust_alone(tmp_path, 
     assert local.main([str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert "its operations WriteFile could reach files" in err
-    assert err.endswith("--trust_model serves it all the same.\n")
+    assert err.endswith("--trust_model serves it anyway.\n")
     assert err.count("\n") == 1

@@ -137,8 +137,8 @@ FLOODS = {
     "body without a length": (HEAD + b"\r\n", b" " * 2**20, "more than 33,554,432 bytes"),
     "body of a length": (of_length(2**31, b""), b" " * 2**20, "more than 33,554,432 bytes"),
     "chunks": (chunked(), (b"10000\r\n" + b" " * 2**16 + b"\r\n") * 16, "more than 33,554,432 bytes"),
-    "headers": (HEAD, b"X: x\r\n" * 1000, "did not answer in whole HTTP"),
-    "header": (HEAD + b"X: ", b"x" * 2**20, "did not answer in whole HTTP"),
+    "headers": (HEAD, b"X: x\r\n" * 1000, "did not send a complete HTTP response"),
+    "header": (HEAD + b"X: ", b"x" * 2**20, "did not send a complete HTTP response"),
     "error": (b"HTTP/1.1 500 No\r\n\r\n", b"x" * 2**20, "more than 33,554,432 bytes"),
 }
 

@@ -105,7 +105,7 @@ def test_the_model_itself_is_not_touched(saved_model, base, blessing):
 
 
 def test_what_is_not_blessed_is_refused(saved_model, base):
-    with pytest.raises(ValueError, match=r"is not blessed: nothing says .*; give its blessing by --blessing") as error:
+    with pytest.raises(ValueError, match=r"is not blessed: there is no record .*; give its --blessing") as error:
         publish(saved_model, base, check=None)
     one_line(error)
     assert list(base.iterdir()) == []
@@ -131,7 +131,7 @@ def test_what_is_forced_says_so(saved_model, base, blessing):
     # And its card, which has lost nothing by that.
     assert card.read(forced) == {**card.read(saved_model), "forced": True}
     # Nothing that was forced counts as blessed elsewhere.
-    with pytest.raises(ValueError, match="is not blessed: nothing says"):
+    with pytest.raises(ValueError, match="is not blessed: there is no record"):
         publish(forced, base.with_name("production"), check=None)
     # What is blessed needs no force, and is not called forced.
     blessed = publish(saved_model, base, blessing=blessing, force=True, check=None)
@@ -166,7 +166,7 @@ def test_what_is_served_already_is_not_published_again(push, saved_model, base, 
 def test_what_is_served_already_and_is_not_blessed_is_refused_all_the_same(saved_model, base, tmp_path, blessing):
     publish(saved_model, base, blessing=blessing, check=None)
     bad = saved_models.write_blessing(tmp_path / "bad.json", blessed=False, reasons=["too bad"])
-    for given, reason in (({}, "nothing says"), ({"blessing": bad}, "too bad")):
+    for given, reason in (({}, "there is no record"), ({"blessing": bad}, "too bad")):
         with pytest.raises(ValueError, match=f"is not blessed: {reason}"):
             publish(saved_model, base, **given, check=None)
 
@@ -191,7 +191,7 @@ def test_force_does_not_make_up_for_a_missing_or_broken_card(saved_model, base):
     with pytest.raises(ValueError, match="The model card must have the fields"):
         publish(saved_model, base, force=True, check=None)
     path.unlink()
-    with pytest.raises(ValueError, match=r"has no model card .*; export it by serving\.export") as error:
+    with pytest.raises(ValueError, match=r"has no model card .*; export it with serving\.export") as error:
         publish(saved_model, base, force=True, check=None)
     one_line(error)
     assert not base.exists()
@@ -254,7 +254,7 @@ def test_what_only_says_that_it_is_another_blessed_model_is_neither_listed_nor_p
     with pytest.raises(ValueError, match="is not blessed: ") as error:
         publish(first, base.with_name("production"), check=None)
     one_line(error)
-    with pytest.raises(ValueError, match=r"Version 1 of .* is not what was published: .*; publish it anew") as error:
+    with pytest.raises(ValueError, match=r"Version 1 of .* is not what was published: .*; publish it again") as error:
         rollback(base, 1, check=None)
     one_line(error)
     assert numbers(base) == [1, 2, 3]
@@ -363,7 +363,7 @@ def test_a_publisher_that_was_stopped_is_not_waited_for_without_end(push, saved_
 def test_a_publication_that_is_none_blesses_nothing(saved_model, base, text):
     (saved_model / "assets.extra" / "publication.json").write_text(text)
     assert read_publication(saved_model) is None
-    with pytest.raises(ValueError, match="is not blessed: nothing says"):
+    with pytest.raises(ValueError, match="is not blessed: there is no record"):
         publish(saved_model, base, check=None)
 
 
@@ -424,7 +424,7 @@ def test_a_version_that_is_no_directory_is_refused(push, saved_model, base, tmp_
         lambda: rollback(base),
         lambda: versions(base),
     ):
-        with pytest.raises(ValueError, match="5 has the name of a version and is a symbolic link or a file"):
+        with pytest.raises(ValueError, match="5 has the name of a version but is a symbolic link or a file"):
             act()
     assert sorted(path.name for path in base.iterdir()) == ["1", "5"]
 
@@ -435,7 +435,7 @@ def test_names_beyond_int64_are_no_versions(push, base):
     (base / "٣").mkdir()
     assert push("a") == base / "1"
     (base / str(2**63 - 1)).mkdir()
-    with pytest.raises(ValueError, match="is the highest version there can be"):
+    with pytest.raises(ValueError, match="is the highest possible version"):
         push("b")
 
 
@@ -456,7 +456,7 @@ def test_a_link_to_the_base_is_followed_once(saved_model, base, tmp_path, blessi
 def test_what_is_no_saved_model_is_refused(tmp_path, base, blessing):
     (tmp_path / "file").write_text("")
     for wrong in (tmp_path / "absent", tmp_path / "file", tmp_path):
-        with pytest.raises(ValueError, match=r"is no SavedModel: it has no saved_model\.pb"):
+        with pytest.raises(ValueError, match=r"is not a SavedModel: it has no saved_model\.pb"):
             publish(wrong, base, blessing=blessing, check=None)
     assert not base.exists()
 
@@ -539,7 +539,7 @@ def test_a_rollback_is_a_new_version_of_the_old_model(push, base):
     # Again: further back, not forth to the bad one.
     rollback(base, check=None)
     assert [content(version) for version in versions(base)] == ["a", "b", "c", "b", "a"]
-    with pytest.raises(ValueError, match="no older model than version 1; name a version by --to"):
+    with pytest.raises(ValueError, match="no model older than version 1; name a version with --to"):
         rollback(base, check=None)
     # And any of them can be had back.
     assert rollback(base, 3, check=None) == base / "6"
@@ -622,7 +622,7 @@ def test_the_listing(push, saved_model, base, tmp_path, capsys):
     assert re.fullmatch(rf" +4  {date}  served  blessed +{of_card} +{acr}  {a}  rolled back to 1", lines[4])
     assert len({line.index(line.split()[-1]) for line in lines[:4]}) == 1  # columns
     assert lines[5] == (
-        "sigma, n, alpha: of the certificates that a version answers with. ACR: by the Evaluator, at its n."
+        "sigma, n, alpha: of the certificates that a version answers with. ACR: measured by the Evaluator, at its n."
     )
     assert len(lines) == 6
     first = listing(base)[0]
@@ -650,13 +650,13 @@ def test_a_foreign_cards_fingerprint_is_not_printed(saved_model, base, fingerpri
         ([], 2, "the following arguments are required: verb; see python -m serving.publish --help"),
         (["serve"], 2, "invalid choice: 'serve'"),
         (["publish", "MODEL"], 2, "the following arguments are required: base"),
-        (["publish", "MODEL", "BASE"], 2, "is not blessed: nothing says that the Evaluator blessed it; give its"),
+        (["publish", "MODEL", "BASE"], 2, "is not blessed: there is no record that the Evaluator blessed it; give its"),
         (["publish", "MODEL", "BASE", "--blessing", "absent.json"], 2, "cannot read "),
         (["publish", "MODEL", "BASE", "--blessing", "BASE"], 2, "(Is a directory)"),
         (["publish", "MODEL", "BASE", "--blessing", ""], 2, "--blessing must not be empty. Received: ''"),
         (["publish", "MODEL", "BASE", "--blessing", "MODEL/saved_model.pb"], 2, "saved_model.pb is not JSON: "),
-        (["publish", "absent", "BASE"], 2, "is no SavedModel"),
-        (["publish", "MODEL/variables", "BASE", "--force"], 2, "is no SavedModel"),
+        (["publish", "absent", "BASE"], 2, "is not a SavedModel"),
+        (["publish", "MODEL/variables", "BASE", "--force"], 2, "is not a SavedModel"),
         (["publish", "MODEL", "BASE", "--force", "--force"], 2, "--force is given twice; give it once; see python"),
         (["publish", "MODEL", "BASE", "--blessing", "a", "--blessing=b"], 2, "--blessing is given twice; give it"),
         (["rollback", "BASE", "--to", "1", "--to", "1"], 2, "--to is given twice; give it once; see python -m"),
@@ -669,9 +669,9 @@ def test_a_foreign_cards_fingerprint_is_not_printed(saved_model, base, fingerpri
         (
             ["publish", "MODEL", "gs://bucket/m", "--force"],
             2,
-            "A path on this machine is needed, not a URL. Received: gs",
+            "Expected a path on this machine, not a URL. Received: gs",
         ),
-        (["rollback", "s3://bucket/m"], 2, "A path on this machine is needed, not a URL."),
+        (["rollback", "s3://bucket/m"], 2, "Expected a path on this machine, not a URL."),
         (["publish", "MODEL", "/dev/null/base", "--force"], 1, "/dev/null/base: Not a directory"),
     ],
 )
@@ -721,7 +721,7 @@ def test_the_command_line_loads_what_it_publishes_in_a_fresh_process(exported, b
     assert main(["publish", str(exported), "base", "--blessing", "blessing.json"]) == 0
     assert capsys.readouterr().out == "Published base/2.\n"
     assert main(["publish", str(exported), "base", "--force"]) == 0
-    assert capsys.readouterr().out == "base/2 is this very model already; nothing was published.\n"
+    assert capsys.readouterr().out == "base/2 is already this very model; nothing was published.\n"
     assert [line.blessing for line in listing(base)] == ["forced", "blessed"]
 
 

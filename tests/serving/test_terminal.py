@@ -82,7 +82,7 @@ def test_a_reader_that_is_gone_ends_the_command_quietly(shell, says):
 def test_a_full_disk_ends_no_work_and_is_told(shell, says):
     ended = shell(says() + " > /dev/full")
     assert ended.returncode == 1
-    assert ended.stderr == "error: Not all that was printed could be written (No space left on device).\n"
+    assert ended.stderr == "error: Some of the output could not be written (No space left on device).\n"
 
 
 @pytest.mark.parametrize(

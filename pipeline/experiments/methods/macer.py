@@ -79,7 +79,7 @@ METHOD = Method(
         Setting("entropy", FROM_0, "weight of the mean prediction's entropy; 0: off", 0.0),
         Setting("noise_steps", whole(0), "gradient steps to noise that the hinge finds worse; 0: off", 0),
         Setting("noise_radius", ABOVE_0, "l2 radius of these steps, in [0, 1] pixel units", 1.0),
-        Setting("noise_for_all", SWITCH, "the worse noise is for all terms, not the hinge alone", False),
+        Setting("noise_for_all", SWITCH, "use the worse noise for all terms, not only the hinge", False),
         Setting("ramp_epochs", whole(0), "epochs over which lam, consistency and entropy rise linearly", 0),
         Setting("unlabelled", SWITCH, "train on unlabelled images too, pseudo-labelled by averaged weights", False),
         Setting("samples_rise_epochs", none_or("none", EPOCHS), "epochs where num_samples rises", None),

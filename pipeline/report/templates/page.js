@@ -37,7 +37,7 @@ for (const plot of document.querySelectorAll(".plot[data-end]")) {
     read(radius + steps * (event.shiftKey ? 10 : 1));
   });
   output.hidden = false;
-  output.value = "Point at the chart, or use the arrow keys, to read it off.";
+  output.value = "Point at the chart, or use the arrow keys, to read values off it.";
 }
 const filters = document.querySelector(".filters");
 if (filters) {

@@ -150,7 +150,7 @@ def test_votes_half_drawn_give_the_same_and_only_the_rest_is_drawn(
     assert text(certify(small_model, digit_examples, range(4), store="resumed")) == undisturbed
     before = sum(json.loads(line.partition(" ")[2])[4] for line in lines[:15])
     assert drawn.samples() == 4 * (N0 + N) - before
-    assert f"{before:,} samples were drawn before." in capsys.readouterr().out
+    assert f"{before:,} samples have already been drawn." in capsys.readouterr().out
 
     # Another alpha, more images, fewer images: only what was never drawn is drawn.
     certify(small_model, digit_examples, range(4), store="resumed", alpha=0.2)
@@ -183,7 +183,7 @@ def test_more_samples_later_extend_and_the_bound_allows_for_the_look(
     drawn.samples()
     extended = certify(small_model, digit_examples, range(4), n=3 * N)
     assert drawn.samples() == 4 * 2 * N
-    assert f"first drawn for n0={N0}, n={N}: these certificates are by the bound" in capsys.readouterr().out
+    assert f"first drawn for n0={N0}, n={N}: these certificates use the bound" in capsys.readouterr().out
     about, _, votes, kinds = certificate_files.read(extended)
     assert about["is_first_look"] is False
     assert (kinds["hard"].bound, kinds["hard"].n) == ("anytime", 3 * N)
@@ -211,16 +211,16 @@ def test_too_few_samples_after_a_look_are_told_of_the_look(certify, small_model,
     message = str(told.value)
     assert message.startswith(
         f"Votes of this model, sigma and seed were first drawn for n0={N0}, n={N}, so another n is a choice after a "
-        "look and its certificates are by the anytime-valid bound; n=4 is too small for that. "
+        "look and its certificates use the anytime-valid bound; n=4 is too small for that. "
     )
-    assert message.endswith(f" Or give n0={N0}, n={N} again, or another seed, whose votes are drawn anew.")
+    assert message.endswith(f" Or give n0={N0}, n={N} again, or another seed, whose votes are new.")
 
 
 def test_soft_certificates_are_refused_after_another_look(certify, small_model, digit_examples):
     soft = {"certify": "all", "betas": (16.0,)}
     certify(small_model, digit_examples, range(2), **soft)
     with pytest.raises(
-        InputError, match=f"n0={N0}, n={N}, and certificates other than hard ones hold for .* give another seed"
+        InputError, match=f"n0={N0}, n={N}, and certificates other than hard ones need .* give another seed"
     ):
         certify(small_model, digit_examples, range(2), n=2 * N, **soft)
 
@@ -341,7 +341,7 @@ def test_what_a_worker_loses_is_drawn_again(certify, small_model, digit_examples
 
 def test_workers_that_write_nothing_are_an_error_not_a_loop(certify, small_model, digit_examples, monkeypatch):
     monkeypatch.setattr(workers.DrawVotes, "process", lambda self, chunks: None)
-    with pytest.raises(RuntimeError, match="wrote down nothing of what they were to draw"):
+    with pytest.raises(RuntimeError, match="wrote none of the votes that they were to draw"):
         certify(small_model, digit_examples, range(4))
 
 
@@ -550,7 +550,7 @@ def test_where_beam_itself_fails_what_it_owes_is_drawn_again(certify, small_mode
     monkeypatch.setattr(Failing, "failures", 1)
     assert text(certify(small_model, digit_examples, range(3), store="other")) == undisturbed
     assert Failing.failures == 0
-    assert "Beam failed (CANCELLED); what is missing is drawn again." in capsys.readouterr().out
+    assert "Beam failed (CANCELLED); what is missing will be drawn again." in capsys.readouterr().out
 
 
 def test_beam_that_fails_and_brings_nothing_is_given_up(certify, small_model, digit_examples, monkeypatch):

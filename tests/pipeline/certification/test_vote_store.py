@@ -127,7 +127,7 @@ def test_a_ledger_of_another_store_is_no_vote(store, tmp_path):
     ("name", "value"), [("model", "xyz"), ("sigma", 0.25), ("seed", 4), ("precision", "bfloat16"), ("n0", 50)]
 )
 def test_votes_of_anything_else_are_refused_by_name(store, tmp_path, name, value):
-    received = rf"holds votes of another {name}: {value}. This run's is {IDENTITY[name]}; take it out of the folder"
+    received = rf"holds votes of another {name}: {value}. This run's is {IDENTITY[name]}; move it out of the folder"
     other = make(tmp_path / "elsewhere" / "other", **{name: value})
     other.ledger().record([piece(1, 0, 5)], {})
     other.compact()
@@ -270,7 +270,7 @@ def test_a_shard_whose_votes_do_not_add_up_is_refused(store):
     (shard,) = store.directory.glob("*.parquet")
     table = pq.read_table(shard)
     pq.write_table(table.set_column(4, "count", pa.array([6])), shard)
-    with pytest.raises(InputError, match="do not add up to the checksum that is its name"):
+    with pytest.raises(InputError, match="do not match the checksum in its name"):
         list(store.pieces())
     # Nor by a shard whose name fits.
     shard.rename(shard.with_stem(hashlib.sha256(shard.read_bytes()).hexdigest()[:32]))

@@ -34,10 +34,10 @@ def test_what_is_beam_s_is_handed_on_unchanged_by_both_commands(tmp_path):
         (["--sigmo", "1"], "Unknown argument --sigmo. Did you mean --sigma"),
         (
             ["--job_endpoint", "localhost:1"],
-            "--job_endpoint is an option of Beam's, for an engine: name it by --runner.",
+            "--job_endpoint is one of Beam's options, for an engine: name the engine with --runner.",
         ),
         (["--runner=FlinkRunner", "--runner", "PrismRunner"], "--runner is given twice. Give it once."),
-        (["--runner"], "Argument --runner: expected one argument (an option of Beam's)."),
+        (["--runner"], "Argument --runner: expected one argument (one of Beam's options)."),
     ],
 )
 def test_what_neither_knows_is_one_line_with_the_nearest_of_both(flags, line, capsys):
@@ -49,19 +49,19 @@ def test_what_neither_knows_is_one_line_with_the_nearest_of_both(flags, line, ca
 
 def test_what_is_for_an_engine_is_refused_without_one(capsys):
     assert certify.main(["--model", "m.keras", "--dataset", "digits", "--patience", "9"]) == 2
-    assert "--patience is for an engine: name it by --runner." in capsys.readouterr().err
+    assert "--patience is for an engine: name the engine with --runner." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        (["--runner=DaskRunner"], "DaskRunner reports that a job is done and loses results"),
+        (["--runner=DaskRunner"], "DaskRunner reports jobs as done but loses results"),
         (["--runner=apache_beam.runners.dask.dask_runner.DaskRunner"], "DaskRunner reports that a job is done"),
         (["--runner=FlinkRuner"], "Beam has no runner FlinkRuner. Did you mean FlinkRunner"),
         (["--runner=nowhere.MyRunner"], "The runner nowhere.MyRunner cannot be loaded"),
         (
             ["--runner=PortableRunner", "--job_endpoint=localhost:1"],
-            "Nobody answers at localhost:1, where the",
+            "Nothing answers at localhost:1, where the",
         ),
         (["--runner=PortableRunner", "--job_endpoint=here"], "must be given as HOST:PORT. Received: here"),
         (["--runner=FlinkRunner", "--flink_master=localhost:1"], "No Flink answers at localhost:1"),
@@ -87,7 +87,7 @@ def test_a_flink_of_another_version_than_the_job_server_s_is_refused():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         flags = ("--runner=FlinkRunner", f"--flink_master=localhost:{server.server_port}")
         Engine((*flags, "--flink_version=1.19")).check()
-        with pytest.raises(InputError, match=r"is 1\.19\.3, the job server is for 2\.0"):
+        with pytest.raises(InputError, match=r"is 1\.19\.3, but the job server is for 2\.0"):
             Engine((*flags, "--flink_version=2.0")).check()
         server.shutdown()
 
@@ -103,7 +103,7 @@ def test_a_runner_that_says_done_and_does_nothing_is_refused(tmp_path, monkeypat
         "        return Result(PipelineState.DONE)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match="says that a job is done, but of its 16 elements 0 came out"):
+    with pytest.raises(InputError, match="says that a job is done, but 0 of its 16 elements came out"):
         self_check.run(Engine(("--runner=lying.LyingRunner",)), str(tmp_path / "votes"))
     assert list((tmp_path / "votes").iterdir()) == []
 

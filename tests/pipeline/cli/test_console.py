@@ -151,7 +151,7 @@ def test_only_what_takes_more_than_an_hour_is_told_to_be_long(monkeypatch, capsy
     console.print_if_long(99999, [])
     assert capsys.readouterr().out == ""
     console.print_if_long(3601, ["n", "skip", "budget=adaptive"])
-    told = "  More than an hour: a smaller --n, a smaller --skip or --budget adaptive would make it shorter.\n"
+    told = "  More than an hour: a smaller --n, a smaller --skip or --budget adaptive would shorten it.\n"
     assert capsys.readouterr().out == told
 
 

@@ -582,7 +582,7 @@ class TestPusher:
         push("one")
         assert capsys.readouterr().out == ""
         assert push("one")["pushed_to"] == str(base / "1")
-        assert capsys.readouterr().out == f"  {base / '1'} is this very model already; it is not pushed again.\n"
+        assert capsys.readouterr().out == f"  {base / '1'} is already this very model; it is not pushed again.\n"
         push("two")
         # Back to an earlier model: that is a new version.
         assert push("one")["pushed_to"] == str(base / "3")
@@ -609,7 +609,7 @@ class TestPusher:
 
     def test_an_unwritable_folder_is_told_in_one_line(self, push, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(InputError, match=r"Cannot push to .*file.*; give another one by push_dir") as error:
+        with pytest.raises(InputError, match=r"Cannot push to .*file.*; give another one with push_dir") as error:
             push(base=tmp_path / "file" / "m")
         assert "\n" not in str(error.value)
 

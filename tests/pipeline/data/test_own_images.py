@@ -72,7 +72,7 @@ def test_an_archive_goes_with_a_folder_or_an_archive(folder, npz, capsys):
     archive = npz("train", images=np.stack(grey(1, 2, 3)), labels=[0, 1, 1])
     data = own_images.load(archive, folder("test", {"no": grey(4), "yes": grey(5)}))
     assert (data.class_names, data.train.images.shape) == (("no", "yes"), (3, 4, 4, 1))
-    said = "  Labels of the images to train on are numbers of the sorted folders: 0 is no, 1 is yes.\n"
+    said = "  Labels of the images to train on are the numbers of the sorted folders: 0 is no, 1 is yes.\n"
     assert capsys.readouterr().out == said
     # Floats of 8 bits are exact.
     floats = (np.arange(256, dtype=np.float32) / np.float32(255)).reshape(-1, 1, 1, 1) * np.ones(
@@ -182,7 +182,7 @@ def test_what_an_archive_lacks_is_one_line(npz, folder):
     labelled = npz("labelled", images=images, labels=[0, 1])
     with pytest.raises(InputError, match="has no labels"):
         own_images.load(npz("bare", images=images), labelled)
-    with pytest.raises(InputError, match="have 2 classes, and the labels are up to 2"):
+    with pytest.raises(InputError, match="have 2 classes, but the labels go up to 2"):
         own_images.load(labelled, npz("more", images=images, labels=[0, 2]))
     with pytest.raises(InputError, match="image 1 has pixels between the 256 levels of 8 bits"):
         own_images.load(npz("fine", images=np.stack([np.zeros((4, 4)), np.full((4, 4), 0.5)]), labels=[0, 1]), labelled)

@@ -97,10 +97,10 @@ def test_selection_is_the_fields(skip, multiple):
     ("settings", "said"),
     [
         ({"skip": 0}, "skip must be a whole number from 1. Received: 0"),
-        ({"start": 10}, "start=10 leaves none of the 10 images, which are from 0 to 9."),
+        ({"start": 10}, "start=10 leaves none of the 10 images, which are numbered from 0 to 9."),
         (
             {"skip": 20, "start": 1, "max": 5},
-            "skip=20, start=1, max=5 leave none of the 10 images, which are from 0 to 9.",
+            "skip=20, start=1, max=5 leave none of the 10 images, which are numbered from 0 to 9.",
         ),
     ],
 )
@@ -245,7 +245,7 @@ def test_a_file_that_two_links_reach_is_refused(save, tmp_path, place, target):
     else:
         (tmp_path / "folder" / place).symlink_to(path)
     said = refused(sources.Folder(str(tmp_path / "folder"), SHAPE))
-    assert "are one file, which would count twice; remove the link." in said
+    assert "are the same file, which would count twice; remove the link." in said
 
 
 def test_copies_of_an_image_are_images_of_their_own(save, tmp_path):
@@ -355,8 +355,8 @@ def test_greyscale_and_palettes_are_taken_exactly(save, tmp_path):
     [
         (SHAPE, pixels(0, (6, 4, 3)), None, "bad.png is 6x4, not 4x6; save it in that size, or certify it resized"),
         (SHAPE, pixels(0, (4, 6, 4)), None, "bad.png is not opaque: what lies behind it is not known; save it on a"),
-        ((4, 6, 1), pixels(0), None, "bad.png is of the kind RGB, in colour, and greyscale is needed; save it in g"),
-        ((4, 6, 1), pixels(0, (4, 6, 4)), None, "bad.png is of the kind RGBA, in colour, and greyscale is needed; sa"),
+        ((4, 6, 1), pixels(0), None, "bad.png is of the kind RGB, in colour, but greyscale is needed; save it in g"),
+        ((4, 6, 1), pixels(0, (4, 6, 4)), None, "bad.png is of the kind RGBA, in colour, but greyscale is needed; sa"),
     ],
 )
 def test_an_image_of_another_kind_is_an_error_of_its_own(save, tmp_path, shape, array, mode, said):
@@ -428,7 +428,7 @@ def test_an_image_of_another_format_is_refused_and_not_missed(save, tmp_path, na
     save("b.png", pixels(1))
     opened = open_folder(tmp_path)
     with pytest.raises(
-        sources.ImageError, match=rf"{name} cannot be read \(it is no PNG, .*; save it as one of these\)"
+        sources.ImageError, match=rf"{name} cannot be read \(it is not a PNG, .*; save it as one of these\)"
     ):
         opened.image(0)
     np.testing.assert_array_equal(opened.image(1) * 255, pixels(1))
@@ -443,7 +443,7 @@ def test_what_is_in_a_file_decides_and_not_its_suffix(save, tmp_path):
 def test_what_moves_is_refused(save, tmp_path, name):
     more = [Image.fromarray(pixels(1))]
     save(name, pixels(0), save_all=True, append_images=more)
-    with pytest.raises(sources.ImageError, match=r"is animated: it has 2 images; save the one that is meant"):
+    with pytest.raises(sources.ImageError, match=r"is animated: it has 2 images; save the one to use"):
         open_folder(tmp_path).image(0)
 
 
@@ -512,7 +512,7 @@ def test_resizing_takes_nothing_that_is_refused_otherwise(save, tmp_path, archiv
         with pytest.raises(sources.ImageError, match=said):
             opened.image(i)
     path = archive(images=pixels(0, (2, *SHAPE)))
-    with pytest.raises(InputError, match="Files in a folder are resized, and not arrays"):
+    with pytest.raises(InputError, match="Only files in a folder can be resized, not arrays"):
         sources.at(path, SHAPE, resize=True)
 
 
@@ -567,8 +567,8 @@ def test_no_line_about_an_image_differs_from_run_to_run_or_commands_a_terminal(t
     with pytest.raises(sources.ImageError) as refusal:
         open_folder(tmp_path).image(0)
     assert str(refusal.value).endswith(
-        r"\x1b[2Jb\nad\u202e.png cannot be read (it is no PNG, JPEG, WebP or BMP image, or is damaged; save it as one "
-        "of these)"
+        r"\x1b[2Jb\nad\u202e.png cannot be read (it is not a PNG, JPEG, WebP or BMP image, or is damaged; save it as "
+        "one of these)"
     )
     assert "0x" not in str(refusal.value)
 
@@ -710,8 +710,8 @@ def test_an_image_that_is_no_image_is_an_error_of_its_own(archive, value, said):
         ({"images": np.zeros((2, *SHAPE)), "labels": np.array([0, 0.5])}, "labels must be integers"),
         ({"images": np.zeros((2, *SHAPE)), "labels": np.array([0, np.nan])}, "labels must be integers"),
         ({"images": np.zeros((2, *SHAPE)), "labels": np.array(["0", "1"])}, "labels must be integers"),
-        ({"images": np.zeros((2, *SHAPE)), "labels": np.array([[0.9, 0.1], [0, 1]])}, "not one 1 and else 0"),
-        ({"images": np.zeros((2, *SHAPE)), "labels": np.array([[1, 1], [0, 1]])}, "not one 1 and else 0"),
+        ({"images": np.zeros((2, *SHAPE)), "labels": np.array([[0.9, 0.1], [0, 1]])}, "not one 1 and 0 elsewhere"),
+        ({"images": np.zeros((2, *SHAPE)), "labels": np.array([[1, 1], [0, 1]])}, "not one 1 and 0 elsewhere"),
         ({"images": np.zeros((2, *SHAPE)), "labels": np.zeros((2, 0))}, "labels must be integers"),
         (
             {"images": np.zeros((2, *SHAPE)), "labels": np.array([0, 2**63], np.uint64)},
@@ -773,7 +773,7 @@ def claiming(path, shape, dtype="|u1", content=b""):
 
 def test_no_archive_takes_more_memory_than_a_bound(tmp_path):
     of_terabytes = (2**35, *SHAPE)
-    assert "images would take 2.25 TiB; the most that is accepted is 8 GiB: make it several files." in refused(
+    assert "images would take 2.25 TiB; the most that is accepted is 8 GiB: split it into several files." in refused(
         claiming(tmp_path / "a.npz", of_terabytes)
     )
     # 300 MB of zeros are 300 kB when packed; it is the size that is claimed and packed that counts.
@@ -786,7 +786,7 @@ def test_no_archive_takes_more_memory_than_a_bound(tmp_path):
     assert claiming(tmp_path / "g.npz", (1, *SHAPE), content=bytes(72)).open().image(0).max() == 0
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "g.npz", "a") as twice:
         twice.writestr("images.npy", b"")
-    assert "two of its arrays have one name" in refused(sources.Archive(str(tmp_path / "g.npz"), SHAPE))
+    assert "two of its arrays have the same name" in refused(sources.Archive(str(tmp_path / "g.npz"), SHAPE))
     os.mkfifo(tmp_path / "h.npz")
     assert "is a pipe or a device" in refused(sources.Archive(str(tmp_path / "h.npz"), SHAPE))
 

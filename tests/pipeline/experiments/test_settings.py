@@ -38,15 +38,15 @@ def line(capsys, tmp_path, monkeypatch):
 
 
 BAD = [
-    (["--dataset", "digits", "--alpha", "0.2"], "--alpha must lie from 1e-06 to 0.1, because the exported model acc"),
-    (["--dataset", "digits", "--alpha", "1e-7"], "--alpha must lie from 1e-06 to 0.1, because the exported model acc"),
+    (["--dataset", "digits", "--alpha", "0.2"], "--alpha must lie between 1e-06 and 0.1, because the exported model"),
+    (["--dataset", "digits", "--alpha", "1e-7"], "--alpha must lie between 1e-06 and 0.1, because the exported model"),
     (["--dataset", "digits", "--sgima", "1"], "Unknown argument --sgima. Did you mean --sigma"),
     (["--dataset", "digits", "--epoch", "1"], "Unknown argument --epoch. Did you mean --epochs"),
     (["--dataset", "digits", "--xyzzy"], "Unknown argument --xyzzy. See --help."),
     *(
         (
             ["--dataset", "digits", f"--{name}", value],
-            f"--{name} must be of a size that float32 holds, 1.2e-38 to 3.4e+38.",
+            f"--{name} must be of a size that float32 can hold, 1.2e-38 to 3.4e+38.",
         )
         for name in ("sigma", "beta", "lam", "learning_rate", "l2", "clip_norm")
         for value in ("1e39", "1e-39")
@@ -161,7 +161,7 @@ BAD = [
         )
         for method in ("smoothadv", "smoothmix")
     ),
-    (["--dataset", "digits", "--verbose", "--quiet"], "--verbose and --quiet: give one of them."),
+    (["--dataset", "digits", "--verbose", "--quiet"], "--verbose and --quiet: give only one of them."),
     # Or the training would be for nothing.
     *(
         (["--dataset", name, "--sigma", sigma], f"must lie in [0.05, 16,384]. Received: levels={levels}, sigma={sigma}")
@@ -240,13 +240,13 @@ def test_the_smallest_n_that_can_certify_is_accepted():
     ("arguments", "message"),
     [
         (["--dataset", "digits", "--network", "lenet"], "lenet takes images of at least 16x16 pixels. Received: 8x8"),
-        (["--dataset", "digits", "--train_examples", "1438"], "There are 1,437 training images. Received: train_exam"),
-        (["--dataset", "digits", "--labels", "1438"], "There are 1,437 images to train on. Received: labels=1438"),
+        (["--dataset", "digits", "--train_examples", "1438"], "There are only 1,437 training images. Received: train"),
+        (["--dataset", "digits", "--labels", "1438"], "There are only 1,437 images to train on. Received: labels=1438"),
         (
             ["--dataset", "digits", "--train_examples", "100", "--labels", "101"],
-            "There are 100 images to train on. Received: labels=101",
+            "There are only 100 images to train on. Received: labels=101",
         ),
-        (["--dataset", "digits", "--num_test_examples", "361"], "There are 360 test images. Received: num_test_exampl"),
+        (["--dataset", "digits", "--num_test_examples", "361"], "There are only 360 test images. Received: num_test_e"),
         (["--dataset", "digits", "--image_size", "16"], "digits are embedded"),
         (
             ["--dataset", "digits", "--crop_padding", "8"],
@@ -283,7 +283,7 @@ def make(shape, classes):
         (None, "There is no module my_network to import, from the current folder or installed."),
         ("import no_such_thing\n", "Cannot import my_network (ModuleNotFoundError: "),
         ("def other(): pass\n", "The module my_network defines no make."),
-        ("make = 3\n", "The network my_network:make cannot be made for images (8, 8, 1) of 10 classes (TypeError: "),
+        ("make = 3\n", "The network my_network:make cannot be built for images (8, 8, 1) of 10 classes (TypeError: "),
         ("def make(shape, classes):\n    return classes\n", "classifier must be a keras.Model. Received: int)."),
         (
             "import keras\ndef make(shape, classes):\n    images = keras.Input(shape)\n"
@@ -294,7 +294,7 @@ def make(shape, classes):
             "import keras\ndef relu(x):\n    return -x\ndef make(shape, classes):\n    images = keras.Input(shape)\n"
             "    x = keras.layers.Dense(4, activation=relu, name='own')(keras.layers.Flatten()(images))\n"
             "    return keras.Model(images, keras.layers.Dense(classes)(x))\n",
-            "has an activation of its own in the layer own, which the model's file would not bring back; register it",
+            "has a custom activation in the layer own, which could not be restored from the model's file; register it",
         ),
         (
             "import keras\ndef make(shape, classes):\n    images = keras.Input(shape)\n    x = keras.layers.Flatten()"
@@ -668,9 +668,7 @@ def test_a_url_is_no_folder_of_this_machine(line, name, url):
 @pytest.mark.parametrize("name", ["pipeline_root", "push_dir", "data_dir", "train_images", "config", "votes"])
 def test_a_name_that_is_not_utf_8_is_refused(line, name):
     received = line("--dataset", "digits", f"--{name}", "/tmp/x\udcff")
-    assert received == (
-        f"error: --{name} must be a name in UTF-8; rename what has another one, or link to it. Received: /tmp/x\\udcff"
-    )
+    assert received == (f"error: --{name} must be a name in UTF-8; rename it, or link to it. Received: /tmp/x\\udcff")
 
 
 @pytest.mark.parametrize("arguments", [["--method", ":x"], ["--network", ":f"]])

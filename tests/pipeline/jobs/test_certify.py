@@ -158,7 +158,7 @@ def test_a_failed_image_stops_no_other_and_is_written_down(run, model, folder, t
     assert row.startswith("3\t")
     assert row.endswith("\t03.png")
     assert "03.png cannot be read" in row
-    assert "1 image failed and has no certificate, image 3 first:" in out
+    assert "1 image failed and has no certificate: image 3:" in out
     assert f"; failed images: {tmp_path / 'output' / 'failed.tsv'}\n" in out
     lines = (tmp_path / "output" / "certificates.tsv").read_text().splitlines()
     assert [line.split("\t")[-1] for line in lines] == ["file", *(f"{i:02}.png" for i in range(12) if i != 3)]
@@ -168,7 +168,7 @@ def test_a_failed_image_stops_no_other_and_is_written_down(run, model, folder, t
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "03.png")
     status, out, _ = run("--model", model, "--images", folder)
     assert status == 0
-    assert "3,520 samples were drawn before." in out
+    assert "3,520 samples have already been drawn." in out
     assert "To draw: 320 noisy samples" in out
     assert certification_log.read(tmp_path / "output" / "certificates.tsv").ids.tolist() == list(range(12))
     # Another image in its place has votes of its own.
@@ -232,8 +232,8 @@ def test_folders_are_numbered_as_a_file_says(run, model, digits, tmp_path):
     status, _, err = run("--model", model, "--images", tmp_path / "images")
     assert status == 2
     assert err == (
-        "error: The model has 10 classes, the images have 2, seven, two: their numbers must mean the same. Number the "
-        "folders by --classes, or make an empty one for each class that is not there.\n"
+        "error: The model has 10 classes, but the images have 2, seven, two: their numbers must mean the same. Number "
+        "the folders with --classes, or make an empty one for each missing class.\n"
     )
     (tmp_path / "classes.csv").write_text("two,2\nseven,7\n")
     assert run("--model", model, "--images", tmp_path / "images", "--classes", tmp_path / "classes.csv")[0] == 0
@@ -242,7 +242,7 @@ def test_folders_are_numbered_as_a_file_says(run, model, digits, tmp_path):
     _, _, err = run("--model", model, "--images", tmp_path / "images", "--classes", tmp_path / "classes.csv")
     assert err.endswith(
         "the images have 18: their numbers must mean the same. Image 0, seven/a.png, is of class 17; accepted: 0 to 9. "
-        "Number the folders from 0, by their names or by --classes.\n"
+        "Number the folders from 0, by their names or with --classes.\n"
     )
 
 
@@ -344,7 +344,7 @@ def test_the_same_command_draws_nothing_again_and_another_alpha_neither(run, mod
     monkeypatch.setattr(ledger.LedgerWriter, "record", record)
     status, out, _ = run(*arguments)
     assert status == 0
-    assert re.search(r"  [\d,]+ samples were drawn before\.\n\n", out)
+    assert re.search(r"  [\d,]+ samples have already been drawn\.\n\n", out)
     assert [(tmp_path / "output" / name).read_bytes() for name in files] == first
     assert run(*arguments, settings=(*SETTINGS, "--alpha", "0.2"))[0] == 0
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["alpha"] == 0.2
@@ -521,7 +521,7 @@ def test_adaptive_budgets(run, model, tmp_path):
     settings = (*SETTINGS[:4], *SETTINGS[6:])
     status, out, _ = run(*on_digits, "--budget", "adaptive", "--radii", "0,0.1", settings=settings)
     assert status == 0
-    assert "Sampled to decide these radii: the ACR is of radii that could be larger." in out
+    assert "Sampled only to decide these radii: the radii, and so the ACR, could be larger." in out
     assert "bound: anytime" in out
     metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
     assert (metrics["radii"], metrics["decided_radii"], metrics["is_first_look"]) == ([0, 0.1], [0, 0.1], True)
@@ -529,7 +529,7 @@ def test_adaptive_budgets(run, model, tmp_path):
     # Another question of the same votes, by the bound that allows for looks.
     status, out, _ = run(*on_digits, "--budget", "adaptive", "--tolerance", "0.05", settings=settings)
     assert status == 0
-    assert "first drawn for n0=20, n=5,000, radii=0,0.1: these certificates are by the bound" in out
+    assert "first drawn for n0=20, n=5,000, radii=0,0.1: these certificates use the bound" in out
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["bound"] == "anytime"
     # What was asked for is written down, beside the number type that was computed in.
     about = certificate_files.read(tmp_path / "output")[0]
@@ -566,12 +566,12 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
     on_digits = (*ours, "--dataset", "digits")
     for arguments, message in [
         (("--dataset", "digits"), "--model is missing"),
-        (ours, "Give the images by --dataset or by --images, one of them."),
-        ((*on_digits, "--images", folder), "Give the images by --dataset or by --images, one of them."),
+        (ours, "Give the images with either --dataset or --images."),
+        ((*on_digits, "--images", folder), "Give the images with either --dataset or --images."),
         ((*ours, "--images", folder, "--split", "test"), "--split is for --dataset, not for --images."),
         ((*on_digits, "--classes", "x"), "--classes is for the folders of --images, not for --dataset."),
         ((*on_digits, "--resize"), "--resize is for the files of --images; --image_size resizes a --dataset."),
-        ((*ours, "--images", tmp_path / "eleven.npz", "--resize"), "Files in a folder are resized, and not arrays"),
+        ((*ours, "--images", tmp_path / "eleven.npz", "--resize"), "Only files in a folder can be resized, not arrays"),
         (("--model", tmp_path / "none.keras", "--dataset", "digits"), "There is no model"),
         (("--model", tmp_path / "text.txt", "--dataset", "digits"), "A model is a .keras, .h5, .hdf5 file or"),
         (("--model", folder, "--dataset", "digits"), "A model is a .keras, .h5, .hdf5 file or"),
@@ -580,7 +580,7 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*ours, "--images", tmp_path / "text.txt"), "or in an .npz file with the arrays images and labels"),
         (
             (*ours, "--images", tmp_path / "eleven.npz", "--levels", "256"),
-            "The model has 10 classes, the images have 11",
+            "The model has 10 classes, but the images have 11",
         ),
         ((*ours, "--images", tmp_path), "where it would be a class; give another"),
         ((*on_digits, "--start", "360"), "start=360 leaves none of the 360 images"),
@@ -599,7 +599,7 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ),
         ((*on_digits, "--certify", "macer_tf.confidence:anytime_lower"), "give certify=hard instead."),
         ((*on_digits, "--soft_betas", "1,0"), "--soft_betas must be numbers above 0 such as 1,16. Received: 1,0"),
-        ((*on_digits, "--budget", "adaptive"), "--budget adaptive needs --radii or --tolerance, one of them"),
+        ((*on_digits, "--budget", "adaptive"), "--budget adaptive needs either --radii or --tolerance, which says"),
         ((*on_digits, "--radii", "0.25"), "--radii is for --budget adaptive."),
         ((*on_digits, "--tolerance", "0.01"), "--tolerance is for --budget adaptive."),
         ((*on_digits, "--budget", "adaptive", "--radii", "9"), "n=300 samples certify up to radius"),
@@ -613,8 +613,8 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*on_digits, "--max", "2", "--max=3"), "--max is given twice: 2 and 3. Give it once."),
         ((*ours, "--dataset", "digist"), "Unknown dataset 'digist'. Did you mean digits"),
         ((*on_digits, "--custom_objects", "my_nowhere"), "There is no module my_nowhere to import"),
-        (("--model", tmp_path / "torn.keras", "--dataset", "digits"), "is no .keras file, or was not written to its"),
-        (("--model", tmp_path / "torn.h5", "--dataset", "digits"), "is no .h5 file, or was not written to its end."),
+        (("--model", tmp_path / "torn.keras", "--dataset", "digits"), "is not a .keras file, or was not written comp"),
+        (("--model", tmp_path / "torn.h5", "--dataset", "digits"), "is not a .h5 file, or was not written completely."),
     ]:
         status, out, err = run(*arguments)
         assert (status, out) == (2, ""), arguments
@@ -664,7 +664,7 @@ def test_a_dry_run_forecasts_what_is_still_to_draw_and_writes_nothing(run, model
     assert list(tmp_path.iterdir()) == []
     assert run(*on_digits)[0] == 0
     before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert "Every sample was drawn before." in run(*on_digits, "--dry_run")[1]
+    assert "Every sample has already been drawn." in run(*on_digits, "--dry_run")[1]
     told = json.loads(run(*on_digits[:-1], "30", "--skip_wrong", "no", "--dry_run", "--json")[1])
     assert 10 * 320 <= told["dry_run"]["samples"] <= 30 * 320
     assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -681,7 +681,7 @@ def test_ctrl_c_is_status_130(run, model, monkeypatch, ctrl_c, capsys):
     monkeypatch.setattr("pipeline.certification.driver.run", lambda *_, **__: ctrl_c())
     with pytest.raises(SystemExit, match="130"):
         run("--model", model, "--dataset", "digits")
-    expected = "\nInterrupted. What was drawn is kept; run the same command again to go on.\n"
+    expected = "\nInterrupted. What was drawn is kept; run the same command again to resume.\n"
     assert capsys.readouterr().err == expected
     assert signal.getsignal(signal.SIGINT) == before
 
@@ -767,7 +767,7 @@ def test_it_tells_that_the_model_is_another_by_now(run, two_models, tmp_path, mo
     monkeypatch.setattr(vote_store.VoteStore, "compact", lambda store: (function(store), replaced(path, other)))
     status, out, _ = run("--model", path, "--dataset", "digits", "--max", "2")
     assert status == 0
-    assert f"{path} has been replaced since then: the certificates are of what was there before." in out
+    assert f"{path} has been replaced since then: the certificates are for the model that was there before." in out
 
 
 def test_a_model_that_is_written_to_all_the_time_is_refused(model, tmp_path, monkeypatch):
@@ -822,7 +822,7 @@ def test_of_several_outputs_the_one_that_is_named_is_certified(run, digits, tmp_
     on_digits = ("--model", path, "--dataset", "digits", "--max", "2", "--skip_wrong", "no")
     status, _, err = run(*on_digits)
     assert (status, err.count("\n")) == (2, 1)
-    names = re.search(r"has outputs (\S+), (\S+): say which counts \(model_output\)\. Received: none", err).groups()
+    names = re.search(r"has outputs (\S+), (\S+): choose one \(model_output\)\. Received: none", err).groups()
     first = next(iter(model.output.values())) if isinstance(model.output, dict) else model.output[0]
     assert run(*on_digits, "--model_output", names[0])[0] == 0
     right = SmoothedClassifier(keras.Model(model.inputs, first), 0.5, seed=3, levels=256).certify(
@@ -899,11 +899,11 @@ def test_a_model_with_layers_of_its_own_needs_the_module_that_defines_them(run, 
     on_digits = ("--model", saved(model, tmp_path, kind), "--dataset", "digits", "--max", "2")
     status, _, err = run(*on_digits)
     assert (status, err.count("\n")) == (2, 1)
-    assert re.search(r"holds (Twice|Net), which is not Keras' own: it is loaded only together with the module", err)
+    assert re.search(r"holds (Twice|Net), which is not Keras' own: it can be loaded only with the module", err)
     status, out, err = run(*on_digits, "--custom_objects", "own_layers")
     assert (status, err) == (0, "")
     assert "drawn before" not in out
-    assert "samples were drawn before" in run(*on_digits, "--custom_objects", "own_layers")[1]
+    assert "samples have already been drawn" in run(*on_digits, "--custom_objects", "own_layers")[1]
     # Other code is another classifier.
     own_layers(OWN.format(decorator=decorator, factor=3))
     assert "drawn before" not in run(*on_digits, "--custom_objects", "own_layers")[1]

@@ -183,14 +183,14 @@ def test_unknown_settings_and_other_images_are_told(write_log, write_evaluation)
     ours, theirs = entries(write_evaluation("ours"), write_log("theirs.tsv", FIRST[:3]))
     warning, unknown = comparison.remarks([ours, theirs])
     assert warning.startswith("Warning: these differ in images. ")
-    assert unknown == "?: a log does not tell its sigma, n and alpha; see to it that they are the same."
+    assert unknown == "?: a log does not state its sigma, n and alpha; make sure that they are the same."
 
 
 def test_a_line_cut_off_is_told(write_log):
     path = write_log("a.tsv", FIRST)
     path.write_text(path.read_text()[:-12])
     remarks = comparison.remarks(entries(path))
-    assert "Warning: a is not whole: line 5 was cut off and is left out." in remarks
+    assert "Warning: a is incomplete: line 5 was cut off and is left out." in remarks
 
 
 def test_settings_of_every_log_of_an_evaluation_and_of_a_sweep_are_known(write_evaluation, write_log, tmp_path):
@@ -348,11 +348,11 @@ def test_a_long_legend_leaves_the_axes_their_room(name):
         (["a.tsv", "--radii", "0,nan"], "--radii must be rising radii such as 0,0.25,0.5. Received: 0,nan"),
         (["a.tsv", "--ids", "9-5"], "--ids must be a range such as 500-999. Received: 9-5"),
         (["a.tsv", "--ids", "7-90"], "a has no image from 7 to 90: its 4 images are from 0 to 3."),
-        (["a.tsv", "--names", "x,y"], "--names must be one for each of the 1 logs, none empty and no two the same."),
-        (["a.tsv", "--names", ""], "--names must be one for each of the 1 logs, none empty and no two the same."),
+        (["a.tsv", "--names", "x,y"], "--names needs one name for each of the 1 logs, none empty and no two the same."),
+        (["a.tsv", "--names", ""], "--names needs one name for each of the 1 logs, none empty and no two the same."),
         (
             ["a.tsv", "a.tsv", "--names", "x,x"],
-            "--names must be one for each of the 2 logs, none empty and no two the same.",
+            "--names needs one name for each of the 2 logs, none empty and no two the same.",
         ),
         (["a.tsv", "--output", "a.pdf"], "--output must be a file that ends in .html, .png, .svg. Received: a.pdf"),
         (["a.tsv", "--radius", "1"], "Unknown argument --radius. Did you mean --radii"),
@@ -360,7 +360,7 @@ def test_a_long_legend_leaves_the_axes_their_room(name):
         (["unlabelled"], "unlabelled has certificates without labels; give the folder of the Evaluator"),
         (["two"], "two holds 2 evaluations; name one: two/Evaluator-1/evaluation/certificates.tsv, two/"),
         (["damaged"], "damaged/metrics.json is damaged; make the evaluation again."),
-        (["mixed"], "mixed/metrics.json is of 7 images, mixed/certificates.tsv of 4: not of one run."),
+        (["mixed"], "mixed/metrics.json covers 7 images, mixed/certificates.tsv 4: they are not from the same run."),
         (["picture.tsv"], "picture.tsv is not a certification log"),
     ],
 )

@@ -113,7 +113,7 @@ def test_an_empty_root_is_said_to_be_one(run, tmp_path):
     assert run(tmp_path) == (0, f"No run in {tmp_path} yet.\n", "")
     assert list(tmp_path.iterdir()) == []
     (status, out, _) = run(tmp_path, "--prune")
-    assert (status, out) == (0, "Removed 0 folders, 0 bytes; what finished runs use is as it was.\n")
+    assert (status, out) == (0, "Removed 0 folders, 0 bytes; what finished runs use is untouched.\n")
 
 
 def test_pruning_says_what_and_how_much_and_before_that_what_it_would(run, tmp_path, capsys):
@@ -127,7 +127,7 @@ def test_pruning_says_what_and_how_much_and_before_that_what_it_would(run, tmp_p
     status, out, err = run(root, "--prune", "--dry_run")
     assert (status, err) == (0, "")
     assert f"Would remove {unfinished}\n" in out
-    assert re.search(r"^Would remove 1 folder, 3\.0 MB; what finished runs use is as it was\.$", out, re.MULTILINE)
+    assert re.search(r"^Would remove 1 folder, 3\.0 MB; what finished runs use is untouched\.$", out, re.MULTILINE)
     assert unfinished.exists()
     (kept,) = re.findall(r"^Kept: (\S+) \([\d.]+ \w+\), a trained model that no finished run uses", out, re.M)
     assert kept.startswith(str(root / "Trainer-"))

@@ -154,7 +154,7 @@ BAD = [
     (["--sweep", "preset=macer-digits-0.25,nothing"], "--sweep preset=nothing: Unknown preset nothing."),
     (["--sweep", "lam=0,1", "--lam", "2"], "--lam is swept: leave --lam out. Received: --sweep lam=0,1"),
     (["--lam=2", "--sweep", "lam=0,1"], "--lam is swept: leave --lam out."),
-    (["--sweep", "lam=0,1", "--sweep", "gamma=1,2"], "--sweep can be given once. Received: lam=0,1 and gamma=1,2"),
+    (["--sweep", "lam=0,1", "--sweep", "gamma=1,2"], "--sweep can be given only once. Received: lam=0,1 and gamma=1,2"),
     (["--sweep", "lam=0,1", "--sgima", "1"], "Unknown argument --sgima. Did you mean --sigma"),
     (["--sweep", "lam=0,1", "--method", "cohen"], "--sweep lam=0: --lam is not a setting of the method cohen"),
     (["--sweep", "epsilon=0.1,1"], "--epsilon is not a setting of the method macer: leave it out, or use"),
@@ -327,7 +327,7 @@ def test_a_member_that_diverges_is_told_and_the_others_go_on(sweep):
     assert (first["failure"], first["difference"], second["failure"]) == (None, None, None)
     assert second["difference"] is not None
     assert re.search(r"^1e6 +- .* failed ", done.out, re.MULTILINE)
-    assert "difference: of the ACR to that of learning_rate=0.02, on the same images" in done.out
+    assert "difference: of the ACR from that of learning_rate=0.02, on the same images" in done.out
     html = (directory / "sweep.html").read_text()
     assert "learning_rate = 1e6 failed. Training diverged" in html
     assert "2 of 3" in html
@@ -362,7 +362,7 @@ def test_interrupted_it_goes_on_where_it_was(sweep, monkeypatch, tmp_path, ctrl_
         patch.setattr(sweep_lib.orchestrator, "run", interrupted)
         with pytest.raises(SystemExit, match="130"):
             sweep("--sweep", "lam=0,8")
-    assert "run the same command again to go on" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
     assert len(list(tmp_path.glob(f"{ROOT}/Trainer-*"))) == 1
     done = sweep("--sweep", "lam=0,8")
     assert (done.status, done.err) == (0, "")

@@ -129,7 +129,7 @@ def test_a_file_in_the_place_of_a_private_copy_gives_way(tmp_path):
         (errno.ENOSPC, "Make room there"),
         (errno.EFBIG, "Raise the limit on the size of a file (ulimit -f)"),
         (errno.EROFS, "Make it writable"),
-        (errno.ENOENT, "Put back what is gone there"),
+        (errno.ENOENT, "Put back what is missing there"),
         (errno.ENOTDIR, "Move away what is in its place"),
         (errno.EIO, "Put that right"),
     ],

@@ -176,7 +176,7 @@ def test_a_root_that_was_copied_with_its_links_followed_is_refused_before_any_wo
     with pytest.raises(InputError) as told:
         copy.run(epochs=4)
     assert str(told.value) == (
-        f"{copy.latest} must be a link to the last run, and is a folder, as `cp -L` makes of it. Move it away and run "
+        f"{copy.latest} must be a link to the last run, but is a folder, as after `cp -L`. Move it away and run "
         "the same command again."
     )
     assert copy.executed == []
@@ -240,7 +240,7 @@ def test_a_root_that_is_moved_away_is_not_made_again_for_the_record(root, tmp_pa
     recorder = history.Recorder(root.folder, "a_run-01234567", {}, "")
     recorder.starting(root.folder / "Trainer-0123456789abcdef")
     root.folder.rename(tmp_path / "moved")
-    with pytest.raises(InputError, match=r"\(No such file or directory\)\. Put back what is gone there and run"):
+    with pytest.raises(InputError, match=r"\(No such file or directory\)\. Put back what is missing there and run"):
         recorder.failed("it is gone")
     assert not root.folder.exists()
 
@@ -272,7 +272,7 @@ def test_looking_for_a_moment_refuses_nobody(root):
     assert not orchestrator.is_locked(root.folder)
     with orchestrator.locked(root.folder):
         assert orchestrator.is_locked(root.folder)
-        with pytest.raises(InputError, match="Another run is at work"), orchestrator.locked(root.folder):
+        with pytest.raises(InputError, match="Another run is in progress"), orchestrator.locked(root.folder):
             pass
     with orchestrator.locked(root.folder):
         pass
@@ -349,7 +349,7 @@ def test_nothing_is_removed_beside_a_run_that_is_at_work(root):
     root.stopped("Trainer")
     with orchestrator.locked(root.folder):
         for refused in (history.unused, history.remove):
-            with pytest.raises(InputError, match=r"is at work in .*; wait for it\.$"):
+            with pytest.raises(InputError, match=r"is in progress in .*; wait for it\.$"):
                 refused(root.folder)
     assert list(root.folder.glob("Trainer-*.unfinished"))
 

@@ -417,7 +417,7 @@ def test_what_is_read_from_elsewhere_tells_an_execution_from_others(pipeline, tm
     source.write_text("two")
     assert pipeline.run()[1] == ["Source"]  # its output is what it was
     source.unlink()
-    with pytest.raises(InputError, match=r"^Cannot read what Source reads \(.*No such file.*source\.txt.*\)\.$"):
+    with pytest.raises(InputError, match=r"^Cannot read the input of Source \(.*No such file.*source\.txt.*\)\.$"):
         pipeline.run()
 
 
@@ -428,7 +428,7 @@ def test_what_changes_while_it_is_read_is_refused_and_what_is_made_there_is_not(
     execute = pipeline.components[0].execute
     pipeline.replace(0, execute=lambda execution: (execute(execution), found[-1] == before and found.append("two")))
     if is_refused:
-        with pytest.raises(InputError, match=r"^The files that Source read were changed meanwhile; run the same"):
+        with pytest.raises(InputError, match=r"^The files that Source read changed while it ran; run the same"):
             pipeline.run()
     else:
         assert pipeline.run()[1] == ["Source", "Repeat", "Suffix"]
@@ -449,7 +449,7 @@ def test_two_runs_at_once_in_one_root(tmp_path):
     ) as other:
         assert other.stdout.readline() == b"held\n"
         with (
-            pytest.raises(InputError, match=r"Another run is at work in .*; wait for it"),
+            pytest.raises(InputError, match=r"Another run is in progress in .*; wait for it"),
             orchestrator.locked(tmp_path),
         ):
             pass
@@ -479,7 +479,7 @@ def test_an_unwritable_root(tmp_path):
 def test_a_command_that_is_about_one_root_tells_of_no_other(tmp_path, monkeypatch):
     with (
         orchestrator.locked(tmp_path),
-        pytest.raises(InputError, match=rf"^Another run is at work in {tmp_path}; wait for it\.$"),
+        pytest.raises(InputError, match=rf"^Another run is in progress in {tmp_path}; wait for it\.$"),
         orchestrator.locked(tmp_path, None),
     ):
         pass
@@ -520,7 +520,7 @@ def test_an_execution_that_is_a_link_to_what_is_gone_is_refused_before_any_work(
         with pytest.raises(InputError) as told:
             refused()
         assert str(told.value) == (
-            f"{place} is a link to elsewhere/moved, where nothing is; put back or mount what it leads to, or remove "
+            f"{place} is a link to elsewhere/moved, which does not exist; put back or mount it, or remove "
             "the link to make it again."
         )
     assert pipeline.executed == []

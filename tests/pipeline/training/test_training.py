@@ -248,8 +248,8 @@ def test_killed_training_goes_on_bit_for_bit(train, undisturbed, capsys):
         assert not list(train.executions["killed"].outputs["model"].glob("*.keras"))
     resumed = state(train("killed"))
     out = capsys.readouterr().out
-    assert "Training goes on after epoch 1 of 4." in out
-    assert "Training goes on after epoch 2 of 4." in out
+    assert "Training resumes after epoch 1 of 4." in out
+    assert "Training resumes after epoch 2 of 4." in out
     assert_equal_states(resumed, undisturbed)
 
 
@@ -271,8 +271,8 @@ def test_killed_within_an_epoch_it_goes_on_from_the_very_step(train, undisturbed
         assert f"epoch-{(kill - 1) // 5:05d}-step-{(kill - 1) % 5:07d}" in names
     killed = state(train("killed"))
     out = capsys.readouterr().out
-    assert "Training goes on after epoch 0 of 4 and 1 of 5 steps of the next." in out
-    assert "Training goes on after epoch 2 of 4 and 4 of 5 steps of the next." in out
+    assert "Training resumes after epoch 0 of 4 and 1 of 5 steps of the next." in out
+    assert "Training resumes after epoch 2 of 4 and 4 of 5 steps of the next." in out
     assert_equal_states(killed, undisturbed)
 
 
@@ -306,7 +306,7 @@ def test_a_process_killed_within_an_epoch_goes_on_bit_for_bit(train, execution, 
     resumed = start(digit_examples, (killed, settings, None))
     out, err = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, err[-3000:]
-    assert "Training goes on after epoch 1 of 2 and " in out
+    assert "Training resumes after epoch 1 of 2 and " in out
     assert_equal_states(state(killed), undisturbed)
 
 
@@ -324,8 +324,8 @@ def test_two_devices_train_as_one_and_go_on_after_a_kill(execution, digit_exampl
     )  # fmt: skip
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err[-3000:]
-    assert out.count("Each batch is shared by 2 devices.") == 3
-    assert "Training goes on after epoch 1 of 3 and 3 of 5 steps of the next." in out
+    assert out.count("Each batch is split across 2 devices.") == 3
+    assert "Training resumes after epoch 1 of 3 and 3 of 5 steps of the next." in out
     one, two = state(runs["one"]), state(runs["two"])
     for ours, theirs in zip(two[0], one[0], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
@@ -531,7 +531,7 @@ def test_behind_a_damaged_backup_there_may_be_an_older_one(train, undisturbed):
     # Later, the third epoch being no better than the second.
     last = shutil.copytree(older, older.with_name("epoch-00003"))
     (last / "model.keras").write_bytes(b"")
-    with pytest.raises(InputError, match=rf"backup {last} .*; delete it to go on from {older}\.$"):
+    with pytest.raises(InputError, match=rf"backup {last} .*; delete it to resume from {older}\.$"):
         train("killed")
     shutil.rmtree(last)
     assert_equal_states(state(train("killed")), undisturbed)
@@ -591,7 +591,7 @@ def test_divergence_keeps_the_best_weights_beside_the_last(train, monkeypatch):
 def test_weights_that_diverge_in_an_epochs_last_step_are_not_backed_up(train, monkeypatch):
     poison(monkeypatch, 5)
     with pytest.raises(
-        InputError, match=r"diverged: weights that are not finite at epoch 1, step 5.* No weights were kept yet"
+        InputError, match=r"diverged: weights that are not finite at epoch 1, step 5.* No weights have been kept yet"
     ):
         train("diverged")
     assert not list((train.executions["diverged"].scratch).glob("backup/epoch*"))
@@ -666,7 +666,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_backup_before(train, und
         train("full")
     assert str(error.value) == (
         f"Cannot write {latest.with_name('epoch-00001-step-0000003')} (File too large). Raise the limit on the "
-        f"size of a file (ulimit -f) and run the same command again: training goes on from {latest}."
+        f"size of a file (ulimit -f) and run the same command again: training resumes from {latest}."
     )
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert_equal_states(state(train("full")), undisturbed)
@@ -675,7 +675,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_the_backup_before(train, und
 def test_a_backup_where_all_was_moved_away_is_told_and_makes_nothing_again(tmp_path):
     backup = backups.Backup(tmp_path / "moved" / "backup", backups.Record(5))
     backup.set_model(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
-    with pytest.raises(InputError, match=r"\(No such file or directory\)\. Put back what is gone there"):
+    with pytest.raises(InputError, match=r"\(No such file or directory\)\. Put back what is missing there"):
         backup.on_epoch_end(0)
     assert list(tmp_path.iterdir()) == []
 
@@ -733,7 +733,7 @@ def test_an_epoch_s_time_goes_on_after_a_kill(monkeypatch):
 COLLAPSE = {"learning_rate": 0.2, "lr_schedule": "step", "clip_norm": None, "lam": 16.0, "lam_start_epoch": 0}
 COLLAPSED = re.compile(
     r"  Training has collapsed to a constant prediction: over the last \d+ steps the smoothed accuracy was "
-    r"0\.[012]\d\d, as by chance, and the robustness loss [01]\.\d\d\d\. Stop it and try clip_norm=1, lam deferred "
+    r"0\.[012]\d\d, at chance level, and the robustness loss [01]\.\d\d\d\. Stop it and try clip_norm=1, lam deferred "
     r"by lam_start_epoch, or a larger batch_size\."
 )
 
@@ -875,7 +875,7 @@ def test_training_is_forecast_once_from_its_later_steps_and_by_the_work_of_its_l
     out = capsys.readouterr().out
     # 98 of 100 units of work were left after two steps: 39,200 s.
     assert out.count("To train") == 1
-    assert "  To train: 38 more steps, about 10 h 53 min, as just measured.\n" in out
-    assert "  More than an hour: a smaller --epochs or a smaller --num_samples would make it shorter.\n" in out
+    assert "  To train: 38 more steps, about 10 h 53 min, measured just now.\n" in out
+    assert "  More than an hour: a smaller --epochs or a smaller --num_samples would shorten it.\n" in out
     assert out.splitlines()[0].startswith("  Training:   1 % · epoch 1/4")
     assert out.splitlines()[-1].startswith("  Training:  20 %, 8 h 53 min left")
