@@ -273,7 +273,9 @@ def unknown_argument(argument, settings, others=()):
 def nearest(name, settings):
     """At most two settings that a name may mean: spelt like batch-size, by its initials like lr, or with a typo."""
     name = name.strip("-_").replace("-", "_")
-    meant = [one for one in settings if name in (one, "".join(word[0] for word in one.split("_")))]
+    if name in settings:
+        return [name]
+    meant = [one for one in settings if name == "".join(word[0] for word in one.split("_"))]
     return meant[:2] or difflib.get_close_matches(name, settings, n=2)
 
 

@@ -108,7 +108,7 @@ def _save(model, path):
 
 
 def _check_comes_back(execution, model, examples):
-    """Checks that a file would bring back the model, if its method or its network is anyone's own."""
+    """Checks that the model can be certified from its file, if its method or its network is anyone's own."""
     if not code.modules(execution.parameters["method"], execution.parameters["network"]):
         return
     path = execution.scratch / "compared.keras"

@@ -15,8 +15,6 @@ from pipeline.training import schedules
 from pipeline.utils import code
 from pipeline.utils.errors import InputError, reason
 
-# Images by which two networks are compared.
-_ROWS = 8
 # What matters in Keras' page about a file; otherwise, it is at the end of the page.
 _CAUSE = re.compile(r"Could not locate \w+ '\w+'|a `Lambda` layer whose `function` is a Python lambda")
 _LAST_CHARACTERS = 200
@@ -115,24 +113,28 @@ def _network_of_ones_own(name, image_shape, num_classes):
 
 
 def check_comes_back(model, path, image_shape):
-    """Checks that the file in which a model was saved brings back its network, because that is what is certified.
+    """Checks that a network is a function of one image, and that its model's file brings it back: that is certified.
 
     A layer of anyone's own may leave a setting out of `get_config`, or keep numbers that are no weights.
 
     Raises:
-        InputError: in one line, if the file cannot be loaded, or its network computes something else.
+        InputError: in one line, if the network is no such function, the file cannot be loaded, or its network computes
+            something else.
     """
-    images = tf.constant(np.random.default_rng(0).random((_ROWS, *image_shape), np.float32))
+    precision = own_precision(model.classifier)
     try:
-        loaded = load(path)
-        before, after = (np.asarray(tf.cast(one.inference(images), tf.float32)) for one in (model, loaded))
+        before = probing.probe(model.inference, image_shape, precision)
+    except ValueError as error:
+        raise InputError(f"The network cannot be certified: {error}") from error
+    try:
+        after = probing.probe(load(path).inference, image_shape, precision)
     except Exception as error:  # whatever Keras raises, or someone's code
         raise InputError(
             "The model could not be loaded from its file: register your own layers, functions and models by "
             "keras.saving.register_keras_serializable, let get_config return the arguments of __init__, which takes "
             f"**kwargs too, and replace a Lambda by a layer. Received: {type(error).__name__}: {_cause(error)}"
         ) from error
-    if not probing.are_level(before, after, own_precision(model.classifier)):
+    if not probing.are_level(before, after, precision):
         raise InputError(
             "The model's file brings back another network: a layer's get_config must return all arguments of its "
             "__init__, and what add_weight did not make is not saved. The largest difference of its outputs is "

@@ -307,6 +307,12 @@ def make(shape, classes):
             "replace a Lambda by a layer. Received: ValueError: a `Lambda` layer whose `function` is a Python lambda",
         ),
         (
+            "import keras\ndef make(shape, classes):\n    images = keras.Input(shape)\n    x = keras.layers.Flatten()"
+            "(images)\n    x = keras.layers.Dropout(0.5)(x, training=True)\n    return keras.Model(images, "
+            "keras.layers.Dense(classes)(x))\n",
+            "The network cannot be certified: The classifier returns different outputs for the same images, as dropout",
+        ),
+        (
             LAYER.format(register=""),
             "register your own layers, functions and models by keras.saving.register_keras_ser",
         ),
