@@ -56,7 +56,10 @@ def test_what_is_for_an_engine_is_refused_without_one(capsys):
     ("flags", "line"),
     [
         (["--runner=DaskRunner"], "DaskRunner reports jobs as done but loses results"),
-        (["--runner=apache_beam.runners.dask.dask_runner.DaskRunner"], "DaskRunner reports that a job is done"),
+        (
+            ["--runner=apache_beam.runners.dask.dask_runner.DaskRunner"],
+            "DaskRunner reports jobs as done but loses results",
+        ),
         (["--runner=FlinkRuner"], "Beam has no runner FlinkRuner. Did you mean FlinkRunner"),
         (["--runner=nowhere.MyRunner"], "The runner nowhere.MyRunner cannot be loaded"),
         (
