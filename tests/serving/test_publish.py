@@ -572,7 +572,7 @@ def test_a_rollback_passes_over_the_same_model_that_was_forced(push, saved_model
     publish(saved_model, base, force=True, check=None)
     publish(saved_model, base, blessing=blessing, check=None)
     assert content_fingerprint(base / "2") != content_fingerprint(base / "3")
-    with pytest.raises(ValueError, match="is version 2 already"):
+    with pytest.raises(ValueError, match="is already the same as version 2"):
         rollback(base, 2, check=None)
     assert content(rollback(base, check=None)) == "a"
 
@@ -583,7 +583,7 @@ def test_a_rollback_to_nothing_is_told_in_one_line(push, base):
             rollback(base, to, check=None)
     push("a")
     push("b")
-    for to, message in ((3, "There are: 1, 2"), (2, "is version 2 already"), (-1, "There are: 1, 2")):
+    for to, message in ((3, "There are: 1, 2"), (2, "is already the same as version 2"), (-1, "There are: 1, 2")):
         with pytest.raises(ValueError, match=message) as error:
             rollback(base, to, check=None)
         one_line(error)
