@@ -29,7 +29,7 @@ def train(execution):
     _check_crops(settings["crop_padding"], examples.image_shape)
     steps, method = math.ceil(len(ids) / settings["batch_size"]), methods.find(settings["method"])
     model = models.build(method.model, settings, examples.image_shape, examples.num_classes, steps)
-    _check_comes_back(execution, model, examples)  # now, and not only when training is paid for
+    _check_untrained(execution, model, examples)  # now, and not only when training is paid for
 
     record = backups.Record(steps)
     backup = backups.Backup(execution.scratch / BACKUP, record)
@@ -60,7 +60,8 @@ def train(execution):
         if record.epoch < settings["epochs"]:
             fit(settings["epochs"])
     _save(model, output / "model.keras")
-    _check_comes_back(execution, model, examples)
+    if _is_ones_own(settings):
+        models.check_comes_back(model, output / "model.keras", examples.image_shape)
 
 
 def cheaper(settings):
@@ -107,9 +108,13 @@ def _save(model, path):
         model.save(path)
 
 
-def _check_comes_back(execution, model, examples):
-    """Checks that the model can be certified from its file, if its method or its network is anyone's own."""
-    if not code.modules(execution.parameters["method"], execution.parameters["network"]):
+def _is_ones_own(settings):
+    return bool(code.modules(settings["method"], settings["network"]))
+
+
+def _check_untrained(execution, model, examples):
+    """Checks that the model could be certified from its file, if its method or its network is anyone's own."""
+    if not _is_ones_own(execution.parameters):
         return
     path = execution.scratch / "compared.keras"
     with writing(path, "nothing is lost"):
