@@ -92,9 +92,9 @@ class Bound:
         found = np.asarray(
             self.function(*(of_all[drawn] for of_all in (*values, n)), alpha, *(of_all[drawn] for of_all in uniforms))
         )
-        if found.shape != (drawn.sum(),) or found.dtype != np.float64:  # fewer digits may be rounded up
+        if found.shape != n[drawn].shape or found.dtype != np.float64:  # fewer digits may be rounded up
             raise ValueError(
-                f"The bound {self.name} must return one float64 for each n, {(int(drawn.sum()),)}. Received: "
+                f"The bound {self.name} must return one float64 for each n, {n[drawn].shape}. Received: "
                 f"{found.dtype} {found.shape}"
             )
         # No number of samples shows that a probability is 1; above 1, and for NaN, there is no radius.
