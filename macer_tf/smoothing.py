@@ -141,6 +141,12 @@ class SmoothedClassifier:
             self._probe(shape[1:])
             self._graph.check_unchanged()
 
+    def __reduce__(self):
+        raise TypeError(
+            "A SmoothedClassifier cannot be copied or pickled. Save its classifier, load it where it is needed, and "
+            "make a SmoothedClassifier of it with the same settings."
+        )
+
     # Read-only: a traced graph holds them, and a radius at another sigma than the noise's is a false certificate.
     @property
     def classifier(self) -> keras.Model:

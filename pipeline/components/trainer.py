@@ -81,7 +81,7 @@ def chosen(labels, settings):
     Labelled images come as often as unlabelled ones, in as many copies as that takes.
 
     Raises:
-        InputError: if more are asked for than there are.
+        InputError: if more are asked for than there are, or none is left without a label.
     """
     _check_count("train_examples", settings, len(labels), "training images")
     ids = examples_lib.evenly_spaced(len(labels), settings["train_examples"])
@@ -90,8 +90,13 @@ def chosen(labels, settings):
         return ids, labels[ids]
     places = examples_lib.stratified(labels[ids], settings["labels"], settings["seed"])
     labelled, hidden = ids[places], np.delete(ids, places)
-    if not settings.get("unlabelled") or not len(hidden):
+    if not settings.get("unlabelled"):
         return labelled, labels[labelled]
+    if not len(hidden):
+        raise InputError(
+            f"With unlabelled, labels must be below the number of images to train on, {len(ids):,}. Received: labels="
+            f"{settings['labels']}"
+        )
     copies = np.tile(labelled, math.ceil(len(hidden) / len(labelled)))
     return np.concatenate([hidden, copies]), np.concatenate([np.full(len(hidden), -1), labels[copies]])
 

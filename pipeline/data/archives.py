@@ -125,7 +125,10 @@ def _labels(path, name, archive, member, num_images):
     if labels.dtype.kind == "f" and not (np.isfinite(labels) & (labels == np.floor(labels))).all():
         refuse("numbers that are not whole")
     if labels.min() < 0:
-        raise InputError(f"{path}: {name} must be 0 or above. Received: {labels.min()}")
+        raise InputError(
+            f"{path}: {name} must be 0 or above. Leave out images without a label, or leave out {name} if none has "
+            f"one. Received: {labels.min()}"
+        )
     if labels.max() > _LARGEST_LABEL:
         raise InputError(f"{path}: {name} must be at most {_LARGEST_LABEL}. Received: {labels.max()}")
     return labels.astype(np.int64), num_classes

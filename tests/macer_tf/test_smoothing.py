@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 import threading
 
 import keras
@@ -366,6 +368,12 @@ def test_what_the_traced_graph_holds_cannot_be_changed_behind_it(linear, name):
     smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA)
     with pytest.raises(AttributeError, match="no setter"):
         setattr(smoothed, name, 1)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_copy_is_refused_in_one_line(linear, duplicate):
+    with pytest.raises(TypeError, match=r"^A SmoothedClassifier cannot be copied or pickled\. Save its classifier, "):
+        duplicate(SmoothedClassifier(linear_classifier(*linear), 0.25))
 
 
 def test_predict(linear):

@@ -717,7 +717,11 @@ def test_an_image_that_is_no_image_is_an_error_of_its_own(archive, value, said):
             {"images": np.zeros((2, *SHAPE)), "labels": np.array([0, 2**63], np.uint64)},
             "labels must be at most 2147483647",
         ),
-        ({"images": np.zeros((2, *SHAPE)), "labels": np.array([0, -1])}, "labels must be 0 or above. Received: -1"),
+        (
+            {"images": np.zeros((2, *SHAPE)), "labels": np.array([0, -1])},
+            "labels must be 0 or above. Leave out images without a label, or leave out labels if none has one. "
+            "Received: -1",
+        ),
         ({"images": np.array([None])}, "cannot be read as an .npz file of plain arrays"),
     ],
 )

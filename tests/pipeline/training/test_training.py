@@ -440,6 +440,11 @@ def test_images_without_a_label_are_trained_on_only_where_it_is_asked_for(train,
     with pytest.raises(KeyboardInterrupt):
         train(name, 4, **semi)
     assert_equal_states(state(train(name)), whole)
+    with pytest.raises(InputError) as refused:
+        train("all", **{**semi, "labels": 70})
+    assert str(refused.value) == (
+        "With unlabelled, labels must be below the number of images to train on, 70. Received: labels=70"
+    )
 
 
 def test_averaging_does_not_change_the_training_itself(train):
