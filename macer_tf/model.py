@@ -12,10 +12,10 @@ import tensorflow as tf
 
 from macer_tf import checks, objective
 from macer_tf.baselines import attacks
-from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
+from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed, registered
 
 
-@keras.saving.register_keras_serializable(package="macer_tf")
+@registered
 class MACERModel(NoisyTrainingModel):
     """Trains `classifier` to maximise the certified l2 radius of its Gaussian-smoothed version.
 
@@ -246,7 +246,3 @@ class MACERModel(NoisyTrainingModel):
         model = super().from_config(others, custom_objects)
         model.consistency_share = share
         return model
-
-
-# In an .h5 file, Keras looks up a model's class by its bare name.
-keras.saving.get_custom_objects()["MACERModel"] = MACERModel
