@@ -132,12 +132,17 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
-def as_array(name: str, values: ArrayLike) -> np.ndarray:
-    """`values` as a plain NumPy array. Raises ValueError if some are masked: NumPy's functions may ignore the mask."""
+def check_unmasked(name: str, values: Any) -> None:
+    """Raises ValueError if some values are masked: NumPy's functions may ignore the mask."""
     if np.ma.is_masked(values):
         raise ValueError(
             f"{name} must not be masked; leave masked ones out. Received: {np.ma.count_masked(values):,} masked"
         )
+
+
+def as_array(name: str, values: ArrayLike) -> np.ndarray:
+    """`values` as a plain NumPy array. Raises ValueError if some are masked."""
+    check_unmasked(name, values)
     return np.asarray(values)
 
 

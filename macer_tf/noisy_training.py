@@ -502,9 +502,8 @@ def _the_only(value):
 
 def _check_arrays(images, labels):
     """Refuses arrays about which Keras would say nothing, or something misleading."""
-    for name, values in (("Pixels", images), ("Labels", labels)):
-        if np.ma.isMA(values):
-            checks.as_array(name, values)
+    checks.check_unmasked("Pixels", images)
+    checks.check_unmasked("Labels", labels)
     if isinstance(images, np.ndarray) and not len(images):
         raise ValueError(f"Expected one or more images. Received: images {images.shape}")
     if isinstance(labels, np.ndarray | list) and (dtype := np.asarray(labels).dtype).kind in "OSUMm":
