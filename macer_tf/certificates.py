@@ -238,6 +238,11 @@ def round_down(p_lower: float | np.ndarray) -> np.ndarray:
     return np.maximum(p_lower - _ROUNDING, 0.0)
 
 
+def is_correct(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether predictions are the labels; never where a label is -1, as in unlabelled data: that is ABSTAIN here."""
+    return (predictions == labels) & (predictions != ABSTAIN)
+
+
 def predict(counts: ArrayLike, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """PREDICT: the most frequent class, or ABSTAIN if the runner-up could be as likely (Cohen et al. 2019).
 
