@@ -127,7 +127,7 @@ def check_depth(depth: int) -> None:
 
 def check_seed(seed: int) -> int:
     """Returns `seed` as an int. Raises ValueError unless it is a whole number in [0, 2**32)."""
-    if not (is_number(seed) and 0 <= seed < 2**32 and seed == int(seed)):
+    if not (_is_count_from_0(seed) and seed < 2**32):
         raise ValueError(f"seed must be a whole number from 0 to 4294967295. Received: seed={seed!r}")
     return int(seed)
 
@@ -175,7 +175,7 @@ def class_indices(labels: ArrayLike) -> np.ndarray:
 
 def check_levels(levels: int) -> None:
     """Raises ValueError unless `levels` is a whole number from 1 to 65535."""
-    if not (is_number(levels) and 1 <= levels < 2**16 and levels == int(levels)):
+    if not (_is_count(levels) and levels < 2**16):
         raise ValueError(
             f"levels, the steps from pixel 0 to 1, must be a whole number from 1 to 65535. Received: levels={levels!r}"
         )
@@ -202,7 +202,7 @@ def levels_of(pixel_max: int) -> int:
     Raises:
         ValueError: unless `pixel_max` is a whole number from 1 to 65535.
     """
-    if not (is_number(pixel_max) and 1 <= pixel_max < 2**16 and pixel_max == int(pixel_max)):
+    if not (_is_count(pixel_max) and pixel_max < 2**16):
         raise ValueError(
             "pixel_max, what a stored pixel is divided by, must be a whole number from 1 to 65535. Received: "
             f"pixel_max={pixel_max!r}"
