@@ -52,7 +52,7 @@ def gaussian(
     return tf.reshape(flat[:, :size], [count, *shape])
 
 
-def uniforms(seed: int, example_ids: Sequence[int]) -> np.ndarray:
+def uniforms(seed: int, example_ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """U of each image, uniform on [0, 1) and independent of its noise, for a randomised bound.
 
     Examples:
