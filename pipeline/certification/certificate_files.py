@@ -40,7 +40,7 @@ def write(path, outcome, plan, sigma, precision):
 
     Args:
         path: directory.
-        outcome: `certification.Outcome`.
+        outcome: `driver.Outcome`.
         plan: the `SamplingPlan`.
         sigma: noise level.
         precision: number type that the classifier computed in.

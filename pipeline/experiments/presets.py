@@ -93,7 +93,7 @@ def find(dataset: str, sigma: float | None = None, method: str = "macer") -> Pre
     """The default preset for a data set, noise level and method.
 
     Args:
-      dataset: a name that pipeline.datasets.load takes. A name without presets gets the preset "default":
+      dataset: a name that `datasets.load` takes. A name without presets gets the preset "default":
         CIFAR-10's settings, without a network, flips or a published row.
       sigma: noise level in [0, 1] pixel units. Default: 0.25. A level without a preset takes the settings of
         the nearest one, and no published row.
@@ -556,7 +556,7 @@ _DEFAULTS = (
     *_presets(
         "consistency", "mnist", **_MNIST, **_LATER_MNIST, batch_size=128, consistency={0.25: 10.0, 0.5: 5.0, 1.0: 5.0}
     ),
-    *_presets("smoothmix", "mnist", note=None, **_MNIST, **_LATER_MNIST, **_SMOOTHMIX_MNIST, batch_size=64),
+    *_presets("smoothmix", "mnist", **_MNIST, **_LATER_MNIST, **_SMOOTHMIX_MNIST, batch_size=64),
     *_presets("catrs", "mnist", note=_CATRS_NOTE, **_MNIST, **_CATRS_MNIST, batch_size=64),
     *_presets(
         "stability", "cifar10", **_CIFAR10, **_LATER_CIFAR10, batch_size=256, stability={0.25: 2.0, 0.5: 2.0, 1.0: 1.0}

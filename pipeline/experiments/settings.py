@@ -1,4 +1,4 @@
-"""The settings of a run: their names, types, meanings and units, and which of them a command line leaves to presets."""
+"""The settings of a run: a command line and a preset -> values, checked together; and values in words and as flags."""
 
 import os
 import shlex

@@ -391,7 +391,6 @@ def _resized(settings):
 
 def _write(directory, settings, num_classes, labels, outcome, opened):
     """Writes logs, failures, metrics and the page beside the certificates. Returns the metrics."""
-    from pipeline.certification import certificate_files
     from pipeline.report import classifier_report
 
     certified = certificate_files.read(directory)
