@@ -44,7 +44,7 @@ def main(arguments=None):
         def work(parsed):
             if parsed.settings["dry_run"]:
                 return _forecast(parsed, said)
-            engine = _engine(parsed.settings)
+            engine = early_checks.checked_engine(parsed.settings)
             with orchestrator.locked(parsed.root):
                 if parsed.sweep:
                     return sweep_lib.run(parsed.sweep, parsed.root, said, parsed.command, engine)
@@ -86,15 +86,6 @@ class _Parsed:
     def command(self):
         """As it was typed."""
         return shlex.join(["python", "-m", "pipeline.run", *map(printable, self.arguments)])
-
-
-def _engine(settings):
-    """The engine that is asked for, or None."""
-    if not settings["beam"]:  # nobody else need wait for Beam
-        return None
-    from pipeline.certification import engine
-
-    return engine.of(settings)
 
 
 def _forecast(parsed, said):
