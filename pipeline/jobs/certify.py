@@ -85,7 +85,6 @@ _GROUPS = {
     ),
 }
 _PROGRAM = "python -m pipeline.certify"
-_CHEAPER = ("n", "max")
 
 
 def main(arguments=None):
@@ -102,7 +101,7 @@ def main(arguments=None):
             if settings["dry_run"]:
                 with tempfile.TemporaryDirectory() as folder:
                     return _in_snapshot(settings, said, Path(folder), None)
-            output, engine = Path(settings["output"]), _engine(settings)
+            output, engine = Path(settings["output"]), early_checks.checked_engine(settings)
             with orchestrator.locked(output, "output"):
                 certificate_files.check_room(output)
                 with working_in(output, "The certification", "what was drawn"):
@@ -120,15 +119,6 @@ def _in_snapshot(settings, said, folder, engine):
 
     with classifiers.snapshot(settings["model"], folder / ".model") as snapshot:
         return _certify(settings, said, snapshot, engine)
-
-
-def _engine(settings):
-    """The engine that is asked for, or None."""
-    if not settings["beam"]:  # nobody else need wait for Beam
-        return None
-    from pipeline.certification import engine
-
-    return engine.of(settings)
 
 
 def _settings(arguments):
@@ -222,8 +212,8 @@ def _certify(settings, said, snapshot, engine):
     what = (output, sampler, loaded, of, ids, num_classes, plan)
     if settings["dry_run"]:
         return _tell(settings, said, driver.forecast_in(*what, labels=labels))
-    how = {"num_workers": settings["num_workers"] or os.cpu_count(), "engine": engine, "cheaper": _cheaper(settings)}
-    outcome = driver.run_in(*what, labels=labels, **how)
+    how = {"num_workers": settings["num_workers"] or os.cpu_count(), "engine": engine}
+    outcome = driver.run_in(*what, labels=labels, cheaper=sampling_plan.cheaper(settings, "max"), **how)
     _check_unchanged(settings, snapshot)
     unfinished = output / "unfinished"
     remove_path(unfinished)
@@ -245,14 +235,9 @@ def _tell(settings, said, forecast):
     """Says what would be drawn. Returns the exit status."""
     with said.result(command=_command(settings), dry_run=forecast.as_json()):
         print(f"  To draw: {forecast}." if forecast.samples else "  Every sample has already been drawn.")
-        console.print_if_long(forecast.seconds or 0, _cheaper(settings))
+        console.print_if_long(forecast.seconds or 0, sampling_plan.cheaper(settings, "max"))
         print("Nothing was certified or written.")
     return 0
-
-
-def _cheaper(settings):
-    is_plain = settings["budget"] == "fixed" and settings["certify"] == sampling_plan.HARD
-    return (*_CHEAPER, *(("budget=adaptive",) if is_plain else ()))
 
 
 def _load(settings, snapshot, plan):
