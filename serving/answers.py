@@ -18,7 +18,6 @@ CERTIFY_OUTPUTS = {
 }
 PREDICT_OUTPUTS = {"predicted_class": np.int64, "p_value": np.float64, "samples": np.int64, "seed": np.int64}
 
-
 # Noise of a hundred times the range of pixels leaves nothing of an image: nobody certifies at a larger sigma.
 _MAX_SIGMA = 100.0
 # float32 radii differ by less than this from the values they were rounded from.
