@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.utils.errors import InputError
 from serving.files import flush
+from serving.terminal import first_line
 
 # By the system's own words, because TensorFlow, Beam and HDF5 raise errors of their own that contain these.
 _REMEDIES = [
@@ -63,7 +64,7 @@ def writing(path, then):
     try:
         yield
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         # If several things are written there, a file may be in the place of one of the folders.
         place = getattr(error, "filename", None) if isinstance(error, _MISPLACED) else None
         told = reason if place is None else f"{place}: {reason}"
