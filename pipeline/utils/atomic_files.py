@@ -44,6 +44,17 @@ def write_bytes(path, content):
     os.replace(beside, path)
 
 
+def write_link(path, target):
+    """Makes a link atomically, also in place of another; leaves a correct one as it is."""
+    if path.is_symlink() and os.readlink(path) == target:
+        return
+    beside = path.with_name(f".{path.name}.writing")
+    remove_path(beside)  # a kill may have left it
+    beside.symlink_to(target)
+    os.replace(beside, path)
+    flush(path.parent)
+
+
 def remedy(reason):
     """What to do, in the imperative, about a write that fails; `reason` is a text that contains the system's words."""
     # Failures in other words, such as NumPy's, are mostly for lack of room.
