@@ -18,8 +18,6 @@ from serving import card
 from serving.fingerprints import digest
 
 _DATASETS = f"{', '.join(SHORT_NAMES)}, or any TFDS image-classification builder"
-# Used where soft certificates are not given another.
-_BETA = 16.0
 
 # Where things are and how many threads work does not change a result.
 _NOT_LISTED = ("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "no_cache")
@@ -64,7 +62,8 @@ def resolve(arguments):
     settings |= {"beam": ()} | {setting.name: setting.default for setting in _UNLISTED} | preset.settings | given
     beam_options.check_engine(settings, given)
     settings["lr_drop_epochs"] = list(settings["lr_drop_epochs"] or ()) or None
-    settings["soft_betas"] = settings["soft_betas"] or [settings.get("beta", _BETA)]
+    betas = [settings["beta"]] if "beta" in settings else sampling_plan.SOFT_BETAS.default
+    settings["soft_betas"] = settings["soft_betas"] or betas
     settings["num_workers"] = settings["num_workers"] or os.cpu_count()
     settings["push_dir"] = settings["push_dir"] or _push_dir(settings)
     _check(settings, method)
