@@ -80,10 +80,7 @@ _RULES = {
         "teacher_samples, the noisy copies that the teacher sees, must be a whole number from 1.",
     ),
     "consistency_share": (_is_share, "consistency_share must be from 0 to 1."),
-    "noise_steps": (
-        _is_count_from_0,
-        "noise_steps, gradient steps on the noise, must be a whole number from 0.",
-    ),
+    "noise_steps": (_is_count_from_0, "noise_steps, gradient steps on the noise, must be a whole number from 0."),
     "noise_radius": (_is_above_0, "noise_radius, how far the noise may move, in [0, 1] pixel units, must be above 0."),
     "gamma": (
         lambda value: is_number(value) and 0 < value <= MAX_GAMMA,

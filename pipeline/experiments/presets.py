@@ -462,13 +462,7 @@ _MACER_IMAGENET = {
 # Where the authors trained Gaussian models themselves (section 5.1), everything but the robustness term is as MACER's.
 # Table 3: 150 epochs. Batch size, learning rate and l2: Cohen et al.'s code and commands, which drop the rate after
 # each third of the epochs (90 in theirs).
-_COHEN_CIFAR10 = {
-    "epochs": 150,
-    "batch_size": 400,
-    "learning_rate": 0.1,
-    "lr_drop_epochs": (50, 100),
-    "l2": 1e-4,
-}
+_COHEN_CIFAR10 = {"epochs": 150, "batch_size": 400, "learning_rate": 0.1, "lr_drop_epochs": (50, 100), "l2": 1e-4}
 # Table 3: 90 epochs. The rest: as above.
 _COHEN_IMAGENET = {"epochs": 90, "batch_size": 400, "lr_drop_epochs": (30, 60)}
 
@@ -618,10 +612,7 @@ _VARIANTS = (
     # Appendix C.3: everything but epochs and drops is as in Table 4.
     *(
         find("cifar10", sigma).but(
-            name=f"macer-cifar10-{sigma:.2f}-150",
-            epochs=150,
-            lr_drop_epochs=(60, 120),
-            paper=_ROWS_150[sigma],
+            name=f"macer-cifar10-{sigma:.2f}-150", epochs=150, lr_drop_epochs=(60, 120), paper=_ROWS_150[sigma]
         )
         for sigma in (0.25, 0.5)
     ),

@@ -256,13 +256,7 @@ def _load(settings, snapshot, plan):
     classes = class_numbers.read(settings["classes"]) if settings["classes"] else None
     source = _source(settings, classifiers.base(model).input_shape[1:], classes)
     sampler = workers.Sampler(
-        str(snapshot.path),
-        source,
-        settings["sigma"],
-        settings["seed"],
-        plan.betas,
-        loading,
-        settings["levels"],
+        str(snapshot.path), source, settings["sigma"], settings["seed"], plan.betas, loading, settings["levels"]
     )
     return sampler, sampler.load(model)
 
@@ -360,10 +354,7 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
     console.print_listing(listing, sampling_plan.notes_on(settings["sigma"]))
     if plan.radii is None:
         largest = certificates_lib.max_radius(settings["sigma"], plan.n, plan.alpha, plan.kinds[0][1])
-        print(
-            f"  The largest radius that n samples can certify is {words.at_least(largest, 3)}.",
-            flush=True,
-        )
+        print(f"  The largest radius that n samples can certify is {words.at_least(largest, 3)}.", flush=True)
 
 
 def _resized(settings):

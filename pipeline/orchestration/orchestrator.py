@@ -23,13 +23,7 @@ from pipeline.utils import code
 from pipeline.utils.atomic_files import finish_directory, remedy, remove_path, working_in, write_text
 from pipeline.utils.errors import InputError
 from serving.files import read_json
-from serving.fingerprints import (
-    differences,
-    file_digests,
-    fingerprint,
-    sealed,
-    unsealed,
-)
+from serving.fingerprints import differences, file_digests, fingerprint, sealed, unsealed
 from serving.terminal import printable
 
 _RECORD = "execution.json"

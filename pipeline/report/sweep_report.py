@@ -134,10 +134,7 @@ def _title(comparison):
     setting, members = comparison["setting"], comparison["members"]
     fixed = [
         words
-        for name, words in (
-            ("dataset", f"{members[0]['dataset']}"),
-            ("sigma", f"sigma = {members[0]['sigma']:g}"),
-        )
+        for name, words in (("dataset", f"{members[0]['dataset']}"), ("sigma", f"sigma = {members[0]['sigma']:g}"))
         if setting != name and len({member[name] for member in members}) == 1
     ]
     return f"Sweep of {setting}" + (f": {', '.join(fixed)}" if fixed else "")
