@@ -225,18 +225,10 @@ class MACERModel(NoisyTrainingModel):
 
     def get_config(self) -> dict[str, Any]:
         names = (
-            "lam",
-            "gamma",
-            "beta",
-            "average_cross_entropy",
-            "consistency",
-            "entropy",
-            "noise_steps",
-            "noise_radius",
-            "noise_for_all",
+            *("lam", "gamma", "beta", "average_cross_entropy", "consistency", "entropy"),
+            *("noise_steps", "noise_radius", "noise_for_all", "consistency_share"),
         )
-        share = {"consistency_share": self.consistency_share}
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}, **share}
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "MACERModel":

@@ -103,6 +103,5 @@ class SmoothAdvModel(NoisyTrainingModel):
         )
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(), "epsilon": self.epsilon, "attack": self.attack, "attack_steps": self.attack_steps
-        }  # fmt: skip
+        names = ("epsilon", "attack", "attack_steps")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
