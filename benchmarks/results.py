@@ -583,19 +583,8 @@ def mnist_tables(measured):
             reference = gaussians.get(seed)
             to_gaussian = difference(one, reference) if reference and one is not reference else ""
             method = one.cell.name.split("-")[0]
-            rows.append(
-                [
-                    *(
-                        f"{method}, seed {seed}",
-                        *accuracies(one, radii),
-                        acr(one),
-                        to_gaussian,
-                        bands(one),
-                        minutes(one),
-                    ),
-                    f"{one.metrics['num_images']:,}",
-                ]
-            )
+            told = (acr(one), to_gaussian, bands(one), minutes(one), f"{one.metrics['num_images']:,}")
+            rows.append([f"{method}, seed {seed}", *accuracies(one, radii), *told])
         header = ["", *(f"{radius:g}" for radius in radii), "ACR", "to Gaussian", "p_A", "training", "images"]
         parts.append(f"sigma = {sigma:g}:\n\n{markdown(header, rows)}")
         name = f"mnist-{sigma:.2f}.svg"
