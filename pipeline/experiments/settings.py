@@ -239,7 +239,7 @@ def written(settings):
     without = {*idle(settings), *_NOT_WRITTEN, *({"push_dir"} if settings["push_dir"] == _push_dir(settings) else ())}
     every = (setting for group in groups(methods.find(settings["method"])).values() for setting in group)
     texts = {
-        setting.name: setting.kind.none if settings[setting.name] is None else in_words(setting, settings[setting.name])
+        setting.name: command_line.as_given(setting, settings[setting.name])
         for setting in every
         if setting.name not in without
     }

@@ -421,7 +421,7 @@ def _written(settings):
     """Name -> text of the settings, as in a settings file: all that can change a result."""
     idle = _idle(settings)
     texts = {
-        one.name: one.kind.none if settings[one.name] is None else command_line.in_words(one, settings[one.name])
+        one.name: command_line.as_given(one, settings[one.name])
         for title, group in _GROUPS.items()
         for one in group
         if title != "Run" and one.name not in idle
