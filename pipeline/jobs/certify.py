@@ -3,6 +3,7 @@
 This runs on Beam, as the whole job does. Repeating the command draws no sample again; after a kill, it resumes.
 """
 
+import contextlib
 import csv
 import io
 import os
@@ -194,11 +195,9 @@ def _certify(settings, said, snapshot, engine):
 
     output = Path(settings["output"])
     plan, module = _plan(settings), settings["custom_objects"]
-    before = code_lib.contents(module) if module else {}
-    sampler, loaded = _load(settings, snapshot, plan)
-    code = _code(settings)
-    if not code_lib.are_contents(before):
-        raise InputError(f"{settings['custom_objects']} was changed while it was imported; run the same command again.")
+    with code_lib.unchanged(module) if module else contextlib.nullcontext():
+        sampler, loaded = _load(settings, snapshot, plan)
+        code = _code(settings)
     classifier, opened = loaded.smoothed.classifier, loaded.images
     ids = sources.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]

@@ -378,10 +378,8 @@ def _read(component, parameters):
 
 def _import(modules):
     for module in modules:
-        before = code.contents(module)
-        code.import_module(module)
-        if not code.are_contents(before):
-            raise InputError(f"{module} was changed while it was imported; run the same command again.")
+        with code.unchanged(module):
+            code.import_module(module)
 
 
 def _check_links(directory):
