@@ -112,7 +112,7 @@ def check_outputs(outputs: tf.Tensor) -> None:
     if outputs.shape.rank != 2 or outputs.shape[-1] is None or outputs.shape[-1] < 2:
         # With a single output, the largest is always class 0, and everything would be certified.
         raise ValueError(
-            f"The classifier must return [batch, classes] for two classes or more. "
+            "The classifier must return [batch, classes] for two classes or more. "
             f"Received: output shape {outputs.shape}"
         )
 
