@@ -3,7 +3,7 @@
 import math
 import numbers
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ def check(**hyperparameters: Any) -> None:
             raise ValueError(f"{line} Received: {name}={value!r}")
 
 
-def check_network(name: str, accepted: Iterable[str] = NETWORKS) -> tuple[str, tuple[int, ...]]:
+def check_network(name: str, accepted: Collection[str] = NETWORKS) -> tuple[str, tuple[int, ...]]:
     """The entry of `accepted` that a network's name matches, and the whole numbers in place of <depth> or the like.
 
     Raises:

@@ -24,7 +24,7 @@ def gaussian(
     shape: Sequence[int | tf.Tensor],
     seed: int | tf.Tensor,
     example_id: int | tf.Tensor,
-    stream: int,
+    stream: int | tf.Tensor,
     start: int | tf.Tensor,
     count: int | tf.Tensor,
 ) -> tf.Tensor:

@@ -38,7 +38,7 @@ class SoftMoments:
         """No samples yet."""
         return cls(*np.zeros((3, num_images, num_classes), np.int64))
 
-    def mean(self, n: np.ndarray) -> np.ndarray:
+    def mean(self, n: ArrayLike) -> np.ndarray:
         """float64 [images, classes]: mean score in [0, 1] of n estimation samples [images]; 0 where n is 0."""
         return self.sums / (np.maximum(n, 1)[:, None] * float(UNITS))
 
