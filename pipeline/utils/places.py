@@ -165,13 +165,17 @@ def local(place, fingerprint, is_checked=True):
     """
     path = _copied(place, fingerprint) if is_url(place) else Path(place)
     try:
-        if is_checked and fingerprint_of(path) != fingerprint:
-            raise InputError(f"{place} is not what it was when the certification began; run the same command again.")
+        path.stat()
+        if is_checked:
+            _check_unchanged(place, path, fingerprint)
     except OSError as error:
         raise InputError(f"{place} cannot be read on {os.uname().nodename} ({error.strerror}).") from None
-    if not path.exists():
-        raise InputError(f"{place} cannot be read on {os.uname().nodename} (No such file or directory).")
     return path
+
+
+def _check_unchanged(place, path, fingerprint):
+    if fingerprint_of(path) != fingerprint:
+        raise InputError(f"{place} is not what it was when the certification began; run the same command again.")
 
 
 def _cache():
@@ -184,9 +188,7 @@ def _copied(url, fingerprint):
     if not copy.exists():
         unfinished = cache / f"{fingerprint}-{uuid.uuid4().hex}"
         try:
-            downloaded = download(url, unfinished)
-            if fingerprint_of(downloaded) != fingerprint:
-                raise InputError(f"{url} is not what it was when the certification began; run the same command again.")
+            _check_unchanged(url, download(url, unfinished), fingerprint)
             unfinished.rename(cache / fingerprint)
         except OSError:
             if not copy.exists():  # or another process was first
