@@ -140,9 +140,7 @@ def our_sampling(arguments, precision):
 
     shape, classes, *_ = NETWORKS[arguments.network]
     classifier = networks.build(arguments.network, shape, classes)
-    smoothed = SmoothedClassifier(
-        classifier, SIGMA, seed=0, microbatch=arguments.microbatch, precision=precision
-    )  # fmt: skip
+    smoothed = SmoothedClassifier(classifier, SIGMA, seed=0, microbatch=arguments.microbatch, precision=precision)
     image = np.random.default_rng(0).integers(0, 256, shape) / np.float32(255)
 
     def run():
