@@ -94,9 +94,7 @@ def pipeline(folder, network, num_images, n, threads):
     def step():
         with tempfile.TemporaryDirectory(dir=folder) as output, contextlib.redirect_stdout(io.StringIO()):
             store = VoteStore(Path(output) / "votes", {}, plan.first_look, 10)
-            outcome = driver.run(
-                sampler(folder, network), range(num_images), 10, plan, store, num_workers=threads
-            )  # fmt: skip
+            outcome = driver.run(sampler(folder, network), range(num_images), 10, plan, store, num_workers=threads)
             certificate_files.write(output, outcome, plan, SIGMA, "float32")
 
     return step

@@ -38,6 +38,7 @@ FIGURE_CAPS = (1000, 10_000, 100_000)
 FIGURE_N = (1000, 3000, 10_000, 30_000, 100_000)
 FIGURE_TOLERANCES = (0.1, 0.05, 0.02, 0.01)
 BLUE = "#0072B2"
+MARKER_POINTS = 5.5
 # Places of a label beside its point, in points; the first free one is taken. Our line starts from the end of the list.
 LABEL_PLACES = (
     ((6, -4), "left", "top"),
@@ -245,7 +246,7 @@ def drawn_figure(panels):
     )
     for axes, lines in zip((left, right), panels, strict=True):
         for line, style in zip(lines, styles, strict=True):
-            axes.plot(line.samples, line.values, markersize=5.5, label=line.name, **style)
+            axes.plot(line.samples, line.values, markersize=MARKER_POINTS, label=line.name, **style)
         axes.margins(0.16, 0.16)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(PercentFormatter(1, None))
@@ -294,7 +295,7 @@ def _pixels_of(axes, line):
     places = axes.transData.transform(np.column_stack([line.samples, line.values]))
     along = np.linspace(0, len(places) - 1, 100 * len(places))
     between = [np.interp(along, np.arange(len(places)), column) for column in places.T]
-    half = 5.5 / 2 / 72 * axes.figure.dpi
+    half = MARKER_POINTS / 2 / 72 * axes.figure.dpi
     corners = np.array([(x, y) for x in (-half, 0, half) for y in (-half, 0, half)])
     return np.concatenate([np.column_stack(between), (places[:, None] + corners).reshape(-1, 2)])
 

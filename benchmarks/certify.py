@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.interleaved import has_reference
+from benchmarks.interleaved import MATRIX_FLOPS, has_reference, matrix_product
 
 # network: image shape, classes, multiply-adds of one forward pass, samples in a round
 NETWORKS = {
@@ -28,7 +28,6 @@ NETWORKS = {
     "resnet50": ((224, 224, 3), 1000, 4_089_000_000, 128),  # the authors have none
 }
 SIGMA = 0.25
-MATRIX_SIDE = 2048
 # Share of the requested cores that the matrix product at the end of a round must get.
 LOWEST_SHARE = 0.9
 
@@ -59,7 +58,9 @@ def main(arguments=None):
     for precision in ("float32", "bfloat16"):
         contestants[f"ours, {precision}"] = our_sampling(arguments, precision)
         contestants[f"float noise, {precision}"] = float_noise_sampling(arguments, precision)
-    contestants["matrix product"] = matrix_product()
+    product = matrix_product("float32")
+    product()
+    contestants["matrix product"] = product, 1
     rounds = []
     for _ in range(arguments.rounds):
         seconds = {}
@@ -81,7 +82,7 @@ def report(arguments, rounds):
     multiply_adds = NETWORKS[arguments.network][2]
     *names, matrix = rounds[0]
     references = [name for name in names if name.startswith("authors")]
-    peak = statistics.median(2 * MATRIX_SIDE**3 / seconds[matrix] for seconds in rounds)
+    peak = statistics.median(MATRIX_FLOPS / seconds[matrix] for seconds in rounds)
     print(
         f"{arguments.network}, {arguments.samples} samples, {arguments.threads} threads; medians of "
         f"{len(rounds)} rounds ({arguments.rounds - len(rounds)} dropped); float32 matrix peak {peak / 1e9:.0f} GFLOP/s"
@@ -139,9 +140,7 @@ def our_sampling(arguments, precision):
 
     shape, classes, *_ = NETWORKS[arguments.network]
     classifier = networks.build(arguments.network, shape, classes)
-    smoothed = SmoothedClassifier(
-        classifier, SIGMA, seed=0, microbatch=arguments.microbatch, precision=precision
-    )  # fmt: skip
+    smoothed = SmoothedClassifier(classifier, SIGMA, seed=0, microbatch=arguments.microbatch, precision=precision)
     image = np.random.default_rng(0).integers(0, 256, shape) / np.float32(255)
 
     def run():
@@ -185,20 +184,6 @@ def float_noise_sampling(arguments, precision):
 
     run()
     return run, arguments.samples
-
-
-def matrix_product():
-    """One float32 matrix product, which gives the machine's peak, and 1."""
-    import tensorflow as tf
-
-    matrix = tf.random.normal([MATRIX_SIDE, MATRIX_SIDE])
-    product = tf.function(lambda: tf.reduce_sum(tf.matmul(matrix, matrix)))
-
-    def run():
-        product().numpy()
-
-    run()
-    return run, 1
 
 
 if __name__ == "__main__":

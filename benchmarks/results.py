@@ -21,9 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from macer_tf.evaluation import mean_and_standard_error
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 KEPT = REPOSITORY / "docs" / "results"
 PAGE = REPOSITORY / "docs" / "results.md"
 SIGMAS = (0.25, 0.5, 1.0)
@@ -517,7 +519,7 @@ def figure_of_methods(measured):
     axes.grid(color=FAINT, linewidth=0.8)
     spent = [one.metrics["training_core_seconds"] / 60 for one in measured]
     for one, minutes_of_cores in zip(measured, spent, strict=True):
-        _, error = mean_and_error(paired(one, measured[0]))
+        _, error = mean_and_standard_error(paired(one, measured[0]))
         at = minutes_of_cores, one.radii.mean()
         axes.errorbar(*at, yerr=error, fmt="o", color=INK, ecolor=GREY, capsize=3)
         # Labels of neighbours are kept apart: in the left half, they go to the left.
@@ -581,19 +583,8 @@ def mnist_tables(measured):
             reference = gaussians.get(seed)
             to_gaussian = difference(one, reference) if reference and one is not reference else ""
             method = one.cell.name.split("-")[0]
-            rows.append(
-                [
-                    *(
-                        f"{method}, seed {seed}",
-                        *accuracies(one, radii),
-                        acr(one),
-                        to_gaussian,
-                        bands(one),
-                        minutes(one),
-                    ),
-                    f"{one.metrics['num_images']:,}",
-                ]
-            )
+            told = (acr(one), to_gaussian, bands(one), minutes(one), f"{one.metrics['num_images']:,}")
+            rows.append([f"{method}, seed {seed}", *accuracies(one, radii), *told])
         header = ["", *(f"{radius:g}" for radius in radii), "ACR", "to Gaussian", "p_A", "training", "images"]
         parts.append(f"sigma = {sigma:g}:\n\n{markdown(header, rows)}")
         name = f"mnist-{sigma:.2f}.svg"
@@ -618,23 +609,18 @@ def accuracies(one, radii):
 
 def acr(one):
     """ACR with its standard error over images."""
-    return "{:.3f} ± {:.3f}".format(*mean_and_error(one.radii))
+    return "{:.3f} ± {:.3f}".format(*mean_and_standard_error(one.radii))
 
 
 def difference(one, other):
     """Difference of ACRs, with the paired standard error."""
-    return "" if one is other else "{:+.3f} ± {:.3f}".format(*mean_and_error(paired(one, other)))
+    return "" if one is other else "{:+.3f} ± {:.3f}".format(*mean_and_standard_error(paired(one, other)))
 
 
 def paired(one, other):
     """Each image's difference of radii, for the images that both have."""
     _, here, there = np.intersect1d(one.ids, other.ids, return_indices=True)
     return one.radii[here] - other.radii[there]
-
-
-def mean_and_error(values):
-    """Mean and standard error."""
-    return values.mean(), values.std(ddof=1) / len(values) ** 0.5
 
 
 def bands(one):

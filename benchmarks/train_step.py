@@ -19,14 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.interleaved import (
-    MATRIX_FLOPS,
-    Rounds,
-    constant_batches,
-    has_reference,
-    matrix_product,
-    training_step,
-)
+from benchmarks.interleaved import MATRIX_FLOPS, Rounds, constant_batches, has_reference, matrix_product, training_step
 
 # network: the usual batch, image shape
 NETWORKS = {"lenet": (64, (28, 28, 1)), "cifar_resnet110": (4, (32, 32, 3))}

@@ -95,7 +95,7 @@ _HOMES = {
 _SAVED = (
     "macer_tf.model",
     "macer_tf.semi_supervised",
-    *(home for home in map("macer_tf.{}".format, _HOMES.values()) if ".baselines." in home),
+    *(f"macer_tf.{home}" for home in _HOMES.values() if home.startswith("baselines.")),
 )
 
 

@@ -38,6 +38,9 @@ class _Budget:
 
     n: int
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "n", _checked(self.n))
+
     def more(self, votes: Votes, sigma: float, alpha: float, labels: ArrayLike | None = None) -> np.ndarray:
         """How many more estimation samples to draw for each image; 0 where it is decided.
 
@@ -92,9 +95,6 @@ class FixedBudget(_Budget):
 
     n: int
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "n", _checked(self.n))
-
     def certify(
         self, votes: Votes, sigma: float, alpha: float, bound: str = bounds.DEFAULT, beta: float | None = None
     ) -> Certificates:
@@ -146,7 +146,7 @@ class RadiusBudget(_Budget):
     n: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "n", _checked(self.n))
+        super().__post_init__()
         if not self.radii or not all(is_number(radius) and 0 <= radius < np.inf for radius in self.radii):
             raise ValueError(
                 f"radius must be a finite number from 0, or a tuple of such numbers. Received: radius={self.radius!r}"
@@ -225,7 +225,7 @@ class ToleranceBudget(_Budget):
     n: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "n", _checked(self.n))
+        super().__post_init__()
         if not (is_number(self.tolerance) and 0 < self.tolerance < 1):
             raise ValueError(f"tolerance must be above 0 and below 1. Received: tolerance={self.tolerance!r}")
 

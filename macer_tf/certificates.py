@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from macer_tf import bounds
-from macer_tf.checks import as_array, is_number
+from macer_tf.checks import as_array, check_unmasked, is_number
 from macer_tf.confidence import SAMPLES_OFF, check_alpha
 from macer_tf.votes import Votes, check_counts, check_votes, images_in_words, numbers_in_words
 
@@ -77,7 +77,8 @@ class Certificates:
         return len(self.predictions)
 
     def __getitem__(self, images: int | slice | Sequence[int] | np.ndarray) -> Certificates:
-        places = np.atleast_1d(np.arange(len(self))[as_array("The index", images) if np.ma.isMA(images) else images])
+        check_unmasked("The index", images)
+        places = np.atleast_1d(np.arange(len(self))[images])
         if places.ndim > 1:
             raise IndexError(
                 f"An index must be one number, a slice, or one row of numbers or bools. Received: {images}"
@@ -235,6 +236,11 @@ def radius(p_lower: float | np.ndarray, sigma: float) -> np.ndarray:
 def round_down(p_lower: float | np.ndarray) -> np.ndarray:
     """Lowers a computed lower bound on a probability, float64, by more than the error of computing it."""
     return np.maximum(p_lower - _ROUNDING, 0.0)
+
+
+def is_correct(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether predictions are the labels; never where a label is -1, as in unlabelled data: that is ABSTAIN here."""
+    return (predictions == labels) & (predictions != ABSTAIN)
 
 
 def predict(counts: ArrayLike, alpha: float) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from macer_tf import files
-from macer_tf.certificates import ABSTAIN, Certificates
+from macer_tf.certificates import ABSTAIN, Certificates, is_correct
 from macer_tf.checks import as_array, class_indices
 
 HEADER = ("idx", "label", "predict", "radius", "correct", "time")
@@ -66,7 +66,7 @@ class CertificationLog:
     @property
     def correct(self) -> np.ndarray:
         """bool [images]: whether the prediction is the label and not ABSTAIN."""
-        return _is_correct(self.labels, self.predictions)
+        return is_correct(self.predictions, self.labels)
 
 
 def write(
@@ -118,7 +118,7 @@ def write(
         "label": labels,
         "predict": [int(prediction) for prediction in predictions],
         "radius": [repr(float(radius)) for radius in radii],
-        "correct": [int(_is_correct(*pair)) for pair in zip(labels, predictions, strict=True)],
+        "correct": [int(is_correct(*pair)) for pair in zip(predictions, labels, strict=True)],
     }
     if isinstance(certificates, CertificationLog) and not np.isnan(certificates.seconds).all():
         columns["time"] = [repr(float(seconds)) for seconds in certificates.seconds]
@@ -315,13 +315,13 @@ def _row(where, fields, columns, width):
             f"{where}: idx must be 0 or above, and predict a class from 0, or -1 to abstain. Received: "
             f"idx {index}, predict {prediction}"
         )
-    is_correct = _is_correct(label, prediction)
-    if correct != is_correct:
+    is_right = is_correct(prediction, label)
+    if correct != is_right:
         raise ValueError(
-            f"{where}: correct must be {int(is_correct)} for label {label} and prediction {prediction}. "
+            f"{where}: correct must be {int(is_right)} for label {label} and prediction {prediction}. "
             f"Received: {correct}"
         )
-    if is_correct and not 0 <= radius <= _LARGEST_RADIUS:
+    if is_right and not 0 <= radius <= _LARGEST_RADIUS:
         raise ValueError(
             f"{where}: the radius of a correct prediction must be finite, from 0 and at most {_LARGEST_RADIUS:g}. "
             f"Received: {radius}"
@@ -342,11 +342,6 @@ def _number(text):
     if "_" in text:  # Python's own notation, and nobody else's
         raise ValueError(f"not a number: {text!r}")
     return float(text)
-
-
-def _is_correct(label, prediction):
-    # Unlabelled data often has the label -1, which is ABSTAIN here.
-    return (prediction == label) & (prediction != ABSTAIN)
 
 
 def _seconds(text):

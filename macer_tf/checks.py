@@ -3,7 +3,7 @@
 import math
 import numbers
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -80,10 +80,7 @@ _RULES = {
         "teacher_samples, the noisy copies that the teacher sees, must be a whole number from 1.",
     ),
     "consistency_share": (_is_share, "consistency_share must be from 0 to 1."),
-    "noise_steps": (
-        _is_count_from_0,
-        "noise_steps, gradient steps on the noise, must be a whole number from 0.",
-    ),
+    "noise_steps": (_is_count_from_0, "noise_steps, gradient steps on the noise, must be a whole number from 0."),
     "noise_radius": (_is_above_0, "noise_radius, how far the noise may move, in [0, 1] pixel units, must be above 0."),
     "gamma": (
         lambda value: is_number(value) and 0 < value <= MAX_GAMMA,
@@ -104,7 +101,7 @@ def check(**hyperparameters: Any) -> None:
             raise ValueError(f"{line} Received: {name}={value!r}")
 
 
-def check_network(name: str, accepted: Iterable[str] = NETWORKS) -> tuple[str, tuple[int, ...]]:
+def check_network(name: str, accepted: Collection[str] = NETWORKS) -> tuple[str, tuple[int, ...]]:
     """The entry of `accepted` that a network's name matches, and the whole numbers in place of <depth> or the like.
 
     Raises:
@@ -127,17 +124,22 @@ def check_depth(depth: int) -> None:
 
 def check_seed(seed: int) -> int:
     """Returns `seed` as an int. Raises ValueError unless it is a whole number in [0, 2**32)."""
-    if not (is_number(seed) and 0 <= seed < 2**32 and seed == int(seed)):
+    if not (_is_count_from_0(seed) and seed < 2**32):
         raise ValueError(f"seed must be a whole number from 0 to 4294967295. Received: seed={seed!r}")
     return int(seed)
 
 
-def as_array(name: str, values: ArrayLike) -> np.ndarray:
-    """`values` as a plain NumPy array. Raises ValueError if some are masked: NumPy's functions may ignore the mask."""
+def check_unmasked(name: str, values: Any) -> None:
+    """Raises ValueError if some values are masked: NumPy's functions may ignore the mask."""
     if np.ma.is_masked(values):
         raise ValueError(
             f"{name} must not be masked; leave masked ones out. Received: {np.ma.count_masked(values):,} masked"
         )
+
+
+def as_array(name: str, values: ArrayLike) -> np.ndarray:
+    """`values` as a plain NumPy array. Raises ValueError if some are masked."""
+    check_unmasked(name, values)
     return np.asarray(values)
 
 
@@ -170,7 +172,7 @@ def class_indices(labels: ArrayLike) -> np.ndarray:
 
 def check_levels(levels: int) -> None:
     """Raises ValueError unless `levels` is a whole number from 1 to 65535."""
-    if not (is_number(levels) and 1 <= levels < 2**16 and levels == int(levels)):
+    if not (_is_count(levels) and levels < 2**16):
         raise ValueError(
             f"levels, the steps from pixel 0 to 1, must be a whole number from 1 to 65535. Received: levels={levels!r}"
         )
@@ -197,7 +199,7 @@ def levels_of(pixel_max: int) -> int:
     Raises:
         ValueError: unless `pixel_max` is a whole number from 1 to 65535.
     """
-    if not (is_number(pixel_max) and 1 <= pixel_max < 2**16 and pixel_max == int(pixel_max)):
+    if not (_is_count(pixel_max) and pixel_max < 2**16):
         raise ValueError(
             "pixel_max, what a stored pixel is divided by, must be a whole number from 1 to 65535. Received: "
             f"pixel_max={pixel_max!r}"

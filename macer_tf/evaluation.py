@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from macer_tf import bounds
-from macer_tf.certificates import ABSTAIN, Certificates, max_radius
+from macer_tf.certificates import ABSTAIN, Certificates, is_correct, max_radius
 from macer_tf.checks import check_labels, is_number
 from macer_tf.votes import images_in_words
 
@@ -90,9 +90,7 @@ def correct_radii(certificates: Certificates | CertificationLog, labels: ArrayLi
     if not all(hasattr(certificates, name) for name in ("predictions", "radii")):
         raise ValueError(f"Expected `Certificates` or a `CertificationLog`. Received: {type(certificates).__name__}")
     labels = check_labels(labels, len(certificates.predictions))
-    # Unlabelled data often has the label -1, which is ABSTAIN here.
-    correct = (certificates.predictions == labels) & (certificates.predictions != ABSTAIN)
-    return np.where(correct, certificates.radii, -1.0)
+    return np.where(is_correct(certificates.predictions, labels), certificates.radii, -1.0)
 
 
 def evaluate(

@@ -12,10 +12,10 @@ import tensorflow as tf
 
 from macer_tf import checks, objective
 from macer_tf.baselines import attacks
-from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
+from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed, registered
 
 
-@keras.saving.register_keras_serializable(package="macer_tf")
+@registered
 class MACERModel(NoisyTrainingModel):
     """Trains `classifier` to maximise the certified l2 radius of its Gaussian-smoothed version.
 
@@ -225,18 +225,10 @@ class MACERModel(NoisyTrainingModel):
 
     def get_config(self) -> dict[str, Any]:
         names = (
-            "lam",
-            "gamma",
-            "beta",
-            "average_cross_entropy",
-            "consistency",
-            "entropy",
-            "noise_steps",
-            "noise_radius",
-            "noise_for_all",
+            *("lam", "gamma", "beta", "average_cross_entropy", "consistency", "entropy"),
+            *("noise_steps", "noise_radius", "noise_for_all", "consistency_share"),
         )
-        share = {"consistency_share": self.consistency_share}
-        return {**super().get_config(), **{name: getattr(self, name) for name in names}, **share}
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "MACERModel":
@@ -246,7 +238,3 @@ class MACERModel(NoisyTrainingModel):
         model = super().from_config(others, custom_objects)
         model.consistency_share = share
         return model
-
-
-# In an .h5 file, Keras looks up a model's class by its bare name.
-keras.saving.get_custom_objects()["MACERModel"] = MACERModel

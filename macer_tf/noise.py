@@ -24,7 +24,7 @@ def gaussian(
     shape: Sequence[int | tf.Tensor],
     seed: int | tf.Tensor,
     example_id: int | tf.Tensor,
-    stream: int,
+    stream: int | tf.Tensor,
     start: int | tf.Tensor,
     count: int | tf.Tensor,
 ) -> tf.Tensor:
@@ -52,7 +52,7 @@ def gaussian(
     return tf.reshape(flat[:, :size], [count, *shape])
 
 
-def uniforms(seed: int, example_ids: Sequence[int]) -> np.ndarray:
+def uniforms(seed: int, example_ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """U of each image, uniform on [0, 1) and independent of its noise, for a randomised bound.
 
     Examples:

@@ -14,7 +14,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 import numpy as np
@@ -24,6 +24,7 @@ import tensorflow as tf
 from macer_tf import base_classifier, checks, layers, optimizers  # noqa: F401
 from macer_tf import noise as noise_lib
 
+_Class = TypeVar("_Class", bound=type)
 _BAD_BATCH = "Bad batch: "
 _PROBABILITIES = "the classifier returned probabilities instead of logits; remove its softmax."
 _UNLIKE = "there must be one label and, if any, one sample weight per image."
@@ -70,6 +71,12 @@ def fixed(name: str, meaning: str) -> property:
         )
 
     return property(read, refuse, doc=meaning)
+
+
+def registered(model: _Class) -> _Class:
+    """Decorator: Keras finds the class when it loads a saved model; in an .h5 file, by its bare name."""
+    keras.saving.get_custom_objects()[model.__name__] = model
+    return keras.saving.register_keras_serializable(package="macer_tf")(model)
 
 
 class NoisyTrainingModel(keras.Model):
@@ -228,7 +235,7 @@ class NoisyTrainingModel(keras.Model):
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
-        self._direct(arguments.get("callbacks"))
+        self._set_modes(arguments.get("callbacks"))
         _check_arrays(arguments.get("x"), arguments.get("y"))
         if isinstance(validation := arguments.get("validation_data"), tuple) and len(validation) > 1:
             _check_arrays(*validation[:2])
@@ -263,7 +270,7 @@ class NoisyTrainingModel(keras.Model):
         super().reset_metrics()
         self._evaluated.assign(0)
 
-    def _direct(self, callbacks):
+    def _set_modes(self, callbacks):
         """Tells callbacks in automatic mode whether our figures should rise or fall; Keras knows only its metrics."""
         modes = dict.fromkeys(self.LOSSES, "min") | dict.fromkeys(self.HIGHER_IS_BETTER, "max")
         for callback in keras.tree.flatten(getattr(callbacks, "callbacks", callbacks)):
@@ -495,9 +502,8 @@ def _the_only(value):
 
 def _check_arrays(images, labels):
     """Refuses arrays about which Keras would say nothing, or something misleading."""
-    for name, values in (("Pixels", images), ("Labels", labels)):
-        if np.ma.isMA(values):
-            checks.as_array(name, values)
+    checks.check_unmasked("Pixels", images)
+    checks.check_unmasked("Labels", labels)
     if isinstance(images, np.ndarray) and not len(images):
         raise ValueError(f"Expected one or more images. Received: images {images.shape}")
     if isinstance(labels, np.ndarray | list) and (dtype := np.asarray(labels).dtype).kind in "OSUMm":

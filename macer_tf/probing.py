@@ -58,13 +58,13 @@ def probe(
         return np.asarray(tf.cast(outputs, tf.float32))
 
     outputs = outputs_of(images)
-    if not are_level(outputs, outputs_of(images), precision):
+    if not agree(outputs, outputs_of(images), precision):
         raise ValueError(
             "The classifier returns different outputs for the same images, as dropout at inference does; only a "
             "deterministic one can be certified."
         )
     among_others = outputs_of(others)[places], outputs_of(np.concatenate([images, others]))[kept]
-    if not all(are_level(outputs[kept], found, precision) for found in among_others):
+    if not all(agree(outputs[kept], found, precision) for found in among_others):
         raise ValueError(
             "The classifier's output for an image depends on the rest of its batch, as batch norm in training mode "
             "makes it; only a function of one image can be certified."
@@ -72,7 +72,7 @@ def probe(
     return outputs
 
 
-def are_level(first: np.ndarray, second: np.ndarray, precision: str) -> bool:
+def agree(first: np.ndarray, second: np.ndarray, precision: str) -> bool:
     """Whether outputs [rows, classes] are the same up to rounding.
 
     The allowed difference is relative to the classes that can win, minus what these have in common: beside classes that
@@ -112,7 +112,7 @@ def check_outputs(outputs: tf.Tensor) -> None:
     if outputs.shape.rank != 2 or outputs.shape[-1] is None or outputs.shape[-1] < 2:
         # With a single output, the largest is always class 0, and everything would be certified.
         raise ValueError(
-            f"The classifier must return [batch, classes] for two classes or more. "
+            "The classifier must return [batch, classes] for two classes or more. "
             f"Received: output shape {outputs.shape}"
         )
 

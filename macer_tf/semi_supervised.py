@@ -12,10 +12,10 @@ import tensorflow as tf
 from macer_tf import checks
 from macer_tf import noise as noise_lib
 from macer_tf.model import MACERModel
-from macer_tf.noisy_training import fixed
+from macer_tf.noisy_training import fixed, registered
 
 
-@keras.saving.register_keras_serializable(package="macer_tf")
+@registered
 class SemiSupervisedMACERModel(MACERModel):
     """`MACERModel` whose training images may lack a label; their label is then -1.
 
@@ -119,7 +119,3 @@ class SemiSupervisedMACERModel(MACERModel):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "threshold": self.threshold, "teacher_samples": self.teacher_samples}
-
-
-# In an .h5 file, Keras looks up a model's class by its bare name.
-keras.saving.get_custom_objects()["SemiSupervisedMACERModel"] = SemiSupervisedMACERModel

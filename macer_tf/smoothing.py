@@ -189,10 +189,10 @@ class SmoothedClassifier:
     def draw(
         self,
         images: ArrayLike,
-        example_ids: Sequence[int],
+        example_ids: Sequence[int] | np.ndarray,
         stream: int,
-        starts: Sequence[int],
-        counts: Sequence[int],
+        starts: Sequence[int] | np.ndarray,
+        counts: Sequence[int] | np.ndarray,
         progress: Callable[[int], object] | None = None,
     ) -> Drawn:
         """Votes of each image's samples `start` to `start + count - 1`, in forward passes filled across images.
@@ -302,7 +302,7 @@ class SmoothedClassifier:
             verbose: 0 for silence, 1 for a progress bar of samples, 2 for one line at the end, as in Keras.
 
         Raises:
-            ValueError: before any sampling, for bad images, ids or numbers of samples; see also `count`.
+            ValueError: before any sampling, for bad images, ids or numbers of samples; see also `draw`.
         """
         n0, n = _check_samples("n0", n0), _check_samples("n", n)
         if self._betas and max(n0, n) > MAX_SOFT_SAMPLES:

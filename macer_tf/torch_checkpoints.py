@@ -80,7 +80,7 @@ def load(
     if behind_layer and constants is None:
         raise ValueError(
             f"{path} was trained behind a normalisation layer, whose constants it does not hold; give the one it was "
-            f"trained with, e.g. normalization='cifar10' or 'imagenet'. Received: normalization=None"
+            "trained with, e.g. normalization='cifar10' or 'imagenet'. Received: normalization=None"
         )
     _check_fits(weights, slots, model.name, path)
     for name, slot in slots.items():
@@ -107,7 +107,7 @@ def _read(path):
         if isinstance(error, pickle.UnpicklingError) and found:
             raise ValueError(
                 f"{path} is refused: it holds more than weights ({found[1]}), which could run code. If you trust who "
-                f"made it, load it with torch.load(path, weights_only=False) and save its state_dict alone."
+                "made it, load it with torch.load(path, weights_only=False) and save its state_dict alone."
             ) from None
         raise ValueError(f"{path} is damaged or not a PyTorch checkpoint; download it again.") from None
     candidates = [checkpoint]
@@ -161,7 +161,7 @@ def _slots(model):
                 slots[f"{layer.name}.{name}"] = _Slot(variable, tuple(variable.shape), np.asarray)
     if not slots or len(slots) != len(model.variables):
         raise ValueError(
-            f"A checkpoint can be loaded only into a network of macer_tf.networks, before it is wrapped. "
+            "A checkpoint can be loaded only into a network of macer_tf.networks, before it is wrapped. "
             f"Received: {type(model).__name__} {getattr(model, 'name', '')}"
         )
     return slots
@@ -201,7 +201,7 @@ def _check_fits(weights, slots, model_name, path):
         if weights[name].shape != slot.shape:
             raise ValueError(
                 f"{path} does not fit {model_name}: {name} has shape {weights[name].shape}, expected {slot.shape}; "
-                f"build the network with the image shape and the number of classes that it was trained with."
+                "build the network with the image shape and the number of classes that it was trained with."
             )
         if not np.isfinite(weights[name]).all():
             raise ValueError(f"{path} is damaged: {name} holds NaN or Inf; download it again, or use an earlier one.")

@@ -38,7 +38,7 @@ class SoftMoments:
         """No samples yet."""
         return cls(*np.zeros((3, num_images, num_classes), np.int64))
 
-    def mean(self, n: np.ndarray) -> np.ndarray:
+    def mean(self, n: ArrayLike) -> np.ndarray:
         """float64 [images, classes]: mean score in [0, 1] of n estimation samples [images]; 0 where n is 0."""
         return self.sums / (np.maximum(n, 1)[:, None] * float(UNITS))
 
@@ -180,8 +180,8 @@ class Votes:
         if most > MAX_SOFT_SAMPLES:
             raise ValueError(f"Soft moments hold up to {MAX_SOFT_SAMPLES:,} samples per image. Received: {most:,}")
         if not (
-            _scores_of(moments.sums, self.n)
-            and _scores_of(moments.selection_sums, self.n0)
+            _are_scores(moments.sums, self.n)
+            and _are_scores(moments.selection_sums, self.n0)
             # 0 <= u <= UNITS, so u <= u * u <= u * UNITS; and no variance is negative.
             and (moments.squares >= moments.sums).all()
             and (moments.squares <= moments.sums * UNITS).all()
@@ -216,6 +216,6 @@ def images_in_words(number: int) -> str:
     return f"{number:,} image{'' if number == 1 else 's'}"
 
 
-def _scores_of(sums, n):
+def _are_scores(sums, n):
     # A sample's scores add up to at most 1 before they are floored.
     return (sums >= 0).all() and (sums <= n[:, None] * UNITS).all() and (sums.sum(axis=1) <= n * UNITS).all()

@@ -18,7 +18,6 @@ CERTIFY_OUTPUTS = {
 }
 PREDICT_OUTPUTS = {"predicted_class": np.int64, "p_value": np.float64, "samples": np.int64, "seed": np.int64}
 
-
 # Noise of a hundred times the range of pixels leaves nothing of an image: nobody certifies at a larger sigma.
 _MAX_SIGMA = 100.0
 # float32 radii differ by less than this from the values they were rounded from.
@@ -122,11 +121,7 @@ def certified(outputs, num_images, n=None, alpha=None):
     _check_seeds(seeds, num_images)
     num_classes = votes.shape[1]
     _require(num_classes >= 2, "votes for fewer than two classes")
-    _require(
-        (predictions >= ABSTAIN) & (predictions < num_classes),
-        "an impossible class",
-        predictions,
-    )
+    _require((predictions >= ABSTAIN) & (predictions < num_classes), "an impossible class", predictions)
     # In float64, where no sum of counts overflows. Negative counts and sums of 0 are refused here too.
     totals = votes.sum(axis=1, dtype=np.float64)
     _require((votes >= 0).all(axis=1) & (totals > 0) & (totals <= _MAX_COUNT), "votes that are not counts", votes)
@@ -174,9 +169,7 @@ def predicted(outputs, num_images):
     _require(~decided | (p_values < 1), "a class at a p_value of 1", p_values)
     if decided.any() and not decided.all():
         _require(
-            ~decided | (p_values < p_values[~decided].min()),
-            "a class at a p_value at which it also abstains",
-            p_values,
+            ~decided | (p_values < p_values[~decided].min()), "a class at a p_value at which it also abstains", p_values
         )
     return Predicted(predictions, p_values, samples, seeds)
 

@@ -13,10 +13,8 @@ from macer_tf.checks import levels_of
 from macer_tf.noisy_training import NoisyTrainingModel
 from macer_tf.smoothing import default_microbatch
 from serving import card, manifest
-from serving.files import EXTRA, check_local
+from serving.files import EXTRA, WARMUP, check_local
 from serving.signatures import SmoothedSignatures
-
-WARMUP = Path(EXTRA) / "tf_serving_warmup_requests"
 
 
 def export(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 # Where TensorFlow's own files end: a model server ignores everything else in here.
 EXTRA = "assets.extra"
+# Requests that a model server runs as it loads a version.
+WARMUP = f"{EXTRA}/tf_serving_warmup_requests"
 # What desktops leave in folders that they show or unpack, besides names that begin with a dot.
 _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _MAX_BYTES = 2**20

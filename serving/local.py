@@ -36,7 +36,7 @@ from serving import rest_format, terminal
 from serving.arguments import TRUST_MODEL, Parser
 from serving.exit import exit_status
 from serving.graph_safety import check_effects
-from serving.terminal import printable
+from serving.terminal import first_line, printable
 from serving.versions import versions
 
 _SERVICE = "tensorflow.serving.PredictionService"
@@ -98,8 +98,7 @@ class LocalServer:
         try:
             self._loaded = Server(self._session, saved_model)
         except (tf.errors.OpError, ValueError, RuntimeError, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{saved_model} cannot be loaded ({reason[:300]})") from None
+            raise ValueError(f"{saved_model} cannot be loaded ({first_line(error)[:300]})") from None
 
     def __enter__(self):
         from tensorflow_serving.apis import predict_pb2

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import get_type_hints
 
 from serving import blessing as blessing_lib
 from serving import card as card_lib
@@ -33,13 +34,6 @@ from serving.versions import add, versions
 
 # What a blessing and a card both state, each under its own name.
 _NAMED_BY_CARD = {"model": "model", "weights": "fingerprint", "sigma": "sigma"}
-
-
-# field of publication.json: its type
-_KINDS = {
-    "published": str, "blessed": bool, "forced": bool, "fingerprint": str, "rolled_back_to": int | None,
-    "blessing": dict | None,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -274,9 +268,9 @@ def read_publication(version: str | Path) -> Publication | None:
     except (OSError, ValueError, TypeError):
         return None
     # isinstance takes a bool for an int, but True is not a version.
-    if publication.rolled_back_to is True or publication.rolled_back_to is False:
+    if isinstance(publication.rolled_back_to, bool):
         return None
-    if not all(isinstance(getattr(publication, name), kind) for name, kind in _KINDS.items()):
+    if not all(isinstance(getattr(publication, name), kind) for name, kind in get_type_hints(Publication).items()):
         return None
     if publication.blessed is (publication.blessing is None) or (publication.blessed and publication.forced):
         return None
@@ -330,8 +324,8 @@ def _finish(copy, check, *, blessing, forced, rolled_back_to=None):
 def _write(path, text):
     with naming(path):
         path.write_text(text, encoding="utf-8")
-        path.chmod(0o644)
-        flush(path)
+    path.chmod(0o644)
+    flush(path)
 
 
 def _model_fingerprint(directory):

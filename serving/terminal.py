@@ -104,6 +104,11 @@ def printable(text):
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in str(text))
 
 
+def first_line(error):
+    """The first line of what an exception says, or its type if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class _Stream:
     """A text stream on which no write can stop the process, unless its reader is gone.
 

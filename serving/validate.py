@@ -30,7 +30,7 @@ from scipy import special
 from serving import card as card_lib
 from serving import terminal
 from serving.exit import exit_status
-from serving.files import EXTRA
+from serving.files import WARMUP
 from serving.graph_safety import check_effects
 
 _TIMEOUT_SECONDS = 600
@@ -230,7 +230,7 @@ def read_warmup(saved_model):
     import tensorflow as tf
     from tensorflow_serving.apis import prediction_log_pb2
 
-    path = Path(saved_model) / EXTRA / "tf_serving_warmup_requests"
+    path = Path(saved_model) / WARMUP
     requests = []
     for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
         request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request

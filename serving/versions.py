@@ -98,7 +98,7 @@ def _unfinished(base):
     with _locked(base):
         _remove_abandoned(base)
         directory = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=base))
-        claim = _lock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        claim = _lock(directory)
     try:
         yield directory
     finally:
@@ -109,7 +109,7 @@ def _unfinished(base):
 def _remove_abandoned(base):
     for directory in base.glob(f"{_UNFINISHED}*"):
         try:
-            claim = _lock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            claim = _lock(directory)
         except OSError:  # It is alive, or not ours to judge.
             continue
         try:
@@ -128,7 +128,7 @@ def _locked(directory):
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
-            descriptor = _lock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = _lock(directory)
             break
         except BlockingIOError:
             if time.monotonic() > deadline:
@@ -142,10 +142,11 @@ def _locked(directory):
         os.close(descriptor)
 
 
-def _lock(directory, operation):
+def _lock(directory):
+    """A descriptor that holds the directory's lock until it is closed. Raises BlockingIOError if another holds it."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, operation)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
         os.close(descriptor)
         raise

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from serving.fingerprints import weights_fingerprint
+from serving.terminal import first_line
 
 _NAME = re.compile(r"model_variables/([0-9]+)/\.ATTRIBUTES/VARIABLE_VALUE")
 
@@ -25,5 +26,4 @@ def fingerprint_of_saved_model(directory):
             raise ValueError("they are not named as serving.export names them")
         return weights_fingerprint(reader.get_tensor(found[number]) for number in sorted(found))
     except (tf.errors.OpError, ValueError, TypeError, RuntimeError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"its variables cannot be read ({reason[:200]})") from None
+        raise ValueError(f"its variables cannot be read ({first_line(error)[:200]})") from None

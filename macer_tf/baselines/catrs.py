@@ -14,10 +14,10 @@ from scipy import stats
 from macer_tf import checks
 from macer_tf import noise as noise_lib
 from macer_tf.baselines import attacks
-from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
+from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed, registered
 
 
-@keras.saving.register_keras_serializable(package="macer_tf")
+@registered
 class CATRSModel(NoisyTrainingModel):
     """Trains `classifier` on as many noisy copies of an image as it is sure of, and on worse noise if sure of all.
 
@@ -115,7 +115,3 @@ class CATRSModel(NoisyTrainingModel):
     def get_config(self) -> dict[str, Any]:
         names = ("adversarial", "attack_steps", "noise_radius")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-# In an .h5 file, Keras looks up a model's class by its bare name.
-keras.saving.get_custom_objects()["CATRSModel"] = CATRSModel

@@ -10,10 +10,10 @@ import keras
 import tensorflow as tf
 
 from macer_tf import checks, objective
-from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
+from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed, registered
 
 
-@keras.saving.register_keras_serializable(package="macer_tf")
+@registered
 class ConsistencyModel(NoisyTrainingModel):
     """Trains `classifier` on noisy copies of images so that their predictions agree.
 
@@ -80,7 +80,3 @@ class ConsistencyModel(NoisyTrainingModel):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "consistency": self.consistency, "entropy": self.entropy}
-
-
-# In an .h5 file, Keras looks up a model's class by its bare name.
-keras.saving.get_custom_objects()["ConsistencyModel"] = ConsistencyModel

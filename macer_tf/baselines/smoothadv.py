@@ -11,12 +11,12 @@ import tensorflow as tf
 
 from macer_tf import checks
 from macer_tf.baselines import attacks
-from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
+from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed, registered
 
 _ATTACKS = {"pgd": attacks.pgd, "ddn": attacks.ddn}
 
 
-@keras.saving.register_keras_serializable(package="macer_tf")
+@registered
 class SmoothAdvModel(NoisyTrainingModel):
     """Trains `classifier` on noisy copies of images that were attacked within an l2 ball.
 
@@ -103,10 +103,5 @@ class SmoothAdvModel(NoisyTrainingModel):
         )
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(), "epsilon": self.epsilon, "attack": self.attack, "attack_steps": self.attack_steps
-        }  # fmt: skip
-
-
-# In an .h5 file, Keras looks up a model's class by its bare name.
-keras.saving.get_custom_objects()["SmoothAdvModel"] = SmoothAdvModel
+        names = ("epsilon", "attack", "attack_steps")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}

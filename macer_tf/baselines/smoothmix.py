@@ -12,10 +12,10 @@ import tensorflow as tf
 from macer_tf import checks, objective
 from macer_tf import noise as noise_lib
 from macer_tf.baselines import attacks
-from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
+from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed, registered
 
 
-@keras.saving.register_keras_serializable(package="macer_tf")
+@registered
 class SmoothMixModel(NoisyTrainingModel):
     """Trains `classifier` on noisy copies of images, and of mixtures of each image with its attacked version.
 
@@ -108,7 +108,3 @@ class SmoothMixModel(NoisyTrainingModel):
     def get_config(self) -> dict[str, Any]:
         names = ("mixup", "attack_steps", "step_size")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
-
-
-# In an .h5 file, Keras looks up a model's class by its bare name.
-keras.saving.get_custom_objects()["SmoothMixModel"] = SmoothMixModel

@@ -10,10 +10,10 @@ import keras
 import tensorflow as tf
 
 from macer_tf import checks
-from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed
+from macer_tf.noisy_training import LossTerms, NoisyTrainingModel, fixed, registered
 
 
-@keras.saving.register_keras_serializable(package="macer_tf")
+@registered
 class StabilityModel(NoisyTrainingModel):
     """Trains `classifier` on clean images and keeps its predictions on noisy copies close to those on the clean ones.
 
@@ -77,7 +77,3 @@ class StabilityModel(NoisyTrainingModel):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "stability": self.stability}
-
-
-# In an .h5 file, Keras looks up a model's class by its bare name.
-keras.saving.get_custom_objects()["StabilityModel"] = StabilityModel

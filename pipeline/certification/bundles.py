@@ -44,7 +44,7 @@ class Mark:
             places.remove(path for path in places.files(self.place) if path.endswith((_WANTED, _REFUSED)))
             places.write(self._path, b"The workers of a job look for this file: without it they draw no more.\n")
         except OSError as error:
-            raise InputError(f"Cannot write to {self.place} ({' '.join(str(error).split())[:200]}).") from None
+            raise places.cannot_write(self.place, error) from None
 
     def remove(self):
         """Removes it."""

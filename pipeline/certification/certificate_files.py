@@ -13,9 +13,8 @@ import numpy as np
 from macer_tf.certificates import Certificates
 from macer_tf.votes import Votes
 from pipeline.utils import sealed
-from pipeline.utils.atomic_files import finish_directory, write_text
+from pipeline.utils.atomic_files import finish_directory, write_link, write_text
 from pipeline.utils.errors import InputError
-from serving.files import flush
 from serving.fingerprints import digest
 
 _COLUMNS = {
@@ -40,7 +39,7 @@ def write(path, outcome, plan, sigma, precision):
 
     Args:
         path: directory.
-        outcome: `certification.Outcome`.
+        outcome: `driver.Outcome`.
         plan: the `SamplingPlan`.
         sigma: noise level.
         precision: number type that the classifier computed in.
@@ -170,9 +169,8 @@ def finish(unfinished, output):
         if not path.is_symlink():
             path.unlink()
     for name in names:
-        _link(output / name, f"{_RESULTS}/{name}")
-    _link(current, directory.name)
-    flush(output)
+        write_link(output / name, f"{_RESULTS}/{name}")
+    write_link(current, directory.name)
     for path in _directories(output):
         if path != directory:
             shutil.rmtree(path)
@@ -195,10 +193,3 @@ def _is_ours(path):
         return os.readlink(path) == f"{_RESULTS}/{path.name}"
     originals = [directory / path.name for directory in _directories(path.parent)]
     return path.is_file() and any(one.is_file() and filecmp.cmp(path, one, shallow=False) for one in originals)
-
-
-def _link(path, target):
-    beside = path.with_name(path.name + ".writing")
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(target)
-    os.replace(beside, path)

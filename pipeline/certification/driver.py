@@ -111,13 +111,12 @@ def forecast_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels):
     Args, Raises: as in `run_in`.
     """
     identity = _identity(sampler, loaded, of, plan)
-    store, share_of_alpha = None, None
-    if (_folder(root, identity) / vote_store.ABOUT).exists():
-        store = VoteStore(_folder(root, identity), identity, plan.first_look, num_classes, plan.betas)
-        share_of_alpha = plan.share_of_alpha(store.first_looks)
+    folder, pieces, share_of_alpha = _folder(root, identity), (), None
+    if (folder / vote_store.ABOUT).exists():
+        store = VoteStore(folder, identity, plan.first_look, num_classes, plan.betas)
+        pieces, share_of_alpha = store.pieces(), plan.share_of_alpha(store.first_looks)
     tally = tally_lib.Tally(plan, sampler.sigma, sampler.seed, num_classes, loaded.images, ids, labels, share_of_alpha)
-    if store is not None:
-        tally.take(store.pieces())
+    tally.take(pieces)
     return _forecast(loaded, tally)
 
 

@@ -7,19 +7,13 @@ import re
 import signal
 import socket
 import threading
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import urlparse
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import (
-    FlinkRunnerOptions,
-    PipelineOptions,
-    PortableOptions,
-    StandardOptions,
-)
+from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.runners.runner import PipelineState, create_runner
 
@@ -123,7 +117,7 @@ def _check_flink(options):
     try:
         with urllib.request.urlopen(f"{url}/config", timeout=_SECONDS_TO_CONNECT) as answer:
             version = json.load(answer)["flink-version"]
-    except (OSError, ValueError, KeyError, TypeError, urllib.error.URLError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"No Flink answers at {master}, flink_master ({reason(error)}).") from None
     if version.split(".")[:2] != str(options.flink_version).split(".")[:2]:
         raise InputError(

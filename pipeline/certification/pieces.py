@@ -75,5 +75,6 @@ def split(chunk, size):
 
 
 def fits(chunk, votes, shape):
+    """Whether these can be a chunk and its votes: int64, of this shape."""
     is_address = all(0 <= field < 2**63 for field in chunk) and chunk.count > 0 and chunk.stream in noise.STREAMS
     return is_address and votes.shape == shape and votes.min() >= 0 and votes[0].sum() == chunk.count

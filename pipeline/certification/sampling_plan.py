@@ -91,6 +91,12 @@ def notes_on(sigma):
     ]
 
 
+def cheaper(settings, limit):
+    """Names of settings that would make drawing shorter, for `console.print_if_long`; `limit` is that of the images."""
+    is_plain = settings["budget"] == "fixed" and settings["certify"] == HARD
+    return ["n", limit, *(["budget=adaptive"] if is_plain else [])]
+
+
 @dataclass(frozen=True)
 class SamplingPlan:
     """What is drawn, and which certificates it gives.
@@ -175,7 +181,7 @@ class SamplingPlan:
     @property
     def kinds(self):
         """(name, bound, beta) of every kind of certificate; the first one is the run's own."""
-        hard = (HARD, "clopper-pearson" if self.radii is None else "anytime", None)
+        hard = (HARD, bounds.DEFAULT if self.radii is None else "anytime", None)
         others = []
         for bound in _kinds().values():
             if self.certify not in (bound.kind, ALL):

@@ -41,7 +41,8 @@ from serving.fingerprints import digest, fingerprint
 _NOISE = ("model", "sigma", "seed")
 # What the folder's votes are of.
 ABOUT = "votes.json"
-_ABOUT = b"macer_tf"
+# Where a shard's metadata has the same.
+_METADATA = b"macer_tf"
 # If one of these is damaged, its votes are drawn again.
 _DRAWN_AGAIN = (".jsonl", SUFFIX)
 _FIRST_DRAWN_FOR = "which says what samples were first drawn for"
@@ -221,7 +222,7 @@ class VoteStore:
         columns = {name: pa.array(column) for name, column in zip(_ADDRESS, addresses.T, strict=True)}
         columns["votes"] = pa.FixedSizeListArray.from_arrays(pa.array(votes), int(np.prod(self._shape)))
         about = {**self._kind, "first_looks": self.first_looks}
-        table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about)})
+        table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(about)})
         content = pa.BufferOutputStream()
         pq.write_table(table, content, compression="zstd")
         content = content.getvalue().to_pybytes()
@@ -301,7 +302,7 @@ def _read_shard(path):
         raise unreadable_votes(path, "they do not match the checksum in its name")
     try:
         table = pq.read_table(pa.BufferReader(content))
-        about = json.loads(table.schema.metadata[_ABOUT])
+        about = json.loads(table.schema.metadata[_METADATA])
         if not is_about(about) or not isinstance(about["betas"], list):
             raise TypeError
         columns = {*_ADDRESS, "votes"} - set(table.column_names)

@@ -53,7 +53,7 @@ class Sampler:
             try:
                 places.upload(path, places.join(folder, Path(path).name) if Path(path).is_dir() else folder)
             except OSError as error:
-                raise InputError(f"Cannot write to {place} ({' '.join(str(error).split())[:200]}).") from None
+                raise places.cannot_write(place, error) from None
             path = places.join(folder, Path(path).name)
         return dataclasses.replace(self, model_path=path, fingerprint=fingerprint, source=sources.anywhere(self.source))
 

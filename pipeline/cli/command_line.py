@@ -148,6 +148,11 @@ def in_words(setting, value):
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
+def as_given(setting, value):
+    """A setting's value as its flag takes it; None if the flag must be left out for it."""
+    return setting.kind.none if value is None else in_words(setting, value)
+
+
 def default_in_words(setting):
     """A setting's default as it is printed in the help."""
     return setting.default_in_words or in_words(setting, setting.default)

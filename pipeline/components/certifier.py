@@ -1,7 +1,6 @@
 """Certifier: model and examples -> votes and certificates of test images, on Beam."""
 
-from pipeline.certification import certificate_files, classifiers, driver, workers
-from pipeline.certification.sampling_plan import HARD, SamplingPlan
+from pipeline.certification import certificate_files, classifiers, driver, sampling_plan, workers
 from pipeline.data import examples
 from pipeline.orchestration.artifacts import private_copy
 from pipeline.orchestration.orchestrator import Component
@@ -15,12 +14,6 @@ def certify(execution):
     certificate_files.write(execution.outputs["certificates"], outcome, plan, execution.parameters["sigma"], precision)
 
 
-def cheaper(settings):
-    """Names of settings that would make this shorter, for `console.print_if_long`."""
-    is_plain = settings["budget"] == "fixed" and settings["certify"] == HARD
-    return ["n", "num_test_examples", *(["budget=adaptive"] if is_plain else [])]
-
-
 def votes_are_of(path, precision):
     """What identifies the classifier in a model's file, as in `pipeline.certify`: both see the same noise."""
     return {"model": classifiers.model_fingerprint(path), "precision": precision}
@@ -31,7 +24,7 @@ def _votes(execution, path):
     settings, data = execution.parameters, execution.inputs["examples"]
     split = examples.read(data.path)
     ids = examples.evenly_spaced(len(split.labels["test"]), settings["num_test_examples"])
-    plan = SamplingPlan.of_run(settings)
+    plan = sampling_plan.SamplingPlan.of_run(settings)
     sampler = workers.Sampler(
         str(path), examples.Source(str(data.path)), settings["sigma"], settings["seed"], plan.betas
     )
@@ -48,7 +41,7 @@ def _votes(execution, path):
         labels=split.labels["test"][ids],
         num_workers=execution.num_workers,
         engine=execution.engine,
-        cheaper=cheaper(settings),
+        cheaper=sampling_plan.cheaper(settings, "num_test_examples"),
     )
     if outcome.failures:
         # Evaluating only the others would be an evaluation on another image set.

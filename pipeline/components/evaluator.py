@@ -166,7 +166,7 @@ def _reasons_against(metrics, difference, min_accuracy, num_classes):
     if difference and difference["mean"] < -2 * difference["standard_error"]:
         reasons.append(
             f"ACR is {words.mean(-difference['mean'], difference['standard_error'])} below the last blessed model's "
-            f"on the same images"
+            "on the same images"
         )
     return reasons
 

@@ -18,13 +18,13 @@ def export_model(execution):
         n0=settings["n0"],
         n=settings["serving_n"],
         alpha=settings["alpha"],
-        class_names=different(examples.class_names),
+        class_names=distinct(examples.class_names),
         pixel_max=examples.pixel_max,
         model_fingerprint=execution.inputs["model"].fingerprint,
     )
 
 
-def different(names):
+def distinct(names):
     """Names of classes; where several classes share a name, each has its class number appended."""
     return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names)]
 

@@ -81,41 +81,17 @@ def seconds_per_epoch(path):
 
 
 def _as_csv(comparison):
-    numbers = (
-        "acr",
-        "acr_standard_error",
-        "abstained",
-        "seconds_per_epoch",
-        "epochs",
-        "num_images",
-        "sigma",
-        "n0",
-        "n",
-        "alpha",
-        "seed",
+    columns = (
+        *("acr", "acr_standard_error", "abstained", "seconds_per_epoch", "epochs", "num_images"),
+        *("sigma", "n0", "n", "alpha", "seed", "failure"),
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            comparison["setting"],
-            *(f"certified_accuracy_{radius:g}" for radius in comparison["radii"]),
-            "difference",
-            "difference_standard_error",
-            *numbers,
-            "failure",
-        ]
-    )
+    accuracies = [f"certified_accuracy_{radius:g}" for radius in comparison["radii"]]
+    writer.writerow([comparison["setting"], *accuracies, "difference", "difference_standard_error", *columns])
     for member in comparison["members"]:
         difference = member["difference"] or {"mean": None, "standard_error": None}
-        writer.writerow(
-            [
-                member["value"],
-                *sweep_report.accuracies(comparison, member),
-                difference["mean"],
-                difference["standard_error"],
-                *(member.get(name) for name in numbers),
-                member["failure"],
-            ]
-        )
+        differences = (difference["mean"], difference["standard_error"])
+        of_member = (*sweep_report.accuracies(comparison, member), *differences, *map(member.get, columns))
+        writer.writerow([member["value"], *of_member])
     return text.getvalue()

@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 
 from macer_tf import files
+from pipeline.data.datasets import by
 from pipeline.utils.errors import InputError, reason
 from serving.terminal import printable
 
@@ -92,8 +93,8 @@ def _images(path, name, archive, member, shape):
         with_channel = (*received, 1) if len(received) == 3 else received
         is_fine = with_channel[1:] == shape if shape else len(with_channel) == 4 and with_channel[-1] in (1, 3)
         if not is_fine or not with_channel[0] or 0 in with_channel:
-            wanted = _by(shape) if shape else "height x width x 1 or 3"
-            raise InputError(f"{path}: one or more images of shape {wanted} are needed. Received: {_by(with_channel)}")
+            wanted = by(shape) if shape else "height x width x 1 or 3"
+            raise InputError(f"{path}: one or more images of shape {wanted} are needed. Received: {by(with_channel)}")
 
     images = _array(path, name, archive, member, check, _MOST_TIMES)
     return images[..., None] if images.ndim == 3 else images
@@ -169,7 +170,3 @@ def _check_size(path, name, size, packed, most_times):
             f"{path}: {name} would grow from {files.size_in_words(packed)} to {files.size_in_words(size)}; at most "
             f"{most_times} times as much is accepted, more than photographs need. Save it uncompressed, with np.savez."
         )
-
-
-def _by(shape):
-    return "x".join(str(side) for side in shape)

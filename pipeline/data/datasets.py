@@ -110,17 +110,12 @@ def load(
       InputError: in one line: unknown data set or split, not image classification, damaged or unfinished
         data, or data that cannot be downloaded (with where to put the files instead).
     """
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size must be a positive number of pixels. Received: {image_size}")
     if dataset == "digits":
         check_choice(dataset, train_split=train_split, test_split=test_split, image_size=image_size)
         return _digits()
 
-    builder_name = SHORT_NAMES.get(dataset, dataset)
-    train_split = train_split or "train"
-    test_split = test_split or _DEFAULT_TEST_SPLITS.get(builder_name, "test")
-    builder = _builder(dataset, builder_name, data_dir)
-    label = _classification_label(dataset, builder)
+    builder, label = _builder_and_label(dataset, data_dir, image_size)
+    train_split, test_split = train_split or "train", test_split or _default_test_split(dataset)
     _check_splits(dataset, builder, train_split, test_split)
     train, test = (
         _read_split(dataset, builder, role, split, label.num_classes, image_size, scratch)
@@ -128,8 +123,8 @@ def load(
     )
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InputError(
-            f"{dataset}: train images are {_by(train.images.shape[1:])}, test images "
-            f"{_by(test.images.shape[1:])}; give image_size to bring them to one shape"
+            f"{dataset}: train images are {by(train.images.shape[1:])}, test images "
+            f"{by(test.images.shape[1:])}; give image_size to bring them to one shape"
         )
     return Dataset(dataset, train, test, pixel_max(dataset), label.num_classes, tuple(map(printable, label.names)))
 
@@ -138,10 +133,9 @@ def check_name(dataset: str, data_dir: str | os.PathLike | None = None) -> None:
     """Raises a one-line InputError if there is no data set of this name, as far as that shows without its data."""
     if dataset == "digits":
         return
-    name = SHORT_NAMES.get(dataset, dataset)
     root = _root(data_dir)
-    if dataset not in SHORT_NAMES and _found(dataset, name, root) is None:
-        _check_known(dataset, name, root)
+    if dataset not in SHORT_NAMES and _found(dataset, root) is None:
+        _check_known(dataset, root)
 
 
 def check_choice(dataset: str, **chosen: Any) -> None:
@@ -162,7 +156,7 @@ def fingerprint(dataset: str, data_dir: str | os.PathLike | None = None) -> str 
     Raises:
       InputError, OSError, ValueError: if they cannot be read.
     """
-    directory = _found(dataset, SHORT_NAMES.get(dataset, dataset), _root(data_dir))
+    directory = _found(dataset, _root(data_dir))
     if directory is None:
         return None
     found = {path: os.stat(path) for _, path in content_files(directory)}
@@ -177,7 +171,7 @@ def is_soon_read(dataset: str, data_dir: str | os.PathLike | None = None) -> boo
     """Whether `load` would neither download nor read more than a gigabyte."""
     if dataset == "digits":
         return True
-    directory = _found(dataset, SHORT_NAMES.get(dataset, dataset), _root(data_dir))
+    directory = _found(dataset, _root(data_dir))
     return directory is not None and sum(file.stat().st_size for file in directory.iterdir()) <= 2**30
 
 
@@ -221,12 +215,8 @@ def load_split(
         check_choice(dataset, split=split, image_size=image_size)
         digits = _digits()
         return digits.test, digits.pixel_max, digits.class_names
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size must be a positive number of pixels. Received: {image_size}")
-    builder_name = SHORT_NAMES.get(dataset, dataset)
-    split = split or _DEFAULT_TEST_SPLITS.get(builder_name, "test")
-    builder = _builder(dataset, builder_name, data_dir)
-    label = _classification_label(dataset, builder)
+    builder, label = _builder_and_label(dataset, data_dir, image_size)
+    split = split or _default_test_split(dataset)
     _check_split(dataset, builder, "split", split)
     return (
         _read_split(dataset, builder, "test", split, label.num_classes, image_size, None),
@@ -246,34 +236,38 @@ def _digits() -> Dataset:
     bunch = load_digits()
     images = bunch.images.astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int64)
-    test = len(images) - _DIGITS_TRAIN
-    return Dataset(
-        "digits",
-        Split(
-            images[:_DIGITS_TRAIN],
-            labels[:_DIGITS_TRAIN],
-            f"the first {_DIGITS_TRAIN:,} of scikit-learn's digits",
-        ),
-        Split(
-            images[_DIGITS_TRAIN:],
-            labels[_DIGITS_TRAIN:],
-            f"the last {test:,} of scikit-learn's digits",
-        ),
-        _DIGITS_MAX,
-        10,
-        tuple(str(name) for name in bunch.target_names),
+    train, test = (
+        Split(images[chosen], labels[chosen], f"the {which} {len(labels[chosen]):,} of scikit-learn's digits")
+        for which, chosen in (("first", slice(_DIGITS_TRAIN)), ("last", slice(_DIGITS_TRAIN, None)))
     )
+    return Dataset("digits", train, test, _DIGITS_MAX, 10, tuple(str(name) for name in bunch.target_names))
 
 
-def _builder(dataset: str, name: str, data_dir: str | os.PathLike | None) -> Any:
+def _builder_name(dataset: str) -> str:
+    return SHORT_NAMES.get(dataset, dataset)
+
+
+def _default_test_split(dataset: str) -> str:
+    return _DEFAULT_TEST_SPLITS.get(_builder_name(dataset), "test")
+
+
+def _builder_and_label(dataset: str, data_dir: str | os.PathLike | None, image_size: int | None) -> tuple[Any, Any]:
+    """The `_builder` of image-classification data, and its ClassLabel."""
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size must be a positive number of pixels. Received: {image_size}")
+    builder = _builder(dataset, data_dir)
+    return builder, _classification_label(dataset, builder)
+
+
+def _builder(dataset: str, data_dir: str | os.PathLike | None) -> Any:
     """The TFDS builder of prepared data: found in data_dir, or otherwise downloaded and prepared there."""
     import tensorflow_datasets as tfds
 
     root = _root(data_dir)
-    directory = _found(dataset, name, root)
+    directory = _found(dataset, root)
     if directory is None:
-        _check_known(dataset, name, root)
-        directory = _download(dataset, name, root)
+        _check_known(dataset, root)
+        directory = _download(dataset, root)
     missing = [file for file in ("dataset_info.json", "features.json") if not (directory / file).is_file()]
     if missing:
         raise InputError(f"{dataset}: {directory} was not finished: it has no {' and no '.join(missing)}. {_RENEW}")
@@ -295,15 +289,17 @@ def _root(data_dir: str | os.PathLike | None) -> Path:
     return root
 
 
-def _found(dataset: str, name: str, root: Path) -> Path | None:
+def _found(dataset: str, root: Path) -> Path | None:
     """The directory of prepared data, finished or not, or None."""
+    name = _builder_name(dataset)
     with _told_in_one_line(f"{dataset}: cannot look into {root / name}", "Copy the data again"):
         return _prepared_directory(root, name) if _BUILDER_NAME.fullmatch(name) else None
 
 
-def _check_known(dataset: str, name: str, root: Path) -> None:
+def _check_known(dataset: str, root: Path) -> None:
     import tensorflow_datasets as tfds
 
+    name = _builder_name(dataset)
     known = tfds.list_builders(with_community_datasets=False)
     if not _BUILDER_NAME.fullmatch(name) or name.split("/")[0] not in known:
         raise InputError(_unknown(dataset, known, root))
@@ -349,10 +345,11 @@ def _unknown(dataset: str, known: list[str], root: Path) -> str:
     )
 
 
-def _download(dataset: str, name: str, root: Path) -> Path:
+def _download(dataset: str, root: Path) -> Path:
     """Has TFDS download and prepare a builder under root, after checks that save its minutes of retries."""
     import tensorflow_datasets as tfds
 
+    name = _builder_name(dataset)
     with _told_in_one_line(f"{dataset}: TFDS cannot make its builder {name}", "Choose another data set"):
         builder = tfds.builder(name, data_dir=root)
     _classification_label(dataset, builder)
@@ -500,8 +497,8 @@ def _read_split(
                 labels = np.empty(count, np.int64)
             if shape != images.shape[1:]:
                 raise InputError(
-                    f"{dataset}: the images of split {split!r} have several shapes, {_by(images.shape[1:])} "
-                    f"(image 0) and {_by(shape)} (image {start}); give image_size to bring them to one shape"
+                    f"{dataset}: the images of split {split!r} have several shapes, {by(images.shape[1:])} "
+                    f"(image 0) and {by(shape)} (image {start}); give image_size to bring them to one shape"
                 )
             if end > count:
                 break
@@ -599,7 +596,7 @@ def allocate(dataset: str, role: str, shape: tuple[int, ...], scratch: str | os.
     size = math.prod(shape)
     if size <= _IN_MEMORY_BYTES:
         return np.empty(shape, np.uint8)
-    needed = f"{dataset}: the decoded {role} images {_by(shape)} take {size / 1e9:.1f} GB"
+    needed = f"{dataset}: the decoded {role} images {by(shape)} take {size / 1e9:.1f} GB"
     if scratch is None:
         raise InputError(f"{needed}, too much for memory; give load() a scratch directory on disk")
     # A memory map is sparse: on a full disk, the process would be killed by SIGBUS long after this line.
@@ -627,5 +624,6 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def by(shape: tuple[int, ...]) -> str:
+    """A shape in words, such as 28x28x1."""
     return "x".join(str(side) for side in shape)

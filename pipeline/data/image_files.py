@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from macer_tf import files
 from pipeline.utils.errors import InputError, reason
+from serving import files as serving_files
 from serving.terminal import printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -37,8 +38,8 @@ UPRIGHT = b"upright "
 OR_RESIZED = ", or certify it resized"
 # An image that claims to be so large raises an error, instead of printing a page on the terminal.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-# What archivers and network drives put beside images.
-_NOBODYS = ("__MACOSX", "@eaDir")
+# What network drives put beside images.
+_THUMBNAILS = "@eaDir"
 
 
 class ImageError(ValueError):
@@ -47,7 +48,7 @@ class ImageError(ValueError):
 
 def is_hidden(name):
     """Whether a file or folder of this name is not content, such as .DS_Store or ._cat.png."""
-    return name.startswith(".") or name in _NOBODYS
+    return serving_files.is_hidden(name) or name == _THUMBNAILS
 
 
 def spelling(name):

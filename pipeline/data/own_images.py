@@ -29,19 +29,15 @@ def load(train_images, test_images, scratch=None):
     train = sources.at(train_images, None, is_to_train=True).open()
     shape = _image(train, train_images, 0).shape
     test = sources.at(test_images, shape).open()
-    labels = [_labels(opened, path) for opened, path in ((train, train_images), (test, test_images))]
+    both = (("train", train_images, train), ("test", test_images, test))
+    labels = [_labels(opened, path) for _, path, opened in both]
     class_names = _class_names(train, test, *labels)
     _tell_what_numbers_mean(train, test)
     splits = [
         datasets.Split(
-            _images(opened, path, role, shape, scratch),
-            of_split,
-            f"images in {Path(path).name}",
-            opened.names(opened.ids),
+            _images(opened, path, role, shape, scratch), own, f"images in {Path(path).name}", opened.names(opened.ids)
         )
-        for role, opened, of_split, path in zip(
-            ("train", "test"), (train, test), labels, (train_images, test_images), strict=True
-        )
+        for (role, path, opened), own in zip(both, labels, strict=True)
     ]
     return datasets.Dataset(name_of(train_images), *splits, datasets.pixel_max(None), len(class_names), class_names)
 

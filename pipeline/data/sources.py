@@ -17,6 +17,7 @@ import numpy as np
 
 from macer_tf.checks import levels_of
 from pipeline.data import archives, datasets, image_files
+from pipeline.data.datasets import by
 from pipeline.data.image_files import ImageError
 from pipeline.utils import places
 from pipeline.utils.errors import InputError
@@ -330,7 +331,7 @@ def _of_arrays(name, images, labels, shape, pixel_max, class_names, names=None):
     """`Images` of uint8 [N, H, W, C] up to `pixel_max`, or of floats."""
     shape = _checked_shape(shape)
     if images.shape[1:] != shape or not len(images):
-        raise InputError(f"{name}: one or more images of shape {_by(shape)} are needed. Received: {_by(images.shape)}")
+        raise InputError(f"{name}: one or more images of shape {by(shape)} are needed. Received: {by(images.shape)}")
 
     def content(i):
         return images[i].tobytes() + f" {images.dtype.str} {shape} {pixel_max}".encode()
@@ -376,7 +377,3 @@ def _checked_pixels(image):
         raise ImageError(f"its pixels must be in [0, 1]; they are from {ends}")
     # Half floats stay half floats, in this machine's byte order: their rounding shows which level is meant.
     return image.astype(np.float16 if image.dtype.newbyteorder("=") == np.float16 else np.float32)
-
-
-def _by(shape):
-    return "x".join(str(side) for side in shape)

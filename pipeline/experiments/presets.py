@@ -93,7 +93,7 @@ def find(dataset: str, sigma: float | None = None, method: str = "macer") -> Pre
     """The default preset for a data set, noise level and method.
 
     Args:
-      dataset: a name that pipeline.datasets.load takes. A name without presets gets the preset "default":
+      dataset: a name that `datasets.load` takes. A name without presets gets the preset "default":
         CIFAR-10's settings, without a network, flips or a published row.
       sigma: noise level in [0, 1] pixel units. Default: 0.25. A level without a preset takes the settings of
         the nearest one, and no published row.
@@ -462,13 +462,7 @@ _MACER_IMAGENET = {
 # Where the authors trained Gaussian models themselves (section 5.1), everything but the robustness term is as MACER's.
 # Table 3: 150 epochs. Batch size, learning rate and l2: Cohen et al.'s code and commands, which drop the rate after
 # each third of the epochs (90 in theirs).
-_COHEN_CIFAR10 = {
-    "epochs": 150,
-    "batch_size": 400,
-    "learning_rate": 0.1,
-    "lr_drop_epochs": (50, 100),
-    "l2": 1e-4,
-}
+_COHEN_CIFAR10 = {"epochs": 150, "batch_size": 400, "learning_rate": 0.1, "lr_drop_epochs": (50, 100), "l2": 1e-4}
 # Table 3: 90 epochs. The rest: as above.
 _COHEN_IMAGENET = {"epochs": 90, "batch_size": 400, "lr_drop_epochs": (30, 60)}
 
@@ -556,7 +550,7 @@ _DEFAULTS = (
     *_presets(
         "consistency", "mnist", **_MNIST, **_LATER_MNIST, batch_size=128, consistency={0.25: 10.0, 0.5: 5.0, 1.0: 5.0}
     ),
-    *_presets("smoothmix", "mnist", note=None, **_MNIST, **_LATER_MNIST, **_SMOOTHMIX_MNIST, batch_size=64),
+    *_presets("smoothmix", "mnist", **_MNIST, **_LATER_MNIST, **_SMOOTHMIX_MNIST, batch_size=64),
     *_presets("catrs", "mnist", note=_CATRS_NOTE, **_MNIST, **_CATRS_MNIST, batch_size=64),
     *_presets(
         "stability", "cifar10", **_CIFAR10, **_LATER_CIFAR10, batch_size=256, stability={0.25: 2.0, 0.5: 2.0, 1.0: 1.0}
@@ -618,10 +612,7 @@ _VARIANTS = (
     # Appendix C.3: everything but epochs and drops is as in Table 4.
     *(
         find("cifar10", sigma).but(
-            name=f"macer-cifar10-{sigma:.2f}-150",
-            epochs=150,
-            lr_drop_epochs=(60, 120),
-            paper=_ROWS_150[sigma],
+            name=f"macer-cifar10-{sigma:.2f}-150", epochs=150, lr_drop_epochs=(60, 120), paper=_ROWS_150[sigma]
         )
         for sigma in (0.25, 0.5)
     ),

@@ -39,10 +39,7 @@ GROUPS = {
         Setting("test_split", TEXT, "TFDS split to certify", None, "test"),
         Setting("image_size", none_or("none", whole(1)), "resize and crop to this side, pixels", None),
         Setting(
-            "validation",
-            none_or("none", whole(2)),
-            "training images to hold out and certify, not test images",
-            None,
+            "validation", none_or("none", whole(2)), "training images to hold out and certify, not test images", None
         ),
         Setting("labels", none_or("all", whole(1)), "labels to keep, stratified by class", None),
         Setting("train_examples", none_or("all", whole(1)), "train on this many images, evenly spaced", None, "all"),
@@ -51,11 +48,7 @@ GROUPS = {
         Setting("method", TEXT, f"{', '.join(methods.NAMES)}, or package.module:METHOD", "macer"),
         Setting("sigma", ABOVE_0, "noise level, in [0, 1] pixel units", DEFAULT_SIGMA),
         Setting(
-            "network",
-            TEXT,
-            "small_cnn, lenet, cifar_resnet<N>, resnet50 or module:function",
-            None,
-            "the dataset's",
+            "network", TEXT, "small_cnn, lenet, cifar_resnet<N>, resnet50 or module:function", None, "the dataset's"
         ),
         Setting("epochs", whole(1), "passes over the training images", 440),
         Setting("batch_size", whole(1), "images per step", 64),

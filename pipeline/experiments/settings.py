@@ -1,4 +1,4 @@
-"""The settings of a run: their names, types, meanings and units, and which of them a command line leaves to presets."""
+"""The settings of a run: a command line and a preset -> values, checked together; and values in words and as flags."""
 
 import os
 import shlex
@@ -18,8 +18,6 @@ from serving import card
 from serving.fingerprints import digest
 
 _DATASETS = f"{', '.join(SHORT_NAMES)}, or any TFDS image-classification builder"
-# Used where soft certificates are not given another.
-_BETA = 16.0
 
 # Where things are and how many threads work does not change a result.
 _NOT_LISTED = ("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "no_cache")
@@ -64,7 +62,8 @@ def resolve(arguments):
     settings |= {"beam": ()} | {setting.name: setting.default for setting in _UNLISTED} | preset.settings | given
     beam_options.check_engine(settings, given)
     settings["lr_drop_epochs"] = list(settings["lr_drop_epochs"] or ()) or None
-    settings["soft_betas"] = settings["soft_betas"] or [settings.get("beta", _BETA)]
+    betas = [settings["beta"]] if "beta" in settings else sampling_plan.SOFT_BETAS.default
+    settings["soft_betas"] = settings["soft_betas"] or betas
     settings["num_workers"] = settings["num_workers"] or os.cpu_count()
     settings["push_dir"] = settings["push_dir"] or _push_dir(settings)
     _check(settings, method)
@@ -240,7 +239,7 @@ def written(settings):
     without = {*idle(settings), *_NOT_WRITTEN, *({"push_dir"} if settings["push_dir"] == _push_dir(settings) else ())}
     every = (setting for group in groups(methods.find(settings["method"])).values() for setting in group)
     texts = {
-        setting.name: setting.kind.none if settings[setting.name] is None else in_words(setting, settings[setting.name])
+        setting.name: command_line.as_given(setting, settings[setting.name])
         for setting in every
         if setting.name not in without
     }

@@ -3,6 +3,7 @@
 This runs on Beam, as the whole job does. Repeating the command draws no sample again; after a kill, it resumes.
 """
 
+import contextlib
 import csv
 import io
 import os
@@ -85,7 +86,6 @@ _GROUPS = {
     ),
 }
 _PROGRAM = "python -m pipeline.certify"
-_CHEAPER = ("n", "max")
 
 
 def main(arguments=None):
@@ -102,7 +102,7 @@ def main(arguments=None):
             if settings["dry_run"]:
                 with tempfile.TemporaryDirectory() as folder:
                     return _in_snapshot(settings, said, Path(folder), None)
-            output, engine = Path(settings["output"]), _engine(settings)
+            output, engine = Path(settings["output"]), early_checks.checked_engine(settings)
             with orchestrator.locked(output, "output"):
                 certificate_files.check_room(output)
                 with working_in(output, "The certification", "what was drawn"):
@@ -120,15 +120,6 @@ def _in_snapshot(settings, said, folder, engine):
 
     with classifiers.snapshot(settings["model"], folder / ".model") as snapshot:
         return _certify(settings, said, snapshot, engine)
-
-
-def _engine(settings):
-    """The engine that is asked for, or None."""
-    if not settings["beam"]:  # nobody else need wait for Beam
-        return None
-    from pipeline.certification import engine
-
-    return engine.of(settings)
 
 
 def _settings(arguments):
@@ -204,11 +195,9 @@ def _certify(settings, said, snapshot, engine):
 
     output = Path(settings["output"])
     plan, module = _plan(settings), settings["custom_objects"]
-    before = code_lib.contents(module) if module else {}
-    sampler, loaded = _load(settings, snapshot, plan)
-    code = _code(settings)
-    if not code_lib.are_contents(before):
-        raise InputError(f"{settings['custom_objects']} was changed while it was imported; run the same command again.")
+    with code_lib.unchanged(module) if module else contextlib.nullcontext():
+        sampler, loaded = _load(settings, snapshot, plan)
+        code = _code(settings)
     classifier, opened = loaded.smoothed.classifier, loaded.images
     ids = sources.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
@@ -222,8 +211,8 @@ def _certify(settings, said, snapshot, engine):
     what = (output, sampler, loaded, of, ids, num_classes, plan)
     if settings["dry_run"]:
         return _tell(settings, said, driver.forecast_in(*what, labels=labels))
-    how = {"num_workers": settings["num_workers"] or os.cpu_count(), "engine": engine, "cheaper": _cheaper(settings)}
-    outcome = driver.run_in(*what, labels=labels, **how)
+    how = {"num_workers": settings["num_workers"] or os.cpu_count(), "engine": engine}
+    outcome = driver.run_in(*what, labels=labels, cheaper=sampling_plan.cheaper(settings, "max"), **how)
     _check_unchanged(settings, snapshot)
     unfinished = output / "unfinished"
     remove_path(unfinished)
@@ -245,14 +234,9 @@ def _tell(settings, said, forecast):
     """Says what would be drawn. Returns the exit status."""
     with said.result(command=_command(settings), dry_run=forecast.as_json()):
         print(f"  To draw: {forecast}." if forecast.samples else "  Every sample has already been drawn.")
-        console.print_if_long(forecast.seconds or 0, _cheaper(settings))
+        console.print_if_long(forecast.seconds or 0, sampling_plan.cheaper(settings, "max"))
         print("Nothing was certified or written.")
     return 0
-
-
-def _cheaper(settings):
-    is_plain = settings["budget"] == "fixed" and settings["certify"] == sampling_plan.HARD
-    return (*_CHEAPER, *(("budget=adaptive",) if is_plain else ()))
 
 
 def _load(settings, snapshot, plan):
@@ -271,13 +255,7 @@ def _load(settings, snapshot, plan):
     classes = class_numbers.read(settings["classes"]) if settings["classes"] else None
     source = _source(settings, classifiers.base(model).input_shape[1:], classes)
     sampler = workers.Sampler(
-        str(snapshot.path),
-        source,
-        settings["sigma"],
-        settings["seed"],
-        plan.betas,
-        loading,
-        settings["levels"],
+        str(snapshot.path), source, settings["sigma"], settings["seed"], plan.betas, loading, settings["levels"]
     )
     return sampler, sampler.load(model)
 
@@ -375,10 +353,7 @@ def _print_settings(settings, plan, classifier, precision, opened, ids):
     console.print_listing(listing, sampling_plan.notes_on(settings["sigma"]))
     if plan.radii is None:
         largest = certificates_lib.max_radius(settings["sigma"], plan.n, plan.alpha, plan.kinds[0][1])
-        print(
-            f"  The largest radius that n samples can certify is {words.at_least(largest, 3)}.",
-            flush=True,
-        )
+        print(f"  The largest radius that n samples can certify is {words.at_least(largest, 3)}.", flush=True)
 
 
 def _resized(settings):
@@ -391,7 +366,6 @@ def _resized(settings):
 
 def _write(directory, settings, num_classes, labels, outcome, opened):
     """Writes logs, failures, metrics and the page beside the certificates. Returns the metrics."""
-    from pipeline.certification import certificate_files
     from pipeline.report import classifier_report
 
     certified = certificate_files.read(directory)
@@ -446,7 +420,7 @@ def _written(settings):
     """Name -> text of the settings, as in a settings file: all that can change a result."""
     idle = _idle(settings)
     texts = {
-        one.name: one.kind.none if settings[one.name] is None else command_line.in_words(one, settings[one.name])
+        one.name: command_line.as_given(one, settings[one.name])
         for title, group in _GROUPS.items()
         for one in group
         if title != "Run" and one.name not in idle

@@ -1,4 +1,4 @@
-"""What a command can find wrong with its data, network or model before TensorFlow is imported."""
+"""What a command can find wrong with its data, network, model or engine before TensorFlow is imported."""
 
 from macer_tf import checks
 from pipeline.certification import model_files
@@ -42,6 +42,15 @@ def check_network(settings):
                 checks.check_depth(*numbers)
         except ValueError as error:
             raise InputError(str(error)) from None
+
+
+def checked_engine(settings):
+    """The `Engine` that is asked for, or None. Raises a one-line InputError as `engine.of`."""
+    if not settings["beam"]:  # nobody else need wait for Beam
+        return None
+    from pipeline.certification import engine
+
+    return engine.of(settings)
 
 
 def check_classifier(settings):

@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from pipeline.certification import driver, workers
-from pipeline.certification.sampling_plan import SamplingPlan
+from pipeline.certification import driver, sampling_plan, workers
 from pipeline.cli import console
 from pipeline.components import certifier, trainer
 from pipeline.components.example_gen import EXAMPLE_GEN
@@ -101,7 +100,7 @@ class _Work:
         """What is left to draw and how long it takes, as JSON values, or None; and in words."""
         if self._examples is None:
             return None, _LATER
-        settings, examples, plan = self._settings, self._examples, SamplingPlan.of_run(self._settings)
+        settings, examples, plan = self._settings, self._examples, sampling_plan.SamplingPlan.of_run(self._settings)
         ids = examples_lib.evenly_spaced(len(examples.labels["test"]), settings["num_test_examples"])
         model, of = self._artifacts.get("model"), {"model": "still to be trained"}
         path = "" if model is None else str(model.path / "model.keras")
@@ -112,7 +111,8 @@ class _Work:
             of = certifier.votes_are_of(path, loaded.smoothed.precision)
         labels = examples.labels["test"][ids]
         forecast = driver.forecast_in(self._root, sampler, loaded, of, ids, examples.num_classes, plan, labels=labels)
-        return forecast.as_json() | {"cheaper": certifier.cheaper(settings)}, str(forecast)
+        cheaper = sampling_plan.cheaper(settings, "num_test_examples")
+        return forecast.as_json() | {"cheaper": cheaper}, str(forecast)
 
     def _seconds_per_step(self, method, ids, labels):
         settings = self._settings

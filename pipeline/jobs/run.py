@@ -44,7 +44,7 @@ def main(arguments=None):
         def work(parsed):
             if parsed.settings["dry_run"]:
                 return _forecast(parsed, said)
-            engine = _engine(parsed.settings)
+            engine = early_checks.checked_engine(parsed.settings)
             with orchestrator.locked(parsed.root):
                 if parsed.sweep:
                     return sweep_lib.run(parsed.sweep, parsed.root, said, parsed.command, engine)
@@ -86,15 +86,6 @@ class _Parsed:
     def command(self):
         """As it was typed."""
         return shlex.join(["python", "-m", "pipeline.run", *map(printable, self.arguments)])
-
-
-def _engine(settings):
-    """The engine that is asked for, or None."""
-    if not settings["beam"]:  # nobody else need wait for Beam
-        return None
-    from pipeline.certification import engine
-
-    return engine.of(settings)
 
 
 def _forecast(parsed, said):
@@ -167,7 +158,7 @@ def _run(parsed, said, engine):
         folder = recorder.finish(artifacts.values(), _links(artifacts, root), result)
     paths = {path.name: str(path.absolute()) for path in sorted(folder.iterdir())}
     with said.result(run=folder.name, **about, **result, metrics=metrics, paths=paths):
-        _print_results(artifacts, settings["paper"], metrics)
+        _print_results(artifacts, settings["paper"], metrics, result)
         print(printable(f"Run: {folder}, also linked as {root / history.LATEST}: {', '.join(paths)}"))
         print(console.curves(root / orchestrator.TENSORBOARD))
 
@@ -213,7 +204,7 @@ def _paper_row(preset):
     return None if preset.paper is None else json.loads(json.dumps(dataclasses.asdict(preset.paper)))
 
 
-def _print_results(artifacts, paper, metrics):
+def _print_results(artifacts, paper, metrics, result):
     evaluation = artifacts["evaluation"].path
     kinds = metrics["certificates"]
     rows = [
@@ -236,14 +227,13 @@ def _print_results(artifacts, paper, metrics):
     )
     if paper:
         print(f"* as reported, at n=100,000 and alpha=0.001; {paper['image_set']}")
-    push = json.loads((artifacts["push"].path / "push.json").read_text())
     print(f"\nReport: {printable(evaluation / 'report.html')}")
-    if push["pushed_to"] is None:
-        print(printable(f"Not pushed: {'; '.join(push['reasons'])}"))
-    elif _holds(Path(push["pushed_to"]), artifacts["saved_model"]):
-        print(printable(f"Pushed model: {push['pushed_to']}"))
+    if result["pushed_to"] is None:
+        print(printable(f"Not pushed: {'; '.join(result['reasons'])}"))
+    elif _holds(Path(result["pushed_to"]), artifacts["saved_model"]):
+        print(printable(f"Pushed model: {result['pushed_to']}"))
     else:
-        was, cached = printable(push["pushed_to"]), printable(artifacts["push"].path.parent)
+        was, cached = printable(result["pushed_to"]), printable(artifacts["push"].path.parent)
         print(f"Pushed model: it was {was}, but is no longer there; delete {cached} and run again to push it again")
 
 

@@ -69,7 +69,7 @@ def _list(settings):
     root = settings["root"]
     found, executions = history.runs(root), orchestrator.executions(root)
     latest = (root / history.LATEST).resolve().name if (root / history.LATEST).is_symlink() else None
-    told = [_told(run, executions, root, latest) for run in found]
+    told = [_told(run, executions, latest) for run in found]
     if settings["json"]:
         print(json.dumps(told, indent=1))
     elif not told:
@@ -78,7 +78,7 @@ def _list(settings):
         print("\n\n".join(_in_words(one) for one in told))
 
 
-def _told(run, executions, root, latest):
+def _told(run, executions, latest):
     """A run as JSON values."""
     about = run.about or _about_by(run, executions)
     result = run.result or _result_by(run, executions)

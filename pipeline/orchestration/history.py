@@ -17,7 +17,7 @@ from pathlib import Path
 from pipeline.orchestration import orchestrator
 from pipeline.orchestration.orchestrator import TENSORBOARD
 from pipeline.utils import sealed
-from pipeline.utils.atomic_files import remedy, remove_path, write_text, writing
+from pipeline.utils.atomic_files import remedy, remove_path, write_link, write_text, writing
 from pipeline.utils.errors import InputError
 from serving.exit import in_one_line
 from serving.files import flush
@@ -183,7 +183,7 @@ class Recorder:
             flush(folder.parent)
         remove_path(self._folder)
         if is_whole:
-            _link(self._root / LATEST, str(folder.relative_to(self._root)))
+            write_link(self._root / LATEST, str(folder.relative_to(self._root)))
         return folder
 
     def _finished_before(self, used):
@@ -369,18 +369,6 @@ def _read(folder):
 
 def _is_name(name):
     return isinstance(name, str) and re.fullmatch(r"[A-Za-z]+-[0-9a-f]{16}", name) is not None
-
-
-def _link(path, target):
-    """Makes a link atomically, also in place of another; leaves a correct one as it is."""
-    if path.is_symlink() and os.readlink(path) == target:
-        return
-    beside = path.with_name(f".{path.name}.writing")
-    # A kill may have left it.
-    remove_path(beside)
-    beside.symlink_to(target)
-    os.replace(beside, path)
-    flush(path.parent)
 
 
 def _now():

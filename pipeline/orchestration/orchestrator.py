@@ -23,13 +23,7 @@ from pipeline.utils import code
 from pipeline.utils.atomic_files import finish_directory, remedy, remove_path, working_in, write_text
 from pipeline.utils.errors import InputError
 from serving.files import read_json
-from serving.fingerprints import (
-    differences,
-    file_digests,
-    fingerprint,
-    sealed,
-    unsealed,
-)
+from serving.fingerprints import differences, file_digests, fingerprint, sealed, unsealed
 from serving.terminal import printable
 
 _RECORD = "execution.json"
@@ -384,10 +378,8 @@ def _read(component, parameters):
 
 def _import(modules):
     for module in modules:
-        before = code.contents(module)
-        code.import_module(module)
-        if not code.are_contents(before):
-            raise InputError(f"{module} was changed while it was imported; run the same command again.")
+        with code.unchanged(module):
+            code.import_module(module)
 
 
 def _check_links(directory):
@@ -438,11 +430,7 @@ def _finished_outputs(component, declaration, directory):
 
 def _read_record(directory):
     """The record of a finished execution, or None if there is none or it is damaged."""
-    try:
-        found = read_json(directory / _RECORD)
-    except (OSError, ValueError):
-        return None
-    record = unsealed(found)
+    record = unsealed(_json_of_record(directory))
     if record is None or record.keys() != _SCHEMA.keys() or record["format"] != _FORMAT:
         return None
     return record if all(isinstance(record[name], kind) for name, kind in _SCHEMA.items()) else None
@@ -450,13 +438,17 @@ def _read_record(directory):
 
 def _format_before(directory):
     """The format of a record that an earlier version wrote, or None."""
-    try:
-        found = read_json(directory / _RECORD)
-    except (OSError, ValueError):
-        return None
+    found = _json_of_record(directory)
     # The first format had no checksum.
     record = unsealed(found) if isinstance(found, dict) and "checksum" in found else found
     return record["format"] if isinstance(record, dict) and record.get("format") in range(1, _FORMAT) else None
+
+
+def _json_of_record(directory):
+    try:
+        return read_json(directory / _RECORD)
+    except (OSError, ValueError):
+        return None
 
 
 def _checked_outputs(record, directory):

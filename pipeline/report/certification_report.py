@@ -208,10 +208,7 @@ def _summary(evaluated):
     metrics, blessing = evaluated.metrics, evaluated.blessing
     facts = [
         page.Fact(
-            "Average certified radius (ACR)",
-            _acr(metrics),
-            ("± one standard error", metrics["image_set"]),
-            short="ACR",
+            "Average certified radius (ACR)", _acr(metrics), ("± one standard error", metrics["image_set"]), short="ACR"
         ),
         page.Fact("Abstained", f"{metrics['abstained']:.3f}", _of_the_images(metrics)),
         *_facts_of_sampling(metrics),

@@ -135,7 +135,7 @@ class Images:
 
     @property
     def labels(self):
-        return list(dict.fromkeys(sorted(card.label for card in self.cards if card.label is not None)))
+        return sorted({card.label for card in self.cards if card.label is not None})
 
     @property
     def outcomes(self):

@@ -62,30 +62,19 @@ def acr(member):
 
 def columns_behind_acr(comparison):
     """(header, a text for each member) of those columns that have anything to show."""
-    members = comparison["members"]
-    columns = [
-        (
-            "difference",
-            [
-                words.mean(member["difference"]["mean"], member["difference"]["standard_error"], sign="+")
-                if member["difference"]
-                else None
-                for member in members
-            ],
-        ),
-        (
-            "s/epoch",
-            [
-                None if member["seconds_per_epoch"] is None else f"{member['seconds_per_epoch']:.3g}"
-                for member in members
-            ],
-        ),
-        (
-            "paper's ACR *",
-            [f"{member['paper']['acr']:.3f}" if (member["paper"] or {}).get("acr") else None for member in members],
-        ),
-    ]
-    return [(header, [cell or "-" for cell in cells]) for header, cells in columns if any(cells)]
+    columns = zip(*map(_behind_acr, comparison["members"]), strict=True)
+    headed = zip(("difference", "s/epoch", "paper's ACR *"), columns, strict=True)
+    return [(header, [cell or "-" for cell in cells]) for header, cells in headed if any(cells)]
+
+
+def _behind_acr(member):
+    """A member's difference, seconds per epoch and the paper's ACR as texts; None where there is none."""
+    difference, seconds, reported = member["difference"], member["seconds_per_epoch"], member["paper"] or {}
+    return (
+        difference and words.mean(difference["mean"], difference["standard_error"], sign="+"),
+        None if seconds is None else f"{seconds:.3g}",
+        f"{reported['acr']:.3f}" if reported.get("acr") else None,
+    )
 
 
 def conditions(comparison):
@@ -134,10 +123,7 @@ def _title(comparison):
     setting, members = comparison["setting"], comparison["members"]
     fixed = [
         words
-        for name, words in (
-            ("dataset", f"{members[0]['dataset']}"),
-            ("sigma", f"sigma = {members[0]['sigma']:g}"),
-        )
+        for name, words in (("dataset", f"{members[0]['dataset']}"), ("sigma", f"sigma = {members[0]['sigma']:g}"))
         if setting != name and len({member[name] for member in members}) == 1
     ]
     return f"Sweep of {setting}" + (f": {', '.join(fixed)}" if fixed else "")

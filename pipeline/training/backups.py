@@ -111,6 +111,7 @@ class Backup(keras.callbacks.Callback):
 
     A state is written after each epoch, and within one when a minute has passed. Its folder is renamed into place; only
     then is the previous one deleted. It carries a checksum of everything in it.
+
     Args:
         directory: where to write; each state has its own folder, with its model in `model.keras`.
         record: the `Record`, which comes before this callback.

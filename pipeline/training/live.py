@@ -17,7 +17,7 @@ class TrainingProgress(keras.callbacks.Callback):
         cheaper: names of settings that would make it shorter, for `console.print_if_long`.
     """
 
-    def __init__(self, record, epochs, work=lambda epoch: 1, cheaper=()):
+    def __init__(self, record, epochs, work, cheaper):
         super().__init__()
         self._record, self._epochs, self._epoch, self._cheaper = record, epochs, 0, cheaper
         self._work, self._is_forecast = work, False

@@ -134,7 +134,7 @@ def check_comes_back(model, path, image_shape):
             "keras.saving.register_keras_serializable, let get_config return the arguments of __init__, which takes "
             f"**kwargs too, and replace a Lambda by a layer. Received: {type(error).__name__}: {_cause(error)}"
         ) from error
-    if not probing.are_level(before, after, precision):
+    if not probing.agree(before, after, precision):
         raise InputError(
             "The model's file brings back another network: a layer's get_config must return all arguments of its "
             "__init__, and what add_weight did not make is not saved. The largest difference of its outputs is "

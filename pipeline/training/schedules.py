@@ -1,4 +1,4 @@
-"""What changes during training: the learning rate, and the method's own hyper-parameter."""
+"""What changes during training: the learning rate, and the method's own hyper-parameters."""
 
 import keras
 

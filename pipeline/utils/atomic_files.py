@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.utils.errors import InputError
 from serving.files import flush
+from serving.terminal import first_line
 
 # By the system's own words, because TensorFlow, Beam and HDF5 raise errors of their own that contain these.
 _REMEDIES = [
@@ -43,6 +44,17 @@ def write_bytes(path, content):
     os.replace(beside, path)
 
 
+def write_link(path, target):
+    """Makes a link atomically, also in place of another; leaves a correct one as it is."""
+    if path.is_symlink() and os.readlink(path) == target:
+        return
+    beside = path.with_name(f".{path.name}.writing")
+    remove_path(beside)  # a kill may have left it
+    beside.symlink_to(target)
+    os.replace(beside, path)
+    flush(path.parent)
+
+
 def remedy(reason):
     """What to do, in the imperative, about a write that fails; `reason` is a text that contains the system's words."""
     # Failures in other words, such as NumPy's, are mostly for lack of room.
@@ -63,7 +75,7 @@ def writing(path, then):
     try:
         yield
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         # If several things are written there, a file may be in the place of one of the folders.
         place = getattr(error, "filename", None) if isinstance(error, _MISPLACED) else None
         told = reason if place is None else f"{place}: {reason}"

@@ -70,21 +70,24 @@ def digest(module):
     return fingerprint({name: _meaning(path) for name, path in sorted(files.items())})
 
 
-def contents(module):
-    """Path -> digest of each file that `digest` covers; `are_contents` then tells whether one has changed since.
+@contextlib.contextmanager
+def unchanged(module):
+    """A context in which a module is imported.
 
     What a module imports may only be known once it is imported, because it may change where modules are looked for.
+
+    Raises:
+        InputError: as `digest`; or at the end, if a file that `digest` covers was changed meanwhile.
     """
     with _current_folder_first():
-        return {path: digest_of_bytes(_content(path)) for path in _files(module).values()}
-
-
-def are_contents(found):
-    """Whether files still are what `contents` found."""
+        before = {path: digest_of_bytes(_content(path)) for path in _files(module).values()}
+    yield
     try:
-        return all(file_digest(path) == digest for path, digest in found.items())
+        is_unchanged = all(file_digest(path) == digest for path, digest in before.items())
     except OSError:
-        return False
+        is_unchanged = False
+    if not is_unchanged:
+        raise InputError(f"{module} was changed while it was imported; run the same command again.")
 
 
 @functools.cache

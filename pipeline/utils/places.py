@@ -7,9 +7,11 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from pipeline.utils.errors import InputError
+from pipeline.utils.errors import InputError, reason
 from serving.files import is_url
 from serving.fingerprints import directory_fingerprint, file_digest
+
+_REASON = 200  # characters of an error of Beam's that we show
 
 
 def absolute(place):
@@ -97,6 +99,11 @@ def fingerprint_of(path):
     return directory_fingerprint(path) if Path(path).is_dir() else file_digest(path)
 
 
+def cannot_write(place, error):
+    """The InputError for an OSError of `write`."""
+    return InputError(f"Cannot write to {place} ({reason(error)[:_REASON]}).")
+
+
 def upload(path, place):
     """Copies a file or folder to a place that has nothing else below it. Raises OSError."""
     path = Path(path)
@@ -121,7 +128,7 @@ def download(url, folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(read(one))
     except OSError as error:
-        raise InputError(f"Cannot read {url} ({' '.join(str(error).split())[:200]}).") from None
+        raise InputError(f"Cannot read {url} ({reason(error)[:_REASON]}).") from None
     if not names:
         raise InputError(f"There is nothing at {url}.")
     return copy
@@ -158,13 +165,17 @@ def local(place, fingerprint, is_checked=True):
     """
     path = _copied(place, fingerprint) if is_url(place) else Path(place)
     try:
-        if is_checked and fingerprint_of(path) != fingerprint:
-            raise InputError(f"{place} is not what it was when the certification began; run the same command again.")
+        path.stat()
+        if is_checked:
+            _check_unchanged(place, path, fingerprint)
     except OSError as error:
         raise InputError(f"{place} cannot be read on {os.uname().nodename} ({error.strerror}).") from None
-    if not path.exists():
-        raise InputError(f"{place} cannot be read on {os.uname().nodename} (No such file or directory).")
     return path
+
+
+def _check_unchanged(place, path, fingerprint):
+    if fingerprint_of(path) != fingerprint:
+        raise InputError(f"{place} is not what it was when the certification began; run the same command again.")
 
 
 def _cache():
@@ -177,9 +188,7 @@ def _copied(url, fingerprint):
     if not copy.exists():
         unfinished = cache / f"{fingerprint}-{uuid.uuid4().hex}"
         try:
-            downloaded = download(url, unfinished)
-            if fingerprint_of(downloaded) != fingerprint:
-                raise InputError(f"{url} is not what it was when the certification began; run the same command again.")
+            _check_unchanged(url, download(url, unfinished), fingerprint)
             unfinished.rename(cache / fingerprint)
         except OSError:
             if not copy.exists():  # or another process was first

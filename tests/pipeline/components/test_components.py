@@ -656,4 +656,4 @@ def test_a_model_that_is_not_what_was_finished_is_neither_certified_nor_exported
 
 
 def test_classes_of_one_name_are_told_apart_in_what_is_exported():
-    assert exporter.different(("crane", "cat", "crane")) == ["crane (0)", "cat", "crane (2)"]
+    assert exporter.distinct(("crane", "cat", "crane")) == ["crane (0)", "cat", "crane (2)"]

@@ -378,7 +378,7 @@ def test_results_of_two_runs_never_lie_side_by_side(run, model, tmp_path, monkey
             break
     assert status == 0
     assert alphas == [0.01] * renames + [0.2]
-    assert renames >= 5
+    assert renames >= 1  # links that are right already stay
 
 
 def test_a_copy_without_links_is_certified_anew_and_whole(run, model, tmp_path):

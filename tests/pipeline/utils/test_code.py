@@ -147,14 +147,13 @@ def test_a_module_may_say_where_it_imports_from(digest, tmp_path, monkeypatch):
     (tmp_path / "lib").mkdir()
     digest(subject=f"import sys\nsys.path.insert(0, {str(tmp_path / 'lib')!r})\nimport told_by_path\n",
            lib__of__told_by_path="b = 1\n")  # fmt: skip
-    before = code.contents("subject")
-    code.import_module("subject")
+    with code.unchanged("subject"):
+        code.import_module("subject")
     try:
-        assert code.are_contents(before)
         first = digest()
         assert digest(lib__of__told_by_path="b = 2\n") != first
-        digest(subject="a = 1\n")
-        assert not code.are_contents(before)
+        with pytest.raises(InputError, match="subject was changed while it was imported"), code.unchanged("subject"):
+            digest(subject="a = 1\n")
     finally:
         del sys.modules["subject"], sys.modules["told_by_path"]
 
