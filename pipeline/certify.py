@@ -2,5 +2,14 @@
 
 from serving import terminal
 
+
+def main(arguments=None):
+    """See `pipeline.jobs.certify.main`."""
+    # Imported only now, so that Ctrl-C meanwhile is answered in one line.
+    from pipeline.jobs import certify
+
+    return certify.main(arguments)
+
+
 if __name__ == "__main__":
-    terminal.run_main_of("pipeline.jobs.certify")
+    terminal.run(main)

@@ -5,22 +5,22 @@ from serving import terminal
 
 def run():
     """The whole job."""
-    terminal.run_main_of("pipeline.jobs.run")
+    terminal.run_main_of("pipeline.run")
 
 
 def certify():
     """Certifies anyone's classifier."""
-    terminal.run_main_of("pipeline.jobs.certify")
+    terminal.run_main_of("pipeline.certify")
 
 
 def runs():
     """Lists the runs of a pipeline root."""
-    terminal.run_main_of("pipeline.jobs.runs")
+    terminal.run_main_of("pipeline.runs")
 
 
 def compare():
     """Puts certification logs side by side."""
-    terminal.run_main_of("pipeline.jobs.compare")
+    terminal.run_main_of("pipeline.compare")
 
 
 def publish():

@@ -2,5 +2,14 @@
 
 from serving import terminal
 
+
+def main(arguments=None):
+    """See `pipeline.jobs.compare.main`."""
+    # Imported only now, so that Ctrl-C meanwhile is answered in one line.
+    from pipeline.jobs import compare
+
+    return compare.main(arguments)
+
+
 if __name__ == "__main__":
-    terminal.run_main_of("pipeline.jobs.compare")
+    terminal.run(main)

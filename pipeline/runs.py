@@ -2,5 +2,14 @@
 
 from serving import terminal
 
+
+def main(arguments=None):
+    """See `pipeline.jobs.runs.main`."""
+    # Imported only now, so that Ctrl-C meanwhile is answered in one line.
+    from pipeline.jobs import runs
+
+    return runs.main(arguments)
+
+
 if __name__ == "__main__":
-    terminal.run_main_of("pipeline.jobs.runs")
+    terminal.run(main)
