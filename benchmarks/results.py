@@ -24,6 +24,8 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from benchmarks import interrupts  # noqa: E402, F401
+
 KEPT = REPOSITORY / "docs" / "results"
 PAGE = REPOSITORY / "docs" / "results.md"
 SIGMAS = (0.25, 0.5, 1.0)
