@@ -34,6 +34,7 @@ _CHANGE_NOTHING = (
     *(setting.name for setting in saying.SETTINGS),
 )
 _NOT_COMPARED = "Blessing, push and run"
+_ALL_FAILED = "every value failed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +147,10 @@ def run(sweep, root, said, command, engine=None):
     with history.recorded(root, name, about, _settings_file(sweep)) as recorder:
         made, entries = _run_members(sweep, root, engine, recorder)
         if not made:
-            print("error: every value failed: there is nothing to compare.", file=sys.stderr)
-            recorder.failed("every value failed")
+            line = f"{_ALL_FAILED}: there is nothing to compare."
+            print(f"error: {line}", file=sys.stderr)
+            said.failed(line)
+            recorder.failed(_ALL_FAILED)
             return 1
         compared = _compare(sweep, listing, root, made, entries, recorder)
         directory = compared["comparison"].path
@@ -180,7 +183,8 @@ def _run_members(sweep, root, engine, recorder):
             artifacts = orchestrator.run(components(member.settings), *how)
             made += [(f"{name}_{place}", artifact) for name, artifact in artifacts.items()]
         except Exception as error:
-            failure = in_one_line(error, root, InputError)
+            # A log each, or the last failure would replace what the others left.
+            failure = in_one_line(error, root, InputError, log=f"error-{place + 1}.log")
             print(f"error: {sweep.name}={member.value} failed: {failure}", file=sys.stderr)
         entries.append(_entry(member, failure))
     return made, entries

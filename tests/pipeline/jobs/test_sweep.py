@@ -337,17 +337,21 @@ def test_a_member_that_diverges_is_told_and_the_others_go_on(sweep):
 
 
 def test_where_all_fail_there_is_nothing_to_compare(sweep, monkeypatch):
-    def fail(*arguments, **keywords):
-        raise RuntimeError("no memory\nand more")
+    def fail(method, settings, *arguments):
+        raise RuntimeError(f"no memory\nfor lam={settings['lam']}")
 
     monkeypatch.setattr("pipeline.training.models.build", fail)
     done = sweep("--sweep", "lam=0,8")
     assert done.status == 1
-    zero, eight, last = done.err.splitlines()
-    assert zero == f"error: lam=0 failed: RuntimeError: no memory (details: {printable(done.root / 'error.log')})"
-    assert eight.startswith("error: lam=8 failed: RuntimeError: no memory")
+    *failed, last = done.err.splitlines()
+    for lam, name, line in zip((0, 8), ("error-1.log", "error-2.log"), failed, strict=True):
+        log = done.root / name
+        assert line == f"error: lam={lam} failed: RuntimeError: no memory (details: {printable(log)})"
+        assert f"for lam={lam}.0" in log.read_text()
     assert last == "error: every value failed: there is nothing to compare."
     assert not done.directories
+    told = json.loads(sweep("--sweep", "lam=0,8", "--json").out)
+    assert told == {"status": 1, "error": "every value failed: there is nothing to compare."}
 
 
 def test_interrupted_it_goes_on_where_it_was(sweep, monkeypatch, tmp_path, ctrl_c, capsys):
