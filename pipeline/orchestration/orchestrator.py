@@ -237,6 +237,13 @@ def executions(root):
     return {path: None if path.suffix == _UNFINISHED else _read_record(path) for path in found}
 
 
+def now(root):
+    """Seconds since 1970, but after all that executions under root record: the clock may have been set back."""
+    recorded = [record["finished_at"] for record in executions(root).values() if record]
+    # In milliseconds: with more digits, one of them could be changed without changing the number.
+    return round(max([time.time(), *(finished_at + 0.001 for finished_at in recorded)]), 3)
+
+
 def is_locked(root):
     """Whether a run is at work in a root."""
     try:
@@ -327,31 +334,31 @@ def _prepare(component, inputs, parameters, directory, root, num_workers, engine
 def _execute(component, execution, declaration, directory):
     """Runs it. Returns declaration, directory and seconds; the first two are new if it created what it reads."""
     unfinished = _unfinished(directory)
-    # In milliseconds: with more digits, one of them could be changed without changing the number.
-    started = round(time.time(), 3)
+    began = time.monotonic()
     component.execute(execution)
-    before, now = declaration["files"], _read(component, execution.parameters)
-    if any(found is not None and now[name] != found for name, found in before.items()):
+    before, after = declaration["files"], _read(component, execution.parameters)
+    if any(found is not None and after[name] != found for name, found in before.items()):
         raise InputError(f"The files that {component.name} read changed while it ran; run the same command again.")
     _check_unchanged(execution.inputs, component)
-    if now != before:
-        declaration = {**declaration, "files": now}
+    if after != before:
+        declaration = {**declaration, "files": after}
         directory = _directory(declaration, directory.parent)
     files = {name: file_digests(path) for name, path in execution.outputs.items()}
+    finished_at, seconds = now(directory.parent), time.monotonic() - began
     record = {
         "format": _FORMAT,
         **declaration,
         "output_fingerprints": {name: fingerprint(digests) for name, digests in files.items()},
         "output_files": files,
-        "started_at": started,
-        "finished_at": round(time.time(), 3),
+        "started_at": round(finished_at - seconds, 3),
+        "finished_at": finished_at,
     }
     write_text(unfinished / _RECORD, json.dumps(sealed(record), indent=1))
     if directory.exists():
         os.rename(directory, _replaced(directory))
     finish_directory(unfinished, directory)
     remove_path(_replaced(directory))
-    return declaration, directory, record["finished_at"] - started
+    return declaration, directory, seconds
 
 
 def _check_unchanged(inputs, component):
