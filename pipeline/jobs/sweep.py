@@ -156,14 +156,15 @@ def run(sweep, root, said, command, engine=None):
         directory = compared["comparison"].path
         links = {"comparison": directory, "sweep.html": directory / "sweep.html"}
         used = [*(artifact for _, artifact in made), *compared.values()]
-        folder = recorder.finish(used, links, {}, is_whole=False)
+        failed = [entry["value"] for entry in entries if entry["failure"]]
+        folder = recorder.finish(used, links, {"failed": failed}, is_whole=False)
     comparison = json.loads((directory / "sweep.json").read_text())
     paths = {path.name: str(path.absolute()) for path in sorted(folder.iterdir())}
     with said.result(run=folder.name, **about, comparison=comparison, paths=paths):
         _print_results(directory, comparison)
         print(f"Run: {printable(folder)}")
         print(console.curves(root / orchestrator.TENSORBOARD))
-    return 1 if any(entry["failure"] for entry in entries) else 0
+    return 1 if failed else 0
 
 
 def _run_members(sweep, root, engine, recorder):

@@ -22,6 +22,7 @@ from pipeline.components.example_gen import EXAMPLE_GEN
 from pipeline.experiments import methods
 from pipeline.experiments import settings as settings_lib
 from pipeline.jobs import run as run_lib
+from pipeline.jobs import runs as runs_lib
 from pipeline.jobs import sweep as sweep_lib
 from pipeline.orchestration import history, orchestrator
 from pipeline.report import charts, figures, page, sweep_report
@@ -312,7 +313,7 @@ def test_a_sweep_has_a_folder_of_its_own_and_is_no_latest_run(kept):
     assert [first[name] for name in ("epochs", "train_examples", "num_samples", "n")] == [2, 96, 2, 50]
 
 
-def test_a_member_that_diverges_is_told_and_the_others_go_on(sweep):
+def test_a_member_that_diverges_is_told_and_the_others_go_on(sweep, capsys):
     flags = ("--clip_norm", "none", "--lr_schedule", "step", "--lam", "0")
     done = sweep("--sweep", "learning_rate=1e6,0.02,0.05", *flags)
     assert done.status == 1
@@ -334,6 +335,8 @@ def test_a_member_that_diverges_is_told_and_the_others_go_on(sweep):
     again = sweep("--sweep", "learning_rate=1e6,0.02,0.05", *flags)
     assert (again.status, again.err) == (1, done.err)
     assert again.out.count("done in") == 0  # only the training that fails is tried again
+    assert runs_lib.main([str(done.root)]) == 0
+    assert "sweep of learning_rate: 1e6, 0.02, 0.05; failed: 1e6\n" in capsys.readouterr().out
 
 
 def test_where_all_fail_there_is_nothing_to_compare(sweep, monkeypatch):
