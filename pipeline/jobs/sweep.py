@@ -172,7 +172,8 @@ def _run_members(sweep, root, engine, recorder):
     import keras
 
     first = sweep.members[0].settings
-    _check_data_and_networks(sweep, root, recorder)
+    directories = set()
+    _check_data_and_networks(sweep, root, recorder, directories)
     made, entries = [], []
     for place, member in enumerate(sweep.members):
         print_member(sweep, place)
@@ -180,8 +181,8 @@ def _run_members(sweep, root, engine, recorder):
         keras.utils.clear_session()
         failure = None
         try:
-            how = (member.settings, root, first["num_workers"], first["no_cache"], engine, recorder.starting)
-            artifacts = orchestrator.run(components(member.settings), *how)
+            how = (first["num_workers"], first["no_cache"], engine, recorder.starting, directories)
+            artifacts = orchestrator.run(components(member.settings), member.settings, root, *how)
             made += [(f"{name}_{place}", artifact) for name, artifact in artifacts.items()]
         except Exception as error:
             # A log each, or the last failure would replace what the others left.
@@ -296,7 +297,7 @@ def _listing(sweep):
     return merged
 
 
-def _check_data_and_networks(sweep, root, recorder):
+def _check_data_and_networks(sweep, root, recorder, directories):
     from pipeline.components.example_gen import EXAMPLE_GEN
     from pipeline.data import examples as examples_lib
     from pipeline.training import models
@@ -307,8 +308,8 @@ def _check_data_and_networks(sweep, root, recorder):
         if (key := json.dumps([data, member.settings["network"]])) in checked:
             continue
         checked.add(key)
-        num_workers = member.settings["num_workers"]
-        artifacts = orchestrator.run((EXAMPLE_GEN,), member.settings, root, num_workers, starting=recorder.starting)
+        how = {"starting": recorder.starting, "made": directories}
+        artifacts = orchestrator.run((EXAMPLE_GEN,), member.settings, root, member.settings["num_workers"], **how)
         examples = examples_lib.read(artifacts["examples"].path)
         try:
             models.network(member.settings, examples.image_shape, examples.num_classes)

@@ -160,7 +160,7 @@ def planned(components, settings, root, anew=False):
     return steps, artifacts
 
 
-def run(components, settings, root, num_workers, anew=False, engine=None, starting=lambda directory: None):
+def run(components, settings, root, num_workers, anew=False, engine=None, starting=lambda directory: None, made=None):
     """Runs components in order, and reports each.
 
     Args:
@@ -171,6 +171,8 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
         anew: whether to execute components even if they were before; what they made then is kept until they are done.
         engine: see `Execution`.
         starting: called with the directory of each execution before it starts; not for those that are cached.
+        made: set of the directories of executions that this command has made, which are not made anew once more: what
+            was read of them would be gone. It is added to.
 
     Returns:
         name -> `Artifact`, all of them.
@@ -179,7 +181,7 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
         InputError: if a finished directory of this root was changed, is not ours or is a link to something gone, or the
             disk is full.
     """
-    artifacts = {}
+    artifacts, made = {}, set() if made is None else made
     for component in components:
         if isinstance(component, Resolver):
             artifacts[component.output] = component.resolve(artifacts, settings, root)
@@ -187,7 +189,7 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
         declaration, directory = _declared(component, artifacts, settings, root)
         _check_links(directory)
         _put_back(directory)
-        if directory.exists() and not anew:
+        if directory.exists() and (not anew or directory in made):
             print(f"{component.name:<15} cached in {printable(directory)}", flush=True)
         else:
             print(f"{component.name:<15} running", flush=True)
@@ -199,6 +201,7 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
                 parameters = declaration["parameters"]
                 execution = _prepare(component, inputs, parameters, directory, root, num_workers, engine)
                 declaration, directory, seconds = _execute(component, execution, declaration, directory)
+            made.add(directory)
             print(f"{component.name:<15} done in {duration(seconds)}: {printable(directory)}", flush=True)
         artifacts.update(_finished_outputs(component, declaration, directory))
         # Only after the rename: a kill in between would cost what scratch holds.

@@ -339,6 +339,14 @@ def test_a_member_that_diverges_is_told_and_the_others_go_on(sweep, capsys):
     assert "sweep of learning_rate: 1e6, 0.02, 0.05; failed: 1e6\n" in capsys.readouterr().out
 
 
+def test_redone_what_values_share_is_redone_once(sweep):
+    assert sweep("--sweep", "alpha=0.01,0.1").status == 0
+    done = sweep("--sweep", "alpha=0.01,0.1", "--no_cache")
+    assert (done.status, done.err) == (0, "")
+    assert len(re.findall(r"^Trainer +running", done.out, re.MULTILINE)) == 1
+    assert len(re.findall(r"^Certifier +running", done.out, re.MULTILINE)) == 2
+
+
 def test_where_all_fail_there_is_nothing_to_compare(sweep, monkeypatch):
     def fail(method, settings, *arguments):
         raise RuntimeError(f"no memory\nfor lam={settings['lam']}")
