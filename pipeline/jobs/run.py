@@ -51,7 +51,10 @@ def main(arguments=None):
                 _run(parsed, said, engine)
             return 0
 
-        interrupted = "What was finished is kept; run the same command again to resume."
+        resumes = "run the same command again to resume."
+        if command_line.is_on(arguments, "no_cache"):
+            resumes = "the same command begins anew; without --no_cache, it resumes."
+        interrupted = f"What was finished is kept; {resumes}"
         how = {"bad_input": InputError, "at_once": True, "on_error": said.failed}
         return said.end(exit_status(parse, work, interrupted, **how))
 

@@ -385,6 +385,17 @@ def test_interrupted_it_goes_on_where_it_was(sweep, monkeypatch, tmp_path, ctrl_
     assert len(re.findall(r"^Trainer +running", done.out, re.MULTILINE)) == 1
 
 
+def test_interrupted_where_all_is_redone_it_does_not_promise_to_resume(sweep, monkeypatch, ctrl_c, capsys):
+    monkeypatch.setattr(sweep_lib, "run", lambda *_: ctrl_c())
+    for flags, said in (
+        ((), "run the same command again to resume."),
+        (("--no_cache",), "the same command begins anew; without --no_cache, it resumes."),
+    ):
+        with pytest.raises(SystemExit, match="130"):
+            sweep("--sweep", "lam=0,8", *flags)
+        assert capsys.readouterr().err == f"\nInterrupted. What was finished is kept; {said}\n"
+
+
 # The comparison by itself.
 
 
