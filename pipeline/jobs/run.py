@@ -109,13 +109,13 @@ def _forecast(parsed, said):
     console.import_tensorflow()
     from pipeline.jobs import forecast
 
-    told = []
+    told, shared = [], set()
     for place, settings in enumerate(parsed.all_settings):
         if parsed.sweep:
             sweep_lib.print_member(parsed.sweep, place)
         components = sweep_lib.components(settings) if parsed.sweep else _components(settings, parsed.given)
         settings = _with_results(settings, None if parsed.sweep else parsed.preset)
-        told.append(forecast.tell(components, settings, parsed.root))
+        told.append(forecast.tell(components, settings, parsed.root, shared))
     seconds = [one["seconds"] for one in told]
     with said.result(command=parsed.command, dry_run=told):
         if None not in seconds:
