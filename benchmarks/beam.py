@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import interrupts  # noqa: F401
 from benchmarks.interleaved import Rounds
 
 SHAPES = {"lenet": (28, 28, 1), "cifar_resnet110": (32, 32, 3)}

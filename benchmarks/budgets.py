@@ -18,6 +18,7 @@ from scipy import special
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import interrupts  # noqa: F401
 from macer_tf import certification_log
 from macer_tf.budgets import FixedBudget, RadiusBudget, ToleranceBudget
 from macer_tf.certificates import ABSTAIN

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from benchmarks import interrupts  # noqa: F401
 from macer_tf.budgets import BLOCK, FixedBudget, RadiusBudget, ToleranceBudget
 from macer_tf.evaluation import correct_radii, mean_and_standard_error
 from macer_tf.votes import Votes

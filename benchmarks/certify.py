@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import interrupts  # noqa: F401
 from benchmarks.interleaved import MATRIX_FLOPS, has_reference, matrix_product
 
 # network: image shape, classes, multiply-adds of one forward pass, samples in a round

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import multiprocessing
 import os
+import signal
 import statistics
 import time
 
@@ -35,22 +36,18 @@ class Rounds:
 
     def __init__(self, contestants, count, steps, threads, idle=()):
         self.kept, self.count = [], count
-        context = multiprocessing.get_context("spawn")
         pipes = {}
-        for name, contestant in contestants.items():
-            pipes[name], end = context.Pipe()
-            context.Process(target=_serve, args=(end, steps, threads, *contestant), daemon=True).start()
-            end.close()
-            _answer(pipes[name], name)
-        for _ in range(count):
-            seconds, shares = {}, {}
-            for name, pipe in pipes.items():
-                pipe.send(None)
-                seconds[name], shares[name] = _answer(pipe, name)
-            if all(share >= LOWEST_SHARE for name, share in shares.items() if name not in idle):
-                self.kept.append(seconds)
-        for pipe in pipes.values():
-            pipe.close()
+        with contextlib.ExitStack() as started:
+            for name, contestant in contestants.items():
+                pipes[name] = started.enter_context(_contestant(steps, threads, *contestant))
+                _answer(pipes[name], name)
+            for _ in range(count):
+                seconds, shares = {}, {}
+                for name, pipe in pipes.items():
+                    pipe.send(None)
+                    seconds[name], shares[name] = _answer(pipe, name)
+                if all(share >= LOWEST_SHARE for name, share in shares.items() if name not in idle):
+                    self.kept.append(seconds)
         if not self.kept:
             raise SystemExit(f"In none of {count} rounds were {threads} cores free; run this on a calm machine.")
 
@@ -64,6 +61,23 @@ class Rounds:
 
     def __str__(self):
         return f"medians of {len(self.kept)} rounds ({self.count - len(self.kept)} dropped)"
+
+
+@contextlib.contextmanager
+def _contestant(steps, threads, *contestant):
+    """A pipe to the process of a contestant, which lasts as long as this context."""
+    context = multiprocessing.get_context("spawn")
+    pipe, end = context.Pipe()
+    process = context.Process(target=_serve, args=(end, steps, threads, *contestant), daemon=True)
+    # Ctrl-C reaches that process, too, but only this one answers it; the other inherits that it ignores it.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process.start()
+    signal.signal(signal.SIGINT, before)
+    end.close()
+    try:
+        yield pipe
+    finally:
+        process.terminate()
 
 
 def _serve(pipe, steps, threads, function, *arguments):

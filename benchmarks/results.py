@@ -23,6 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import interrupts  # noqa: F401
 from macer_tf.evaluation import mean_and_standard_error
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import interrupts  # noqa: F401
 from macer_tf.checks import levels_of
 
 N0, ALPHA, FIXED_N = 100, 0.001, 1000

@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import interrupts  # noqa: F401
 from benchmarks.interleaved import Rounds, constant_batches, training_step
 from pipeline.experiments import methods, presets
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import interrupts  # noqa: F401
 from benchmarks.interleaved import MATRIX_FLOPS, Rounds, constant_batches, has_reference, matrix_product, training_step
 
 # network: the usual batch, image shape

@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import interrupts  # noqa: F401
 from benchmarks.interleaved import has_reference
 
 ROOT = Path(__file__).resolve().parents[1]

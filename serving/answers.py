@@ -108,7 +108,7 @@ def certified(outputs, num_images, n=None, alpha=None):
         n, alpha: those that were asked for; None if they are the export's, which the answer does not state.
 
     Raises:
-        AnswerError: if an output is missing or of another type or shape, or says what CERTIFY cannot say: something
+        AnswerError: if an output is of another type or shape, or says what CERTIFY cannot say: something
             that is no number, a class that does not exist or has no majority, a radius where it abstains, other votes
             than were asked for, bounds above what the votes give, or radii that do not follow from the bounds by one
             sigma.
@@ -155,7 +155,7 @@ def predicted(outputs, num_images):
     """Turns the outputs of predict, name -> array, into `Predicted`.
 
     Raises:
-        AnswerError: if an output is missing or of another type or shape, or a row says what PREDICT cannot say.
+        AnswerError: if an output is of another type or shape, or a row says what PREDICT cannot say.
     """
     _check_types(outputs, PREDICT_OUTPUTS)
     predictions, p_values, samples, seeds = (outputs[name] for name in PREDICT_OUTPUTS)
@@ -181,11 +181,6 @@ def _check_seeds(seeds, num_images):
 
 def _check_types(outputs, expected):
     for name, dtype in expected.items():
-        if name not in outputs:
-            raise AnswerError(
-                f"The server answered without {name}; does it serve a model exported by serving.export? "
-                f"Received: {', '.join(sorted(outputs)) or 'nothing'}"
-            )
         if outputs[name].dtype != dtype:
             raise AnswerError(f"The server returned {name} as {outputs[name].dtype}; expected {np.dtype(dtype)}.")
 

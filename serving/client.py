@@ -172,7 +172,9 @@ class GrpcClient:
         for name, value in {"images": images, **(scalars or {})}.items():
             _fill(request.inputs[name], value)
         response = _repeat_while_loading(lambda seconds: self._call(request, seconds), self._timeout)
-        return {name: _array(name, response.outputs[name]) for name in expected if name in response.outputs}
+        _check_spec(request.model_spec, response.model_spec)
+        _check_names(response.outputs, expected)
+        return {name: _array(name, response.outputs[name]) for name in expected}
 
     def _call(self, request, seconds):
         code, deadline = self._grpc.StatusCode, time.monotonic() + seconds
@@ -305,11 +307,18 @@ class RestClient:
         request = json.dumps({"signature_name": signature, "inputs": {"images": images.tolist()}}).encode()
         body = _repeat_while_loading(lambda seconds: self._call(request, seconds), self._timeout)
         try:
-            outputs = json.loads(body, object_pairs_hook=_without_repetition)["outputs"]
-            # A single output would come without its name; every signature here has several.
-            return {name: _json_array(outputs[name], dtype) for name, dtype in expected.items() if name in outputs}
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise AnswerError(f"{self._url} returned no readable outputs: {_first_line(error)}") from None
+            answer = json.loads(body, object_pairs_hook=_without_repetition)
+            if not isinstance(answer, dict) or "outputs" not in answer:
+                raise ValueError("there is no 'outputs' in it")
+            # A single output comes without its name; every signature here has several.
+            outputs = answer["outputs"] if isinstance(answer["outputs"], dict) else {"one without a name": None}
+            _check_names(outputs, expected)
+            return {name: _json_array(outputs[name], dtype) for name, dtype in expected.items()}
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            said = _error_message(body) if body.strip() else "nothing"
+            raise AnswerError(
+                f"{self._url} returned no readable outputs: {_first_line(error)}. Received: {said}"
+            ) from None
 
     def _call(self, request, seconds):
         deadline, response = time.monotonic() + seconds, None
@@ -397,6 +406,29 @@ def _fill(proto, value):
     for size in value.shape:
         proto.tensor_shape.dim.add(size=size)
     proto.tensor_content = value.tobytes()
+
+
+def _check_spec(asked, said):
+    """Raises AnswerError if a server says that it answers for another model than was asked for; it may say nothing."""
+    pairs = {"model": (asked.name, said.name), "signature": (asked.signature_name, said.signature_name)}
+    if asked.HasField("version") and said.HasField("version"):
+        pairs["version"] = asked.version.value, said.version.value
+    for what, (wanted, found) in pairs.items():
+        if found not in ("", wanted):
+            raise AnswerError(
+                f"The server answered for another {what} than {wanted}; no part of this answer is a certificate. "
+                f"Received: {_first_line(found)}"
+            )
+
+
+def _check_names(received, expected):
+    """Raises AnswerError unless the names of an answer's outputs include all that are expected."""
+    for name in expected:
+        if name not in received:
+            raise AnswerError(
+                f"The server answered without {name}; does it serve a model exported by serving.export? "
+                f"Received: {_first_line(', '.join(sorted(received)) or 'nothing')}"
+            )
 
 
 def _array(name, proto):

@@ -27,16 +27,21 @@ def before_interrupted(action: Callable[[], object]) -> Iterator[None]:
 
 
 def in_one_line(
-    error: BaseException, root: Path | None, bad_input: type[Exception] = ValueError, foreseen: tuple = ()
+    error: BaseException,
+    root: Path | None,
+    bad_input: type[Exception] = ValueError,
+    foreseen: tuple = (),
+    log: str = "error.log",
 ) -> str:
     """The line for an exception that is being handled.
 
     Args:
         error: the exception.
-        root: directory whose file error.log gets the details that the line of an unforeseen error omits; if None,
-            nothing is written.
+        root: directory whose file `log` gets the details that the line of an unforeseen error omits; if None, nothing
+            is written.
         bad_input: type of errors that a user can correct; their message is enough by itself.
         foreseen: other types whose message is enough; for an OSError, it is the system's words and the file's name.
+        log: name of the file, which is replaced if it exists.
     """
     if isinstance(error, (bad_input, *foreseen)):
         if isinstance(error, OSError):
@@ -46,7 +51,7 @@ def in_one_line(
     # A TensorFlow session puts its own words on the next line.
     first_line = lines[1] if lines[0] == _OF_A_SESSION and len(lines) > 1 else lines[0]
     line = f"{type(error).__name__}: {printable(first_line)}"
-    return line if root is None else f"{line} ({printable(_write_details(root))})"
+    return line if root is None else f"{line} ({printable(_write_details(root / log))})"
 
 
 def exit_status(
@@ -117,8 +122,7 @@ def _ctrl_c_ends_the_process(line: str) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _write_details(root):
-    log = root / "error.log"
+def _write_details(log):
     try:
         log.write_text(traceback.format_exc())
     except OSError as error:

@@ -4,6 +4,7 @@ The network is built and takes a few steps on the real images, and a few forward
 discarded, and nothing is written that outlives the process.
 """
 
+import functools
 import math
 import tempfile
 import time
@@ -19,19 +20,21 @@ from pipeline.data import examples as examples_lib
 from pipeline.experiments import methods
 from pipeline.orchestration import orchestrator
 from pipeline.training import backups, input_pipeline, models
+from serving.fingerprints import fingerprint
 from serving.terminal import printable
 
 _SECONDS, _MOST_STEPS = 3, 50
 _LATER = "how long it takes is shown once the images are read"
 
 
-def tell(components, settings, root):
+def tell(components, settings, root, shared):
     """Prints what a run with these settings would do with each component, and how long training and certifying take.
 
     Args:
         components: as for `orchestrator.run`.
         settings: name -> value.
         root: `Path` of the pipeline root, which need not exist.
+        shared: set of the `_identities` of what earlier values of a sweep would make; it is added to.
 
     Returns:
         The same as JSON values by name; "seconds" is the total time, None if that is not known.
@@ -42,13 +45,15 @@ def tell(components, settings, root):
     steps, artifacts = orchestrator.planned(components, settings, root, settings["no_cache"])
     work = _Work(settings, artifacts, root)
     measured = {"Trainer": work.training, "Certifier": work.certification}
-    told = {"components": [], "training": None, "certification": None}
+    told, identities = {"components": [], "training": None, "certification": None}, _identities(components, settings)
     for step in steps:
         name = step.component.name
-        entry = {"name": name, "state": step.state, "directory": step.directory and str(step.directory.absolute())}
+        state = "shared" if step.state != "cached" and identities[name] in shared else step.state
+        entry = {"name": name, "state": state, "directory": step.directory and str(step.directory.absolute())}
         told["components"].append(entry)
-        if step.state == "cached":
-            print(f"{name:<15} cached in {printable(step.directory)}", flush=True)
+        if state in ("cached", "shared"):
+            where = f"cached in {printable(step.directory)}" if state == "cached" else "shared with an earlier value"
+            print(f"{name:<15} {where}", flush=True)
             continue
         words = "to resume" if step.state == "begun" else step.state
         if name in measured:
@@ -58,11 +63,24 @@ def tell(components, settings, root):
         print(f"{name:<15} {words}", flush=True)
         if name in measured and found:
             console.print_if_long(found["seconds"] or 0, found.pop("cheaper"))
-    return told | {"seconds": _sum(told, steps)}
+    shared |= {*identities.values()}
+    return told | {"seconds": _sum(told)}
 
 
-def _sum(told, steps):
-    to_do = {step.component.name for step in steps if step.state != "cached"}
+def _identities(components, settings):
+    """Name -> what tells a component's execution from others, even where nothing that it reads exists yet."""
+    found, made = {}, {}
+    for component in components:
+        if isinstance(component, orchestrator.Component):
+            reads = [made.get(name, name) for name in component.inputs]
+            parameters = {name: settings[name] for name in component.parameters}
+            found[component.name] = fingerprint([component.name, parameters, reads])
+            made |= dict.fromkeys(component.outputs, found[component.name])
+    return found
+
+
+def _sum(told):
+    to_do = {entry["name"] for entry in told["components"] if entry["state"] not in ("cached", "shared")}
     parts = [told[key] for name, key in (("Trainer", "training"), ("Certifier", "certification")) if name in to_do]
     if any(part is None or part["seconds"] is None for part in parts):
         return None
@@ -75,18 +93,24 @@ class _Work:
     def __init__(self, settings, artifacts, root):
         self._settings, self._artifacts, self._root = settings, artifacts, root
         self._examples = _examples(artifacts, settings)
-        self._model = None
+
+    @functools.cached_property
+    def _to_train_on(self):
+        """Ids, labels, and how many steps make an epoch."""
+        ids, labels = trainer.chosen(self._examples.labels["train"], self._settings)
+        return ids, labels, math.ceil(len(ids) / self._settings["batch_size"])
+
+    @functools.cached_property
+    def _model(self):
+        kind, (*_, steps) = methods.find(self._settings["method"]).model, self._to_train_on
+        return models.build(kind, self._settings, self._examples.image_shape, self._examples.num_classes, steps)
 
     def training(self, step):
         """What is left to train and how long it takes, as JSON values, or None; and in words."""
         if self._examples is None:
             return None, _LATER
         settings, method = self._settings, methods.find(self._settings["method"])
-        ids, labels = trainer.chosen(self._examples.labels["train"], settings)
-        steps = math.ceil(len(ids) / settings["batch_size"])
-        self._model = models.build(
-            method.model, settings, self._examples.image_shape, self._examples.num_classes, steps
-        )
+        ids, labels, steps = self._to_train_on
         per_step = self._seconds_per_step(method, ids, labels)
         done = 0 if step.scratch is None else backups.done(step.scratch / trainer.BACKUP, steps)
         work = sum(method.work(settings, epoch) for epoch in range(settings["epochs"])) * steps

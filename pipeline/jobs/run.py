@@ -51,7 +51,10 @@ def main(arguments=None):
                 _run(parsed, said, engine)
             return 0
 
-        interrupted = "What was finished is kept; run the same command again to resume."
+        resumes = "run the same command again to resume."
+        if command_line.is_on(arguments, "no_cache"):
+            resumes = "the same command begins anew; without --no_cache, it resumes."
+        interrupted = f"What was finished is kept; {resumes}"
         how = {"bad_input": InputError, "at_once": True, "on_error": said.failed}
         return said.end(exit_status(parse, work, interrupted, **how))
 
@@ -97,13 +100,13 @@ def _forecast(parsed, said):
     console.import_tensorflow()
     from pipeline.jobs import forecast
 
-    told = []
+    told, shared = [], set()
     for place, settings in enumerate(parsed.all_settings):
         if parsed.sweep:
             sweep_lib.print_member(parsed.sweep, place)
         components = sweep_lib.components(settings) if parsed.sweep else _components(settings, parsed.given)
         settings = _with_results(settings, None if parsed.sweep else parsed.preset)
-        told.append(forecast.tell(components, settings, parsed.root))
+        told.append(forecast.tell(components, settings, parsed.root, shared))
     seconds = [one["seconds"] for one in told]
     with said.result(command=parsed.command, dry_run=told):
         if None not in seconds:

@@ -87,7 +87,7 @@ def _told(run, executions, latest):
         "state": run.state,
         "latest": run.folder is not None and run.folder.name == latest,
         **{name: about.get(name) for name in ("method", "dataset", "sigma", "preset", "sweep", "differs", "command")},
-        **{name: result.get(name) for name in ("acr", "acr_standard_error", "blessed", "pushed_to")},
+        **{name: result.get(name) for name in ("acr", "acr_standard_error", "blessed", "pushed_to", "failed")},
         "reason": run.reason,
         "began_at": run.began_at,
         "ended_at": run.ended_at,
@@ -151,7 +151,9 @@ def _in_words(told):
     if told["reason"]:
         lines.append(console.wrapped(f"failed: {printable(told['reason'])}"))
     if told["sweep"]:
-        lines.append(console.wrapped(f"sweep of {told['sweep']['name']}: {', '.join(told['sweep']['values'])}"))
+        failed = f"; failed: {', '.join(told['failed'])}" if told["failed"] else ""
+        values = ", ".join(told["sweep"]["values"])
+        lines.append(console.wrapped(f"sweep of {told['sweep']['name']}: {values}{failed}"))
     if told["differs"] is not None:
         differs = ", ".join(f"{name}={printable(value)}" for name, value, _ in told["differs"])
         preset = "the preset" if told["preset"] is None else f"preset {told['preset']}"

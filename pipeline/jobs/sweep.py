@@ -34,6 +34,7 @@ _CHANGE_NOTHING = (
     *(setting.name for setting in saying.SETTINGS),
 )
 _NOT_COMPARED = "Blessing, push and run"
+_ALL_FAILED = "every value failed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,21 +147,24 @@ def run(sweep, root, said, command, engine=None):
     with history.recorded(root, name, about, _settings_file(sweep)) as recorder:
         made, entries = _run_members(sweep, root, engine, recorder)
         if not made:
-            print("error: every value failed: there is nothing to compare.", file=sys.stderr)
-            recorder.failed("every value failed")
+            line = f"{_ALL_FAILED}: there is nothing to compare."
+            print(f"error: {line}", file=sys.stderr)
+            said.failed(line)
+            recorder.failed(_ALL_FAILED)
             return 1
         compared = _compare(sweep, listing, root, made, entries, recorder)
         directory = compared["comparison"].path
         links = {"comparison": directory, "sweep.html": directory / "sweep.html"}
         used = [*(artifact for _, artifact in made), *compared.values()]
-        folder = recorder.finish(used, links, {}, is_whole=False)
+        failed = [entry["value"] for entry in entries if entry["failure"]]
+        folder = recorder.finish(used, links, {"failed": failed}, is_whole=False)
     comparison = json.loads((directory / "sweep.json").read_text())
     paths = {path.name: str(path.absolute()) for path in sorted(folder.iterdir())}
     with said.result(run=folder.name, **about, comparison=comparison, paths=paths):
         _print_results(directory, comparison)
         print(f"Run: {printable(folder)}")
         print(console.curves(root / orchestrator.TENSORBOARD))
-    return 1 if any(entry["failure"] for entry in entries) else 0
+    return 1 if failed else 0
 
 
 def _run_members(sweep, root, engine, recorder):
@@ -168,7 +172,8 @@ def _run_members(sweep, root, engine, recorder):
     import keras
 
     first = sweep.members[0].settings
-    _check_data_and_networks(sweep, root, recorder)
+    directories = set()
+    _check_data_and_networks(sweep, root, recorder, directories)
     made, entries = [], []
     for place, member in enumerate(sweep.members):
         print_member(sweep, place)
@@ -176,11 +181,12 @@ def _run_members(sweep, root, engine, recorder):
         keras.utils.clear_session()
         failure = None
         try:
-            how = (member.settings, root, first["num_workers"], first["no_cache"], engine, recorder.starting)
-            artifacts = orchestrator.run(components(member.settings), *how)
+            how = (first["num_workers"], first["no_cache"], engine, recorder.starting, directories)
+            artifacts = orchestrator.run(components(member.settings), member.settings, root, *how)
             made += [(f"{name}_{place}", artifact) for name, artifact in artifacts.items()]
         except Exception as error:
-            failure = in_one_line(error, root, InputError)
+            # A log each, or the last failure would replace what the others left.
+            failure = in_one_line(error, root, InputError, log=f"error-{place + 1}.log")
             print(f"error: {sweep.name}={member.value} failed: {failure}", file=sys.stderr)
         entries.append(_entry(member, failure))
     return made, entries
@@ -291,7 +297,7 @@ def _listing(sweep):
     return merged
 
 
-def _check_data_and_networks(sweep, root, recorder):
+def _check_data_and_networks(sweep, root, recorder, directories):
     from pipeline.components.example_gen import EXAMPLE_GEN
     from pipeline.data import examples as examples_lib
     from pipeline.training import models
@@ -302,8 +308,8 @@ def _check_data_and_networks(sweep, root, recorder):
         if (key := json.dumps([data, member.settings["network"]])) in checked:
             continue
         checked.add(key)
-        num_workers = member.settings["num_workers"]
-        artifacts = orchestrator.run((EXAMPLE_GEN,), member.settings, root, num_workers, starting=recorder.starting)
+        how = {"starting": recorder.starting, "made": directories}
+        artifacts = orchestrator.run((EXAMPLE_GEN,), member.settings, root, member.settings["num_workers"], **how)
         examples = examples_lib.read(artifacts["examples"].path)
         try:
             models.network(member.settings, examples.image_shape, examples.num_classes)

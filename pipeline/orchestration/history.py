@@ -10,7 +10,6 @@ import itertools
 import os
 import re
 import shutil
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -136,7 +135,7 @@ class Recorder:
     def starting(self, directory):
         """For `orchestrator.run`: an execution is about to start."""
         if self._began_at is None:
-            self._began_at = _now()
+            self._began_at = self._now()
             # What an earlier attempt finished belongs to this run, too.
             before = _read(self._folder)
             self._executions = [] if before is None else before["executions"]
@@ -202,8 +201,14 @@ class Recorder:
         for number in itertools.count(1):
             yield self._folder.with_name(self._name if number == 1 else f"{self._name}-{number}")
 
+    def _now(self):
+        """As `orchestrator.now`, and after all that runs record: a later one must not be listed before them."""
+        records = filter(None, map(_read, (self._root / _HISTORY).glob("*")))
+        recorded = [record["ended_at"] or record["began_at"] for record in records]
+        return round(max([orchestrator.now(self._root), *(seconds + 0.001 for seconds in recorded)]), 3)
+
     def _write(self, state, reason=None, result=None):
-        now = _now()
+        now = self._now()
         record = {
             "format": _FORMAT,
             "state": state,
@@ -369,7 +374,3 @@ def _read(folder):
 
 def _is_name(name):
     return isinstance(name, str) and re.fullmatch(r"[A-Za-z]+-[0-9a-f]{16}", name) is not None
-
-
-def _now():
-    return round(time.time(), 3)

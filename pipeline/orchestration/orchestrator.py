@@ -154,7 +154,7 @@ def planned(components, settings, root, anew=False):
     return steps, artifacts
 
 
-def run(components, settings, root, num_workers, anew=False, engine=None, starting=lambda directory: None):
+def run(components, settings, root, num_workers, anew=False, engine=None, starting=lambda directory: None, made=None):
     """Runs components in order, and reports each.
 
     Args:
@@ -165,6 +165,8 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
         anew: whether to execute components even if they were before; what they made then is kept until they are done.
         engine: see `Execution`.
         starting: called with the directory of each execution before it starts; not for those that are cached.
+        made: set of the directories of executions that this command has made, which are not made anew once more: what
+            was read of them would be gone. It is added to.
 
     Returns:
         name -> `Artifact`, all of them.
@@ -173,7 +175,7 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
         InputError: if a finished directory of this root was changed, is not ours or is a link to something gone, or the
             disk is full.
     """
-    artifacts = {}
+    artifacts, made = {}, set() if made is None else made
     for component in components:
         if isinstance(component, Resolver):
             artifacts[component.output] = component.resolve(artifacts, settings, root)
@@ -181,7 +183,7 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
         declaration, directory = _declared(component, artifacts, settings, root)
         _check_links(directory)
         _put_back(directory)
-        if directory.exists() and not anew:
+        if directory.exists() and (not anew or directory in made):
             print(f"{component.name:<15} cached in {printable(directory)}", flush=True)
         else:
             print(f"{component.name:<15} running", flush=True)
@@ -193,6 +195,7 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
                 parameters = declaration["parameters"]
                 execution = _prepare(component, inputs, parameters, directory, root, num_workers, engine)
                 declaration, directory, seconds = _execute(component, execution, declaration, directory)
+            made.add(directory)
             print(f"{component.name:<15} done in {duration(seconds)}: {printable(directory)}", flush=True)
         artifacts.update(_finished_outputs(component, declaration, directory))
         # Only after the rename: a kill in between would cost what scratch holds.
@@ -229,6 +232,13 @@ def executions(root):
         if names.fullmatch(path.name) and (path.is_dir() or _leads_nowhere(path))
     ]
     return {path: None if path.suffix == _UNFINISHED else _read_record(path) for path in found}
+
+
+def now(root):
+    """Seconds since 1970, but after all that executions under root record: the clock may have been set back."""
+    recorded = [record["finished_at"] for record in executions(root).values() if record]
+    # In milliseconds: with more digits, one of them could be changed without changing the number.
+    return round(max([time.time(), *(finished_at + 0.001 for finished_at in recorded)]), 3)
 
 
 def is_locked(root):
@@ -321,31 +331,31 @@ def _prepare(component, inputs, parameters, directory, root, num_workers, engine
 def _execute(component, execution, declaration, directory):
     """Runs it. Returns declaration, directory and seconds; the first two are new if it created what it reads."""
     unfinished = _unfinished(directory)
-    # In milliseconds: with more digits, one of them could be changed without changing the number.
-    started = round(time.time(), 3)
+    began = time.monotonic()
     component.execute(execution)
-    before, now = declaration["files"], _read(component, execution.parameters)
-    if any(found is not None and now[name] != found for name, found in before.items()):
+    before, after = declaration["files"], _read(component, execution.parameters)
+    if any(found is not None and after[name] != found for name, found in before.items()):
         raise InputError(f"The files that {component.name} read changed while it ran; run the same command again.")
     _check_unchanged(execution.inputs, component)
-    if now != before:
-        declaration = {**declaration, "files": now}
+    if after != before:
+        declaration = {**declaration, "files": after}
         directory = _directory(declaration, directory.parent)
     files = {name: file_digests(path) for name, path in execution.outputs.items()}
+    finished_at, seconds = now(directory.parent), time.monotonic() - began
     record = {
         "format": _FORMAT,
         **declaration,
         "output_fingerprints": {name: fingerprint(digests) for name, digests in files.items()},
         "output_files": files,
-        "started_at": started,
-        "finished_at": round(time.time(), 3),
+        "started_at": round(finished_at - seconds, 3),
+        "finished_at": finished_at,
     }
     write_text(unfinished / _RECORD, json.dumps(sealed(record), indent=1))
     if directory.exists():
         os.rename(directory, _replaced(directory))
     finish_directory(unfinished, directory)
     remove_path(_replaced(directory))
-    return declaration, directory, record["finished_at"] - started
+    return declaration, directory, seconds
 
 
 def _check_unchanged(inputs, component):

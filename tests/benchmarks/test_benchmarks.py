@@ -3,7 +3,10 @@ of known times is right."""
 
 import os
 import re
+import signal
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -267,6 +270,25 @@ def test_a_round_without_its_cores_is_dropped():
     assert interleaved.Rounds({"sleeps": (half_a_core,)}, 1, 1, 1, idle=("sleeps",)).kept
 
 
+def presses_ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+    return nothing()
+
+
+def test_ctrl_c_is_not_the_contestants(cores_are_free):
+    assert interleaved.Rounds({"interrupted": (presses_ctrl_c,)}, 1, 1, 1).kept
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_is_one_line():
+    program = "from benchmarks import interrupts; raise KeyboardInterrupt"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "\nInterrupted.\n")
+    program = "from benchmarks import interrupts; raise KeyError('that')"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (1, "KeyError: 'that'")
+
+
 def test_what_is_left_out_is_said(tmp_path, capsys):
     assert not interleaved.has_reference(None, ())
     assert capsys.readouterr().out == WITHOUT_AUTHORS
@@ -285,4 +307,7 @@ def test_every_benchmark_is_run_here():
         module.__name__.partition(".")[2]
         for module in (beam, budgets, budgets_mnist, certify, serving, table3, train_step, whole_table)
     }
-    assert {path.stem for path in folder.glob("*.py")} == run | {"interleaved", "results"}  # results: test_results
+    run.add("results")  # in test_results
+    assert {path.stem for path in folder.glob("*.py")} == run | {"interleaved", "interrupts"}
+    for name in run:
+        assert "\nfrom benchmarks import interrupts  # noqa: " in (folder / f"{name}.py").read_text()

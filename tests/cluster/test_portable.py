@@ -4,6 +4,7 @@ import io
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from pipeline.certification.vote_store import VoteStore
 from pipeline.data import sources
 from pipeline.utils.errors import InputError
 from serving import exit as exit_lib
+from tests import forks
 
 sys.path.insert(0, str(Path(__file__).parent))  # as on the workers
 SIGMA, SEED, N0, N = 0.5, 3, 30, 6000
@@ -183,3 +185,17 @@ def test_workers_that_do_not_share_the_folder_are_one_line(cluster, draw, monkey
         InputError, match=r"A worker on \S+ does not see \S+: votes must be handed in at a URL, or in a folder"
     ):
         draw(FIXED, cluster.engine())
+
+
+def test_ctrl_c_ends_a_worker_in_one_line():
+    """As in a terminal in which Flink runs, too. The engine that it asks for work says nothing."""
+    with socket.create_server(("localhost", 0)) as engine:
+        address = f"localhost:{engine.getsockname()[1]}"
+        worker = forks.Fork(["-m", "pipeline.worker", "--id=1", f"--provision_endpoint={address}"])
+        engine.settimeout(60)
+        with engine.accept()[0]:
+            worker.send_signal(signal.SIGINT)
+            printed, said = worker.communicate(60)
+    assert (worker.returncode, printed) == (130, "")
+    assert said.endswith("\nInterrupted.\n")
+    assert "Traceback" not in said

@@ -602,6 +602,22 @@ def test_a_body_that_is_no_answer(server, body):
 
 
 @pytest.mark.parametrize(
+    ("body", "said"),
+    [(b"", "line 1 column 1 (char 0). Received: nothing"),
+     (b'{"error": "Malformed request: POST /x"}', "no 'outputs' in it. Received: Malformed request: POST /x"),
+     (b"<!DOCTYPE html>\n<html>Log in</html>", "line 1 column 1 (char 0). Received: <!DOCTYPE html>"),
+     (b'{"predictions": [1]}', "no 'outputs' in it. Received: {\"predictions\": [1]}"),
+     (b'{"outputs": [[0, 1]]}', "serving.export? Received: one without a name"),
+     (b'{"outputs": {"logits": [0], "features": [1]}}', "serving.export? Received: features, logits")],
+)  # fmt: skip
+def test_what_is_no_answer_is_quoted(server, body, said):
+    server.raw = lambda _: body
+    with pytest.raises(AnswerError) as error:
+        client_of("rest", server).certify(IMAGES)
+    assert one_line(error).endswith(said)
+
+
+@pytest.mark.parametrize(
     "classes",
     [[True, 1, -1, 0, 1], ["0", 1, -1, 0, 1], [None, 1, -1, 0, 1], [[0], 1, -1, 0, 1], [0.0, 1, -1, 0, 1],
      [10**30, 1, -1, 0, 1], {"0": 0}, "01101", 0, [], [[0, 1], [0]], [{}] * 5,
@@ -657,6 +673,48 @@ def test_a_tensor_that_is_none(server, proto):
 
     server.change, server.raw = lambda outputs: valid_certified(5), damage
     with client_of("grpc", server) as client, pytest.raises(AnswerError) as error:
+        client.certify(IMAGES)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [({"name": "other\x1b"}, "another model than classifier;"),
+     ({"signature_name": "predict"}, "another signature than serving_default;"),
+     ({"name": "classifier", "version": 4}, "another version than 1;"),
+     ({"version": 0}, "another version than 1;")],
+)  # fmt: skip
+def test_an_answer_of_another_model_is_none(server, said, told):
+    from tensorflow_serving.apis import predict_pb2
+
+    def relabelled(said):
+        def change(body):
+            response = predict_pb2.PredictResponse.FromString(body)
+            spec = response.model_spec
+            spec.name, spec.signature_name = said.get("name", ""), said.get("signature_name", "")
+            if "version" in said:
+                spec.version.value = said["version"]
+            return response.SerializeToString()
+
+        return change
+
+    with client_of("grpc", server, version=1) as client:
+        server.raw = relabelled({"name": "classifier", "signature_name": "serving_default", "version": 1})
+        assert client.certify(IMAGES).predictions.tolist() == [0, 0, -1, 1, 1]
+        server.raw = relabelled(said)
+        with pytest.raises(AnswerError, match=told) as error:
+            client.certify(IMAGES)
+    assert "\x1b" not in one_line(error)
+    server.raw = relabelled({"version": 3})
+    with client_of("grpc", server) as client:  # the latest, whichever that is
+        assert client.certify(IMAGES).predictions.tolist() == [0, 0, -1, 1, 1]
+
+
+def test_an_output_that_nobody_knows_is_named(server):
+    from tensorflow_serving.apis import predict_pb2
+
+    server.raw = lambda _: predict_pb2.PredictResponse(outputs={"logits": tensor(1, [1])}).SerializeToString()
+    with client_of("grpc", server) as client, pytest.raises(AnswerError, match=r"Received: logits$") as error:
         client.certify(IMAGES)
     one_line(error)
 

@@ -76,6 +76,18 @@ def test_of_a_sweep_each_member_is_told(dry, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("flags", [(), ("--no_cache",)])
+def test_what_members_share_is_forecast_once(dry, flags):
+    told, said = dry("--sweep", "alpha=0.01,0.1", *flags)
+    first, second = told["dry_run"]
+    assert [one["state"] for one in first["components"]] == ["to do", "to do", "to do"]
+    assert [one["state"] for one in second["components"]] == ["shared", "shared", "to do"]
+    assert "Trainer         shared with an earlier value\n" in said
+    assert second["training"] is None
+    assert second["seconds"] == round(second["certification"]["seconds"], 3)
+    assert first["seconds"] > round(first["certification"]["seconds"], 3)
+
+
 def test_a_dry_run_finds_what_is_wrong_as_a_run_would(tmp_path, capsys):
     root = tmp_path / "root"
     arguments = ["--dataset", "digits", "--network", "lenet", "--dry_run", "--json", "--pipeline_root", str(root)]

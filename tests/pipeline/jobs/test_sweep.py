@@ -22,6 +22,7 @@ from pipeline.components.example_gen import EXAMPLE_GEN
 from pipeline.experiments import methods
 from pipeline.experiments import settings as settings_lib
 from pipeline.jobs import run as run_lib
+from pipeline.jobs import runs as runs_lib
 from pipeline.jobs import sweep as sweep_lib
 from pipeline.orchestration import history, orchestrator
 from pipeline.report import charts, figures, page, sweep_report
@@ -312,7 +313,7 @@ def test_a_sweep_has_a_folder_of_its_own_and_is_no_latest_run(kept):
     assert [first[name] for name in ("epochs", "train_examples", "num_samples", "n")] == [2, 96, 2, 50]
 
 
-def test_a_member_that_diverges_is_told_and_the_others_go_on(sweep):
+def test_a_member_that_diverges_is_told_and_the_others_go_on(sweep, capsys):
     flags = ("--clip_norm", "none", "--lr_schedule", "step", "--lam", "0")
     done = sweep("--sweep", "learning_rate=1e6,0.02,0.05", *flags)
     assert done.status == 1
@@ -334,20 +335,34 @@ def test_a_member_that_diverges_is_told_and_the_others_go_on(sweep):
     again = sweep("--sweep", "learning_rate=1e6,0.02,0.05", *flags)
     assert (again.status, again.err) == (1, done.err)
     assert again.out.count("done in") == 0  # only the training that fails is tried again
+    assert runs_lib.main([str(done.root)]) == 0
+    assert "sweep of learning_rate: 1e6, 0.02, 0.05; failed: 1e6\n" in capsys.readouterr().out
+
+
+def test_redone_what_values_share_is_redone_once(sweep):
+    assert sweep("--sweep", "alpha=0.01,0.1").status == 0
+    done = sweep("--sweep", "alpha=0.01,0.1", "--no_cache")
+    assert (done.status, done.err) == (0, "")
+    assert len(re.findall(r"^Trainer +running", done.out, re.MULTILINE)) == 1
+    assert len(re.findall(r"^Certifier +running", done.out, re.MULTILINE)) == 2
 
 
 def test_where_all_fail_there_is_nothing_to_compare(sweep, monkeypatch):
-    def fail(*arguments, **keywords):
-        raise RuntimeError("no memory\nand more")
+    def fail(method, settings, *arguments):
+        raise RuntimeError(f"no memory\nfor lam={settings['lam']}")
 
     monkeypatch.setattr("pipeline.training.models.build", fail)
     done = sweep("--sweep", "lam=0,8")
     assert done.status == 1
-    zero, eight, last = done.err.splitlines()
-    assert zero == f"error: lam=0 failed: RuntimeError: no memory (details: {printable(done.root / 'error.log')})"
-    assert eight.startswith("error: lam=8 failed: RuntimeError: no memory")
+    *failed, last = done.err.splitlines()
+    for lam, name, line in zip((0, 8), ("error-1.log", "error-2.log"), failed, strict=True):
+        log = done.root / name
+        assert line == f"error: lam={lam} failed: RuntimeError: no memory (details: {printable(log)})"
+        assert f"for lam={lam}.0" in log.read_text()
     assert last == "error: every value failed: there is nothing to compare."
     assert not done.directories
+    told = json.loads(sweep("--sweep", "lam=0,8", "--json").out)
+    assert told == {"status": 1, "error": "every value failed: there is nothing to compare."}
 
 
 def test_interrupted_it_goes_on_where_it_was(sweep, monkeypatch, tmp_path, ctrl_c, capsys):
@@ -368,6 +383,17 @@ def test_interrupted_it_goes_on_where_it_was(sweep, monkeypatch, tmp_path, ctrl_
     assert (done.status, done.err) == (0, "")
     assert len(re.findall(r"^Trainer +cached", done.out, re.MULTILINE)) == 1
     assert len(re.findall(r"^Trainer +running", done.out, re.MULTILINE)) == 1
+
+
+def test_interrupted_where_all_is_redone_it_does_not_promise_to_resume(sweep, monkeypatch, ctrl_c, capsys):
+    monkeypatch.setattr(sweep_lib, "run", lambda *_: ctrl_c())
+    for flags, said in (
+        ((), "run the same command again to resume."),
+        (("--no_cache",), "the same command begins anew; without --no_cache, it resumes."),
+    ):
+        with pytest.raises(SystemExit, match="130"):
+            sweep("--sweep", "lam=0,8", *flags)
+        assert capsys.readouterr().err == f"\nInterrupted. What was finished is kept; {said}\n"
 
 
 # The comparison by itself.

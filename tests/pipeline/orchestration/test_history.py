@@ -4,7 +4,10 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,6 +63,11 @@ class Root:
         how = how or Killed()
         with pytest.raises(type(how)):
             self.run(stop_in, how, **changed)
+
+    def pushers_of(self, *folders):
+        """The Pusher's execution of each of these runs."""
+        used = {run.folder: run.executions for run in history.runs(self.folder)}
+        return [path for folder in folders for path in used[folder] if path.name.startswith("Pusher")]
 
     def states(self):
         return [run.state for run in history.runs(self.folder)]
@@ -265,6 +273,26 @@ def test_of_runs_that_were_left_only_the_last_can_be_at_work(root):
     assert root.states() == ["interrupted", "interrupted"]
     with orchestrator.locked(root.folder):
         assert root.states() == ["interrupted", "running"]
+
+
+def test_a_clock_that_is_set_back_changes_no_order(root, monkeypatch, capsys):
+    def set_back(hours):
+        clock = SimpleNamespace(time=lambda: time.time() - 3600 * hours, monotonic=time.monotonic, sleep=time.sleep)
+        monkeypatch.setattr(orchestrator, "time", clock)
+
+    first = root.run()
+    root.stopped("Certifier", n=1)
+    set_back(5)
+    second = root.run(n=200)
+    assert [run.folder.name for run in history.runs(root.folder)][::2] == [first.name, second.name]
+    assert root.latest.resolve() == second
+    pushes = [outputs["push"].path.parent.name for outputs in orchestrator.finished(root.folder, "Pusher")]
+    assert pushes == [path.name for path in root.pushers_of(second, first)]
+    set_back(10)
+    root.stopped("Trainer", epochs=5)
+    with orchestrator.locked(root.folder):
+        assert root.states() == ["finished", "interrupted", "finished", "running"]
+    assert {*re.findall("done in (.*?):", capsys.readouterr().out)} == {"0 s"}
 
 
 def test_looking_for_a_moment_refuses_nobody(root):

@@ -362,6 +362,20 @@ def test_anew_nothing_of_an_unfinished_attempt_is_used(pipeline):
     assert found == ["backup"]
 
 
+def test_anew_is_once_for_a_command(pipeline):
+    def run(made, **changed):
+        pipeline.executed.clear()
+        orchestrator.run(pipeline.components, {**SETTINGS, **changed}, pipeline.root, 1, anew=True, made=made)
+        return list(pipeline.executed)
+
+    pipeline.run()
+    made = set()
+    assert run(made) == ["Source", "Repeat", "Suffix"]
+    assert run(made, suffix="?") == ["Suffix"]
+    assert run(made) == []
+    assert run(set()) == ["Source", "Repeat", "Suffix"]
+
+
 def test_a_failure_or_a_kill_anew_loses_nothing_finished(pipeline, monkeypatch):
     pipeline.run()
     working = pipeline.components[1]
