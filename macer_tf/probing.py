@@ -54,7 +54,7 @@ def probe(
         except tf.errors.UnimplementedError as error:  # such as convolutions with channels first on a CPU
             line = str(error).replace("\n", " ").partition(" [Op:")[0]
             raise ValueError(f"The classifier cannot run on this machine. TensorFlow says: {line}") from error
-        check_outputs(outputs)
+        check_outputs(outputs, len(batch))
         return np.asarray(tf.cast(outputs, tf.float32))
 
     outputs = outputs_of(images)
@@ -99,13 +99,16 @@ def are_level(first: np.ndarray, second: np.ndarray, precision: str) -> bool:
     return bool((np.abs((raw - common) - (other - common_of_other)) <= allowed)[finite].all())
 
 
-def check_outputs(outputs: tf.Tensor) -> None:
-    """Raises a one-line ValueError unless they are one tensor [batch, classes] of two classes or more."""
-    if not tf.is_tensor(outputs):
+def check_outputs(outputs: tf.Tensor, rows: int | None) -> None:
+    """Raises a one-line ValueError unless they are one tensor [rows, classes] of two classes or more.
+
+    Where `rows` or the tensor's are None, which a graph may not know, their number is not checked.
+    """
+    if not isinstance(outputs, tf.Tensor):  # such as a ragged or a sparse one
         names = f" of {', '.join(outputs)}" if isinstance(outputs, dict) else ""
+        number = f", {len(outputs)} outputs" if isinstance(outputs, (dict, list, tuple)) else ""
         raise ValueError(
-            "The classifier must return one tensor [batch, classes]. Received: "
-            f"{type(outputs).__name__}{names}, {len(outputs)} outputs"
+            f"The classifier must return one tensor [batch, classes]. Received: {type(outputs).__name__}{names}{number}"
         )
     if not outputs.dtype.is_floating:
         raise ValueError(f"The classifier must return floats. Received: outputs of {outputs.dtype.name}")
@@ -114,6 +117,12 @@ def check_outputs(outputs: tf.Tensor) -> None:
         raise ValueError(
             f"The classifier must return [batch, classes] for two classes or more. "
             f"Received: output shape {outputs.shape}"
+        )
+    if None not in (rows, outputs.shape[0]) and outputs.shape[0] != rows:
+        # Votes of several rows of one image would be taken for votes of several noisy copies.
+        raise ValueError(
+            "The classifier must return one row of outputs for each image. Received: "
+            f"{outputs.shape[0]} rows for {rows} images"
         )
 
 

@@ -729,6 +729,31 @@ def test_several_outputs_that_show_only_in_a_call_are_refused_then(outputs):
 
 
 @pytest.mark.parametrize(
+    "wrong", [lambda rows: None, tf.sparse.from_dense, tf.RaggedTensor.from_tensor], ids=["nothing", "sparse", "ragged"]
+)
+def test_what_is_no_tensor_is_refused(wrong):
+    model, _ = probe(lambda images: wrong(tf.reshape(images, [-1, 4])))
+    with pytest.raises(ValueError, match=r"must return one tensor \[batch, classes\]. Received: \w+$"):
+        SmoothedClassifier(model, SIGMA).certify(random_images(1))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "rows"),
+    [
+        (lambda rows: tf.concat([rows, -rows], axis=0), 32),
+        (lambda rows: tf.reshape(rows, [-1, 2]), 32),
+        (lambda rows: tf.reshape(rows, [-1, 8]), 8),
+        (lambda rows: rows[:1], 1),
+    ],
+)
+def test_an_image_has_one_row_of_outputs(outputs, rows):
+    # Otherwise, two rows of one image are two votes for one noisy copy.
+    model, _ = probe(lambda images: outputs(tf.reshape(images, [-1, 4])))
+    with pytest.raises(ValueError, match=f"one row of outputs for each image. Received: {rows} rows for 16 images$"):
+        SmoothedClassifier(model, SIGMA).certify(random_images(1))
+
+
+@pytest.mark.parametrize(
     "end",
     [
         lambda x: layers.Dense(3, activation="softmax")(x),
