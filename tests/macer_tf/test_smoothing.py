@@ -827,6 +827,47 @@ def test_a_dependence_on_the_batch_is_found_beside_masked_classes_and_offsets(of
     assert SmoothedClassifier(sound, SIGMA).certify(GOOD, n0=10, n=20, alpha=0.1).n == 20
 
 
+class Drifts(keras.layers.Layer):
+    """Subtracts a mean that it updates outside training, too, by less than rounding at first."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.mean.assign(0.9999999 * self.mean + 1e-7 * tf.reduce_mean(x))
+        return x - self.mean
+
+
+class Turns(keras.layers.Layer):
+    """Turns its sign after many calls, by a variable that Keras does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = tf.Variable(0.0)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return tf.where(self.calls > 1000.0, -x, x)
+
+
+class OfTensors(keras.layers.Layer):
+    """Makes tensors by operations whose names are like those that change variables."""
+
+    def call(self, x):
+        return x + tf.scatter_nd([[0]], [0.0], [1])
+
+
+@pytest.mark.parametrize(("layer", "by"), [(Drifts, "AssignVariableOp"), (Turns, "AssignAddVariableOp")])
+def test_a_classifier_that_changes_when_it_runs_is_refused(layer, by):
+    def model(layer):
+        return keras.Sequential([keras.Input((4, 4, 1)), layer(), layers.Flatten(), layers.Dense(2)])
+
+    with pytest.raises(ValueError, match=f"changes variables whenever it runs, .* Received: {by}$") as caught:
+        SmoothedClassifier(model(layer), SIGMA)
+    assert "\n" not in str(caught.value)
+    assert SmoothedClassifier(model(OfTensors), SIGMA)
+
+
 def test_a_dependence_on_the_number_of_rows_is_found():
     class OfItsRows(keras.layers.Layer):
         def call(self, logits):
