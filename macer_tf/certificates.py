@@ -149,8 +149,8 @@ def certify(
         `Certificates`.
 
     Raises:
-        ValueError: if alpha, sigma, bound or beta is out of range, or if the images' numbers of samples are not what
-            was fixed, or are so small that no image could ever be certified.
+        ValueError: if alpha, sigma, bound or beta is out of range, there are fewer than two classes, or the images'
+            numbers of samples are not what was fixed, or are so small that no image could ever be certified.
     """
     check_votes(votes)
     sigma, alpha = check_sigma(sigma), check_alpha(alpha)
@@ -159,6 +159,11 @@ def certify(
     if chosen.is_randomized and votes.uniforms is None:
         raise ValueError(f"The {bound} bound needs votes with uniforms, see `noise.uniforms`. Received: none")
     n0 = _same(votes.n0, "n0")
+    if votes.estimation.shape[1] < 2:
+        # All votes would be for it, whatever the images are.
+        raise ValueError(
+            f"CERTIFY needs votes [images, classes], 2 classes or more. Received: {votes.estimation.shape}"
+        )
     n = _n(votes.n, chosen, fixed_n)
     if chosen.needs_fixed_n and n.any():
         check_can_certify(int(n.max()), alpha, bound)

@@ -84,6 +84,19 @@ class InferenceGraph:
         return self._precision
 
     @property
+    def is_of_plain_layers(self) -> bool:
+        """Whether it consists of Keras' own plain layers alone, none of which changes when it runs."""
+
+        def is_plain(layer):
+            if "call" in vars(layer):
+                return False
+            return (
+                type(layer).__module__.startswith("keras.") if isinstance(layer, keras.Model) else type(layer) in _PLAIN
+            )
+
+        return all(map(is_plain, self._classifier._flatten_layers()))
+
+    @property
     def variables(self) -> list[tf.Variable]:
         """The tf.Variables that the graph reads: those of the classifier."""
         return [variable.value for variable in self._classifier.variables]

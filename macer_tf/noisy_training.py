@@ -237,7 +237,7 @@ class NoisyTrainingModel(keras.Model):
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         self._set_modes(arguments.get("callbacks"))
         _check_arrays(arguments.get("x"), arguments.get("y"))
-        if isinstance(validation := arguments.get("validation_data"), tuple) and len(validation) > 1:
+        if isinstance(validation := arguments.get("validation_data"), tuple | list) and len(validation) > 1:
             _check_arrays(*validation[:2])
         _check_class_weight(arguments.get("class_weight"))
         with _one_line_errors(arguments.get("class_weight")):
@@ -252,11 +252,16 @@ class NoisyTrainingModel(keras.Model):
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        with _one_line_errors():
+        arguments = inspect.signature(keras.Model.train_on_batch).bind(self, *args, **kwargs).arguments
+        _check_arrays(arguments.get("x"), arguments.get("y"))
+        _check_class_weight(arguments.get("class_weight"))
+        with _one_line_errors(arguments.get("class_weight")):
             return super().train_on_batch(*args, **kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = inspect.signature(keras.Model.test_on_batch).bind(self, *args, **kwargs).arguments
+        _check_arrays(arguments.get("x"), arguments.get("y"))
         with _one_line_errors():
             return super().test_on_batch(*args, **kwargs)
 

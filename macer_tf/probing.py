@@ -13,6 +13,16 @@ _ROWS = 16
 # outputs by more.
 _TOLERANCES = {"float32": (2e-3, 2.0**-23), "float64": (2e-3, 2.0**-23)}
 _TOLERANCE_16_BITS = 0.05, 2.0**-8
+# Operations that change a variable begin like this; those of TensorFlow 1's variables, too.
+_CHANGES = (
+    "Assign",
+    "Scatter",
+    "ResourceScatter",
+    "ResourceStridedSliceAssign",
+    "ResourceApply",
+    "ResourceSparseApply",
+)
+_MAKE_NEW_ONES = ("ScatterNd", "ScatterNdNonAliasingAdd")
 # A class can win if its gap to the winner is at most this many times the runner-up's gap in the median image.
 _WITHIN_REACH = 10
 
@@ -24,7 +34,7 @@ def probe(
 
     Randomised smoothing needs this: the votes of a classifier that is random, or whose output for an image depends on
     the rest of its batch, certify nothing. A dependence smaller than rounding, or one that these images do not show, is
-    not found.
+    not found. Nor may it change variables as it runs: a drift may be slower than rounding.
 
     Args:
         classifier: images [batch, H, W, C] -> [batch, classes].
@@ -35,8 +45,8 @@ def probe(
         float32 [16, classes].
 
     Raises:
-        ValueError: in one line, if it is not a function of one image or does not return [batch, classes] of two classes
-            or more.
+        ValueError: in one line, if it is not a function of one image, changes variables, or does not return [batch,
+            classes] of two classes or more.
     """
     rng = np.random.default_rng(0)
     # Brightness and contrast differ from image to image, so batch statistics do too.
@@ -54,7 +64,7 @@ def probe(
         except tf.errors.UnimplementedError as error:  # such as convolutions with channels first on a CPU
             line = str(error).replace("\n", " ").partition(" [Op:")[0]
             raise ValueError(f"The classifier cannot run on this machine. TensorFlow says: {line}") from error
-        check_outputs(outputs)
+        check_outputs(outputs, len(batch))
         return np.asarray(tf.cast(outputs, tf.float32))
 
     outputs = outputs_of(images)
@@ -69,7 +79,25 @@ def probe(
             "The classifier's output for an image depends on the rest of its batch, as batch norm in training mode "
             "makes it; only a function of one image can be certified."
         )
+    if not getattr(classifier, "is_of_plain_layers", False):  # those stay as they are, and tracing takes time
+        _check_stays(classifier, images.shape)
     return outputs
+
+
+def _check_stays(classifier, shape):
+    """Raises ValueError if running a classifier changes variables: what it returns might drift too slowly to be seen.
+
+    Found in its graph, which also has the variables that Keras does not know.
+    """
+    graph = tf.function(classifier, autograph=False).get_concrete_function(tf.TensorSpec(shape, tf.float32)).graph
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+    found = sorted({node.op for node in nodes if node.op.startswith(_CHANGES) and node.op not in _MAKE_NEW_ONES})
+    if found:
+        raise ValueError(
+            "The classifier changes variables whenever it runs, as moving statistics do that are updated outside "
+            f"training, too; only one that stays as it is can be certified. Received: {', '.join(found)}"
+        )
 
 
 def agree(first: np.ndarray, second: np.ndarray, precision: str) -> bool:
@@ -99,13 +127,16 @@ def agree(first: np.ndarray, second: np.ndarray, precision: str) -> bool:
     return bool((np.abs((raw - common) - (other - common_of_other)) <= allowed)[finite].all())
 
 
-def check_outputs(outputs: tf.Tensor) -> None:
-    """Raises a one-line ValueError unless they are one tensor [batch, classes] of two classes or more."""
-    if not tf.is_tensor(outputs):
+def check_outputs(outputs: tf.Tensor, rows: int | None) -> None:
+    """Raises a one-line ValueError unless they are one tensor [rows, classes] of two classes or more.
+
+    Where `rows` or the tensor's are None, which a graph may not know, their number is not checked.
+    """
+    if not isinstance(outputs, tf.Tensor):  # such as a ragged or a sparse one
         names = f" of {', '.join(outputs)}" if isinstance(outputs, dict) else ""
+        number = f", {len(outputs)} outputs" if isinstance(outputs, (dict, list, tuple)) else ""
         raise ValueError(
-            "The classifier must return one tensor [batch, classes]. Received: "
-            f"{type(outputs).__name__}{names}, {len(outputs)} outputs"
+            f"The classifier must return one tensor [batch, classes]. Received: {type(outputs).__name__}{names}{number}"
         )
     if not outputs.dtype.is_floating:
         raise ValueError(f"The classifier must return floats. Received: outputs of {outputs.dtype.name}")
@@ -114,6 +145,12 @@ def check_outputs(outputs: tf.Tensor) -> None:
         raise ValueError(
             "The classifier must return [batch, classes] for two classes or more. "
             f"Received: output shape {outputs.shape}"
+        )
+    if None not in (rows, outputs.shape[0]) and outputs.shape[0] != rows:
+        # Votes of several rows of one image would be taken for votes of several noisy copies.
+        raise ValueError(
+            "The classifier must return one row of outputs for each image. Received: "
+            f"{outputs.shape[0]} rows for {rows} images"
         )
 
 

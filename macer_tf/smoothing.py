@@ -487,13 +487,13 @@ def count_block(
     """
     # The sum is of whole numbers below 2^24, which float32 adds exactly; the division rounds a function of it.
     outputs = classifier((image + noise_of.draw(image.shape, seed, example_id, stream, start, count)) / noise_of.levels)
-    votes, finite = _votes(outputs, tf.zeros(tf.shape(outputs)[:1], tf.int32), 1)
+    votes, finite = _votes(outputs, tf.zeros([count], tf.int32), 1)
     return votes[0, 0], finite[0]
 
 
 def _votes(outputs, owners, pieces, betas=()):
     """What `draw_pass` returns, for outputs whose rows belong to `owners`, int32 [rows] (below 0: to none)."""
-    check_outputs(outputs)
+    check_outputs(outputs, owners.shape[0])
     votes = [tf.one_hot(tf.argmax(outputs, axis=-1), outputs.shape[-1], dtype=tf.int64)]
     is_finite = tf.reduce_all(tf.math.is_finite(outputs), axis=-1)
     for beta in betas:

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from macer_tf.certificates import ABSTAIN
+from macer_tf.checks import as_array
 from macer_tf.confidence import clopper_pearson_lower
 
 CERTIFY_OUTPUTS = {
@@ -86,9 +87,9 @@ def check_images(images: ArrayLike) -> np.ndarray:
     """Returns images in the form in which they can be sent.
 
     Raises:
-        ValueError: unless they are float32 [batch, H, W, C], at least one, finite and in [0, 1].
+        ValueError: unless they are float32 [batch, H, W, C], at least one, finite and in [0, 1], none of them masked.
     """
-    images = np.asarray(images)
+    images = as_array("images", images)
     if images.dtype != np.float32 or images.ndim != 4 or not images.size:
         raise ValueError(
             f"images must be float32 [batch, H, W, C], one image or more. Received: {images.dtype} {list(images.shape)}"

@@ -52,12 +52,17 @@ def export(
         model_fingerprint: what a blessing calls the model (see `serving.blessing`); without it, none blesses it.
 
     Raises:
-        ValueError: if n and alpha could never certify an image, or an option is out of range; if the classifier does
-            not take floats, returns more than one tensor, or is not a function of one image (see `macer_tf.probing`).
+        ValueError: if n and alpha could never certify an image, or an option is out of range; if the model is no
+            `NoisyTrainingModel`; if its classifier does not take floats, does not say what shapes it takes and returns,
+            returns more than one tensor, or is not a function of one image (see `macer_tf.probing`).
     """
     check_local(directory)
+    if not isinstance(model, NoisyTrainingModel):
+        raise ValueError(
+            f"The model must be a macer_tf.NoisyTrainingModel, such as a MACERModel. Received: {type(model).__name__}"
+        )
     directory, classifier = Path(directory), model.classifier
-    base_classifier.check(classifier)
+    _check_shapes(classifier)
     num_classes = classifier.output_shape[-1]
     if isinstance(class_names, str) or not (class_names is None or isinstance(class_names, Iterable)):
         raise ValueError(f"class_names must be a list of strings. Received: {class_names!r}")
@@ -82,6 +87,18 @@ def export(
         for log in _warmup(image_shape, n, alpha):
             writer.write(log.SerializeToString())
     manifest.write(directory)
+
+
+def _check_shapes(classifier):
+    """Raises ValueError unless a classifier says that it takes images of one size, and how many classes it returns."""
+    base_classifier.check(classifier)
+    shapes = [getattr(classifier, name, None) for name in ("input_shape", "output_shape")]
+    if None in shapes or None in shapes[0][1:]:
+        raise ValueError(
+            "Only a classifier of images of one size can be exported: keras.Model(images, classifier(images)), with "
+            f"images = keras.Input((height, width, channels)). Received: {type(classifier).__name__} of images "
+            f"{shapes[0] or 'of unknown shape'}"
+        )
 
 
 def _plain(number):

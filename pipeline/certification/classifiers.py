@@ -240,6 +240,11 @@ def _of_signature(path, loading, name):
             f"The signature {_SIGNATURE} of the SavedModel {name} must map float32 images [batch, H, W, C] to one "
             f"output [batch, classes], two classes or more. Received: {inputs} to {signature.structured_outputs}"
         )
+    if inputs[0].shape[0] is not None:
+        raise InputError(
+            f"The signature {_SIGNATURE} of the SavedModel {name} takes {inputs[0].shape[0]:,} images at once, no more "
+            "and no fewer; save it with a batch size of None."
+        )
     if len(outputs) > 1 or loading.output is not None:
         output = _wanted(loading.output, outputs, name)
     else:

@@ -92,13 +92,18 @@ def _network_of_ones_own(name, image_shape, num_classes):
         made = function(image_shape, num_classes)
         base_classifier.check(made)
         base_classifier.check_returns_logits(made)
-        shapes = (made.input_shape, made.output_shape)
+        shapes = [getattr(made, shape, None) for shape in ("input_shape", "output_shape")]
     except (Exception, SystemExit) as error:  # whatever someone's code raises
         raise InputError(
             f"The network {name} cannot be built for images {image_shape} of {num_classes} classes "
             f"({type(error).__name__}: {reason(error)})."
         ) from error
-    if shapes != ((None, *image_shape), (None, num_classes)):
+    if None in shapes:  # a subclassed model, or one that is not built
+        raise InputError(
+            f"The network {name} must say what shapes it takes and returns: return keras.Model(images, "
+            f"network(images)), with images = keras.Input(image_shape). Received: {type(made).__name__}"
+        )
+    if shapes != [(None, *image_shape), (None, num_classes)]:
         raise InputError(
             f"The network {name} must map images {(None, *image_shape)} to logits {(None, num_classes)}. "
             f"Received: {shapes[0]} to {shapes[1]}"

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from macer_tf import bounds, certificates
+from macer_tf.budgets import RadiusBudget
 from macer_tf.certificates import ABSTAIN
 from macer_tf.confidence import anytime_lower
 from macer_tf.votes import UNITS, SoftMoments, Votes
@@ -131,6 +132,17 @@ def test_max_radius_is_what_a_unanimous_vote_gets():
 def test_images_with_other_numbers_of_samples_are_refused(selection, estimation, message):
     with pytest.raises(ValueError, match=message):
         certificates.certify(votes(selection, estimation), 0.25, 0.001)
+
+
+def test_votes_for_a_single_class_certify_nothing():
+    # All of them are for it, whatever the images are: it would be certified everywhere, at the largest radius.
+    votes = Votes(np.array([[100]]), np.array([[1000]]))
+    with pytest.raises(ValueError, match=r"2 classes or more. Received: \(1, 1\)"):
+        certificates.certify(votes, 0.5, 0.001)
+    with pytest.raises(ValueError, match="2 classes or more"):
+        certificates.certify_without_selection(votes, 0.5, 0.001)
+    with pytest.raises(ValueError, match="2 classes or more"):
+        RadiusBudget(0.25, 1000).certify(votes, 0.5, 0.001)
 
 
 def test_bad_input():

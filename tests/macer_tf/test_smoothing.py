@@ -729,6 +729,31 @@ def test_several_outputs_that_show_only_in_a_call_are_refused_then(outputs):
 
 
 @pytest.mark.parametrize(
+    "wrong", [lambda rows: None, tf.sparse.from_dense, tf.RaggedTensor.from_tensor], ids=["nothing", "sparse", "ragged"]
+)
+def test_what_is_no_tensor_is_refused(wrong):
+    model, _ = probe(lambda images: wrong(tf.reshape(images, [-1, 4])))
+    with pytest.raises(ValueError, match=r"must return one tensor \[batch, classes\]. Received: \w+$"):
+        SmoothedClassifier(model, SIGMA).certify(random_images(1))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "rows"),
+    [
+        (lambda rows: tf.concat([rows, -rows], axis=0), 32),
+        (lambda rows: tf.reshape(rows, [-1, 2]), 32),
+        (lambda rows: tf.reshape(rows, [-1, 8]), 8),
+        (lambda rows: rows[:1], 1),
+    ],
+)
+def test_an_image_has_one_row_of_outputs(outputs, rows):
+    # Otherwise, two rows of one image are two votes for one noisy copy.
+    model, _ = probe(lambda images: outputs(tf.reshape(images, [-1, 4])))
+    with pytest.raises(ValueError, match=f"one row of outputs for each image. Received: {rows} rows for 16 images$"):
+        SmoothedClassifier(model, SIGMA).certify(random_images(1))
+
+
+@pytest.mark.parametrize(
     "end",
     [
         lambda x: layers.Dense(3, activation="softmax")(x),
@@ -800,6 +825,47 @@ def test_a_dependence_on_the_batch_is_found_beside_masked_classes_and_offsets(of
         SmoothedClassifier(model, SIGMA)
     sound = keras.Model(inputs, layers.Dense(4, bias_initializer=bias)(layers.Flatten()(inputs)))
     assert SmoothedClassifier(sound, SIGMA).certify(GOOD, n0=10, n=20, alpha=0.1).n == 20
+
+
+class Drifts(keras.layers.Layer):
+    """Subtracts a mean that it updates outside training, too, by less than rounding at first."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.mean.assign(0.9999999 * self.mean + 1e-7 * tf.reduce_mean(x))
+        return x - self.mean
+
+
+class Turns(keras.layers.Layer):
+    """Turns its sign after many calls, by a variable that Keras does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = tf.Variable(0.0)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return tf.where(self.calls > 1000.0, -x, x)
+
+
+class OfTensors(keras.layers.Layer):
+    """Makes tensors by operations whose names are like those that change variables."""
+
+    def call(self, x):
+        return x + tf.scatter_nd([[0]], [0.0], [1])
+
+
+@pytest.mark.parametrize(("layer", "by"), [(Drifts, "AssignVariableOp"), (Turns, "AssignAddVariableOp")])
+def test_a_classifier_that_changes_when_it_runs_is_refused(layer, by):
+    def model(layer):
+        return keras.Sequential([keras.Input((4, 4, 1)), layer(), layers.Flatten(), layers.Dense(2)])
+
+    with pytest.raises(ValueError, match=f"changes variables whenever it runs, .* Received: {by}$") as caught:
+        SmoothedClassifier(model(layer), SIGMA)
+    assert "\n" not in str(caught.value)
+    assert SmoothedClassifier(model(OfTensors), SIGMA)
 
 
 def test_a_dependence_on_the_number_of_rows_is_found():

@@ -171,6 +171,7 @@ def test_both_transports_bring_the_same_bits(server):
 
 
 BAD_IMAGES = {
+    "masked": np.ma.masked_array(np.zeros((1, 2, 2, 1), np.float32), mask=True),
     "float64": IMAGES.astype(np.float64),
     "bytes": (IMAGES * 255).astype(np.uint8),
     "one image": IMAGES[0],

@@ -140,6 +140,48 @@ def test_a_classifier_that_is_no_function_of_an_image_is_not_exported(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_a_classifier_of_several_rows_for_an_image_is_not_exported(tmp_path):
+    images = keras.Input((4, 4, 1))
+    logits = keras.layers.Dense(3)(keras.layers.Flatten()(images))
+    both = keras.ops.concatenate([logits, logits], axis=0)  # an image would have 2 n votes, of which n are enough
+    model = MACERModel(keras.Model(images, both), sigma=0.25)
+    with pytest.raises(ValueError, match=r"one row of outputs for each image\. Received: 32 rows for 16 images"):
+        export(model, tmp_path / "exported", n0=10, n=100, alpha=0.001)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.flat, self.dense = keras.layers.Flatten(), keras.layers.Dense(3)
+
+    def call(self, images):
+        return self.dense(self.flat(images))
+
+
+@pytest.mark.parametrize(
+    ("classifier", "received"),
+    [
+        (Subclassed, "Subclassed of images of unknown shape"),
+        (lambda: keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3)]), "Sequential of images of unknown"),
+        (
+            lambda: keras.Sequential(
+                [keras.Input((None, None, 1)), keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(3)]
+            ),
+            r"Sequential of images \(None, None, None, 1\)",
+        ),
+    ],
+)
+def test_a_classifier_of_no_one_size_is_not_exported(classifier, received, tmp_path):
+    model = MACERModel(classifier(), sigma=0.25)
+    with pytest.raises(ValueError, match=rf"Only a classifier of images of one size .* Received: {received}"):
+        export(model, tmp_path / "exported", n0=10, n=100, alpha=0.001)
+
+
+def test_only_a_model_that_has_a_sigma_is_exported(linear_classifier, tmp_path):
+    with pytest.raises(ValueError, match=r"must be a macer_tf\.NoisyTrainingModel.* Received: Functional"):
+        export(linear_classifier(), tmp_path / "exported", n0=10, n=100, alpha=0.001)
+
+
 def test_only_plain_variables_are_tracked(exported, digits_model):
     # The C++ loader finds only what the checkpoint names, and a Keras model below it would name layers.
     names = {name for name, _ in tf.train.list_variables(str(exported / "variables" / "variables"))}

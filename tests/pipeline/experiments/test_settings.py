@@ -291,6 +291,12 @@ def make(shape, classes):
             "must map images (None, 8, 8, 1) to logits (None, 10). Received: (None, 8, 8, 1) to (None, 11)",
         ),
         (
+            "import keras\nclass Net(keras.Model):\n    def call(self, x):\n        return x\n"
+            "def make(shape, classes):\n    return Net()\n",
+            "must say what shapes it takes and returns: return keras.Model(images, network(images)), with images = "
+            "keras.Input(image_shape). Received: Net",
+        ),
+        (
             "import keras\ndef relu(x):\n    return -x\ndef make(shape, classes):\n    images = keras.Input(shape)\n"
             "    x = keras.layers.Dense(4, activation=relu, name='own')(keras.layers.Flatten()(images))\n"
             "    return keras.Model(images, keras.layers.Dense(classes)(x))\n",

@@ -123,6 +123,35 @@ def test_a_saved_model_of_certificates_is_no_classifier(classifier, tmp_path):
         classifiers.load(tmp_path / "served")
 
 
+def save_module(path, shape, outputs):
+    """Saves `outputs(module, images)` as a SavedModel of images of this shape; the module has a variable `calls`."""
+    module = tf.Module()
+    module.calls = tf.Variable(0.0)
+    module.call = tf.function(
+        lambda images: outputs(module, images), input_signature=[tf.TensorSpec(shape, tf.float32, name="images")]
+    )
+    tf.saved_model.save(module, str(path), signatures=module.call)
+
+
+@pytest.mark.parametrize("size", [1, 32])
+def test_a_saved_model_of_a_fixed_batch_size_is_refused(tmp_path, size):
+    save_module(tmp_path / "fixed", [size, 8, 8, 1], lambda module, images: images[:, 0, :2, 0])
+    with pytest.raises(InputError, match=rf"takes {size} images at once, .*; save it with a batch size of None\.$"):
+        classifiers.load(tmp_path / "fixed")
+
+
+def test_a_saved_model_that_changes_when_it_runs_is_refused(run, tmp_path):
+    def turns(module, images):
+        module.calls.assign_add(1.0)
+        return tf.where(module.calls > 1000.0, -1.0, 1.0) * images[:, 0, :, 0]
+
+    save_module(tmp_path / "turns", [None, 8, 8, 1], turns)
+    status, _, err = run("--model", tmp_path / "turns", "--dataset", "digits", "--max", "1")
+    assert status == 2
+    assert "turns cannot be certified. The classifier changes variables whenever it runs, " in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("shape", "classes"), [((64,), 10), ((8, 8, 2), 10), ((8, 8, 1), 1)], ids=["no image", "2 channels", "1 class"]
 )
