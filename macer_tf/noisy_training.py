@@ -236,9 +236,9 @@ class NoisyTrainingModel(keras.Model):
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
         self._set_modes(arguments.get("callbacks"))
-        _check_arrays(arguments.get("x"), arguments.get("y"))
+        _check_arrays(*map(arguments.get, ("x", "y", "sample_weight")))
         if isinstance(validation := arguments.get("validation_data"), tuple | list) and len(validation) > 1:
-            _check_arrays(*validation[:2])
+            _check_arrays(*validation[:3])
         _check_class_weight(arguments.get("class_weight"))
         with _one_line_errors(arguments.get("class_weight")):
             return super().fit(*args, **kwargs)
@@ -246,14 +246,14 @@ class NoisyTrainingModel(keras.Model):
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         arguments = inspect.signature(keras.Model.evaluate).bind(self, *args, **kwargs).arguments
-        _check_arrays(arguments.get("x"), arguments.get("y"))
+        _check_arrays(*map(arguments.get, ("x", "y", "sample_weight")))
         with _one_line_errors():
             return super().evaluate(*args, **kwargs)
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         arguments = inspect.signature(keras.Model.train_on_batch).bind(self, *args, **kwargs).arguments
-        _check_arrays(arguments.get("x"), arguments.get("y"))
+        _check_arrays(*map(arguments.get, ("x", "y", "sample_weight")))
         _check_class_weight(arguments.get("class_weight"))
         with _one_line_errors(arguments.get("class_weight")):
             return super().train_on_batch(*args, **kwargs)
@@ -261,7 +261,7 @@ class NoisyTrainingModel(keras.Model):
     @functools.wraps(keras.Model.test_on_batch)
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         arguments = inspect.signature(keras.Model.test_on_batch).bind(self, *args, **kwargs).arguments
-        _check_arrays(arguments.get("x"), arguments.get("y"))
+        _check_arrays(*map(arguments.get, ("x", "y", "sample_weight")))
         with _one_line_errors():
             return super().test_on_batch(*args, **kwargs)
 
@@ -505,10 +505,10 @@ def _the_only(value):
     return tensors[0]
 
 
-def _check_arrays(images, labels):
+def _check_arrays(images, labels, weights=None):
     """Refuses arrays about which Keras would say nothing, or something misleading."""
-    checks.check_unmasked("Pixels", images)
-    checks.check_unmasked("Labels", labels)
+    for name, values in (("Pixels", images), ("Labels", labels), ("Sample weights", weights)):
+        checks.check_unmasked(name, values)
     if isinstance(images, np.ndarray) and not len(images):
         raise ValueError(f"Expected one or more images. Received: images {images.shape}")
     if isinstance(labels, np.ndarray | list) and (dtype := np.asarray(labels).dtype).kind in "OSUMm":

@@ -184,7 +184,7 @@ class SmoothedClassifier:
         Returns:
             int64 [classes], adding up to `count`.
         """
-        return self.draw(np.asarray(image)[None], [example_id], stream, [start], [count]).counts[0]
+        return self.draw(as_array("Pixels", image)[None], [example_id], stream, [start], [count]).counts[0]
 
     def draw(
         self,

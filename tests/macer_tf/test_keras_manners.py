@@ -493,6 +493,8 @@ def test_masked_images_and_labels_are_refused():
         made(Macer).evaluate(X, np.ma.masked_array(Y, mask=True), verbose=0)
     with pytest.raises(ValueError, match="Pixels must not be masked"):
         made(Macer).fit(X, Y, validation_data=[np.ma.masked_array(X, mask=True), Y], verbose=0)
+    with pytest.raises(ValueError, match="Sample weights must not be masked"):
+        made(Macer).fit(X, Y, sample_weight=np.ma.masked_array(np.ones(len(Y)), mask=True), verbose=0)
     with pytest.raises(ValueError, match="Labels must not be masked"):
         made(Macer).train_on_batch(X, np.ma.masked_array(Y, mask=True))
     with pytest.raises(ValueError, match="Pixels must not be masked"):

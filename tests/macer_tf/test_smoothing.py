@@ -827,6 +827,12 @@ def test_a_dependence_on_the_batch_is_found_beside_masked_classes_and_offsets(of
     assert SmoothedClassifier(sound, SIGMA).certify(GOOD, n0=10, n=20, alpha=0.1).n == 20
 
 
+def test_votes_of_a_masked_image_are_not_counted(linear):
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA)
+    with pytest.raises(ValueError, match="Pixels must not be masked"):
+        smoothed.count(np.ma.masked_array(random_images(1)[0], mask=True), 0, noise.ESTIMATION, 0, 10)
+
+
 class Drifts(keras.layers.Layer):
     """Subtracts a mean that it updates outside training, too, by less than rounding at first."""
 
