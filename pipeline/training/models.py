@@ -123,14 +123,16 @@ def check_comes_back(model, path, image_shape):
     A layer of anyone's own may leave a setting out of `get_config`, or keep numbers that are no weights.
 
     Raises:
-        InputError: in one line, if the network is no such function, the file cannot be loaded, or its network computes
-            something else.
+        InputError: in one line, if the network is no such function or returns probabilities, the file cannot be loaded,
+            or its network computes something else.
     """
     precision = own_precision(model.classifier)
     try:
         before = probing.probe(model.inference, image_shape, precision)
     except ValueError as error:
         raise InputError(f"The network cannot be certified: {error}") from error
+    if probing.are_probabilities(before):
+        raise InputError("The network must return logits, but it returns probabilities; remove its softmax.")
     try:
         after = probing.probe(load(path).inference, image_shape, precision)
     except Exception as error:  # whatever Keras raises, or someone's code

@@ -319,6 +319,11 @@ def make(shape, classes):
             "The network cannot be certified: The classifier's output for an image depends on the rest of its batch",
         ),
         (
+            "import keras\ndef make(shape, classes):\n    images = keras.Input(shape)\n    x = keras.layers.Flatten()"
+            "(images)\n    return keras.Model(images, keras.ops.softmax(keras.layers.Dense(classes)(x)) * 1.0)\n",
+            "The network must return logits, but it returns probabilities; remove its softmax.",
+        ),
+        (
             LAYER.format(register=""),
             "register your own layers, functions and models by keras.saving.register_keras_ser",
         ),
