@@ -88,11 +88,10 @@ class InferenceGraph:
         """Whether it consists of Keras' own plain layers alone, none of which changes when it runs."""
 
         def is_plain(layer):
-            if "call" in vars(layer):
+            # Anyone's activation may do anything.
+            if "call" in vars(layer) or not _is_of_keras(getattr(layer, "activation", keras.activations.linear)):
                 return False
-            return (
-                type(layer).__module__.startswith("keras.") if isinstance(layer, keras.Model) else type(layer) in _PLAIN
-            )
+            return _is_of_keras(layer) if isinstance(layer, keras.Model) else type(layer) in _PLAIN
 
         return all(map(is_plain, self._classifier._flatten_layers()))
 
@@ -125,6 +124,10 @@ class InferenceGraph:
                 "The classifier's layers have changed since this object was made from it. Make a new object from the "
                 f"changed classifier. Received: {type(self._classifier).__name__} {self._classifier.name}"
             )
+
+
+def _is_of_keras(thing):
+    return getattr(thing, "__module__", "").startswith("keras.")
 
 
 def _made_of(classifier):

@@ -13,7 +13,7 @@ _ROWS = 16
 # outputs by more.
 _TOLERANCES = {"float32": (2e-3, 2.0**-23), "float64": (2e-3, 2.0**-23)}
 _TOLERANCE_16_BITS = 0.05, 2.0**-8
-# Operations that change a variable begin like this; those of TensorFlow 1's variables, too.
+# Operations that change a variable or a table begin like this; those of TensorFlow 1's variables, too.
 _CHANGES = (
     "Assign",
     "Scatter",
@@ -21,6 +21,9 @@ _CHANGES = (
     "ResourceStridedSliceAssign",
     "ResourceApply",
     "ResourceSparseApply",
+    "LookupTableImport",
+    "LookupTableInsert",
+    "LookupTableRemove",
 )
 _MAKE_NEW_ONES = ("ScatterNd", "ScatterNdNonAliasingAdd")
 # A class can win if its gap to the winner is at most this many times the runner-up's gap in the median image.

@@ -856,6 +856,29 @@ class Turns(keras.layers.Layer):
         return tf.where(self.calls > 1000.0, -x, x)
 
 
+class Notes(keras.layers.Layer):
+    """Writes into a table that it never reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)
+
+    def call(self, x):
+        self.table.insert([0], [0.0])
+        return x
+
+
+def activated():
+    """A layer of Keras' own whose activation is not."""
+    calls = tf.Variable(0.0)
+
+    def turns(x):
+        calls.assign_add(1.0)
+        return tf.where(calls > 1000.0, -x, x)
+
+    return layers.Activation(turns)
+
+
 class OfTensors(keras.layers.Layer):
     """Makes tensors by operations whose names are like those that change variables."""
 
@@ -863,7 +886,15 @@ class OfTensors(keras.layers.Layer):
         return x + tf.scatter_nd([[0]], [0.0], [1])
 
 
-@pytest.mark.parametrize(("layer", "by"), [(Drifts, "AssignVariableOp"), (Turns, "AssignAddVariableOp")])
+@pytest.mark.parametrize(
+    ("layer", "by"),
+    [
+        (Drifts, "AssignVariableOp"),
+        (Turns, "AssignAddVariableOp"),
+        (activated, "AssignAddVariableOp"),
+        (Notes, "LookupTableInsertV2"),
+    ],
+)
 def test_a_classifier_that_changes_when_it_runs_is_refused(layer, by):
     def model(layer):
         return keras.Sequential([keras.Input((4, 4, 1)), layer(), layers.Flatten(), layers.Dense(2)])
