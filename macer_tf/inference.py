@@ -135,7 +135,7 @@ def _made_of(classifier):
     parts = [*classifier.variables]
     for layer in classifier._flatten_layers():
         parts += [layer, ("compute_dtype", layer.compute_dtype)]
-        if isinstance(layer, keras.Model) or not type(layer).__module__.startswith("keras."):
+        if isinstance(layer, keras.Model) or not _is_of_keras(layer):
             continue
         for name, value in sorted(vars(layer).items()):
             if name.startswith("_") or name == "trainable":
@@ -168,7 +168,7 @@ def own_precision(classifier: keras.Model) -> str:
 def _is_plain(model):
     """Whether the model is a graph of plain layers, which can be rebuilt from its configuration and weights."""
     is_graph = model.built and getattr(model, "inputs", None)
-    if not type(model).__module__.startswith("keras.") or not is_graph or "call" in vars(model):
+    if not _is_of_keras(model) or not is_graph or "call" in vars(model):
         return False
     return all(
         _is_plain(layer) if isinstance(layer, keras.Model) else type(layer) in _PLAIN and _can_be_made_again(layer)

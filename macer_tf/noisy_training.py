@@ -234,9 +234,8 @@ class NoisyTrainingModel(keras.Model):
 
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        arguments = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
+        arguments = _checked_arguments(keras.Model.fit, self, *args, **kwargs)
         self._set_modes(arguments.get("callbacks"))
-        _check_arrays(*map(arguments.get, ("x", "y", "sample_weight")))
         if isinstance(validation := arguments.get("validation_data"), tuple | list) and len(validation) > 1:
             _check_arrays(*validation[:3])
         _check_class_weight(arguments.get("class_weight"))
@@ -245,23 +244,20 @@ class NoisyTrainingModel(keras.Model):
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = inspect.signature(keras.Model.evaluate).bind(self, *args, **kwargs).arguments
-        _check_arrays(*map(arguments.get, ("x", "y", "sample_weight")))
+        _checked_arguments(keras.Model.evaluate, self, *args, **kwargs)
         with _one_line_errors():
             return super().evaluate(*args, **kwargs)
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = inspect.signature(keras.Model.train_on_batch).bind(self, *args, **kwargs).arguments
-        _check_arrays(*map(arguments.get, ("x", "y", "sample_weight")))
+        arguments = _checked_arguments(keras.Model.train_on_batch, self, *args, **kwargs)
         _check_class_weight(arguments.get("class_weight"))
         with _one_line_errors(arguments.get("class_weight")):
             return super().train_on_batch(*args, **kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = inspect.signature(keras.Model.test_on_batch).bind(self, *args, **kwargs).arguments
-        _check_arrays(*map(arguments.get, ("x", "y", "sample_weight")))
+        _checked_arguments(keras.Model.test_on_batch, self, *args, **kwargs)
         with _one_line_errors():
             return super().test_on_batch(*args, **kwargs)
 
@@ -503,6 +499,13 @@ def _the_only(value):
             f"Received: {received} in place of one"
         )
     return tensors[0]
+
+
+def _checked_arguments(method, *args, **kwargs):
+    """The arguments of a call of one of Keras' methods by name, after `_check_arrays`."""
+    arguments = inspect.signature(method).bind(*args, **kwargs).arguments
+    _check_arrays(*map(arguments.get, ("x", "y", "sample_weight")))
+    return arguments
 
 
 def _check_arrays(images, labels, weights=None):

@@ -311,7 +311,7 @@ class RestClient:
             if not isinstance(answer, dict) or "outputs" not in answer:
                 raise ValueError("there is no 'outputs' in it")
             # A single output comes without its name; every signature here has several.
-            outputs = answer["outputs"] if isinstance(answer["outputs"], dict) else {"one without a name": None}
+            outputs = answer["outputs"] if isinstance(answer["outputs"], dict) else {"an output without a name": None}
             _check_names(outputs, expected)
             return {name: _json_array(outputs[name], dtype) for name, dtype in expected.items()}
         except (ValueError, TypeError, OverflowError, RecursionError) as error:

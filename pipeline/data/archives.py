@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 
 from macer_tf import files
-from pipeline.data.datasets import by
+from pipeline.data.datasets import sides
 from pipeline.utils.errors import InputError, reason
 from serving.terminal import printable
 
@@ -93,8 +93,10 @@ def _images(path, name, archive, member, shape):
         with_channel = (*received, 1) if len(received) == 3 else received
         is_fine = with_channel[1:] == shape if shape else len(with_channel) == 4 and with_channel[-1] in (1, 3)
         if not is_fine or not with_channel[0] or 0 in with_channel:
-            wanted = by(shape) if shape else "height x width x 1 or 3"
-            raise InputError(f"{path}: one or more images of shape {wanted} are needed. Received: {by(with_channel)}")
+            wanted = sides(shape) if shape else "height x width x 1 or 3"
+            raise InputError(
+                f"{path}: one or more images of shape {wanted} are needed. Received: {sides(with_channel)}"
+            )
 
     images = _array(path, name, archive, member, check, _MOST_TIMES)
     return images[..., None] if images.ndim == 3 else images

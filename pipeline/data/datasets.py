@@ -123,8 +123,8 @@ def load(
     )
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InputError(
-            f"{dataset}: train images are {by(train.images.shape[1:])}, test images "
-            f"{by(test.images.shape[1:])}; give image_size to bring them to one shape"
+            f"{dataset}: train images are {sides(train.images.shape[1:])}, test images "
+            f"{sides(test.images.shape[1:])}; give image_size to bring them to one shape"
         )
     return Dataset(dataset, train, test, pixel_max(dataset), label.num_classes, tuple(map(printable, label.names)))
 
@@ -497,8 +497,8 @@ def _read_split(
                 labels = np.empty(count, np.int64)
             if shape != images.shape[1:]:
                 raise InputError(
-                    f"{dataset}: the images of split {split!r} have several shapes, {by(images.shape[1:])} "
-                    f"(image 0) and {by(shape)} (image {start}); give image_size to bring them to one shape"
+                    f"{dataset}: the images of split {split!r} have several shapes, {sides(images.shape[1:])} "
+                    f"(image 0) and {sides(shape)} (image {start}); give image_size to bring them to one shape"
                 )
             if end > count:
                 break
@@ -596,7 +596,7 @@ def allocate(dataset: str, role: str, shape: tuple[int, ...], scratch: str | os.
     size = math.prod(shape)
     if size <= _IN_MEMORY_BYTES:
         return np.empty(shape, np.uint8)
-    needed = f"{dataset}: the decoded {role} images {by(shape)} take {size / 1e9:.1f} GB"
+    needed = f"{dataset}: the decoded {role} images {sides(shape)} take {size / 1e9:.1f} GB"
     if scratch is None:
         raise InputError(f"{needed}, too much for memory; give load() a scratch directory on disk")
     # A memory map is sparse: on a full disk, the process would be killed by SIGBUS long after this line.
@@ -624,6 +624,6 @@ def _one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
-def by(shape: tuple[int, ...]) -> str:
-    """A shape in words, such as 28x28x1."""
+def sides(shape: tuple[int, ...]) -> str:
+    """The sides of a shape in words, such as 28x28x1."""
     return "x".join(str(side) for side in shape)

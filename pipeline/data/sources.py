@@ -17,7 +17,7 @@ import numpy as np
 
 from macer_tf.checks import levels_of
 from pipeline.data import archives, datasets, image_files
-from pipeline.data.datasets import by
+from pipeline.data.datasets import sides
 from pipeline.data.image_files import ImageError
 from pipeline.utils import places
 from pipeline.utils.errors import InputError
@@ -331,7 +331,9 @@ def _of_arrays(name, images, labels, shape, pixel_max, class_names, names=None):
     """`Images` of uint8 [N, H, W, C] up to `pixel_max`, or of floats."""
     shape = _checked_shape(shape)
     if images.shape[1:] != shape or not len(images):
-        raise InputError(f"{name}: one or more images of shape {by(shape)} are needed. Received: {by(images.shape)}")
+        raise InputError(
+            f"{name}: one or more images of shape {sides(shape)} are needed. Received: {sides(images.shape)}"
+        )
 
     def content(i):
         return images[i].tobytes() + f" {images.dtype.str} {shape} {pixel_max}".encode()

@@ -32,6 +32,7 @@ from pipeline.cli.command_line import (
     none_or,
     whole,
 )
+from pipeline.data.datasets import sides
 from pipeline.jobs import early_checks
 from pipeline.orchestration import orchestrator
 from pipeline.report import results, words
@@ -339,7 +340,7 @@ def _check_unchanged(settings, snapshot):
 
 
 def _print_settings(settings, plan, classifier, precision, opened, ids):
-    shape = "x".join(map(str, classifier.input_shape[1:]))
+    shape = sides(classifier.input_shape[1:])
     model, images = printable(settings["model"]), printable(settings["dataset"] or settings["images"])
     print(f"{model}: images {shape} to {classifier.output_shape[-1]} classes, precision: {precision}")
     print(

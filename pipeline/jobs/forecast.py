@@ -96,7 +96,7 @@ class _Work:
 
     @functools.cached_property
     def _to_train_on(self):
-        """Ids, labels, and how many steps make an epoch."""
+        """Ids and labels of the images to train on, and the number of steps per epoch."""
         ids, labels = trainer.chosen(self._examples.labels["train"], self._settings)
         return ids, labels, math.ceil(len(ids) / self._settings["batch_size"])
 

@@ -608,7 +608,7 @@ def test_a_body_that_is_no_answer(server, body):
      (b'{"error": "Malformed request: POST /x"}', "no 'outputs' in it. Received: Malformed request: POST /x"),
      (b"<!DOCTYPE html>\n<html>Log in</html>", "line 1 column 1 (char 0). Received: <!DOCTYPE html>"),
      (b'{"predictions": [1]}', "no 'outputs' in it. Received: {\"predictions\": [1]}"),
-     (b'{"outputs": [[0, 1]]}', "serving.export? Received: one without a name"),
+     (b'{"outputs": [[0, 1]]}', "serving.export? Received: an output without a name"),
      (b'{"outputs": {"logits": [0], "features": [1]}}', "serving.export? Received: features, logits")],
 )  # fmt: skip
 def test_what_is_no_answer_is_quoted(server, body, said):
