@@ -1,4 +1,4 @@
-# make run: the whole job on the embedded digits · make test: the whole suite · make attack: what tries to break it · make cluster-test: on Flink · make lint · make docs · make results · make clean
+# make run: the whole job on the embedded digits · make test: the whole suite · make attack: attempts to break it · make cluster-test: on Flink · make lint · make docs · make results · make clean
 PYTHON ?= python3.11
 VENV := .venv
 ARGS ?= --dataset digits
@@ -27,7 +27,7 @@ lint: $(VENV)/development
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# The pages, into site/; a warning, as of a link that leads nowhere, is an error. (The variable silences an advertisement.)
+# Builds the pages into site/; a warning, for example about a broken link, is an error. (The variable silences an advertisement.)
 docs: $(VENV)/development
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
@@ -46,6 +46,6 @@ $(VENV)/development: requirements-dev.lock $(VENV)/runtime
 results: $(VENV)/development
 	$(VENV)/bin/python benchmarks/results.py draw
 
-# What can be made anew without work: runs are not.
+# Removes what can be made again without effort; runs stay.
 clean:
 	rm -rf $(VENV) build dist site *.egg-info packaging/*/build packaging/*/dist packaging/*/*.egg-info
