@@ -114,20 +114,21 @@ def __dir__() -> list[str]:
 
 
 def _register(_: ModuleType) -> None:
-    # If one of these two is the first to import Keras, classes derived from it must wait until it is fully imported.
-    halves = {"macer_tf.noisy_training", "macer_tf.model"} - _WHOLE
-    if sys.modules["keras"].config.backend() == "tensorflow" and halves.isdisjoint(sys.modules):
+    # If one of these two modules is the first to import Keras, those that derive classes from its own must wait until
+    # it is fully imported.
+    unfinished = {"macer_tf.noisy_training", "macer_tf.model"} - _FULLY_IMPORTED
+    if sys.modules["keras"].config.backend() == "tensorflow" and unfinished.isdisjoint(sys.modules):
         for module in _SAVED:
             importlib.import_module(module)
 
 
 def _register_after(module: ModuleType) -> None:
-    _WHOLE.add(module.__name__)
+    _FULLY_IMPORTED.add(module.__name__)
     _register(module)
 
 
 # Registered when Keras is imported, and not before: command lines print their help without TensorFlow.
-_WHOLE: set[str] = set()
+_FULLY_IMPORTED: set[str] = set()
 wrapt.register_post_import_hook(_register, "keras")
 wrapt.register_post_import_hook(_register_after, "macer_tf.noisy_training")
 wrapt.register_post_import_hook(_register_after, "macer_tf.model")

@@ -19,7 +19,7 @@ _PASS_ON = {
 
 
 def check(classifier: keras.Model) -> None:
-    """Raises a one-line ValueError unless `classifier` takes float images and returns rows, as far as can be seen.
+    """Raises a one-line ValueError unless `classifier` takes float images and returns rows, as far as can be told.
 
     Args:
         classifier: a Keras model, images [batch, ...] -> [batch, classes], two classes or more.
@@ -38,7 +38,7 @@ def check(classifier: keras.Model) -> None:
     if dtype:
         raise ValueError(
             f"The classifier's input is {dtype}, which truncates pixels in [0, 1] to whole numbers; make its input "
-            f"float, keras.Input(shape), and scale inside it, as Rescaling(255) does. Received: input dtype {dtype}"
+            f"float, keras.Input(shape), and scale inside it, e.g. by Rescaling(255). Received: input dtype {dtype}"
         )
     outputs = getattr(classifier, "_outputs_struct", None)
     # Keras unwraps a list of one tensor.

@@ -78,7 +78,7 @@ class Bound:
         return self._of_drawn(votes.n, alpha, values)
 
     def unanimous(self, n: int | np.ndarray, alpha: float) -> np.ndarray:
-        """The largest value it can take with n samples, all for one class or all with score 1; same shape as n."""
+        """The bound's largest possible value: n samples, all for one class or all with score 1; same shape as n."""
         n = np.asarray(n)
         if self.is_soft:
             return self._of_drawn(n, alpha, [np.ones(n.shape), np.zeros(n.shape)])
@@ -92,7 +92,7 @@ class Bound:
         found = np.asarray(
             self.function(*(of_all[drawn] for of_all in (*values, n)), alpha, *(of_all[drawn] for of_all in uniforms))
         )
-        if found.shape != n[drawn].shape or found.dtype != np.float64:  # fewer digits may be rounded up
+        if found.shape != n[drawn].shape or found.dtype != np.float64:  # a narrower type may have rounded up
             raise ValueError(
                 f"The bound {self.name} must return one float64 for each n, {n[drawn].shape}. Received: "
                 f"{found.dtype} {found.shape}"

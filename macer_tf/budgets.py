@@ -27,8 +27,8 @@ from macer_tf.votes import MOST_SAMPLES, Votes, check_votes
 # Samples are drawn in multiples of this, except perhaps the last ones before n.
 BLOCK = 100
 _GROWTH = 1.5
-# Points of equal weight of a Beta distribution: that of p_A after the selection votes. Its prior leans towards 1, where
-# most images of a trained model are. Certificates hold with any prior; it only affects how good the plan is.
+# Points of equal weight of a Beta distribution, the posterior of p_A after the selection votes. Its prior leans towards
+# 1, where most images of a trained model are. Certificates hold with any prior; it only affects how good the plan is.
 _PRIOR = (0.5, 0.05)
 _QUANTILES = (np.arange(16) + 0.5) / 16
 
@@ -56,8 +56,8 @@ class _Budget:
             int64 [images].
 
         Raises:
-            ValueError: if sigma or alpha is out of range, n could never reach what is asked for, an image has no
-                selection votes or more than n estimation votes, or there is not one label, a whole number from -1, per
+            ValueError: if sigma or alpha is out of range, n samples could never reach what is asked for, an image has
+                no selection votes or more than n estimation votes, or the labels are not one whole number from -1 per
                 image.
         """
         check_votes(votes)
@@ -202,7 +202,7 @@ class ToleranceBudget(_Budget):
     """As many samples as bring the radius within a relative `tolerance` of what n samples are expected to give.
 
     The number is planned for each image from its SELECTION votes alone, using the expected radius under a Beta
-    posterior of the class's probability; where the radius is expected to be 0 either way, it is one block. The
+    posterior of the class's probability; where the radius is expected to be 0 either way, one block is planned. The
     estimation samples are independent of the selection votes, so their number is fixed before any of them is seen:
     Clopper-Pearson holds at full alpha, though numbers differ between images. (A bound that allows for looks costs 1 %
     of the ACR by itself.) All are drawn in one go. The more precisely the selection votes determine the probability,

@@ -31,7 +31,7 @@ _ENOUGH = 5000
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Certificates:
-    """What is certified of the smoothed classifier at each image; each is false with probability at most alpha.
+    """What is certified about the smoothed classifier at each image; each is false with probability at most alpha.
 
     `len` is the number of images; an index, a slice or a mask gives the `Certificates` of those images.
 
@@ -244,7 +244,7 @@ def round_down(p_lower: float | np.ndarray) -> np.ndarray:
 
 
 def is_correct(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whether predictions are the labels; never where a label is -1, as in unlabelled data: that is ABSTAIN here."""
+    """Whether predictions are the labels; never where a label is -1, as in unlabelled data, because -1 is ABSTAIN."""
     return (predictions == labels) & (predictions != ABSTAIN)
 
 
@@ -302,7 +302,7 @@ def check_can_predict(n: int, alpha: float) -> float:
 
 
 def check_predict_alpha(alpha: float) -> float:
-    """Returns `alpha` as a float. Raises ValueError if it is smaller than the exactness of the noise allows."""
+    """Returns `alpha` as a float. Raises ValueError if it is too small for how exact the noise is."""
     alpha = check_alpha(alpha)
     if alpha < 10 * SAMPLES_OFF:
         raise ValueError(f"A prediction's alpha must be at least {10 * SAMPLES_OFF:g}. Received: alpha={alpha:g}")

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 MAX_GAMMA = 24.0
 # XLA evaluates the quantile as erfinv(2p - 1), which in float64 resolves no p below about 1e-15 = Phi(-7.9).
 MAX_GAMMA_XLA = 14.0
-# Limits of the noise in steps of the grid. At this one there are 370,000 thresholds, which take ten seconds to compute.
+# Limits of the noise in steps of the grid. At the widest, 370,000 thresholds take ten seconds to compute.
 _WIDEST = 2**14
 # Less noise than this leaves all but one pixel in 1e23 unchanged.
 _NARROWEST = 0.05
@@ -25,7 +25,7 @@ NETWORKS = ("small_cnn", "lenet", "cifar_resnet<depth>", "resnet50")
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number, Python's or NumPy's, not beyond all floats, and not a bool."""
+    """Whether a value is a real number, Python's or NumPy's, within the range of floats, and not a bool."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return False
     try:

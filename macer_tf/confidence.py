@@ -66,7 +66,7 @@ def randomized_clopper_pearson_lower(
     """Clopper and Pearson's lower bound, randomised to err as often as it may (Stevens, 1950; arXiv 2406.17830).
 
     For X ~ Binomial(n, p) and U uniform on [0, 1], P(X > x) + U P(X = x) at x = X is uniform on [0, 1]; Clopper-Pearson
-    takes U = 1, which makes it larger. The bound is the p at which it is alpha: over the drawing of `successes` and
+    takes U = 1, which makes this larger. The bound is the p at which this is alpha: over the drawing of `successes` and
     `uniform`, it exceeds the true proportion with probability at most alpha, for n fixed before the samples were seen.
     It is above `clopper_pearson_lower` wherever there is a success and U is below 1. A U below 1/16 or 2 alpha is
     raised to the larger of the two: at U = alpha, the bound of a unanimous vote would be 1.
@@ -110,8 +110,8 @@ def anytime_lower(successes: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarra
 
     is a nonnegative martingale that starts at 1 where p is the mean, so its chance of ever reaching 1 / alpha is at
     most alpha (Ville, 1939; mixed over alternatives as by Robbins, 1970). M falls in p: the bound is the p at which M
-    is 1 / alpha, rounded down. The weights, set beforehand, favour p near 1. It is wider than Clopper-Pearson, which is
-    for one n: the radius of a certificate at n = 100,000 and alpha = 0.001 is 0.5 to 3 % smaller.
+    is 1 / alpha, rounded down. The weights, set beforehand, favour p near 1. It is looser than Clopper-Pearson, which
+    holds for one n: the radius of a certificate at n = 100,000 and alpha = 0.001 is 0.5 to 3 % smaller.
 
     Args:
         successes: integers, any shape.
@@ -189,10 +189,10 @@ def empirical_bernstein_lower(mean: ArrayLike, variance: ArrayLike, n: ArrayLike
 
 
 def check_alpha(alpha: float) -> float:
-    """Returns `alpha` as a float: its logarithm or its half in fewer digits would make a bound too high.
+    """Returns `alpha` as a Python float: in a narrower type, its logarithm or its half could make a bound too high.
 
     Raises:
-        ValueError: unless it is below 1 and from 1e-100, below which SciPy's inverses cannot be relied on.
+        ValueError: unless it is in [1e-100, 1); below that, SciPy's inverses cannot be relied on.
     """
     if not is_number(alpha) or not 0 < float(alpha) < 1:
         raise ValueError(f"alpha, the failure probability, must be above 0 and below 1. Received: alpha={alpha!r}")

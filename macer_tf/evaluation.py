@@ -41,7 +41,7 @@ class Evaluation:
         acr: average certified radius (Section 5.1); wrong and abstained images count as 0; in [0, 1] pixel units.
         acr_standard_error: standard error of `acr`, over the drawing of the images.
         abstained: fraction of all images that were estimated and then abstained on.
-        radii, certified_accuracy: fraction certified, correctly, at each radius or beyond.
+        radii, certified_accuracy: fraction of the images correctly certified at each radius or beyond.
         unestimated: fraction of the images without estimation samples, such as those that `budgets` leave out because
             the selected class is not the label. They count as 0, as they would with samples; whether they would abstain
             or be certified as a wrong class is not known.

@@ -68,7 +68,7 @@ class GridNoise:
 
     @property
     def levels(self) -> int:
-        """The level of a pixel at 1."""
+        """Steps of the pixel grid from 0 to 1: images lie on the multiples of 1 / levels."""
         return self._levels
 
     @property
@@ -162,7 +162,7 @@ def to_grid(images: np.ndarray, levels: int) -> np.ndarray:
         worst = images.flat[np.argmax(off)]
         raise ValueError(
             f"Pixels must be multiples of 1/{levels}, the grid that noise is drawn on. Received: {float(worst)!r}. "
-            "Round the images to that grid, or give the levels of their grid."
+            "Round the images to that grid, or pass the levels of their grid."
         )
     return nearest.astype(np.float32)
 

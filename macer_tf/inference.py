@@ -171,12 +171,12 @@ def _is_plain(model):
     if not _is_of_keras(model) or not is_graph or "call" in vars(model):
         return False
     return all(
-        _is_plain(layer) if isinstance(layer, keras.Model) else type(layer) in _PLAIN and _can_be_made_again(layer)
+        _is_plain(layer) if isinstance(layer, keras.Model) else type(layer) in _PLAIN and _can_be_recreated(layer)
         for layer in model.layers
     )
 
 
-def _can_be_made_again(layer):
+def _can_be_recreated(layer):
     """Whether the layer's configuration and weights completely determine what it computes."""
     if layer.quantization_mode is not None or getattr(layer, "lora_rank", None) is not None or "call" in vars(layer):
         return False
@@ -185,28 +185,28 @@ def _can_be_made_again(layer):
     if isinstance(activation, keras.Layer) and not is_simple:
         return False
     try:
-        _made_again(layer)
+        _recreated(layer)
     except Exception:  # whatever the user's function, initialiser or constraint raises
         return False
     return True
 
 
-def _made_again(layer, **changes):
+def _recreated(layer, **changes):
     """A new layer with the same configuration, apart from `changes`, and the same activation."""
     config = {**layer.get_config(), **changes}
     if not hasattr(layer, "activation") or isinstance(layer.activation, keras.Layer):
         return type(layer).from_config(config)
     # A configuration holds the name of an activation, which may also be the name of another function.
-    again = type(layer).from_config({**config, "activation": "linear"})
-    again.activation = layer.activation
-    return again
+    new = type(layer).from_config({**config, "activation": "linear"})
+    new.activation = layer.activation
+    return new
 
 
 def _rebuild(model, policy, last_policy, values):
     """The model rebuilt, with batch norms folded and its layers under a dtype policy (None: their own).
 
     Args:
-        policy, last_policy: dtype policies of the layers, and of the one that makes the outputs.
+        policy, last_policy: dtype policies of the layers, and of the layer that makes the outputs.
         values: is filled, by the id of each variable of the new model, with what computes its value from the old ones.
     """
     if isinstance(model, keras.Sequential):
@@ -216,19 +216,19 @@ def _rebuild(model, policy, last_policy, values):
     norms = {norm.name for norm in folded.values()}
     last = {name for name, *_ in _histories(config["output_layers"])}
 
-    def again(layer):
+    def new_layer(layer):
         if not isinstance(layer, keras.Layer) or layer.name in norms:
             return layer  # an operation has neither weights nor a policy, and a folded norm is not called
         own_policy = policy and (last_policy if layer.name in last else policy)
         if isinstance(layer, keras.Model):
             return _rebuild(layer, policy, own_policy, values)
         changes = {"dtype": own_policy} if own_policy else {}
-        return _made_again(layer, **changes, **({"use_bias": True} if layer.name in folded else {}))
+        return _recreated(layer, **changes, **({"use_bias": True} if layer.name in folded else {}))
 
     def call(layer, inputs, *others, **options):
         return inputs if layer in folded.values() else layer(inputs, *others, **options)
 
-    rebuilt = keras.models.clone_model(model, clone_function=again, call_function=call)
+    rebuilt = keras.models.clone_model(model, clone_function=new_layer, call_function=call)
     for layer in model.layers:
         if isinstance(layer, keras.Model) or layer.name in norms or not layer.variables:
             continue

@@ -143,7 +143,7 @@ class MACERModel(NoisyTrainingModel):
 
     @property
     def consistency_share(self) -> float:
-        """Share of `consistency` and `entropy` that is applied, from 0 to 1: 1 unless set, to phase them in."""
+        """Share of `consistency` and `entropy` that is applied, from 0 to 1; set it to phase them in. 1 by default."""
         return float(self._consistency_share.numpy())
 
     @consistency_share.setter

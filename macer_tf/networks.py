@@ -41,7 +41,8 @@ def register(name: str) -> Callable[[Callable[..., keras.Model]], Callable[..., 
         >>> del networks.BUILDERS["linear<width>"]  # so that this example leaves nothing behind
 
     Args:
-        name: the name to ask for it by; <depth> or the like in it stands for a whole number, then the first argument.
+        name: the name to ask for it by; <depth> or the like in it stands for a whole number, which is then passed to
+            the function as its first argument.
 
     Raises:
         ValueError: if there is already a network of that name.

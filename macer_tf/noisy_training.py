@@ -27,7 +27,7 @@ from macer_tf import noise as noise_lib
 _Class = TypeVar("_Class", bound=type)
 _BAD_BATCH = "Bad batch: "
 _PROBABILITIES = "the classifier returned probabilities instead of logits; remove its softmax."
-_UNLIKE = "there must be one label and, if any, one sample weight per image."
+_UNLIKE = "labels, and sample weights if there are any, must be one per image."
 _NO_WEIGHTS = "sample weights and class weights must be finite numbers from 0."
 _ROWS_THAT_TELL = 8
 # Addresses of noise that each step owns: more than a replica's share of any batch.
@@ -80,7 +80,7 @@ def registered(model: _Class) -> _Class:
 
 
 class NoisyTrainingModel(keras.Model):
-    """Trains `classifier` on noisy copies of images; a subclass defines `loss_terms` and names its terms.
+    """Trains `classifier` on noisy copies of images; a subclass defines `loss_terms` and lists the names of its terms.
 
     Images are floats in [0, 1], [batch, height, width, channels]; noise is added to them as they come in, so
     normalisation belongs inside `classifier`. Labels are class indices, [batch] or [batch, 1], or one-hot rows,
@@ -359,7 +359,7 @@ class NoisyTrainingModel(keras.Model):
         return self.get_metrics_result()
 
     def _unpack(self, data):
-        images, labels, weights = map(_the_only, keras.utils.unpack_x_y_sample_weight(data))
+        images, labels, weights = map(_only_tensor, keras.utils.unpack_x_y_sample_weight(data))
         if labels is None:
             raise ValueError(f"{type(self).__name__} needs labels: fit(images, labels) or a dataset of both.")
         images = self._as_images(images)
@@ -489,7 +489,7 @@ class NoisyTrainingModel(keras.Model):
         return cls(**config)
 
 
-def _the_only(value):
+def _only_tensor(value):
     """The one tensor in a structure, as Keras takes it for a model with one input and one output."""
     tensors = keras.tree.flatten(value)
     if len(tensors) != 1:
@@ -559,7 +559,7 @@ def _as_weights(weights):
     if shape.rank is not None and shape.rank != 1 and not (shape.rank == 2 and shape[1] in (1, None)):
         raise ValueError(f"sample_weight must be one number per image, [batch] or [batch, 1]. Received: shape={shape}")
     weights_ok = tf.reduce_all((weights >= 0) & tf.math.is_finite(weights))
-    # Below 0, the loss of these images would be maximised, and would fall for ever.
+    # With a weight below 0, the loss of its image would be maximised, and the total would fall for ever.
     with tf.control_dependencies([_batch_check(weights_ok, _NO_WEIGHTS)]):
         return tf.reshape(weights, [-1])
 

@@ -7,13 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 _ROWS = 16
-# Relative to an output minus what the classes that can win have in common; and the spacing of numbers. On a CPU, the
-# same rows in passes of the same size give the same bits. A GPU may choose another algorithm the next time and then
-# round to 11 binary digits (TF32) or, in 16-bit numbers, to 8, through many layers. Batch statistics and dropout change
-# outputs by more.
+# How much outputs may differ, relative to an output minus what the classes that can win have in common; and the spacing
+# of numbers. On a CPU, the same rows in passes of the same size give the same bits. A GPU may choose another algorithm
+# the next time and then round to 11 binary digits (TF32) or, in 16-bit numbers, to 8, through many layers. Batch
+# statistics and dropout change outputs by more.
 _TOLERANCES = {"float32": (2e-3, 2.0**-23), "float64": (2e-3, 2.0**-23)}
 _TOLERANCE_16_BITS = 0.05, 2.0**-8
-# Operations that change a variable or a table begin like this; those of TensorFlow 1's variables, too.
+# How names of operations that change a variable or a table begin, including those of TensorFlow 1's variables.
 _CHANGES = (
     "Assign",
     "Scatter",
@@ -73,14 +73,14 @@ def probe(
     outputs = outputs_of(images)
     if not agree(outputs, outputs_of(images), precision):
         raise ValueError(
-            "The classifier returns different outputs for the same images, as dropout at inference does; only a "
-            "deterministic one can be certified."
+            "The classifier returns different outputs for the same images, for example through dropout at inference; "
+            "only a deterministic one can be certified."
         )
     among_others = outputs_of(others)[places], outputs_of(np.concatenate([images, others]))[kept]
     if not all(agree(outputs[kept], found, precision) for found in among_others):
         raise ValueError(
-            "The classifier's output for an image depends on the rest of its batch, as batch norm in training mode "
-            "makes it; only a function of one image can be certified."
+            "The classifier's output for an image depends on the rest of its batch, for example through batch norm in "
+            "training mode; only a function of one image can be certified."
         )
     if not getattr(classifier, "is_of_plain_layers", False):  # those stay as they are, and tracing takes time
         _check_stays(classifier, images.shape)
@@ -90,7 +90,7 @@ def probe(
 def _check_stays(classifier, shape):
     """Raises ValueError if running a classifier changes variables: what it returns might drift too slowly to be seen.
 
-    Found in its graph, which also has the variables that Keras does not know.
+    This searches its graph, which also has the variables that Keras does not know about.
     """
     graph = tf.function(classifier, autograph=False).get_concrete_function(tf.TensorSpec(shape, tf.float32)).graph
     definition = graph.as_graph_def()
@@ -98,8 +98,8 @@ def _check_stays(classifier, shape):
     found = sorted({node.op for node in nodes if node.op.startswith(_CHANGES) and node.op not in _MAKE_NEW_ONES})
     if found:
         raise ValueError(
-            "The classifier changes variables whenever it runs, as moving statistics do that are updated outside "
-            f"training, too; only one that stays as it is can be certified. Received: {', '.join(found)}"
+            "The classifier changes variables whenever it runs, for example moving statistics that are also updated "
+            f"outside training; only one that stays as it is can be certified. Received: {', '.join(found)}"
         )
 
 

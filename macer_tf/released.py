@@ -58,7 +58,7 @@ def card(name: str) -> dict[str, Any]:
     except (ValueError, TypeError):
         is_whole = False
     if not is_whole:
-        raise ValueError(f"{path} is damaged: it is no card of a released model; install the package again.")
+        raise ValueError(f"{path} is damaged: it is not the card of a released model; install the package again.")
     return content
 
 

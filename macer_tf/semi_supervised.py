@@ -26,7 +26,7 @@ class SemiSupervisedMACERModel(MACERModel):
     unlabelled images raise certified radii, with a teacher trained beforehand.)
 
     Before the first step the average is empty, and no image without a label counts. Labels are class indices, not
-    one-hot rows; `evaluate` needs all of them. `smoothed_accuracy` is against the classes that were taken.
+    one-hot rows; `evaluate` needs all of them. In `smoothed_accuracy`, a class that was taken counts as the label.
 
     Examples:
         >>> import numpy as np
@@ -48,8 +48,8 @@ class SemiSupervisedMACERModel(MACERModel):
         ValueError: for a hyper-parameter out of range or a classifier that does not return logits.
     """
 
-    threshold = fixed("threshold", "What the majority class's share must be above.")
-    teacher_samples = fixed("teacher_samples", "Noisy copies that the teacher sees of each image.")
+    threshold = fixed("threshold", "Share that the majority class must exceed.")
+    teacher_samples = fixed("teacher_samples", "Noisy copies of each image that the teacher sees.")
 
     def __init__(
         self,

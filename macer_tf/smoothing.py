@@ -50,8 +50,8 @@ class SmoothedClassifier:
     The guarantee: each certificate of `certify` holds with probability at least 1 - alpha over the noise, for each
     image separately. Of 1,000 certificates at alpha=0.001, at most one is expected to be false. The guarantee is about
     g at this sigma and this numeric precision, not about the base classifier, and about l2 perturbations of images in
-    [0, 1] whose pixels are multiples of 1 / levels, as 8-bit pixels are of 1/255. It needs no exact arithmetic: noise
-    and sum are whole numbers, see `grid_noise`. It does not hold if n, alpha or the seed was chosen after looking at
+    [0, 1] whose pixels are multiples of 1 / levels (1/255 for 8-bit pixels). It needs no exact arithmetic: noise and
+    sum are whole numbers, see `grid_noise`. It does not hold if n, alpha or the seed was chosen after looking at
     results, if whoever chose the image knew the seed, or if the classifier's output for an image depends on the rest of
     its batch.
 
@@ -100,7 +100,7 @@ class SmoothedClassifier:
         ValueError: for a sigma, seed, microbatch, beta or levels out of range, or a precision that the classifier
             cannot be converted to; for a classifier that does not take floats or returns more than one tensor,
             that `probing.probe` finds not to be a function of one image, or that returns probabilities where there are
-            betas. A classifier of images of any size is probed when the first ones are drawn.
+            betas. A classifier that takes images of any size is probed when the first images are drawn.
     """
 
     def __init__(
@@ -144,10 +144,10 @@ class SmoothedClassifier:
     def __reduce__(self):
         raise TypeError(
             "A SmoothedClassifier cannot be copied or pickled. Save its classifier, load it where it is needed, and "
-            "make a SmoothedClassifier of it with the same settings."
+            "make a SmoothedClassifier from it with the same settings."
         )
 
-    # Read-only: a traced graph holds them, and a radius at another sigma than the noise's is a false certificate.
+    # Read-only: a traced graph holds them, and a radius at a sigma other than the noise's is a false certificate.
     @property
     def classifier(self) -> keras.Model:
         """The base classifier."""
@@ -160,7 +160,7 @@ class SmoothedClassifier:
 
     @property
     def levels(self) -> int:
-        """The level of a pixel at 1: images lie on the multiples of 1 / levels."""
+        """Steps of the pixel grid from 0 to 1: images lie on the multiples of 1 / levels."""
         return self._noise.levels
 
     @property

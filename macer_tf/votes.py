@@ -99,7 +99,7 @@ class Votes:
                 f"estimation {type(self.estimation).__name__}"
             )
         for name in ("selection", "estimation"):
-            # Of a masked array or a matrix, sums would be others.
+            # The sums of a masked array or a matrix would be different.
             object.__setattr__(self, name, as_array(f"The {name} votes", getattr(self, name)))
         if self.selection.ndim != 2 or self.selection.shape != self.estimation.shape:
             raise ValueError(

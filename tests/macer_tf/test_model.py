@@ -893,8 +893,8 @@ class TestBadInput:
     ("labels", "weights", "message"),
     [
         ([1], [[1.0, 1.0, 1.0]], r"^sample_weight must be one number per image.* Received: shape=\(1, 3\)"),
-        ([1], [1.0, 1.0, 1.0], r"^Bad batch: there must be one label and, if any, one sample weight per image\.$"),
-        ([1, 1], None, r"^Bad batch: there must be one label"),
+        ([1], [1.0, 1.0, 1.0], r"^Bad batch: labels, and sample weights if there are any, must be one per image\.$"),
+        ([1, 1], None, r"^Bad batch: labels, and sample weights if"),
     ],
 )
 def test_labels_and_weights_of_more_images_are_not_broadcast(labels, weights, message):
