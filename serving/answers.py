@@ -32,7 +32,7 @@ class ServingError(RuntimeError):
 
 
 class UnavailableError(ServingError):
-    """Nobody, or nobody to be trusted, listens at the address (raised at once); or the model was still loading."""
+    """Nothing, or nothing trusted, listens at the address (raised at once); or the model was still loading."""
 
 
 class DeadlineError(ServingError):
@@ -44,7 +44,7 @@ class RefusedError(ServingError):
 
 
 class AnswerError(ServingError):
-    """No certificate can be read from the server's answer: in one line, what is wrong with it."""
+    """The server's answer contains no valid certificates: in one line, what is wrong with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class Certified:
         predictions: int64 [images], a class or ABSTAIN (-1); the SavedModel calls it predicted_class.
         radii: float32 [images], certified l2 radius in units of a pixel in [0, 1]; 0 where it abstains.
         p_lower: float64 [images], lower confidence bound on the selected class's probability.
-        votes: int64 [images, classes], how many noisy copies of estimation voted for each class.
+        votes: int64 [images, classes], how many estimation samples voted for each class.
         seeds: int64 [images, 2], the seeds of the noise.
     """
 
@@ -106,12 +106,12 @@ def certified(outputs, num_images, n=None, alpha=None):
     Args:
         outputs: name -> array.
         num_images: number of images that were sent.
-        n, alpha: those that were asked for; None if they are the export's, which the answer does not state.
+        n, alpha: the requested ones; None if they are the export's, which the answer does not state.
 
     Raises:
-        AnswerError: if an output is of another type or shape, or says what CERTIFY cannot say: something
-            that is no number, a class that does not exist or has no majority, a radius where it abstains, other votes
-            than were asked for, bounds above what the votes give, or radii that do not follow from the bounds by one
+        AnswerError: if an output is of another type or shape, or says what CERTIFY cannot say: something that is not a
+            number, a class that does not exist or has no majority, a radius where it abstains, another number of votes
+            than was asked for, bounds above what the votes give, or radii that do not follow from the bounds with one
             sigma.
     """
     _check_types(outputs, CERTIFY_OUTPUTS)

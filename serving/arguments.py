@@ -7,12 +7,12 @@ from typing import Any, NoReturn
 # Options of --trust_model.
 TRUST_MODEL: dict[str, Any] = {
     "action": "store_true",
-    "help": "load it although its graph could reach files, the network or this process",
+    "help": "load it even if its graph could reach files, the network or this process",
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line like all others, and which accepts no option twice."""
+    """An argument parser whose errors are one line, like all others, and which accepts no option twice."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,8 +1,8 @@
-"""The blessing that the pipeline's Evaluator gives a model, and whether it is for what is to be published.
+"""The blessing that the pipeline's Evaluator gives a model, and whether it is for the SavedModel to be published.
 
-It identifies the weights by their values, which are compared with those that the SavedModel restores; the SavedModel's
-own manifest vouches for its graph, card and warm-up requests. Both are checksums: they protect against damage and
-mix-ups, not against somebody who can write these files and means harm.
+A blessing identifies the weights by their values, which are compared with those that the SavedModel restores; the
+SavedModel's own manifest vouches for its graph, card and warm-up requests. Both are checksums: they protect against
+damage and mix-ups, not against somebody who can write these files and means harm.
 """
 
 import math
@@ -57,7 +57,7 @@ def read(path):
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: in one line, if it is no blessing, or was changed since it was written.
+        ValueError: in one line, if it is not a blessing, or was changed since it was written.
     """
     # The caller may mean a link; files inside a SavedModel must not be links.
     blessing = read_json(Path(path).resolve())

@@ -1,6 +1,7 @@
 """The model card: what a SavedModel was exported with, as JSON that people and programs can read.
 
-The same text is in the graph, and `metadata` returns it; publishing adds to the file alone that a version was forced.
+The same text is in the graph, and `metadata` returns it. Publishing adds to the file, not to the graph, that a version
+was forced.
 """
 
 import json

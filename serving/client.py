@@ -1,7 +1,7 @@
 """Clients of a served smoothed classifier, by gRPC and by REST: NumPy images in, checked answers out.
 
-Both speak to TensorFlow Serving. A call is repeated only if the server was unavailable, so that no answer was seen:
-drawing again after an answer, until one pleases, would void the certificates' failure probability. If nobody listens,
+Both talk to TensorFlow Serving. A call is repeated only if the server was unavailable, so that no answer was seen:
+repeating it after an answer, until one pleases, would void the certificates' failure probability. If nothing listens,
 the call fails at once.
 
 Errors are a ValueError, if nothing was sent, or a `ServingError`: an `UnavailableError`, a `DeadlineError`, a
@@ -54,14 +54,14 @@ _MAX_DIMENSIONS = 2
 
 
 class GrpcClient:
-    """Asks a model server by gRPC. Thread-safe; close it, or use it in a `with`.
+    """Queries a model server by gRPC. Thread-safe; close it, or use it in a `with`.
 
     Args:
         address: "host:port" of the server, "[address]:port" for IPv6; port 8500 by TensorFlow Serving's default.
         model_name: the server's name for the model.
         timeout: seconds for a call, including all its repetitions: no call takes longer, whatever the server does.
-        version: version to ask, by number; by default the server's latest.
-        label: version to ask, by label; instead of a number.
+        version: version to query, by number; by default the server's latest.
+        label: version to query, by label; instead of a number.
 
     Raises:
         ValueError: for an invalid address, name, time-out, version or label.
@@ -107,7 +107,7 @@ class GrpcClient:
 
         Raises:
             ValueError: for images that no model takes; nothing was sent.
-            UnavailableError: at once, if nobody listens there; or if the model is still unavailable after `timeout`.
+            UnavailableError: at once, if nothing listens there; or if the model is still unavailable after `timeout`.
             DeadlineError: if the server does not answer within `timeout`.
             RefusedError: if the server refuses.
             AnswerError: if the answer is broken.
@@ -236,7 +236,7 @@ def _parts(url):
     try:
         parts = urllib.parse.urlsplit(url)
         found = parts.scheme, parts.hostname, parts.port, parts.path
-        # Refuses what `http.client` would stumble over, and what would be dropped silently.
+        # Refuses what `http.client` would fail on, and what it would silently drop.
         is_plain = url.isascii() and url.isprintable() and " " not in url
         is_more = "?" in url or "#" in url or "@" in parts.netloc or parts.netloc.endswith(":")
         is_fine = parts.scheme in ("http", "https") and parts.port != 0 and is_plain and not is_more
@@ -251,7 +251,7 @@ def _parts(url):
 
 
 class RestClient:
-    """Asks a model server by REST, with the standard library only. Thread-safe.
+    """Queries a model server by REST, with the standard library only. Thread-safe.
 
     There is no `certify_custom` here, because TensorFlow Serving's REST has no optional inputs; use `GrpcClient`.
 

@@ -33,7 +33,7 @@ def export(
     """Writes a SavedModel that a model server can load: no Python, no Keras, only plain variables.
 
     Its signatures are those of `SmoothedSignatures`: `serving_default` certifies, `certify_custom` does so with the
-    request's `n` and `alpha`, `predict` returns the class alone and sooner, `metadata` the model card. A
+    request's `n` and `alpha`, `predict` returns only the class, sooner, and `metadata` the model card. A
     certificate is false with probability at most alpha. Besides the graph, assets.extra has model_card.json (see
     `serving.card`); manifest.json (see `serving.manifest`), by which publishing detects damage; and a warm-up request
     for every signature: a model server runs them as it loads a version, and does not serve one that fails them.
@@ -46,13 +46,13 @@ def export(
         n0, n, alpha: see `SmoothedClassifier.certify`.
         class_names: one per class, all different; by default their numbers.
         pixel_max: what a stored pixel is divided by to lie in [0, 1]. Images are served on the grid of
-            `grid_noise.levels_of(pixel_max)`.
+            `macer_tf.checks.levels_of(pixel_max)`.
         max_n: largest n that `certify_custom` takes; by default 100,000, or n if that is larger.
         max_batch_size: most images in one request.
-        model_fingerprint: what a blessing calls the model (see `serving.blessing`); without it, none blesses it.
+        model_fingerprint: what a blessing calls the model (see `serving.blessing`); without it, no blessing applies.
 
     Raises:
-        ValueError: if n and alpha could never certify an image, or an option is out of range; if the model is no
+        ValueError: if n and alpha could never certify an image, or an option is out of range; if the model is not a
             `NoisyTrainingModel`; if its classifier does not take floats, does not say what shapes it takes and returns,
             returns more than one tensor, or is not a function of one image (see `macer_tf.probing`).
     """

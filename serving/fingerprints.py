@@ -1,4 +1,4 @@
-"""Identifies contents: a digest is of bytes, a fingerprint of values with their names.
+"""Identifies contents: a digest identifies bytes, a fingerprint identifies values with their names.
 
 A checksum is a file's record of its own content: `sealed` adds the fingerprint of the rest.
 """

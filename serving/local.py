@@ -1,7 +1,7 @@
 """A small model server for this machine, to try out a published model: python -m serving.local BASE
 
 It speaks TensorFlow Serving's gRPC (Predict) and REST (predict, status and metadata), with its messages, and the tests
-use it to try out the clients. It is not for production: it has one model, no batching, no metrics, no TLS, and does not
+run the clients against it. It is not for production: it has one model, no batching, no metrics, no TLS, and does not
 look for newer versions.
 """
 
@@ -340,10 +340,10 @@ class _Handler(BaseHTTPRequestHandler):
 def _parse(arguments):
     parser = Parser(
         prog="python -m serving.local",
-        description="Serves the highest version of a model to this machine until Ctrl-C, as TensorFlow Serving does "
-        "by gRPC (Predict) and REST (predict, status, metadata). It is for trying a model out, not for production: it "
+        description="Serves the highest version of a model to this machine until Ctrl-C, like TensorFlow Serving, by "
+        "gRPC (Predict) and REST (predict, status, metadata). It is for trying a model out, not for production: it "
         "has no batching, metrics, TLS or authentication, and does not notice versions that are published later. For "
-        "production see serving/conf.",
+        "production, see serving/conf.",
     )
     parser.add_argument("base", help="where versions are published to, or the directory of one SavedModel")
     parser.add_argument("--name", default="classifier", help="what clients call the model (classifier)")

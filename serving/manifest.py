@@ -9,7 +9,7 @@ from serving.fingerprints import differences, digest, file_digests, sealed, unse
 
 NAME = "manifest.json"
 FORMAT = 1
-# What publishing adds to a version; it states itself what it is for.
+# What publishing adds to a version; it records by itself which files it belongs to.
 PUBLICATION = "publication.json"
 _CARD = f"{EXTRA}/{card_lib.NAME}"
 _NOT_LISTED = (f"{EXTRA}/{NAME}", f"{EXTRA}/{PUBLICATION}", _CARD)
@@ -20,7 +20,7 @@ class DamagedError(ValueError):
 
 
 def write(saved_model):
-    """Records the present files of a SavedModel, which has a model card."""
+    """Records the files of a SavedModel as they are now; it must have a model card."""
     content = {"format": FORMAT, "files": _digests(saved_model)}
     (Path(saved_model) / EXTRA / NAME).write_text(json.dumps(sealed(content), indent=1), encoding="utf-8")
 

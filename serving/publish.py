@@ -329,7 +329,7 @@ def _write(path, text):
 
 
 def _model_fingerprint(directory):
-    """Of what is served: all files but those that say how it was published. What the card says is in the graph too."""
+    """Identifies what is served: all files except the records of publishing. What the card says is in the graph too."""
     return directory_fingerprint(directory, without=(f"{EXTRA}/{PUBLICATION}", f"{EXTRA}/{card_lib.NAME}"))
 
 

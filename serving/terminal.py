@@ -44,7 +44,7 @@ def run(main):
 
 
 def run_main_of(module):
-    """As `run`, but imports the module of `main` only then: so Ctrl-C meanwhile is answered in one line."""
+    """As `run`, but imports the module of `main` only then, so that Ctrl-C meanwhile is answered in one line."""
     run(lambda: importlib.import_module(module).main())
 
 

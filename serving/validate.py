@@ -75,8 +75,8 @@ def in_fresh_process(saved_model, images, trust=False):
         The JSON object, and an empty text. If the model does not pass, no object, and the reason in one line.
 
     Raises:
-        RuntimeError: in one line, if it does not answer in time, is ended from outside, runs out of memory, or gets no
-            further than loading TensorFlow: that says more about this machine than about the model.
+        RuntimeError: in one line, if it does not answer in time, is ended from outside, runs out of memory, or cannot
+            load TensorFlow: that says more about this machine than about the model.
     """
     command = [sys.executable, "-m", "serving.validate", Path(saved_model).resolve(), Path(images).resolve()]
     command += [_TRUST] if trust else []
@@ -255,7 +255,7 @@ def _check_refusals(server, signature, images, card):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 if the model does not pass, 2 for bad input, 130 for Ctrl-C.
 
-    Without arguments, those of this process are taken, which then is nothing but this command.
+    Without arguments, those of this process are used, which is then taken to run nothing but this command.
     """
     if arguments is None:
         _confine()
