@@ -15,10 +15,10 @@ test: $(VENV)/development
 attack: $(VENV)/development
 	timeout 900 $(VENV)/bin/python -m pytest -n 2 --dist load -m attack
 
-# On Flink, if Java and Maven are there and serve its parts (or FLINK_HOME and FLINK_JOB_SERVER_JAR name them); else it says so.
+# On Flink, if Java and Maven are installed and its parts can be fetched (or FLINK_HOME and FLINK_JOB_SERVER_JAR name them); otherwise it says so.
 FLINK ?= $(CURDIR)/.flink
 cluster-test: $(VENV)/development
-	if [ -z "$$FLINK_JOB_SERVER_JAR" ]; then bash tests/cluster/flink/get.sh $(FLINK) $(abspath $(VENV)/bin/python) || echo "SKIPPED: no Flink could be had, so the tests on Flink do not run"; fi
+	if [ -z "$$FLINK_JOB_SERVER_JAR" ]; then bash tests/cluster/flink/get.sh $(FLINK) $(abspath $(VENV)/bin/python) || echo "SKIPPED: Flink could not be obtained, so the tests on Flink do not run"; fi
 	[ -n "$$FLINK_JOB_SERVER_JAR" ] || [ ! -e $(FLINK)/flink-job-server.jar ] || { export FLINK_JOB_SERVER_JAR=$(FLINK)/flink-job-server.jar FLINK_HOME=$(FLINK)/home; }; \
 	$(VENV)/bin/python -m pytest -rs tests/cluster/test_flink.py
 

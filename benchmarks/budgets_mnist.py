@@ -84,7 +84,7 @@ def main(arguments=None):
 
 
 def spread(count):
-    """int64 [count]: 0 to count - 1, in an order of which every beginning is about evenly spread."""
+    """int64 [count]: 0 to count - 1, in an order whose every beginning is about evenly spread."""
     step = round(count * (5**0.5 - 1) / 2)
     while np.gcd(step, count) != 1:
         step -= 1

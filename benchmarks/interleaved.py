@@ -49,7 +49,7 @@ class Rounds:
                 if all(share >= LOWEST_SHARE for name, share in shares.items() if name not in idle):
                     self.kept.append(seconds)
         if not self.kept:
-            raise SystemExit(f"In none of {count} rounds were {threads} cores free; run this on a calm machine.")
+            raise SystemExit(f"In none of {count} rounds were {threads} cores free; run this on an idle machine.")
 
     def median(self, name):
         """Median seconds of a contestant."""

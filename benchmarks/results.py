@@ -42,7 +42,7 @@ TUNED_FROM = {
 }
 # What the first series chose and the second started from.
 CHOSEN_FIRST = {**TUNED_FROM, "--ema": "0", "--num_samples": "2", "--noise_steps": "1", "--epochs": "8", "--n": "20000"}
-# What votes are of, and what a cell reports about its training besides that.
+# What identifies votes, and what a cell reports about its training besides that.
 DRAWN = ("sigma", "n0", "n", "alpha", "seed")
 TOLD = ("epochs", "training_seconds", "training_core_seconds", "cores", *DRAWN)
 TEST_IMAGES = 10_000  # of MNIST
@@ -353,7 +353,7 @@ def recertify(name, arguments):
 
     about = released.card(name)
     if about["verified"]["num_images"] >= arguments.images:
-        print(f"{name} is certified on {about['verified']['num_images']:,} images already.")
+        print(f"{name} is already certified on {about['verified']['num_images']:,} images.")
         return
     cell, path, output = released_cell(about["sigma"]), released.FOLDER / f"{name}.keras", arguments.root / name
     before = cell.measured()

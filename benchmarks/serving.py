@@ -121,7 +121,7 @@ def throughput(server, model, images, levels, rounds):
         ratio = statistics.median(a / b for a, b in zip(seconds["library"], seconds["served"], strict=True))
         wall = statistics.median(seconds["served"]) / len(chosen)
         print(
-            f"certify, n={n:,}: {ratio:.2f} times the library's throughput, {1000 * wall:.0f} ms an image "
+            f"certify, n={n:,}: {ratio:.2f} times the library's throughput, {1000 * wall:.0f} ms per image "
             f"({(n + N0) / wall:,.0f} samples/s); medians of {rounds} rounds"
         )
 

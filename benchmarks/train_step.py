@@ -65,13 +65,13 @@ def report(arguments, policies, rounds, with_authors):
         f"{arguments.steps} steps"
     )
     if with_authors:
-        print(f"  authors, float32{1000 * rounds.median('authors'):15.1f} ms a step")
+        print(f"  authors, float32{1000 * rounds.median('authors'):15.1f} ms per step")
     work = step_flops(arguments.network) * batch * NUM_SAMPLES
     for policy in policies:
         peak = MATRIX_FLOPS / rounds.median(f"{policy} matrix")
         faster = f"{rounds.ratio('authors', policy):7.2f} times as fast" if with_authors else ""
         print(
-            f"  ours, {policy:<15}{1000 * rounds.median(policy):10.1f} ms a step{faster};"
+            f"  ours, {policy:<15}{1000 * rounds.median(policy):10.1f} ms per step{faster};"
             f" {100 * work / rounds.median(policy) / peak:3.0f} % of {peak / 1e9:.0f} GFLOP/s, the matrix peak;"
             f" {rounds.ratio(f'{policy} without oneDNN', policy):.2f} times as fast as without oneDNN"
         )

@@ -26,7 +26,7 @@ for name, settings in {"Gaussian": {"lam": 0.0, "num_samples": 1}, "MACER": {"la
     # The same seed draws the same noise for both. Pixels are multiples of 1/16, and hence of 1/256.
     certificates = SmoothedClassifier(model, seed=1, levels=256).certify(images[test], n=1000)
     print(f"{name}: {evaluate(certificates, labels[test])}")
-    radii[name] = correct_radii(certificates, labels[test]).clip(0)  # wrong and abstained images count 0
+    radii[name] = correct_radii(certificates, labels[test]).clip(0)  # wrong and abstained images count as 0
 
 mean, error = mean_and_standard_error(radii["MACER"] - radii["Gaussian"])
-print(f"MACER's ACR less Gaussian training's, on the same images: {mean:+.3f} ± {error:.3f}")
+print(f"MACER's ACR minus Gaussian training's, on the same images: {mean:+.3f} ± {error:.3f}")

@@ -81,7 +81,7 @@ def test_a_training_step(times, capsys):
     train_step.main(["--precision", "float32", "--batch", "2", "--rounds", "1", "--steps", "1"])
     assert capsys.readouterr().out == (
         WITHOUT_AUTHORS + "lenet, batch 2, k=16, 2 threads; medians of 1 rounds (0 dropped) of 1 steps\n"
-        "  ours, float32              10.0 ms a step;  50 % of 84 GFLOP/s, the matrix peak; "
+        "  ours, float32              10.0 ms per step;  50 % of 84 GFLOP/s, the matrix peak; "
         "3.00 times as fast as without oneDNN\n"
         "  input pipeline alone (crops, flips): 100 images per second\n"
         "    float32 consumes 200; a step on its batches takes 1.050 times as long as on a constant batch\n"
@@ -99,7 +99,7 @@ def test_a_training_step_beside_the_authors(times, monkeypatch, capsys):
     train_step.main(["--precision", "float32", "--batch", "2", "--rounds", "1", "--steps", "1"])
     out = capsys.readouterr().out
     assert (
-        "  authors, float32           30.0 ms a step\n  ours, float32              10.0 ms a step   3.00 times as"
+        "  authors, float32           30.0 ms per step\n  ours, float32              10.0 ms per step   3.00 times as"
         in out
     )
 
