@@ -28,8 +28,8 @@ class Mark:
     """A file beside the bundle files that exists as long as the votes of a job are wanted; plain values.
 
     Not every engine ends its workers when a job is cancelled, so workers look for the mark and stop drawing without it.
-    Nor does every engine report at once what stops a worker: one that restarts jobs first tries again. So a worker
-    reports it beside the mark.
+    Nor does every engine report at once what stops a worker: an engine that restarts jobs tries again first. So a
+    worker reports it beside the mark.
 
     Attributes:
         place: where the bundle files are.
@@ -42,7 +42,7 @@ class Mark:
         """Sets it, replacing any that killed runs left. Raises InputError if nothing can be written there."""
         try:
             places.remove(path for path in places.files(self.place) if path.endswith((_WANTED, _REFUSED)))
-            places.write(self._path, b"The workers of a job look for this file: without it they draw no more.\n")
+            places.write(self._path, b"The workers of a job look for this file and stop drawing once it is gone.\n")
         except OSError as error:
             raise places.cannot_write(self.place, error) from None
 
@@ -146,14 +146,14 @@ class BundleReader:
 
 
 def abouts(place):
-    """What bundle files of any kind below a place say that they are of; None for one that cannot be read."""
+    """What bundle files of any kind below a place say about their votes; None for one that cannot be read."""
     for path in sorted(path for path in places.files(place, is_deep=True) if path.endswith(SUFFIX)):
         about, _ = _parts(path, _content(path))
         yield None if about is None else ledger.ledger_about(about)
 
 
 def about_of(path):
-    """What a bundle file is of. Raises InputError if it is damaged or incomplete."""
+    """What a bundle file says about its votes. Raises InputError if it is damaged or incomplete."""
     about, _ = _parts(path, _content(path))
     if about is None:
         raise ledger.unreadable_votes(path, "they do not match the checksum in its name")

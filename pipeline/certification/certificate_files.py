@@ -1,4 +1,4 @@
-"""The certificates of a run as files: a JSON line for each image, in ascending order of id, and what they are."""
+"""The certificates of a run as files: a JSON line for each image, in ascending order of id, and a description."""
 
 import filecmp
 import json
@@ -33,9 +33,9 @@ _DIRECTORY = re.compile(rf"{_RESULTS}-[0-9a-f]{{8}}")
 
 
 def write(path, outcome, plan, sigma, precision):
-    """Writes what `read` reads: for each kind, a JSON line for each image, in ascending order of id; and what they are.
+    """Writes what `read` reads: for each kind, a JSON line for each image, in ascending order of id; and a description.
 
-    The latter, certification.json, carries its own checksum and those of the other files.
+    The description, certification.json, carries its own checksum and those of the other files.
 
     Args:
         path: directory.
@@ -86,8 +86,8 @@ def read(path):
     """Reads what `write` wrote.
 
     Returns:
-        What the certificates are, as in certification.json; ids int64 [images]; hard `Votes`; and kind's name ->
-        `Certificates`, the run's own kind first.
+        The description, as in certification.json; ids int64 [images]; hard `Votes`; and kind's name -> `Certificates`,
+        the run's own kind first.
 
     Raises:
         InputError: if a file is missing, or was changed since it was written.
@@ -133,7 +133,7 @@ def read(path):
 
 
 def file_name(place, kind, suffix):
-    """For the certificates of the kind in this place: the run's own kind is the first."""
+    """The name of a file for the kind of certificates in this place; the run's own kind is the first."""
     return f"certificates-{kind}.{suffix}" if place else f"certificates.{suffix}"
 
 
@@ -165,7 +165,7 @@ def finish(unfinished, output):
     directory = output / f"{_RESULTS}-{uuid.uuid4().hex[:8]}"
     finish_directory(unfinished, directory)
     for path in _results_in(output):
-        # In a copy of the folder that did not keep links: better none for a moment than those of two runs.
+        # In a copy of the folder that did not keep links: no results for a moment are better than those of two runs.
         if not path.is_symlink():
             path.unlink()
     for name in names:

@@ -163,7 +163,7 @@ def load(path, loading=DEFAULT):
 
 
 def base(model):
-    """The classifier itself, also of a model that was trained here."""
+    """The classifier itself; for a model that was trained here, the one that it wraps."""
     return model.classifier if isinstance(model, NoisyTrainingModel) else model
 
 

@@ -1,8 +1,8 @@
 """Certification on Beam: image ids -> chunks of samples -> votes, in the vote store.
 
 The driver asks the budget what each image still needs, a Beam pipeline draws it, and so on until nothing is missing.
-Workers record their votes and return nothing; what a lost worker or bundle did not deliver is asked for again. They are
-threads of this process, or an engine's: then a job that hands in nothing for a while counts as lost.
+Workers record their votes and return nothing; what a lost worker or bundle did not deliver is requested again. Workers
+are threads of this process, or run on an engine: then a job that hands in nothing for a while counts as lost.
 """
 
 import dataclasses

@@ -21,7 +21,7 @@ FORMAT = 2
 class LedgerWriter:
     """Appends to a new ledger in `directory`.
 
-    Its first line records what the votes are of, `kind`, and what the samples were first drawn for, `first_looks`. The
+    Its first line identifies the votes, `kind`, and records what the samples were first drawn for, `first_looks`. The
     checksums of the others include the kind, so that votes of anything else count as damaged.
     """
 
@@ -104,12 +104,12 @@ def ledgers_of(directory, kind):
 
 
 def key(kind):
-    """A checksum of a kind of votes, with which its ledgers' names and checksums begin."""
+    """A checksum of a kind of votes: its ledgers' names begin with it, and their lines' checksums start from it."""
     return zlib.crc32(json.dumps(kind, sort_keys=True).encode())
 
 
 def about_of_ledger(path):
-    """What a ledger is of. One without a complete line has no votes, and was drawn for nothing."""
+    """What a ledger says about its votes. One without a complete line has none, and records no first look."""
     with open(path, "rb") as file:
         line = file.readline()
     about = ledger_about(line[:-1]) if line.endswith(b"\n") else {"format": FORMAT, "first_looks": []}
@@ -119,7 +119,7 @@ def about_of_ledger(path):
 
 
 def ledger_about(line):
-    """What a file's first line says the file is of; None if it is damaged."""
+    """What a file's first line says about its votes; None if it is damaged."""
     try:
         about = sealed.loads(line)
     except ValueError:

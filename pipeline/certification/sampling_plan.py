@@ -42,12 +42,12 @@ def bound_of(certify):
         raise InputError(f"{certify} is not a bound: decorate it with @macer_tf.bounds.register.")
     if bound.kind == HARD:
         raise InputError(f"{certify} is a bound that the budget chooses: give certify=hard instead.")
-    _check_ones_own(certify, bound)
+    _check_users_bound(certify, bound)
     return bound
 
 
-def _check_ones_own(certify, bound):
-    """Tries a bound of anyone's own on a few numbers, before training and sampling are paid for."""
+def _check_users_bound(certify, bound):
+    """Tries a user's own bound on a few numbers, before training and sampling are paid for."""
     if bound.kind == ALL or not re.fullmatch(r"[\w.+-]+", bound.kind):
         raise InputError(
             f"The bound {certify} gives its name to files and reports: letters, digits and .+-_ are accepted, and "
@@ -74,7 +74,7 @@ SKIP_WRONG = Setting(
 )
 N0 = Setting("n0", whole(1), "samples that choose the class", 100)
 N = Setting("n", whole(1), "samples that bound its probability", 100_000)
-ALPHA = Setting("alpha", INSIDE_0_1, "probability that a certificate is false", 0.001)
+ALPHA = Setting("alpha", INSIDE_0_1, "largest probability that a certificate is false", 0.001)
 
 
 # Nobody certifies with more noise, for pixels in [0, 1].
@@ -156,7 +156,7 @@ class SamplingPlan:
             )
         try:
             for _, bound, _ in plan.kinds:
-                if bounds.get(bound).needs_fixed_n:  # `check_sigma` asks a budget for a radius what it can reach
+                if bounds.get(bound).needs_fixed_n:  # what a budget for radii can reach, `check_sigma` finds out
                     certificates.check_can_certify(plan.n, plan.alpha, bound)
         except ValueError as error:
             raise InputError(f"n is too small. {error}") from None
@@ -232,8 +232,9 @@ class SamplingPlan:
 
         Returns:
             None if it was this plan, made before any of the samples was drawn. Otherwise, its number of samples was
-            chosen after a look: 1. If its class may have been, too, because another n0 had selected one before: 1/2,
-            because false certificates of the most likely class and of all others are then two events.
+            chosen after a look: 1. But 1/2 if the class, too, may have been chosen after a look, because another n0
+            had selected one before: a false certificate of the most likely class and one of any other class are then
+            two events.
         """
         if first_looks == [self.first_look]:
             return None

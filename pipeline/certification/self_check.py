@@ -98,6 +98,6 @@ def _compare(engine, answers):
         for name, version in here.items():
             if (there := answer["about"].get(name)) != version:
                 raise InputError(
-                    f"The worker on {answer['worker']} has another {name}: {there}; here it is {version}. Their votes "
-                    "would be those of two classifiers; install the same there."
+                    f"The worker on {answer['worker']} has another {name}: {there}; here it is {version}. Votes from "
+                    "both would mix two classifiers; install the same there."
                 )

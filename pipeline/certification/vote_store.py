@@ -39,7 +39,7 @@ from serving.fingerprints import digest, fingerprint
 
 # Votes that agree in these share noise, so drawing for one plan reveals another's: n0 and precision do not change it.
 _NOISE = ("model", "sigma", "seed")
-# What the folder's votes are of.
+# Identifies the folder's votes.
 ABOUT = "votes.json"
 # Where a shard's metadata has the same.
 _METADATA = b"macer_tf"
@@ -62,7 +62,7 @@ class VoteStore:
 
     Args:
         directory: a folder. Those beside it may hold votes of the same noise, for other numbers of selection samples.
-        identity: what the votes are of, JSON values by name; votes of anything else are refused.
+        identity: what identifies the votes, JSON values by name; votes of anything else are refused.
         first_look: JSON value, what the samples will be drawn for now.
         num_classes: number of the classifier's classes.
         betas: inverse temperatures at which soft votes are counted.
@@ -239,7 +239,7 @@ def _shards(directory):
 
 
 def _of_folder(folder):
-    """What the files in a folder say they are of, [(path, about)]; and those that cannot be read, [(path, error)]."""
+    """What the files in a folder say about their votes, [(path, about)]; and unreadable ones, [(path, error)]."""
     about, unreadable = [], []
     drawn_again = [path for suffix in _DRAWN_AGAIN for path in sorted(folder.glob(f"*{suffix}"))]
     for path in [folder / ABOUT, *_shards(folder), *drawn_again]:
@@ -292,7 +292,7 @@ def _read_sealed(path):
 
 
 def _read_shard(path):
-    """What a shard is of, and its table."""
+    """What a shard says about its votes, and its table."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -91,7 +91,7 @@ class Loaded:
 
     @property
     def noise(self):
-        """What the noise is, in words, by which votes are told apart."""
+        """The kind of noise, in words; votes under different noise are kept apart by it."""
         return f"exact, on the grid of 1/{self.smoothed.levels}"
 
     def draw(self, chunks):
@@ -149,7 +149,7 @@ class Loaded:
 
 
 class Watch:
-    """Sees whether workers are at work, and keeps what stops them.
+    """Knows whether workers are busy, and keeps what stops them.
 
     Beam is not left to do so: it prints a page about an error to a stderr that may be on the very disk that is full,
     and if that fails, it waits for the worker for ever.

@@ -6,11 +6,9 @@ from pipeline.cli import command_line
 from pipeline.cli.command_line import ABOVE_0, PLACE, Setting
 from pipeline.utils.errors import InputError
 
-VOTES = Setting(
-    "votes", PLACE, "on an engine: where workers hand in votes, a shared folder or URL", None, "beside ours"
-)
+VOTES = Setting("votes", PLACE, "on an engine: where workers hand in votes, a shared folder or URL", None, "in output")
 PATIENCE = Setting("patience", ABOVE_0, "on an engine: seconds without new votes until a job is lost", 300.0)
-NOTE = "Others: Beam's (docs/cluster.md)."
+NOTE = "Other options are Beam's (docs/cluster.md)."
 _SECONDS_TO_ASK = 10.0
 
 
@@ -27,7 +25,7 @@ def checked(flags, settings):
     Raises:
         InputError: in one line, for what neither we nor Beam know, or if no runner is named.
     """
-    # Imported only now: nobody else need wait for Beam.
+    # Imported only now, so that nothing else waits for Beam.
     from apache_beam.options.pipeline_options import PipelineOptions
 
     parser = _Parser(allow_abbrev=False, add_help=False)
@@ -58,7 +56,7 @@ def check_engine(settings, given):
 
 
 def _refuse_twice(parser, flags):
-    """Raises InputError if an option is given twice, of which Beam would take the last."""
+    """Raises InputError if an option is given twice: Beam would take the last value."""
     given = [flag.split("=")[0] for flag in flags]
     for action in parser._actions:
         names = [name for name in given if name in action.option_strings]

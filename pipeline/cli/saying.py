@@ -78,7 +78,7 @@ class Saying:
 
 
 def check(settings):
-    """Raises InputError for two flags of which one would silence the other."""
+    """Raises InputError for two flags if one would silence the other."""
     if settings["verbose"] and settings["quiet"]:
         raise InputError("--verbose and --quiet: give only one of them.")
     if settings["clock"] and settings["quiet"]:

@@ -46,7 +46,7 @@ def _votes(execution, path):
     if outcome.failures:
         # Evaluating only the others would be an evaluation on another image set.
         example_id, reason = min(outcome.failures.items())
-        raise RuntimeError(f"Image {example_id} cannot be certified, one of {len(outcome.failures)}: {reason}")
+        raise RuntimeError(f"Image {example_id} cannot be certified ({len(outcome.failures)} in all): {reason}")
     return outcome, plan, precision
 
 

@@ -17,7 +17,7 @@ from pipeline.utils import code
 from pipeline.utils.atomic_files import writing
 from pipeline.utils.errors import InputError
 
-# Folder in its scratch for what training continues from.
+# Folder in the execution's scratch for what training continues from.
 BACKUP = "backup"
 
 
@@ -60,7 +60,7 @@ def train(execution):
         if record.epoch < settings["epochs"]:
             fit(settings["epochs"])
     _save(model, output / "model.keras")
-    if _is_ones_own(settings):
+    if _uses_own_code(settings):
         models.check_comes_back(model, output / "model.keras", examples.image_shape)
 
 
@@ -78,7 +78,7 @@ def _name_of_curves(execution, examples):
 def chosen(labels, settings):
     """The ids of the images to train on, and a label for each, -1 where it has none.
 
-    Labelled images come as often as unlabelled ones, in as many copies as that takes.
+    Labelled images appear as often as unlabelled ones, in as many copies as that takes.
 
     Raises:
         InputError: if more are asked for than there are, or none is left without a label.
@@ -113,13 +113,14 @@ def _save(model, path):
         model.save(path)
 
 
-def _is_ones_own(settings):
+def _uses_own_code(settings):
+    """Whether the method or the network is the user's own."""
     return bool(code.modules(settings["method"], settings["network"]))
 
 
 def _check_untrained(execution, model, examples):
-    """Checks that the model could be certified from its file, if its method or its network is anyone's own."""
-    if not _is_ones_own(execution.parameters):
+    """Checks that the model could be certified from its file, if its method or its network is the user's own."""
+    if not _uses_own_code(execution.parameters):
         return
     path = execution.scratch / "compared.keras"
     with writing(path, "nothing is lost"):
@@ -155,7 +156,7 @@ def _callbacks(settings, model, record, behind, labels):
 
 
 def component(settings):
-    """The Trainer of these settings' method and network, either of which may be in anyone's module."""
+    """The Trainer of these settings' method and network, either of which may be in a module of the user's."""
     method = methods.find(settings["method"])
     return Component(
         name="Trainer",

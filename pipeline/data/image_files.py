@@ -246,9 +246,11 @@ def _in_channels(name, image, is_deep, channels):
 def _kind_and_remedy(mode, is_deep, channels):
     kind = "in greyscale" if channels == 1 else "in RGB"
     if mode in ("CMYK", "YCCK"):
-        return f"of the kind {mode}, a printer's colours, which no screen has exactly; save it {kind}"
+        return f"in the colour mode {mode}, a printer's, which no screen shows exactly; save it {kind}"
     if is_deep and mode != "I;16":
-        return f"of the kind {mode}, 16 bits deep; save it {kind} with 8 bits (with 16, only greyscale is accepted)"
+        return (
+            f"in the colour mode {mode}, 16 bits deep; save it {kind} with 8 bits (with 16, only greyscale is accepted)"
+        )
     if mode in _COLOUR and channels == 1:
-        return f"of the kind {mode}, in colour, but greyscale is needed; save it in greyscale"
-    return f"of the kind {mode}; save it {kind} with 8 bits"
+        return f"in the colour mode {mode}, but greyscale is needed; save it in greyscale"
+    return f"in the colour mode {mode}; save it {kind} with 8 bits"

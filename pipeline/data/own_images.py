@@ -43,7 +43,7 @@ def load(train_images, test_images, scratch=None):
 
 
 def name_of(train_images):
-    """What a data set of anyone's images is called."""
+    """What a data set of the user's own images is called."""
     return f"images-{Path(train_images).resolve().stem}"
 
 
@@ -89,13 +89,13 @@ def _class_names(train, test, train_labels, test_labels):
         differing = sorted({*of_train} ^ {*of_test}) or list(of_test)
         remedy = "; make an empty folder for a class that has no image" if are_folders else ""
         raise InputError(
-            "The images to train and to test on must have the same classes, in the same order. They differ in "
+            "The training and test images must have the same classes, in the same order. They differ in "
             f"{sources.some(differing)}{remedy}."
         )
     if are_folders and bool(of_train) != bool(of_test):
         raise InputError(
-            "The folders of the images to train and to test on must be named alike, by numbers or by words. Received: "
-            f"{sources.some(of_train or of_test)} to {'train' if of_train else 'test'} on, and numbers"
+            "The class folders of the training and the test images must be named alike, by numbers or by words. "
+            f"Received: {sources.some(of_train or of_test)} to {'train' if of_train else 'test'} on, and numbers"
         )
     count = max(train_labels.max(), test_labels.max()) + 1
     if count > _MOST_CLASSES:

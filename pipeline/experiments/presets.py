@@ -295,9 +295,9 @@ _IMAGE_SETS = {
     "0.566, 0.764 and 0.817",
     ("imagenet", "macer"): "the paper does not say which validation images",
     ("imagenet", "cohen"): "accuracy is Cohen et al.'s, on every 100th validation image; the paper does not say "
-    "which images ACR is of",
+    "on which images the ACR is",
     ("imagenet", "smoothadv"): "accuracy is Salman et al.'s, on validation images 0, 100, ..., 42600; the paper does "
-    "not say which images ACR is of",
+    "not say on which images the ACR is",
     ("mnist", "macer"): f"{_UNSAID}; on all 10,000, other authors' runs of MACER have ACR 0.920, 1.590 and 1.595 at "
     "sigma 0.25, 0.5 and 1.0",
     ("mnist", "cohen"): f"{_UNSAID}; on all 10,000, other authors' runs of Gaussian training have ACR 0.911, 1.558 "
@@ -514,8 +514,8 @@ _SMOOTHMIX_NOTE = (
     "sigma 0.5."
 )
 _CATRS_NOTE = (
-    "CAT-RS with its own smoothed prediction as the target on the worst noise; the published models had that of "
-    "another model, trained on Gaussian noise of 0.25 before."
+    "CAT-RS with its own smoothed prediction as the target on the worst noise; the published models used that of "
+    "another model, trained beforehand on Gaussian noise of 0.25."
 )
 _SMOOTHMIX_MNIST = {"num_samples": 4, "mixup": 5.0, "step_size": 1.0, "attack_steps": {0.25: 2, 0.5: 4, 1.0: 8}}
 _SMOOTHMIX_CIFAR10 = {"num_samples": 2, "mixup": 5.0, "step_size": {0.25: 0.5, 0.5: 1.0, 1.0: 2.0}, "attack_steps": 4}

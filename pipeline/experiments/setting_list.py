@@ -30,8 +30,8 @@ _STRATEGY = none_or("none", choice(auto="auto", mirrored="mirrored"))
 
 GROUPS = {
     "Data": (
-        Setting("dataset", TEXT, f"{', '.join(SHORT_NAMES)}, or any of TFDS", None, "or --preset"),
-        Setting("preset", TEXT, "an experiment of the paper by its name", None, "by dataset, sigma and method"),
+        Setting("dataset", TEXT, f"{', '.join(SHORT_NAMES)}, or any in TFDS", None, "or --preset"),
+        Setting("preset", TEXT, "an experiment of the paper or ours, by name", None, "by dataset, sigma and method"),
         Setting("train_images", PATH, "a folder of image files, or an .npz file", None, "or a dataset"),
         Setting("test_images", PATH, "a folder or an .npz file to certify", None, "or a dataset"),
         Setting("data_dir", FOLDER, "folder of prepared TFDS data", None, "TFDS's own"),
@@ -71,7 +71,7 @@ GROUPS = {
         sampling_plan.N0,
         sampling_plan.N,
         sampling_plan.ALPHA,
-        Setting("num_test_examples", none_or("all", whole(2)), "test images, evenly spaced", 500),
+        Setting("num_test_examples", none_or("all", whole(2)), "test images to certify, evenly spaced", 500),
         sampling_plan.CERTIFY,
         sampling_plan.BUDGET,
         Setting("soft_betas", sampling_plan.SOFT_BETAS.kind, sampling_plan.SOFT_BETAS.meaning, None, "beta, or 16"),

@@ -113,11 +113,9 @@ def groups(method):
     shared = {setting.name for group in (*GROUPS.values(), _UNLISTED) for setting in group} | _RESERVED
     if len(method.defaults()) < len(method.settings):
         every = ", ".join(setting.name for setting in method.settings)
-        raise InputError(f"The method {method.name} has two settings of one name: {every}.")
+        raise InputError(f"The method {method.name} has two settings with the same name: {every}.")
     if both := shared & method.defaults().keys():
-        raise InputError(
-            f"Every method has a setting {min(both)}: the method {method.name} may not have one of its own."
-        )
+        raise InputError(f"Every method has a setting {min(both)}; the method {method.name} must not define another.")
     return {**GROUPS, "Training": training}
 
 
@@ -263,7 +261,7 @@ def _given(arguments, method):
         prog="python -m pipeline.run",
         usage="%(prog)s --dataset NAME [options]",
         description="Trains, certifies, evaluates, validates and pushes a classifier. What was done before is kept. In "
-        "brackets: the default, or the presets' (--list_presets). --help --method=NAME: for another method. "
+        "brackets: the default, or the presets' (--list_presets). For another method: --help --method=NAME. "
         + f"{beam_options.NOTE} {saying.NOTE}",
         rest=beam_options.checked,
         default=_default,

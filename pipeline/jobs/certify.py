@@ -46,18 +46,16 @@ from serving.terminal import printable
 _GROUPS = {
     "Model and images": (
         Setting("model", PLACE, ".keras or .h5 file, or a SavedModel's folder; path or URL", None, "required"),
-        Setting(
-            "model_output", TEXT, "of a model with several outputs, the one of [batch, classes]", None, "its only one"
-        ),
+        Setting("model_output", TEXT, "which output to certify, if the model has several", None, "its only one"),
         Setting("custom_objects", MODULE, "module with the model's own layers; its code is run", None, "none"),
-        Setting("trust_model", choice(yes=True, no=False), "run a SavedModel that does more than compute", False),
+        Setting("trust_model", choice(yes=True, no=False), "run a SavedModel even if it does more than compute", False),
         Setting("dataset", TEXT, "a data set of TFDS by its name, or digits", None, "or --images"),
         Setting("split", TEXT, "of the data set", None, "its test split"),
         Setting("data_dir", FOLDER, "folder of prepared TFDS data", None, "TFDS's own"),
         Setting("image_size", none_or("none", whole(1)), "resize and crop a data set to this side, pixels", None),
         Setting("images", PLACE, "a folder of image files, or an .npz file; path or URL", None, "or --dataset"),
         Setting("classes", PATH, "file that numbers the folder's sub-folders", None, "by their names"),
-        Setting("resize", SWITCH, "resize and crop image files to the model's size: that is what is certified", False),
+        Setting("resize", SWITCH, "resize and crop image files to the model's size, and certify the result", False),
         Setting("skip", whole(1), "certify images 0, skip, 2 skip, ...", 1),
         Setting("start", whole(0), "of these, from this image on", 0),
         Setting("max", none_or("all", whole(1)), "and below this image: a bound on its number, not a count", None),
@@ -72,10 +70,19 @@ _GROUPS = {
         sampling_plan.CERTIFY,
         sampling_plan.SOFT_BETAS,
         Setting(
-            "budget", sampling_plan.BUDGET.kind, "adaptive: n samples at most, to decide what is asked for", "fixed"
+            "budget",
+            sampling_plan.BUDGET.kind,
+            "adaptive: n samples at most, until --radii or --tolerance is met",
+            "fixed",
         ),
-        Setting("radii", command_line.RADII, "adaptive: only decide at which of these l2 radii", None, "off"),
-        Setting("tolerance", INSIDE_0_1, "adaptive: radii within this share of what n would give", None, "off"),
+        Setting(
+            "radii",
+            command_line.RADII,
+            "adaptive: decide only at which of these l2 radii images are certified",
+            None,
+            "off",
+        ),
+        Setting("tolerance", INSIDE_0_1, "adaptive: radii within this fraction of what n would give", None, "off"),
         sampling_plan.SKIP_WRONG,
     ),
     "Run": (
@@ -175,8 +182,8 @@ def _check_images(settings, given):
         raise InputError(f"--{of_data_sets[0]} is for --dataset, not for --images.")
     if settings["images"] and Path(settings["output"]).resolve().is_relative_to(Path(settings["images"]).resolve()):
         raise InputError(
-            f"--output {settings['output']} lies in --images {settings['images']}, where it would be a class; give "
-            "another folder."
+            f"--output {settings['output']} lies in --images {settings['images']}, where it would be taken for a "
+            "class; give another folder."
         )
     if settings["classes"] and settings["images"] is None:
         raise InputError("--classes is for the folders of --images, not for --dataset.")
@@ -322,7 +329,7 @@ def _check_grid(loaded, ids):
 
 
 def _code(settings):
-    """What identifies the code that comes with the model, as a part of what votes are of."""
+    """What identifies the code that comes with the model, as part of what identifies its votes."""
     module = settings["custom_objects"]
     return {} if module is None else {"custom_objects": code_lib.digest(module)}
 

@@ -51,8 +51,8 @@ _GROUPS = {
         Setting("radii", command_line.RADII, "columns of the table, l2 in [0, 1] "
                 "pixel units", None, "by the data"),
         Setting("ids", Kind("a range such as 500-999", _parse_ids), "compare on these images only", None, "all"),
-        Setting("names", Kind("names with commas between them", lambda text: text.split(",")), "of the curves", None,
-                "the files'"),
+        Setting("names", Kind("names with commas between them", lambda text: text.split(",")), "names of the curves",
+                None, "the files'"),
         Setting("output", Kind(f"a file that ends in {', '.join(_OUTPUTS)}", _parse_output), "where the figure is "
                 "written; as .html with the table", "comparison.html"),
     )

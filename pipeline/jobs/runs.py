@@ -49,7 +49,7 @@ def _parse(arguments):
         prog="python -m pipeline.runs",
         usage="%(prog)s [ROOT] [options]",
         description="Lists the runs of a pipeline root, the latest last: state, ACR, command, what differs from the "
-        "preset, and the folder with links to all that came of it. --prune removes what failed or was not finished, "
+        "preset, and the folder with links to its results. --prune removes what failed or was not finished, "
         "and what no finished run uses; trained models, votes and pushed versions are kept. In brackets: the default.",
         positional="roots",
     )

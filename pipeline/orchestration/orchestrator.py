@@ -1,8 +1,9 @@
 """Runs components in order, each in its own directory, and skips those that were run before.
 
 A component declares, as in TFX, which artifacts it reads, which it makes and which parameters it depends on. The
-fingerprint of all three names its directory, `<root>/<component>-<fingerprint>`. Until it is finished, the directory is
-called `….unfinished`; it counts once it is renamed, after everything is flushed.
+fingerprint of these, of its code and of the outside data that it reads names its directory,
+`<root>/<component>-<fingerprint>`. Until it is finished, the directory is called `….unfinished`; it counts once it is
+renamed, after everything is flushed.
 """
 
 import contextlib
@@ -52,7 +53,7 @@ class Component:
         outputs: names of the artifacts it makes, each a directory.
         parameters: names of the settings it depends on, and no others.
         execute: called with an `Execution`.
-        references: names of the parameters that may be package.module:name, naming anyone's modules whose code it runs.
+        references: names of the parameters that may be package.module:name, for a user's own module whose code it runs.
         reads: called with the parameters; returns name -> JSON value that identifies the outside data it reads; None
             for data it will create itself.
     """
@@ -162,11 +163,11 @@ def run(components, settings, root, num_workers, anew=False, engine=None, starti
         settings: name -> JSON value; components pick the parameters they declare.
         root: `Path` of the pipeline root, which exists.
         num_workers: see `Execution`.
-        anew: whether to execute components even if they were before; what they made then is kept until they are done.
+        anew: whether to execute components even if they were before; their old outputs are kept until they are done.
         engine: see `Execution`.
         starting: called with the directory of each execution before it starts; not for those that are cached.
-        made: set of the directories of executions that this command has made, which are not made anew once more: what
-            was read of them would be gone. It is added to.
+        made: set of the directories of executions that this command has made, which `anew` does not repeat: artifacts
+            that were already read from them would be gone. It is added to.
 
     Returns:
         name -> `Artifact`, all of them.
@@ -371,7 +372,7 @@ def _check_unchanged(inputs, component):
 
 
 def _code(component, modules):
-    """What identifies an execution's code: ours, and anyone's that it runs."""
+    """What identifies an execution's code: ours, and the user's own that it runs."""
     ours = code.digest_of_ours(component.execute.__module__)
     return {"ours": ours, **{module: code.digest(module) for module in modules}}
 

@@ -31,8 +31,8 @@ _AFTER_A_LOOK = (
     "bound, which holds at alpha whenever one looks."
 )
 _DECIDED = (
-    "Samples were drawn only until it was decided which of the asked radii each image is certified at: radii could be "
-    "larger, and so could the ACR."
+    "Samples were drawn only until it was decided at which of the requested radii each image is certified: its radius "
+    "could be larger, and so could the ACR."
 )
 _VERSIONS = ("tensorflow", "keras", "numpy", "apache-beam")
 

@@ -17,8 +17,8 @@ VERSUS_FIRST = (
 
 _NOTES = (
     "Certified accuracy at radius r is the share of the images whose certified class is their label, with a radius of "
-    "r or beyond. The ACR is the mean of those radii, wrong and abstained images counting 0; ± is one standard error "
-    "over the drawing of the images.",
+    "r or beyond. The ACR is the mean of those radii, wrong and abstained images counting as 0; ± is one standard "
+    "error over the drawing of the images.",
     f"{VERSUS_FIRST} That standard error is the one to judge by: an ACR's own mostly reflects how different the images "
     "are, which is the same for both.",
     "Each certificate was made to hold with probability 1 - alpha, image by image, if n samples were drawn at sigma as "

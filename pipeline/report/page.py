@@ -79,7 +79,7 @@ class MetricsTable:
         for row in self.rows:
             for what, given, wanted in (
                 ("accuracy per radius", row.certified_accuracy, self.radii),
-                ("text per column behind the ACR", row.behind, self.behind),
+                ("text per column after the ACR", row.behind, self.behind),
             ):
                 if len(given) != len(wanted):
                     raise ValueError(f"row {row.name!r} must have one {what}, {len(wanted)}. Received: {len(given)}")

@@ -1,4 +1,4 @@
-"""Certificates -> results: what is measured of them, the files that record it, and the rows of their table.
+"""Certificates -> results: the measured figures, the files that record them, and the rows of their table.
 
 The Evaluator and `pipeline.certify` both use this, so that the same votes have the same results, whoever drew them.
 """

@@ -11,8 +11,8 @@ from pipeline.utils.atomic_files import write_bytes, write_text
 FILE_NAME = "sweep.html"
 
 _NOTES = (
-    "Differences are paired: means over the same images, with the standard error over the drawing of images. They are "
-    "of one trained model each: another training seed moves them too.",
+    "Differences are paired: means over the same images, with the standard error over the drawing of images. Each "
+    "compares one trained model with one other: another training seed moves them too.",
     "A value that is chosen because it is best here is chosen on these images: certify it on other images before "
     "quoting its figures.",
 )
@@ -93,7 +93,7 @@ def conditions(comparison):
     if len({(member["n"], member["alpha"]) for member in members}) > 1:
         lines.append("ACR grows with n and alpha: differences between them are not differences between models")
     if len(found := {member["bound"] for member in members}) > 1:
-        why = ", as some n was chosen after a look at votes" if "anytime" in found else ""
+        why = ", because some n was chosen after a look at votes" if "anytime" in found else ""
         lines.append(
             f"bound: {_each(members, 'bound')}{why}; differences between bounds are not differences between models"
         )

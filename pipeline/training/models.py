@@ -57,7 +57,7 @@ def build(make, settings, image_shape, num_classes, steps):
 
 
 def _check_made(model, settings):
-    """Refuses what a method of anyone's own made, if it cannot be trained or would not be what is certified."""
+    """Refuses what a user's own method made, if it cannot be trained or would not be what is certified."""
     if not isinstance(model, NoisyTrainingModel):
         raise InputError(
             f"A method's model must be a macer_tf.NoisyTrainingModel. Received: {type(model).__name__} from the method "
@@ -78,14 +78,14 @@ def network(settings, image_shape, num_classes):
     """
     name = settings["network"] or network_for(image_shape)
     if ":" in name:
-        return _network_of_ones_own(name, tuple(image_shape), num_classes)
+        return _users_network(name, tuple(image_shape), num_classes)
     try:
         return networks.build(name, tuple(image_shape), num_classes)
     except ValueError as error:
         raise InputError(str(error)) from None
 
 
-def _network_of_ones_own(name, image_shape, num_classes):
+def _users_network(name, image_shape, num_classes):
     """What the function package.module:function returns for (image_shape, num_classes)."""
     function = code.attribute(name)
     try:
@@ -118,13 +118,13 @@ def _network_of_ones_own(name, image_shape, num_classes):
 
 
 def check_comes_back(model, path, image_shape):
-    """Checks that a network is a function of one image, and that its model's file brings it back: that is certified.
+    """Checks that a network is a function of one image, and that its model's file, which is certified, restores it.
 
-    A layer of anyone's own may leave a setting out of `get_config`, or keep numbers that are no weights.
+    A user's own layer may leave a setting out of `get_config`, or keep numbers that are not weights.
 
     Raises:
-        InputError: in one line, if the network is no such function or returns probabilities, the file cannot be loaded,
-            or its network computes something else.
+        InputError: in one line, if the network is not such a function or returns probabilities, the file cannot be
+            loaded, or its network computes something else.
     """
     precision = own_precision(model.classifier)
     try:
@@ -138,12 +138,12 @@ def check_comes_back(model, path, image_shape):
     except Exception as error:  # whatever Keras raises, or someone's code
         raise InputError(
             "The model could not be loaded from its file: register your own layers, functions and models by "
-            "keras.saving.register_keras_serializable, let get_config return the arguments of __init__, which takes "
-            f"**kwargs too, and replace a Lambda by a layer. Received: {type(error).__name__}: {_cause(error)}"
+            "keras.saving.register_keras_serializable, let get_config return the arguments of __init__, which must "
+            f"also take **kwargs, and replace a Lambda by a layer. Received: {type(error).__name__}: {_cause(error)}"
         ) from error
     if not probing.agree(before, after, precision):
         raise InputError(
-            "The model's file brings back another network: a layer's get_config must return all arguments of its "
+            "The model's file loads as another network: a layer's get_config must return all arguments of its "
             "__init__, and what add_weight did not make is not saved. The largest difference of its outputs is "
             f"{np.abs(before - after).max():.3g}."
         )

@@ -19,7 +19,7 @@ _REMEDIES = [
         "Make it writable": (errno.EACCES, errno.EPERM, errno.EROFS),
         "Put back what is missing there": (errno.ENOENT,),
         "Move away what is in its place": (errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
-        "Put that right": errno.errorcode,
+        "Correct that": errno.errorcode,
     }.items()
     for number in numbers
 ]

@@ -25,7 +25,7 @@ def join(place, *names):
 
 
 def _file_systems():
-    # Imported only now: whoever stays on this machine need not wait for Beam.
+    # Imported only now, so that work on this machine alone does not wait for Beam.
     from apache_beam.io.filesystems import FileSystems
 
     return FileSystems

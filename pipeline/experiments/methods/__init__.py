@@ -1,6 +1,6 @@
-"""Training methods: each is one file with everything specific to it, here or in anyone's module.
+"""Training methods: each is one file with everything specific to it, here or in a module of the user's.
 
-A method's file imports TensorFlow only where its model is made, so that the help and a typo do not wait for it.
+A method's file imports TensorFlow only where its model is made, so that neither the help nor a typo waits for it.
 """
 
 from collections.abc import Callable

@@ -77,7 +77,7 @@ METHOD = Method(
         Setting("average_cross_entropy", SWITCH, "cross-entropy averaged over the copies, not of their mean", False),
         Setting("consistency", FROM_0, "weight of the copies' divergence; 0: off", 0.0),
         Setting("entropy", FROM_0, "weight of the mean prediction's entropy; 0: off", 0.0),
-        Setting("noise_steps", whole(0), "gradient steps to noise that the hinge finds worse; 0: off", 0),
+        Setting("noise_steps", whole(0), "gradient steps towards noise with a worse hinge; 0: off", 0),
         Setting("noise_radius", ABOVE_0, "l2 radius of these steps, in [0, 1] pixel units", 1.0),
         Setting("noise_for_all", SWITCH, "use the worse noise for all terms, not only the hinge", False),
         Setting("ramp_epochs", whole(0), "epochs over which lam, consistency and entropy rise linearly", 0),

@@ -355,8 +355,8 @@ def test_greyscale_and_palettes_are_taken_exactly(save, tmp_path):
     [
         (SHAPE, pixels(0, (6, 4, 3)), None, "bad.png is 6x4, not 4x6; save it in that size, or certify it resized"),
         (SHAPE, pixels(0, (4, 6, 4)), None, "bad.png is not opaque: what lies behind it is not known; save it on a"),
-        ((4, 6, 1), pixels(0), None, "bad.png is of the kind RGB, in colour, but greyscale is needed; save it in g"),
-        ((4, 6, 1), pixels(0, (4, 6, 4)), None, "bad.png is of the kind RGBA, in colour, but greyscale is needed; sa"),
+        ((4, 6, 1), pixels(0), None, "bad.png is in the colour mode RGB, but greyscale is needed; save it in greys"),
+        ((4, 6, 1), pixels(0, (4, 6, 4)), None, "bad.png is in the colour mode RGBA, but greyscale is needed; save "),
     ],
 )
 def test_an_image_of_another_kind_is_an_error_of_its_own(save, tmp_path, shape, array, mode, said):
@@ -407,7 +407,7 @@ def test_sixteen_bits_of_colour_are_refused(tmp_path):
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.png").write_bytes(png + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
-    with pytest.raises(sources.ImageError, match=r"a\.png is of the kind RGB, 16 bits deep; save it in RGB with 8 bi"):
+    with pytest.raises(sources.ImageError, match=r"a\.png is in the colour mode RGB, 16 bits deep; save it in RGB wi"):
         open_folder(tmp_path).image(0)
 
 
@@ -418,7 +418,7 @@ def test_webp_and_bmp_are_taken_and_a_printers_colours_are_not(save, tmp_path):
     opened = open_folder(tmp_path)
     for i in (0, 1):
         np.testing.assert_array_equal(opened.image(i), pixels(i) / np.float32(255))
-    with pytest.raises(sources.ImageError, match=r"c\.jpg is of the kind CMYK, a printer's .*; save it in RGB$"):
+    with pytest.raises(sources.ImageError, match=r"c\.jpg is in the colour mode CMYK, a printer's.*; save it in RGB$"):
         opened.image(2)
 
 
@@ -508,7 +508,7 @@ def test_resizing_takes_nothing_that_is_refused_otherwise(save, tmp_path, archiv
     save("b.jpg", pixels(0, (8, 12, 3)), mode="CMYK")
     (tmp_path / "folder" / "c.png").write_bytes(b"no image")
     opened = resized(tmp_path)
-    for i, said in enumerate(("is not opaque", "is of the kind CMYK", "cannot be read")):
+    for i, said in enumerate(("is not opaque", "is in the colour mode CMYK", "cannot be read")):
         with pytest.raises(sources.ImageError, match=said):
             opened.image(i)
     path = archive(images=pixels(0, (2, *SHAPE)))

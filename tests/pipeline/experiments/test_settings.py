@@ -329,7 +329,7 @@ def make(shape, classes):
         ),
         (
             LAYER.format(register="@keras.saving.register_keras_serializable('forgets its scale')"),
-            "The model's file brings back another network: a layer's get_config must return all arguments of its",
+            "The model's file loads as another network: a layer's get_config must return all arguments of its",
         ),
     ],
 )
@@ -369,7 +369,7 @@ def test_a_method_with_two_settings_of_one_name_is_one_line(line, tmp_path):
     )
     sys.modules.pop("my_method", None)
     received = line("--dataset", "digits", "--method", "my_method:METHOD")
-    assert "The method mine has two settings of one name: weight, weight." in received
+    assert "The method mine has two settings with the same name: weight, weight." in received
 
 
 @pytest.mark.parametrize(

@@ -611,7 +611,7 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
             (*ours, "--images", tmp_path / "eleven.npz", "--levels", "256"),
             "The model has 10 classes, but the images have 11",
         ),
-        ((*ours, "--images", tmp_path), "where it would be a class; give another"),
+        ((*ours, "--images", tmp_path), "where it would be taken for a class; give another"),
         ((*on_digits, "--start", "360"), "start=360 leaves none of the 360 images"),
         ((*on_digits, "--skip", "0"), "skip must be a whole number from 1. Received: 0"),
         ((*on_digits, "--n", "3", "--alpha", "0.001"), "n is too small. No image could be certified"),

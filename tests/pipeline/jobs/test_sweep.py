@@ -535,7 +535,7 @@ def test_members_by_several_bounds_are_told_apart(compare, four):
     compare.add("500", [(1, 0.5), (1, 0.25)], four[0], n=500)
     compare.add("1000", [(1, 0.5), (1, 0.25)], four[0], n=1000, bound="anytime")
     (line,) = (line for line in sweep_report.conditions(compare.result()) if line.startswith("bound: "))
-    assert line.startswith("bound: clopper-pearson | anytime, as some n was chosen after a look")
+    assert line.startswith("bound: clopper-pearson | anytime, because some n was chosen after a look")
 
 
 def test_the_papers_rows_stand_beside_it_as_reported(compare, four):
@@ -636,7 +636,7 @@ def test_a_row_has_a_text_for_each_column_behind_the_acr():
     assert "<td>+0.1</td><td>&lt;2&gt;</td>" in html
     assert '<th scope="col">difference</th><th scope="col">s/epoch</th>' in html
     assert "below &amp; under" in html
-    with pytest.raises(ValueError, match=r"one text per column behind the ACR, 1\. Received: 2"):
+    with pytest.raises(ValueError, match=r"one text per column after the ACR, 1\. Received: 2"):
         page.MetricsTable((0.0,), (row,), ("difference",))
 
 

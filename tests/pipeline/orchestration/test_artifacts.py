@@ -131,7 +131,7 @@ def test_a_file_in_the_place_of_a_private_copy_gives_way(tmp_path):
         (errno.EROFS, "Make it writable"),
         (errno.ENOENT, "Put back what is missing there"),
         (errno.ENOTDIR, "Move away what is in its place"),
-        (errno.EIO, "Put that right"),
+        (errno.EIO, "Correct that"),
     ],
 )
 def test_a_write_that_fails_says_what_to_do_about_it(tmp_path, number, told):
