@@ -26,7 +26,7 @@ from benchmarks.interleaved import MATRIX_FLOPS, has_reference, matrix_product
 NETWORKS = {
     "lenet": ((28, 28, 1), 10, 2_293_000, 4096),
     "cifar_resnet110": ((32, 32, 3), 10, 255_270_000, 1024),
-    "resnet50": ((224, 224, 3), 1000, 4_089_000_000, 128),  # the authors have none
+    "resnet50": ((224, 224, 3), 1000, 4_089_000_000, 128),  # the authors' code has no such network
 }
 SIGMA = 0.25
 # Share of the requested cores that the matrix product at the end of a round must get.

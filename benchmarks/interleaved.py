@@ -12,7 +12,7 @@ import macer_tf  # noqa: F401  first of all: it turns oneDNN on
 
 MATRIX_SIDE = 2048
 MATRIX_FLOPS = 2 * MATRIX_SIDE**3
-# Of the processor time that a contestant's cores could have given it; less means that others used them.
+# Share of the processor time that a contestant's cores could have given it; less means that others used them.
 LOWEST_SHARE = 0.8
 
 

@@ -26,7 +26,7 @@ _FILE = "file"
 _OF_SEVERAL_DIGITS = ("idx", "label", "predict", "radius")
 
 _ACCEPTED = f"Accepted: lines of {', '.join(HEADER)}, separated by tabs or commas, with or without that header"
-_MOST_BYTES = 2**28  # of four million images
+_MOST_BYTES = 2**28  # a log of four million images
 _LARGEST_RADIUS = 1e6  # above the distance between any two images, whatever their pixels' scale
 _GZIP_MAGIC = b"\x1f\x8b"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # what PowerShell writes

@@ -153,7 +153,7 @@ def to_grid(images: np.ndarray, levels: int) -> np.ndarray:
     exact = np.asarray(images, np.float64) * levels
     nearest = np.rint(exact)
     # Outside [0, 1] the sum of a pixel and its noise may be one that float32 cannot represent.
-    is_inside = (nearest >= 0) & (nearest <= levels)  # not so for NaN
+    is_inside = (nearest >= 0) & (nearest <= levels)  # NaN fails both
     if not is_inside.all():
         outside = images.flat[np.argmin(is_inside)]
         raise ValueError(f"Pixels must be finite and lie in [0, 1]. Received: {float(outside)!r}")

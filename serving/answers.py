@@ -72,7 +72,8 @@ class Predicted:
 
     Attributes:
         predictions: int64 [images], a class or ABSTAIN (-1); the SavedModel calls it predicted_class.
-        p_values: float64 [images], of the test that the two most frequent classes are equally likely.
+        p_values: float64 [images], anytime-valid: of the hypothesis that the smoothed classifier returns another class
+            than the most frequent one (see `macer_tf.early_exit`).
         samples: int64 [images], noisy copies that were drawn.
         seeds: int64 [images, 2], the seeds of the noise.
     """

@@ -37,7 +37,7 @@ class _Store(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
     ) -> None:
         assert isinstance(parser, Parser)
-        # As a path it would be this folder, which "$UNSET" does not mean.
+        # Such as "$UNSET"; as a path, it would mean the current folder.
         if values == "":
             parser.error(f"{option_string or self.dest} must not be empty. Received: ''")
         if option_string and self.dest in parser.given:

@@ -49,7 +49,7 @@ _NAME_HINT = "check the model's name, version and label"
 _TOO_LARGE_HINT = "send fewer images at once"
 _NOBODY_HINT = "is a model server listening there?"
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
-# As in the `signatures`: one row for each image, of one or two dimensions.
+# Outputs have one row for each image, and one or two dimensions: see `signatures`.
 _MAX_DIMENSIONS = 2
 
 
@@ -327,7 +327,7 @@ class RestClient:
                 connection.request("POST", self._path, request, {"Content-Type": "application/json"})
                 response = connection.getresponse()
                 body = bytearray()
-                # In parts: for the whole reply, as much memory would be set aside as the server says it takes.
+                # In parts: a read of the whole reply would set aside as much memory as the server says it takes.
                 while part := response.read1(_PART_BYTES):
                     body += part
                 if response.length:

@@ -164,7 +164,7 @@ class _Graph:
         from tensorflow.python.framework import op_def_registry
 
         if op in self._functions:
-            return True  # its body counts
+            return True  # its body is checked by itself
         definition = op_def_registry.get(op)
         if definition is None:
             return False

@@ -52,7 +52,7 @@ _THREADS = 4
 _MAX_REQUEST_BYTES = 2**28
 # The least that a text takes in NumPy.
 _POINTER_BYTES = 8
-# For a client that sends nothing more.
+# How long to wait for a client that sends nothing more.
 _IDLE_SECONDS = 60
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

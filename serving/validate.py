@@ -303,5 +303,5 @@ def _end_with(waiting):
     """Ends this process when the process of this number ends, for whatever reason."""
     # Done by the system, because a graph may keep this process from ever checking.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != waiting:  # it has ended before
+    if os.getppid() != waiting:  # it has already ended
         os._exit(1)

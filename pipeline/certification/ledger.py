@@ -14,7 +14,7 @@ from pipeline.certification.pieces import Chunk, Piece, fits
 from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
 
-# Of votes in ledgers and shards, and of the files that record what they were drawn for.
+# The format of votes in ledgers and shards, and of the files that record what they were drawn for.
 FORMAT = 2
 
 

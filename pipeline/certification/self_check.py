@@ -16,7 +16,7 @@ from pipeline.utils import code, places
 from pipeline.utils.errors import InputError
 
 _ELEMENTS = 16
-# For the first job, workers may have to be started, however soon a later one counts as lost.
+# Workers may have to be started for the first job, however soon a later job counts as lost.
 _SECONDS_TO_START = 60.0
 _CODE = "pipeline.certification.workers"
 

@@ -24,7 +24,7 @@ class _ImageTally:
         self.gaps = {noise.SELECTION: [(0, n0)], noise.ESTIMATION: []}
         self.votes = {}  # stream -> sum, of what it was meant to have
         self.held = 0
-        self.outcome = None  # once it is done
+        self.outcome = None  # set once the image is done
 
 
 class Tally:

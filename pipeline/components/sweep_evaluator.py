@@ -21,7 +21,7 @@ _OF_A_MEMBER = ("bound", "num_images", "acr", "acr_standard_error", "abstained",
 
 
 def component(inputs):
-    """For a sweep whose finished members' artifacts are named examples_0, model_0, certificates_0, ..."""
+    """The component for a sweep whose finished members' artifacts are named examples_0, model_0, certificates_0, ..."""
     return Component("SweepEvaluator", inputs, ("comparison",), ("sweep",), evaluate)
 
 

@@ -20,7 +20,7 @@ from serving import files as serving_files
 from serving.terminal import printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# Also images; leaving them out silently would be wrong. Their content decides.
+# These are images too, so leaving them out silently would be wrong; their content decides whether they are accepted.
 _OTHER_SUFFIXES = (
     *(".jpe", ".jfif", ".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".tga"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".dib", ".psd", ".dng"),
@@ -31,10 +31,10 @@ _GREY, _COLOUR = ("1", "L", "LA", "I;16"), ("RGB", "RGBA", "P", "PA")
 _EXACT_MODES = {1: _GREY, 3: _GREY + _COLOUR}
 _PIL_MODES = {1: "L", 3: "RGB"}
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_PNG_BIT_DEPTH = 24  # byte of the file
+_PNG_BIT_DEPTH = 24  # its offset in the file
 _MOST_BYTES = 2**26
 UPRIGHT = b"upright "
-# For an image of another size; not where it is for training.
+# Appended to the message about an image of another size, except where it is for training.
 OR_RESIZED = ", or certify it resized"
 # An image that claims to be so large raises an error, instead of printing a page on the terminal.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -235,10 +235,10 @@ def _in_channels(name, image, is_deep, channels):
     if image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info:
         layers = image if is_deep else image.convert("RGBA")
         if is_deep or layers.getchannel("A").getextrema() != (255, 255):
-            raise ImageError(f"{name} is not opaque: what lies behind it is not known; save it on a background")
+            raise ImageError(f"{name} is not opaque: what lies behind it is not known; save it with a background")
         image = layers if image.mode in _COLOUR else image
     if is_deep:
-        # A kind that can be resized.
+        # A mode that Pillow can resize.
         return Image.fromarray(np.asarray(image).astype(np.int32))
     return image.convert(_PIL_MODES[channels])
 

@@ -21,9 +21,9 @@ _DATASETS = f"{', '.join(SHORT_NAMES)}, or any TFDS image-classification builder
 
 # Where things are and how many threads work does not change a result.
 _NOT_LISTED = ("preset", "sweep", "data_dir", "push_dir", "pipeline_root", "num_workers", "no_cache")
-# Only with Beam's own options: the help has no room for them.
+# Useful only with Beam's own options, so the help leaves them out.
 _OF_ENGINES = (beam_options.VOTES, beam_options.PATIENCE)
-# Nor for these; its description mentions them.
+# The help lists none of these; its description mentions those that every command has.
 _UNLISTED = (*_OF_ENGINES, *saying.SETTINGS)
 # Not for the user's own images, which have no data set name.
 _OF_DATA_SETS = ("dataset", "preset", "data_dir", "train_split", "test_split", "image_size")
@@ -152,7 +152,7 @@ def _refuse_another_preset(given, preset):
 def _push_dir(settings):
     # All digits of sigma, because two models must not share a folder.
     images = settings["train_images"]
-    # Nor must two of the user's own folders that have the same last name.
+    # Nor must models of two of the user's own folders with the same last name share one.
     dataset = (
         f"{settings['dataset']}-{digest(os.fsencode(os.path.realpath(images)))[:8]}" if images else settings["dataset"]
     )

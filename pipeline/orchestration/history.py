@@ -301,7 +301,7 @@ def _unused(root):
     # A kill may have come after the last execution.
     used = _leading_to(finished | last, executions)
     others = {path: record for path, record in executions.items() if path not in used}
-    # Of the finished ones; one that was to be replaced by one that does not exist is put back by the next run.
+    # Without those that were about to be replaced: if the replacement does not exist, the next run puts them back.
     whole = {path: record for path, record in others.items() if record is not None and not path.suffix}
     models = {path for path, record in whole.items() if record["component"] == _KEPT}
     left_over = {path for path in others if path.suffix == _UNFINISHED or _is_replaced(path)}
