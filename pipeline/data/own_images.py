@@ -43,7 +43,7 @@ def load(train_images, test_images, scratch=None):
 
 
 def name_of(train_images):
-    """What a data set of the user's own images is called."""
+    """What a data set of anyone's images is called."""
     return f"images-{Path(train_images).resolve().stem}"
 
 
