@@ -497,7 +497,7 @@ def table_of_variants(measured, multiples=(0, 1, 2, 3), time=minutes):
         ]
         for one in measured
     ]
-    return markdown(["", *(f"{radius:g}" for radius in radii), "ACR", "to the first", "training"], rows)
+    return markdown(["", *(f"{radius:g}" for radius in radii), "ACR", "from the first", "training"], rows)
 
 
 def methods_part(measured):
@@ -586,7 +586,7 @@ def mnist_tables(measured):
             method = one.cell.name.split("-")[0]
             told = (acr(one), to_gaussian, bands(one), minutes(one), f"{one.metrics['num_images']:,}")
             rows.append([f"{method}, seed {seed}", *accuracies(one, radii), *told])
-        header = ["", *(f"{radius:g}" for radius in radii), "ACR", "to Gaussian", "p_A", "training", "images"]
+        header = ["", *(f"{radius:g}" for radius in radii), "ACR", "from Gaussian", "p_A", "training", "images"]
         parts.append(f"sigma = {sigma:g}:\n\n{markdown(header, rows)}")
         name = f"mnist-{sigma:.2f}.svg"
         draw_curves(name, {one.cell.name: one.radii for one in cells_of if one.metrics["seed"] == 0})
