@@ -1,5 +1,6 @@
 """Anyone's folders and .npz files -> a data set to train and certify on."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from macer_tf.checks import rounding_of
 from pipeline.data import datasets, image_files, sources
 from pipeline.data.image_files import ImageError
+from pipeline.utils import places
 from pipeline.utils.errors import InputError
 from serving import fingerprints
 
@@ -44,7 +46,9 @@ def load(train_images, test_images, scratch=None):
 
 def name_of(train_images):
     """What a data set of anyone's images is called."""
-    return f"images-{Path(train_images).resolve().stem}"
+    # A link may lead to a folder whose name is not valid text.
+    stem = os.fsencode(Path(train_images).resolve().stem).decode(errors="backslashreplace")
+    return f"images-{places.short(stem)}"
 
 
 def fingerprint(path):
@@ -106,8 +110,10 @@ def _class_names(train, test, train_labels, test_labels):
             f"The images to train on have {len(names)} classes, but the labels go up to {count - 1}: a number must "
             "mean the same class everywhere."
         )
-    if len(names) < 2:
-        raise InputError(f"Two classes or more are needed to train. Received: {sources.some(names)}")
+    # A network that always answers with the only class would be certified as perfect.
+    trained = [names[number] for number in np.unique(train_labels)]
+    if len(trained) < 2:
+        raise InputError(f"Two classes or more are needed to train. Received: {sources.some(trained)} only")
     return names
 
 

@@ -1,5 +1,7 @@
 """Folders and .npz files to train on: the same pixels as `sources` gives, and what cannot be trained on is one line."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -111,13 +113,28 @@ def test_a_turned_first_photograph_gives_the_shape_as_it_is_seen(folder):
         ({"\u00e9": grey(1), "e\u0301": grey(2)}, {"a": grey(3)}, "two sub-folders \u00e9, whose accents are spelt in"),
         ({"a": grey(1), "b": grey(2)}, {"a": grey(1, side=5), "b": []}, "is 5x5, not 4x4; save it in that size$"),
         ({"a": grey(1), "b": colour(2)}, {"a": grey(1), "b": []}, "4x6, not 4x4; save it in that size$"),
-        ({"a": grey(1)}, {"a": grey(2)}, "Two classes or more are needed to train. Received: a"),
+        ({"a": grey(1)}, {"a": grey(2)}, "Two classes or more are needed to train. Received: a only"),
+        # Nothing else is trained on, whatever it is numbered and whoever is tested.
+        ({"1": grey(1)}, {"1": grey(2)}, "Two classes or more are needed to train. Received: 1 only"),
+        ({"a": [], "b": grey(1, 2)}, {"a": grey(2), "b": []}, "Two classes or more are needed .* Received: b only"),
     ],
 )
 def test_what_cannot_be_trained_on_is_one_line(folder, train, test, message):
     with pytest.raises(InputError, match=message) as error:
         own_images.load(folder("train", train), folder("test", test))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [b"v" * 250, "\u00e4".encode() * 125, b"\xff" * 240])
+def test_a_data_set_s_name_fits_into_names_of_files(tmp_path, monkeypatch, name):
+    """Also where a link leads to a name that is not valid text."""
+    monkeypatch.chdir(tmp_path)
+    os.mkdir(name)
+    os.symlink(name, "link")
+    found = own_images.name_of("link")
+    assert found.startswith("images-")
+    assert 100 <= len(found.encode()) <= 107
+    assert own_images.name_of("short") == "images-short"
 
 
 def test_accents_that_are_spelt_in_another_way_are_the_same_class(folder):
