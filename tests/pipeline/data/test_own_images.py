@@ -83,6 +83,8 @@ def test_an_archive_goes_with_a_folder_or_an_archive(folder, npz, capsys):
     data = own_images.load(npz("floats", x=floats, y=np.arange(256) % 3), archive)
     assert data.train.images[:, 0, 0, 0].tolist() == list(range(256))
     assert data.class_names == ("0", "1", "2")
+    told = "  Of the images to test on, 3 of 3 are training images, too, and prove less.\n"
+    assert capsys.readouterr().out == told
     own_images.load(archive, folder("numbered", {"0": grey(4), "1": grey(5)}))
     own_images.load(folder("named", {"no": grey(1), "yes": grey(2)}), folder("other", {"no": grey(6), "yes": []}))
     assert capsys.readouterr().out == ""
@@ -153,6 +155,18 @@ def test_of_an_archive_in_keras_layout_the_training_images_are_trained_on(npz):
     assert (data.train.labels.tolist(), data.test.images[:, 0, 0, 0].tolist()) == ([0, 1, 1], [7, 8])
     with pytest.raises(InputError, match="has no array 'images', nor image, x, X, data, arr_0, x_train, "):
         own_images.load(npz("only test", x_test=test, y_test=[0, 1]), archive)
+
+
+def test_images_that_are_tested_on_and_trained_on_are_told(folder, npz, capsys):
+    """By their pixels, whatever their files and their labels."""
+    train = folder("train", {"a": grey(1, 2), "b": grey(3)})
+    data = own_images.load(train, npz("new", images=np.stack(grey(4, 5)), labels=[0, 1]))
+    assert data.test.description == "images in new.npz"
+    assert "training images" not in capsys.readouterr().out
+    data = own_images.load(train, npz("some", images=np.stack(grey(3, 4, 2)), labels=[0, 0, 1]))
+    assert data.test.description == "images in some.npz (2 of them training images, too)"
+    assert data.train.description == "images in train"
+    assert "  Of the images to test on, 2 of 3 are training images, too, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4"])
