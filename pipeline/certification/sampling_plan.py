@@ -53,6 +53,11 @@ def _check_users_bound(certify, bound):
             f"The bound {certify} gives its name to files and reports: letters, digits and .+-_ are accepted, and "
             f"not {ALL!r}. Received: {bound.kind!r}"
         )
+    if others := [one.name for one in bounds.BOUNDS.values() if one.kind == bound.kind and one is not bound]:
+        raise InputError(
+            f"Certificates by the bound {certify} would be called {bound.kind}, as those by {others[0]} are; register "
+            "it by another name."
+        )
     try:
         bound.unanimous(np.array([1, 10, 1000]), 0.001)
     except Exception as error:  # whatever someone's code raises

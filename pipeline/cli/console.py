@@ -39,8 +39,10 @@ def import_tensorflow():
     """Imports TensorFlow as `terminal.import_tensorflow` does, and says that it will take a while.
 
     Raises:
-        InputError: if Keras is told to compute with another backend.
+        InputError: if Keras is told to compute with another backend, or Python to leave out docstrings.
     """
+    if sys.flags.optimize > 1:
+        raise InputError("Python must keep docstrings, which Beam reads: leave out PYTHONOPTIMIZE=2, or -OO.")
     try:
         from macer_tf import tensorflow_backend  # noqa: F401
     except ImportError as error:

@@ -14,6 +14,7 @@ from pipeline.data import examples as examples_lib
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration.orchestrator import Component
 from pipeline.report import results, sweep_report
+from pipeline.utils import places
 from pipeline.utils.atomic_files import write_text
 from serving.fingerprints import file_digest
 
@@ -38,7 +39,7 @@ def evaluate(execution):
         if entry["failure"] is not None:
             continue
         inputs = {name: execution.inputs[f"{name}_{place}"].path for name in ("examples", "model", "certificates")}
-        value = re.sub(r"[^\w.+-]", "_", entry["value"])
+        value = places.short(re.sub(r"[^\w.+-]", "_", entry["value"]))
         evaluated, correct_radii, images = _member(inputs, radii, output / f"{place + 1}-{sweep['name']}-{value}.tsv")
         credited = np.maximum(correct_radii, 0)
         if reference is None:

@@ -1,5 +1,7 @@
 """Anyone's folders and .npz files -> a data set to train and certify on."""
 
+import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 from macer_tf.checks import rounding_of
 from pipeline.data import datasets, image_files, sources
 from pipeline.data.image_files import ImageError
+from pipeline.utils import places
 from pipeline.utils.errors import InputError
 from serving import fingerprints
 
@@ -33,18 +36,21 @@ def load(train_images, test_images, scratch=None):
     labels = [_labels(opened, path) for _, path, opened in both]
     class_names = _class_names(train, test, *labels)
     _tell_what_numbers_mean(train, test)
-    splits = [
+    train_split, test_split = (
         datasets.Split(
             _images(opened, path, role, shape, scratch), own, f"images in {Path(path).name}", opened.names(opened.ids)
         )
         for (role, path, opened), own in zip(both, labels, strict=True)
-    ]
+    )
+    splits = train_split, _telling_what_is_trained_on(test_split, train_split)
     return datasets.Dataset(name_of(train_images), *splits, datasets.pixel_max(None), len(class_names), class_names)
 
 
 def name_of(train_images):
     """What a data set of anyone's images is called."""
-    return f"images-{Path(train_images).resolve().stem}"
+    # A link may lead to a folder whose name is not valid text.
+    stem = os.fsencode(Path(train_images).resolve().stem).decode(errors="backslashreplace")
+    return f"images-{places.short(stem)}"
 
 
 def fingerprint(path):
@@ -106,8 +112,10 @@ def _class_names(train, test, train_labels, test_labels):
             f"The images to train on have {len(names)} classes, but the labels go up to {count - 1}: a number must "
             "mean the same class everywhere."
         )
-    if len(names) < 2:
-        raise InputError(f"Two classes or more are needed to train. Received: {sources.some(names)}")
+    # A network that always answers with the only class would be certified as perfect.
+    trained = [names[number] for number in np.unique(train_labels)]
+    if len(trained) < 2:
+        raise InputError(f"Two classes or more are needed to train. Received: {sources.some(trained)} only")
     return names
 
 
@@ -117,6 +125,16 @@ def _tell_what_numbers_mean(train, test):
         if numbered.class_names is None and numbered.name(0) is None and named.class_names and named.name(0):
             meant = [f"{number} is {name}" for number, name in enumerate(named.class_names)]
             print(f"  Labels of the images to {role} on are the numbers of the sorted folders: {sources.some(meant)}.")
+
+
+def _telling_what_is_trained_on(test, train):
+    """The split to test on; if some of its images are trained on, too, its description says so, and a line does."""
+    trained_on = {fingerprints.short_digest(image.tobytes()) for image in train.images}
+    count = sum(fingerprints.short_digest(image.tobytes()) in trained_on for image in test.images)
+    if not count:
+        return test
+    print(f"  Of the images to test on, {count:,} of {len(test.images):,} are training images, too, and prove less.")
+    return dataclasses.replace(test, description=f"{test.description} ({count:,} of them training images, too)")
 
 
 def _images(opened, path, role, shape, scratch):

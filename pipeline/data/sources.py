@@ -158,14 +158,13 @@ class Folder:
         are_named = labels is not None and self.classes is None and not _are_numbers(names)
         return Images(
             ids=np.arange(len(files)),
-            class_names=tuple(names) if are_named else None,
+            class_names=tuple(map(_text, names)) if are_named else None,
             has_labels=labels is not None,
             levels=255,
             _label=lambda i: None if labels is None else labels[i],
             _content=lambda i: image_files.content(files[i], rule),
             _pixels=lambda i, content: image_files.decode(files[i], content, shape, rule),
-            # A file's name need not be valid text.
-            _name=lambda i: os.fsencode(files[i].relative_to(root).as_posix()).decode(errors="backslashreplace"),
+            _name=lambda i: _text(files[i].relative_to(root).as_posix()),
         )
 
     def _labels(self, root, files, names):
@@ -187,6 +186,11 @@ class Folder:
         if without:
             raise InputError(f"No class number is given for the sub-folders {some(without)} of {root}.")
         return [numbers[image_files.spelling(file.relative_to(root).parts[0])] for file in files]
+
+
+def _text(name):
+    """The name of a file or folder, which need not be valid text."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _check_spellings(root, names):

@@ -3,7 +3,6 @@
 This runs on Beam, as the whole job does. Repeating the command draws no sample again; after a kill, it resumes.
 """
 
-import contextlib
 import csv
 import io
 import os
@@ -202,10 +201,9 @@ def _certify(settings, said, snapshot, engine):
     from pipeline.data import sources
 
     output = Path(settings["output"])
-    plan, module = _plan(settings), settings["custom_objects"]
-    with code_lib.unchanged(module) if module else contextlib.nullcontext():
-        sampler, loaded = _load(settings, snapshot, plan)
-        code = _code(settings)
+    plan = _plan(settings)
+    sampler, loaded = _load(settings, snapshot, plan)
+    code = _code(settings)
     classifier, opened = loaded.smoothed.classifier, loaded.images
     ids = sources.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
@@ -331,7 +329,7 @@ def _check_grid(loaded, ids):
 def _code(settings):
     """What identifies the code that comes with the model, as part of what identifies its votes."""
     module = settings["custom_objects"]
-    return {} if module is None else {"custom_objects": code_lib.digest(module)}
+    return {} if module is None else {"custom_objects": code_lib.digest_as_imported(module)}
 
 
 def _check_unchanged(settings, snapshot):

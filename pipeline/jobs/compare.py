@@ -159,7 +159,7 @@ def _find_log(path):
 
 
 def _certified_at(log_path, num_images):
-    """sigma, n and alpha of one of our own logs; nothing for anyone else's, which do not say."""
+    """What one of our own logs was certified at, as an `Entry` has it; nothing for anyone else's, which do not say."""
     path, find = _description(log_path)
     if path is None or not path.exists():
         return {}
@@ -167,6 +167,9 @@ def _certified_at(log_path, num_images):
         described = find(json.loads(files.read(path, _MOST_BYTES)))
         known = {name: _positive(described[name]) for name in ("sigma", "n", "alpha")}
         of_images = _positive(described["num_images"])
+        decided = tuple(map(_not_negative, described.get("decided_radii") or ()))
+        bound = described.get("bound")
+        known |= {"decided_radii": decided, "bound": None if bound is None else printable(bound)}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise InputError(f"{path} is damaged; make the evaluation again.") from None
     if of_images != num_images:
@@ -190,6 +193,10 @@ def _positive(value):
     if type(value) not in (int, float) or not 0 < value < math.inf:
         raise ValueError
     return value
+
+
+def _not_negative(value):
+    return value if value == 0 and type(value) in (int, float) else _positive(value)
 
 
 def _telling_parts(path):

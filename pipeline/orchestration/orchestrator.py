@@ -297,7 +297,8 @@ def _declared(component, artifacts, settings, root):
     parameters = {name: settings[name] for name in component.parameters}
     modules = code.modules(*(parameters[name] for name in component.references))
     # Imported even if it is cached, because later components load what it saves.
-    _import(modules)
+    for module in modules:
+        code.import_module(module)
     declaration = {
         "component": component.name,
         "inputs": {name: artifacts[name].fingerprint for name in component.inputs},
@@ -374,7 +375,7 @@ def _check_unchanged(inputs, component):
 def _code(component, modules):
     """What identifies an execution's code: ours, and the user's own that it runs."""
     ours = code.digest_of_ours(component.execute.__module__)
-    return {"ours": ours, **{module: code.digest(module) for module in modules}}
+    return {"ours": ours, **{module: code.digest_as_imported(module) for module in modules}}
 
 
 def _read(component, parameters):
@@ -385,12 +386,6 @@ def _read(component, parameters):
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot read the input of {component.name} ({error}).") from None
-
-
-def _import(modules):
-    for module in modules:
-        with code.unchanged(module):
-            code.import_module(module)
 
 
 def _check_links(directory):

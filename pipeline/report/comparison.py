@@ -34,6 +34,8 @@ class Entry:
         name: name of the curve and the row.
         log: the images with their labels, predictions and radii.
         sigma, n, alpha: what it was certified at; None if not known.
+        bound: name of the bound that certified it; None if not known.
+        decided_radii: the radii that its samples were drawn to decide; empty if they were drawn to find the largest.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Entry:
     sigma: float | None = None
     n: int | None = None
     alpha: float | None = None
+    bound: str | None = None
+    decided_radii: tuple[float, ...] = ()
 
     @property
     def correct_radii(self):
@@ -103,7 +107,18 @@ def remarks(entries):
     unknown = [name for name, values in zip(_SETTINGS, settings, strict=True) if None in values]
     if unknown:
         lines.append(f"{UNKNOWN}: a log does not state its {_and(unknown)}; make sure that they are the same.")
+    if len(bounds := dict.fromkeys(entry.bound for entry in entries if entry.bound is not None)) > 1:
+        lines.append(
+            f"Warning: these differ in their bounds, {_and([*bounds])}: differences between bounds are not differences "
+            "between models."
+        )
     for entry in entries:
+        if entry.decided_radii:
+            decided = _and([f"{radius:g}" for radius in entry.decided_radii])
+            lines.append(
+                f"Warning: {entry.name} was sampled only to decide at {decided}: its radii, and so its ACR, could be "
+                "larger."
+            )
         if entry.log.cut_off:
             lines.append(f"Warning: {entry.name} is incomplete: line {entry.log.cut_off} was cut off and is left out.")
         shared, _, num_other_labels = _shared(entry, entries[0])

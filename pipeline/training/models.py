@@ -74,8 +74,13 @@ def network(settings, image_shape, num_classes):
     """The network of these settings, images -> logits.
 
     Raises:
-        InputError: if there is no such network, or it does not take such images.
+        InputError: if there is no such network, it does not take such images, or Keras is told to take others.
     """
+    if keras.config.image_data_format() != "channels_last":
+        raise InputError(
+            "Images are [H, W, C] here: set image_data_format to channels_last in Keras' settings (keras.json). "
+            f"Received: {keras.config.image_data_format()}"
+        )
     name = settings["network"] or network_for(image_shape)
     if ":" in name:
         return _users_network(name, tuple(image_shape), num_classes)

@@ -20,6 +20,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 _OURS = ("macer_tf", "pipeline", "serving")
 _NO_RESULTS = "pipeline/cli/"
 _IMPORTING = {"import_module", "__import__"}
+# Name -> the module that `import_module` returned, and the `digest` of what it was imported from.
+_imported: dict = {}
 
 
 def attribute(reference):
@@ -49,12 +51,46 @@ def modules(*references):
 
 
 def import_module(module):
-    """The module of this name, from the current folder if it is there. Errors in its code become an InputError."""
+    """The module of this name, from the current folder if it is there.
+
+    Raises:
+        InputError: in one line, for an error in its code; or if a file that `digest` covers was changed meanwhile.
+    """
+    with _current_folder_first():
+        exists = bool(_of(module.partition(".")[0]))
+    if not exists or _is_recorded(module):  # if it does not, the import says so
+        return _import(module)
+    with unchanged(module):
+        imported = _import(module)
+        _imported[module] = imported, digest(module)
+    return imported
+
+
+def _import(module):
     try:
         with _current_folder_first():
             return importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever someone's code raises
         raise InputError(f"Cannot import {module} ({type(error).__name__}: {reason(error)}).") from error
+
+
+def _is_recorded(module):
+    return module in _imported and sys.modules.get(module) is _imported[module][0]
+
+
+def digest_as_imported(module):
+    """The `digest` of a module that `import_module` has imported, which may have been hours ago.
+
+    Raises:
+        InputError: if it was changed since: what runs is what was imported then.
+    """
+    found = digest(module)
+    if _is_recorded(module) and _imported[module][1] != found:
+        raise InputError(
+            f"{module}, or a file that it imports, was changed after it was imported; run the same command again to "
+            "use it as it is now."
+        )
+    return found
 
 
 def digest(module):

@@ -12,6 +12,7 @@ from serving.files import is_url
 from serving.fingerprints import directory_fingerprint, file_digest
 
 _REASON = 200  # characters of an error of Beam's that we show
+_MOST_BYTES = 100  # of someone's name in a name of ours, for which file systems have 255
 
 
 def absolute(place):
@@ -22,6 +23,11 @@ def absolute(place):
 def join(place, *names):
     """A place below another one."""
     return "/".join([str(place).rstrip("/"), *names])
+
+
+def short(name):
+    """What someone calls something, as a part of a file's name: cut if it is long."""
+    return name.encode()[:_MOST_BYTES].decode(errors="ignore")
 
 
 def _file_systems():

@@ -94,6 +94,15 @@ def test_a_command_line_tells_of_another_backend_in_one_line():
     )
 
 
+def test_a_command_line_tells_of_docstrings_that_are_left_out_in_one_line():
+    """Beam, which reads its own, would end in an AttributeError."""
+    process = run("from pipeline.cli.console import import_tensorflow; import_tensorflow()", PYTHONOPTIMIZE="2")
+    assert process.stderr.splitlines()[-1] == (
+        "pipeline.utils.errors.InputError: Python must keep docstrings, which Beam reads: leave out PYTHONOPTIMIZE=2, "
+        "or -OO."
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_a_fresh_process_that_imports_the_model_class_alone_loads_all_that_a_model_holds(tmp_path):

@@ -1,5 +1,7 @@
 """Folders and .npz files to train on: the same pixels as `sources` gives, and what cannot be trained on is one line."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -81,6 +83,8 @@ def test_an_archive_goes_with_a_folder_or_an_archive(folder, npz, capsys):
     data = own_images.load(npz("floats", x=floats, y=np.arange(256) % 3), archive)
     assert data.train.images[:, 0, 0, 0].tolist() == list(range(256))
     assert data.class_names == ("0", "1", "2")
+    told = "  Of the images to test on, 3 of 3 are training images, too, and prove less.\n"
+    assert capsys.readouterr().out == told
     own_images.load(archive, folder("numbered", {"0": grey(4), "1": grey(5)}))
     own_images.load(folder("named", {"no": grey(1), "yes": grey(2)}), folder("other", {"no": grey(6), "yes": []}))
     assert capsys.readouterr().out == ""
@@ -111,13 +115,28 @@ def test_a_turned_first_photograph_gives_the_shape_as_it_is_seen(folder):
         ({"\u00e9": grey(1), "e\u0301": grey(2)}, {"a": grey(3)}, "two sub-folders \u00e9, whose accents are spelt in"),
         ({"a": grey(1), "b": grey(2)}, {"a": grey(1, side=5), "b": []}, "is 5x5, not 4x4; save it in that size$"),
         ({"a": grey(1), "b": colour(2)}, {"a": grey(1), "b": []}, "4x6, not 4x4; save it in that size$"),
-        ({"a": grey(1)}, {"a": grey(2)}, "Two classes or more are needed to train. Received: a"),
+        ({"a": grey(1)}, {"a": grey(2)}, "Two classes or more are needed to train. Received: a only"),
+        # Nothing else is trained on, whatever it is numbered and whoever is tested.
+        ({"1": grey(1)}, {"1": grey(2)}, "Two classes or more are needed to train. Received: 1 only"),
+        ({"a": [], "b": grey(1, 2)}, {"a": grey(2), "b": []}, "Two classes or more are needed .* Received: b only"),
     ],
 )
 def test_what_cannot_be_trained_on_is_one_line(folder, train, test, message):
     with pytest.raises(InputError, match=message) as error:
         own_images.load(folder("train", train), folder("test", test))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [b"v" * 250, "\u00e4".encode() * 125, b"\xff" * 240])
+def test_a_data_set_s_name_fits_into_names_of_files(tmp_path, monkeypatch, name):
+    """Also where a link leads to a name that is not valid text."""
+    monkeypatch.chdir(tmp_path)
+    os.mkdir(name)
+    os.symlink(name, "link")
+    found = own_images.name_of("link")
+    assert found.startswith("images-")
+    assert 100 <= len(found.encode()) <= 107
+    assert own_images.name_of("short") == "images-short"
 
 
 def test_accents_that_are_spelt_in_another_way_are_the_same_class(folder):
@@ -136,6 +155,18 @@ def test_of_an_archive_in_keras_layout_the_training_images_are_trained_on(npz):
     assert (data.train.labels.tolist(), data.test.images[:, 0, 0, 0].tolist()) == ([0, 1, 1], [7, 8])
     with pytest.raises(InputError, match="has no array 'images', nor image, x, X, data, arr_0, x_train, "):
         own_images.load(npz("only test", x_test=test, y_test=[0, 1]), archive)
+
+
+def test_images_that_are_tested_on_and_trained_on_are_told(folder, npz, capsys):
+    """By their pixels, whatever their files and their labels."""
+    train = folder("train", {"a": grey(1, 2), "b": grey(3)})
+    data = own_images.load(train, npz("new", images=np.stack(grey(4, 5)), labels=[0, 1]))
+    assert data.test.description == "images in new.npz"
+    assert "training images" not in capsys.readouterr().out
+    data = own_images.load(train, npz("some", images=np.stack(grey(3, 4, 2)), labels=[0, 0, 1]))
+    assert data.test.description == "images in some.npz (2 of them training images, too)"
+    assert data.train.description == "images in train"
+    assert "  Of the images to test on, 2 of 3 are training images, too, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4"])

@@ -319,6 +319,14 @@ def test_two_folders_of_one_number_are_refused(save, tmp_path):
     assert "The sub-folders 01 and 1 of " in refused(sources.Folder(str(tmp_path / "folder"), SHAPE))
 
 
+def test_a_class_need_not_be_named_in_valid_text(save, tmp_path):
+    """As folders out of an old archive are: a page and a model card are in UTF-8."""
+    for name in ("dog", os.fsdecode(b"caf\xe9")):
+        save(f"{name}/a.png", pixels(0))
+    opened = open_folder(tmp_path)
+    assert (opened.class_names, opened.label(0)) == ((r"caf\xe9", "dog"), 0)
+
+
 def test_images_have_the_names_of_their_files(save, archive, tmp_path):
     for name in ("dog/b c.png", "cat/deep/a.png", os.fsdecode(b"cat/\xff.png")):
         save(name, pixels(0))

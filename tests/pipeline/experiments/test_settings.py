@@ -384,6 +384,12 @@ def test_a_method_with_two_settings_of_one_name_is_one_line(line, tmp_path):
             "letters, digits and .+-_ are accepted, and not 'all'. Received: '..",
         ),
         ("all", "return 0.9 * successes / n", "letters, digits and .+-_ are accepted, and not 'all'. Received: 'all'"),
+        ("soft-hoeffding", "return 0.9 * successes / n", "be called soft-hoeffding, as those by hoeffding are;"),
+        (
+            "hard-randomized",
+            "return 0.9 * successes / n",
+            "be called hard-randomized, as those by randomized-clopper-pearson are; register it by another name.",
+        ),
     ],
 )
 def test_a_bound_of_ones_own_that_cannot_hold_is_one_line(line, tmp_path, monkeypatch, name, body, message):

@@ -178,6 +178,30 @@ def test_like_with_like_needs_no_remark(write_evaluation):
     assert comparison.remarks(entries(write_evaluation("a"), write_evaluation("b"))) == []
 
 
+def test_bounds_that_differ_are_told_as_no_difference_between_models(write_evaluation, tmp_path):
+    """At the same n, the anytime-valid bound, of an n that was chosen after a look, gives smaller radii."""
+    one, other = write_evaluation("a", bound="clopper-pearson"), write_evaluation("b", bound="anytime")
+    assert comparison.remarks(entries(one, one, write_evaluation("before"))) == []  # an earlier version told no bound
+    (warning,) = comparison.remarks(entries(one, other, one))
+    assert warning.startswith("Warning: these differ in their bounds, clopper-pearson and anytime: differences between")
+    # Each log of an evaluation has its own.
+    write_evaluation("a", bound="clopper-pearson", certificates={"soft-bernstein-16": {"bound": "empirical-bernstein"}})
+    soft = one / "certificates-soft-bernstein-16.tsv"
+    soft.write_text((one / "certificates.tsv").read_text())
+    assert [entry.bound for entry in entries(one, soft)] == ["clopper-pearson", "empirical-bernstein"]
+
+
+def test_radii_that_only_decide_are_told(write_evaluation, run):
+    """They are no larger than what was asked for, which says nothing about the model."""
+    whole, decided = write_evaluation("whole"), write_evaluation("decided", decided_radii=[0, 0.25])
+    (warning,) = comparison.remarks(entries(whole, decided))
+    assert warning == (
+        "Warning: decided was sampled only to decide at 0 and 0.25: its radii, and so its ACR, could be larger."
+    )
+    assert warning in run(whole, decided)
+    assert warning in (whole.parent / "comparison.html").read_text()
+
+
 def test_unknown_settings_and_other_images_are_told(write_log, write_evaluation):
     """Of an unknown n nobody can say that it differs: no warning is made of it, and no silence."""
     ours, theirs = entries(write_evaluation("ours"), write_log("theirs.tsv", FIRST[:3]))
@@ -215,7 +239,9 @@ def test_settings_of_every_log_of_an_evaluation_and_of_a_sweep_are_known(write_e
     "content",
     ["", "{", "[1]", "null", '{"sigma": "x", "n": 1, "alpha": 0.1, "num_images": 4}', "[" * 100_000, "\xff",
      '{"sigma": NaN, "n": 1, "alpha": 0.1, "num_images": 4}', '{"sigma": 1, "n": true, "alpha": 0.1, "num_images": 4}',
-     '{"sigma": 1, "n": -1, "alpha": 0.1, "num_images": 4}', '{"sigma": 1, "n": 1, "num_images": 4}'],
+     '{"sigma": 1, "n": -1, "alpha": 0.1, "num_images": 4}', '{"sigma": 1, "n": 1, "num_images": 4}',
+     '{"sigma": 1, "n": 1, "alpha": 0.1, "num_images": 4, "decided_radii": 1}',
+     '{"sigma": 1, "n": 1, "alpha": 0.1, "num_images": 4, "decided_radii": [-1]}'],
 )  # fmt: skip
 def test_a_damaged_description_beside_a_log_is_one_line(write_evaluation, line, content):
     (write_evaluation("ours") / "metrics.json").write_bytes(content.encode("latin-1"))

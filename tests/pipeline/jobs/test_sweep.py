@@ -649,3 +649,12 @@ def test_the_field_s_log_of_a_member_can_be_read(compare, four):
     log = certification_log.read(path)
     assert log.predictions.tolist() == [1, 1, 0, -1]
     assert np.maximum(evaluation.correct_radii(log, log.labels), 0).tolist() == [0.5, 0.25, 0, 0]
+
+
+def test_a_long_value_fits_into_the_name_of_its_log(compare, four):
+    """Such as the path of someone's images."""
+    for value in ("x" * 300, "x" * 300 + "/y"):
+        compare.add(value, [(1, 0.5)] * 4, four[0])
+    assert [member["value"] for member in compare.result()["members"]] == ["x" * 300, "x" * 300 + "/y"]
+    names = {path.name for path in Path(compare._root).glob("execution/comparison/*.tsv")}
+    assert names == {f"{place}-lam-{'x' * 100}.tsv" for place in (1, 2)}

@@ -410,6 +410,7 @@ def test_other_code_is_another_execution_and_other_wording_is_not(pipeline, tmp_
     def run(**changed):
         for name, text in {**files, **changed}.items():
             (tmp_path / "code" / f"{name}.py").write_text(text)
+            sys.modules.pop(name, None)  # as in another process
         return pipeline.run(method="code_of_mine:f")[1]
 
     assert run() == ["Source", "Repeat", "Suffix"]
@@ -418,6 +419,12 @@ def test_other_code_is_another_execution_and_other_wording_is_not(pipeline, tmp_
     assert run(beside_it="G = 2\n") == ["Repeat"]
     assert run(code_of_mine=files["code_of_mine"] + "H = 1\n") == ["Repeat"]
     assert run() == []
+    # Of a long run, a later component: what it runs was imported before.
+    (tmp_path / "code" / "beside_it.py").write_text("G = 2  # and why\n")
+    with pytest.raises(InputError, match=r"^code_of_mine, or a file that it imports, was changed after it"):
+        pipeline.run(method="code_of_mine:f")
+    (tmp_path / "code" / "beside_it.py").write_text("G = 1  # and why\n")
+    assert pipeline.run(method="code_of_mine:f")[1] == []
     assert sys.modules.pop("code_of_mine")
     assert sys.modules.pop("beside_it")
 

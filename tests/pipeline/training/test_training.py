@@ -884,3 +884,16 @@ def test_training_is_forecast_once_from_its_later_steps_and_by_the_work_of_its_l
     assert "  More than an hour: a smaller --epochs or a smaller --num_samples would shorten it.\n" in out
     assert out.splitlines()[0].startswith("  Training:   1 % · epoch 1/4")
     assert out.splitlines()[-1].startswith("  Training:  20 %, 8 h 53 min left")
+
+
+def test_keras_that_is_told_to_put_channels_first_is_told_in_one_line():
+    """Its error about the shape after some layer says nothing of that."""
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(
+            InputError, match=r"^Images are \[H, W, C\] here: set image_data_format to channels_last in"
+        ):
+            models.network(SETTINGS, (8, 8, 1), 10)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    assert models.network(SETTINGS, (8, 8, 1), 10).output_shape == (None, 10)

@@ -158,6 +158,32 @@ def test_a_module_may_say_where_it_imports_from(digest, tmp_path, monkeypatch):
         del sys.modules["subject"], sys.modules["told_by_path"]
 
 
+def test_what_was_imported_is_what_runs_so_another_digest_is_refused(digest):
+    first = digest(subject="import beside_it\n", beside_it="b = 1\n")
+    assert code.digest_as_imported("subject") == first  # nothing was imported yet
+    code.import_module("subject")
+    try:
+        assert digest(beside_it="b = 1  # why\n") == code.digest_as_imported("subject") == first
+        assert digest(beside_it="b = 2\n") != first
+        code.import_module("subject")  # which imports nothing anew
+        with pytest.raises(
+            InputError, match=r"^subject, or a file that it imports, was changed after it was imported;"
+        ):
+            code.digest_as_imported("subject")
+    finally:
+        del sys.modules["subject"], sys.modules["beside_it"]
+    code.import_module("subject")
+    assert code.digest_as_imported("subject") == digest() != first
+    del sys.modules["subject"], sys.modules["beside_it"]
+
+
+def test_what_changes_while_it_is_imported_is_refused(digest):
+    digest(subject="from pathlib import Path\nPath(__file__).write_text('a = 2')\n")
+    with pytest.raises(InputError, match=r"^subject was changed while it was imported;"):
+        code.import_module("subject")
+    del sys.modules["subject"]
+
+
 def test_a_file_that_cannot_be_read_is_told_once(digest, tmp_path, monkeypatch):
     digest(subject="a = 1\n")
 
