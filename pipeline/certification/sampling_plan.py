@@ -56,7 +56,7 @@ def _check_users_bound(certify, bound):
     if others := [one.name for one in bounds.BOUNDS.values() if one.kind == bound.kind and one is not bound]:
         raise InputError(
             f"Certificates by the bound {certify} would be called {bound.kind}, as those by {others[0]} are; register "
-            "it by another name."
+            "it under another name."
         )
     try:
         bound.unanimous(np.array([1, 10, 1000]), 0.001)

@@ -388,7 +388,7 @@ def test_a_method_with_two_settings_of_one_name_is_one_line(line, tmp_path):
         (
             "hard-randomized",
             "return 0.9 * successes / n",
-            "be called hard-randomized, as those by randomized-clopper-pearson are; register it by another name.",
+            "be called hard-randomized, as those by randomized-clopper-pearson are; register it under another name.",
         ),
     ],
 )
