@@ -933,11 +933,12 @@ class CentresLargeBatches(keras.layers.Layer):
 
 
 class Routes(keras.layers.Layer):
-    """A mixture of two experts, each of which takes 40 images at most, as mixtures with a capacity do."""
+    """A mixture of two experts, each of which takes five eighths of the images at most."""
 
     def call(self, x):
         chosen = tf.one_hot(tf.argmax(x[:, :2], axis=-1), 2)
-        is_taken = tf.reduce_sum(tf.cast(tf.cumsum(chosen, axis=0) <= 40, tf.float32) * chosen, axis=-1)
+        most = 0.625 * tf.cast(tf.shape(x)[0], tf.float32)
+        is_taken = tf.reduce_sum(tf.cast(tf.cumsum(chosen, axis=0) <= most, tf.float32) * chosen, axis=-1)
         return x * is_taken[:, None]
 
 
@@ -951,7 +952,7 @@ class TurnsLateRowsAsOperation(keras.Operation):
 
 @pytest.mark.parametrize("layer", [TurnsLateRows, CentresLargeBatches, Routes, TurnsLateRowsAsOperation])
 def test_a_dependence_that_only_passes_of_full_size_show_is_found(layer):
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(2)
     inputs = keras.Input((4, 4, 1))
     model = keras.Model(inputs, layers.Dense(3)(layer()(layers.Dense(8)(layers.Flatten()(inputs)))))
     with pytest.raises(ValueError, match="depends on the rest of its batch") as caught:
