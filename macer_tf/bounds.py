@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from macer_tf import confidence
+from macer_tf.checks import as_array
 from macer_tf.votes import Votes
 
 DEFAULT = "clopper-pearson"
@@ -89,8 +90,9 @@ class Bound:
         drawn, lower = n != 0, np.zeros(n.shape)
         if not drawn.any():
             return lower
-        found = np.asarray(
-            self.function(*(of_all[drawn] for of_all in (*values, n)), alpha, *(of_all[drawn] for of_all in uniforms))
+        found = as_array(
+            f"What the bound {self.name} returns",
+            self.function(*(of_all[drawn] for of_all in (*values, n)), alpha, *(of_all[drawn] for of_all in uniforms)),
         )
         if found.shape != n[drawn].shape or found.dtype != np.float64:  # a narrower type may have rounded up
             raise ValueError(

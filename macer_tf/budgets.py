@@ -2,7 +2,7 @@
 
     budget = RadiusBudget(0.5, n=100_000)
     while (more := budget.more(votes, sigma, alpha)).any():
-        votes += ...  # `more` further estimation samples of each image
+        votes += ...  # `more` further estimation samples of each image, drawn from start `votes.n` on
     certificates = budget.certify(votes, sigma, alpha)
 
 Whatever a budget decides, its certificates hold at alpha; it decides only how many samples they cost.

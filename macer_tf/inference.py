@@ -4,7 +4,8 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 # isort: split
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import keras
@@ -17,7 +18,7 @@ from macer_tf.layers import FusedBatchNormalization
 PRECISIONS = ("float32", "bfloat16")
 
 # Types of a layer's settings, besides functions.
-_SETTINGS = (bool, int, float, str, tuple, list, np.ndarray, np.generic, type(None))
+_SETTINGS = (bool, int, float, str, tuple, list, dict, np.ndarray, np.generic, type(None))
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 _NORMS = (layers.BatchNormalization, FusedBatchNormalization)
 # Layers that configuration and weights describe completely: rebuilt from both, they are the same function. This is not
@@ -91,7 +92,9 @@ class InferenceGraph:
             # Anyone's activation may do anything.
             if "call" in vars(layer) or not _is_of_keras(getattr(layer, "activation", keras.activations.linear)):
                 return False
-            return _is_of_keras(layer) if isinstance(layer, keras.Model) else type(layer) in _PLAIN
+            if isinstance(layer, keras.Model):  # which may also call operations that are no layers
+                return all(map(_is_of_keras, (layer, *getattr(layer, "operations", ()))))
+            return type(layer) in _PLAIN
 
         return all(map(is_plain, self._classifier._flatten_layers()))
 
@@ -109,6 +112,20 @@ class InferenceGraph:
             for variables in (self._rebuilt.trainable_variables, self._rebuilt.non_trainable_variables)
         )
         return self._rebuilt.stateless_call(trainable, other, images, training=False)[0]
+
+    @contextlib.contextmanager
+    def held_still(self) -> Iterator[None]:
+        """Raises ValueError at its end if the classifier's weights changed meanwhile, as by training in a thread."""
+        # TensorFlow gives a variable that is read new memory when it changes, so nothing is copied here.
+        before = [(weight, weight.value.read_value()) for weight in self._classifier.weights]
+        yield
+        for weight, value in before:
+            now = weight.value.read_value()
+            if not tf.reduce_all((now == value) | ((now != now) & (value != value))):  # NaN stays NaN
+                raise ValueError(
+                    "The classifier's weights changed while its votes were drawn, so they are votes of several "
+                    f"classifiers; train before or after, or certify a copy. Received: changed {weight.path}"
+                )
 
     def check_unchanged(self) -> None:
         """Raises ValueError if the classifier's variables, its layers or Keras' settings of the layers have changed.
@@ -148,14 +165,21 @@ def _made_of(classifier):
 
 
 def _as_now(value):
-    """The present value of a setting, copied because the contents of a list or an array may change."""
+    """The present value of a setting, copied because the contents of a list, a dict or an array may change."""
     if isinstance(value, np.ndarray):
         return value.tolist()
-    return list(value) if isinstance(value, list) else value
+    if isinstance(value, dict):
+        return {name: _as_now(part) for name, part in value.items()}
+    return [_as_now(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _is_same(now, before):
-    return now == before if isinstance(now, tuple) else now is before
+    if not isinstance(now, tuple):
+        return now is before
+    try:
+        return bool(now == before)
+    except Exception:  # as of two tensors among a Lambda's arguments; one and the same is equal to itself
+        return False
 
 
 def own_precision(classifier: keras.Model) -> str:

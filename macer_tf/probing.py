@@ -26,12 +26,19 @@ _CHANGES = (
     "LookupTableRemove",
 )
 _MAKE_NEW_ONES = ("ScatterNd", "ScatterNdNonAliasingAdd")
+_DEPENDS = (
+    "The classifier's output for an image depends on the rest of its batch, for example through batch norm in "
+    "training mode; only a function of one image can be certified."
+)
 # A class can win if its gap to the winner is at most this many times the runner-up's gap in the median image.
 _WITHIN_REACH = 10
 
 
 def probe(
-    classifier: Callable[[tf.Tensor], tf.Tensor], image_shape: Sequence[int], precision: str = "float32"
+    classifier: Callable[[tf.Tensor], tf.Tensor],
+    image_shape: Sequence[int],
+    precision: str = "float32",
+    rows: int = 2 * _ROWS,
 ) -> np.ndarray:
     """What a classifier returns for a few random images, after checking that it is a function of each image alone.
 
@@ -43,6 +50,8 @@ def probe(
         classifier: images [batch, H, W, C] -> [batch, classes].
         image_shape: (H, W, C).
         precision: what it computes in, e.g. "bfloat16".
+        rows: images per pass in later use, at least 32. A layer may treat rows beyond some number differently, so the
+            classifier is also tried at this size, unless it consists of Keras' own plain layers, which do not.
 
     Returns:
         float32 [16, classes].
@@ -61,9 +70,9 @@ def probe(
     kept, places = np.arange(1, _ROWS, 2), np.arange(_ROWS - 2, -1, -2)
     others[places] = images[kept]
 
-    def outputs_of(batch):
+    def outputs_of(batch, function=classifier):
         try:
-            outputs = classifier(tf.constant(batch, tf.float32))
+            outputs = function(tf.constant(batch, tf.float32))
         except tf.errors.UnimplementedError as error:  # such as convolutions with channels first on a CPU
             line = str(error).replace("\n", " ").partition(" [Op:")[0]
             raise ValueError(f"The classifier cannot run on this machine. TensorFlow says: {line}") from error
@@ -78,22 +87,26 @@ def probe(
         )
     among_others = outputs_of(others)[places], outputs_of(np.concatenate([images, others]))[kept]
     if not all(agree(outputs[kept], found, precision) for found in among_others):
-        raise ValueError(
-            "The classifier's output for an image depends on the rest of its batch, for example through batch norm in "
-            "training mode; only a function of one image can be certified."
-        )
+        raise ValueError(_DEPENDS)
     if not getattr(classifier, "is_of_plain_layers", False):  # those stay as they are, and tracing takes time
-        _check_stays(classifier, images.shape)
+        # In a graph, because eagerly a functional model would hold all its layers' outputs for so many rows at once.
+        shape = tf.TensorSpec([rows, *image_shape], tf.float32)
+        graph = tf.function(classifier, autograph=False).get_concrete_function(shape)
+        _check_stays(graph.graph.as_graph_def())
+        # As in certification, nearly all rows are copies of one image; without noise, so that all go the same way.
+        crowd = np.repeat(images[-1:], rows - _ROWS, axis=0)
+        first, last = np.split(images, 2)
+        found = outputs_of(np.concatenate([first, crowd, last]), graph)
+        if not agree(outputs, np.concatenate([found[: len(first)], found[-len(last) :]]), precision):
+            raise ValueError(_DEPENDS)
     return outputs
 
 
-def _check_stays(classifier, shape):
+def _check_stays(definition):
     """Raises ValueError if running a classifier changes variables: what it returns might drift too slowly to be seen.
 
     This searches its graph, which also has the variables that Keras does not know about.
     """
-    graph = tf.function(classifier, autograph=False).get_concrete_function(tf.TensorSpec(shape, tf.float32)).graph
-    definition = graph.as_graph_def()
     nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
     found = sorted({node.op for node in nodes if node.op.startswith(_CHANGES) and node.op not in _MAKE_NEW_ONES})
     if found:

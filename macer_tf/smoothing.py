@@ -6,6 +6,7 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 import functools
 import math
+import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -55,9 +56,9 @@ class SmoothedClassifier:
     results, if whoever chose the image knew the seed, or if the classifier's output for an image depends on the rest of
     its batch.
 
-    It reads the classifier's weights whenever it draws, so training may go on in between. The layers must stay as they
-    are: if layers are added, removed or replaced, or settings of Keras' layers change, `draw` refuses; other changes
-    made by code are not noticed.
+    It reads the classifier's weights whenever it draws, so training may go on in between; if they change while it
+    draws, `draw` refuses the votes. The layers must stay as they are: if layers are added, removed or replaced, or
+    settings of Keras' layers change, `draw` refuses; other changes made by code are not noticed.
 
     Noise is addressed by (seed, example id, stream, sample): the same image under the same id gets the same noise,
     whoever asks for it, so votes add up. Every forward pass has the same number of rows, a multiple of 96, filled
@@ -65,7 +66,7 @@ class SmoothedClassifier:
     place and the other rows. On processors with AVX-512, as far as we found, the numbers of rows and of threads do not
     matter either; without it, another number of rows, or one thread instead of several, may round differently. So may
     another kind of machine or another build of TensorFlow. `count` and `draw` may be called from several threads at
-    once.
+    once, but not in a fork of the process that made it, where TensorFlow would wait for ever.
 
     Examples:
         >>> import keras
@@ -134,6 +135,7 @@ class SmoothedClassifier:
                 raise ValueError(f"beta must be a number that float32 holds. Received: beta={beta!r}")
         self._microbatch = None if microbatch is None else int(microbatch)
         self._graph = InferenceGraph(classifier, precision)
+        self._process = os.getpid()
         self._passes: dict[tuple, Callable] = {}
         self._probed: set[tuple[int, ...]] = set()
         shape = getattr(classifier, "input_shape", None)
@@ -210,9 +212,15 @@ class SmoothedClassifier:
 
         Raises:
             ValueError: if the classifier returns NaN or infinite outputs, or not [batch, classes] of two classes or
-                more; if its layers are no longer what they were; if a pixel is off the grid or outside [0, 1], or an
-                example id, stream, start or count is out of range.
+                more; if its layers are no longer what they were, or its weights change meanwhile; if a pixel is off the
+                grid or outside [0, 1], or an example id, stream, start or count is out of range; in a forked process.
         """
+        if os.getpid() != self._process:
+            raise ValueError(
+                "A SmoothedClassifier cannot be used in a fork of the process that made it, where TensorFlow would "
+                'wait for ever; make it in the new process, and start that by multiprocessing\'s "spawn", or use '
+                f"threads. Received: process {os.getpid()}, made in {self._process}"
+            )
         images = to_grid(as_array("Pixels", images), self.levels)
         if not len(images) == len(example_ids) == len(starts) == len(counts) >= 1:
             raise ValueError(
@@ -226,6 +234,11 @@ class SmoothedClassifier:
         self._check_shape(images.shape)
         self._probe(images.shape[1:])
         self._graph.check_unchanged()
+        with self._graph.held_still():
+            return self._draw(images, example_ids, stream, starts, counts, progress)
+
+    def _draw(self, images, example_ids, stream, starts, counts, progress):
+        """`draw` of what was checked, images on the grid."""
         totals: np.ndarray | None = None
         rows = rows_of_a_pass(images.shape[1:], self._microbatch)
         for pieces in passes(counts, rows):
@@ -266,7 +279,7 @@ class SmoothedClassifier:
         """Probes the base classifier, once for each image shape."""
         if image_shape in self._probed:
             return
-        outputs = probe(self._graph, image_shape, self.precision)
+        outputs = probe(self._graph, image_shape, self.precision, rows_of_a_pass(image_shape, self._microbatch))
         if self._betas and are_probabilities(outputs):
             raise ValueError(
                 "Soft votes need logits, but the classifier returns probabilities; remove its softmax, or pass no "
@@ -310,10 +323,11 @@ class SmoothedClassifier:
         images, example_ids = check_images(images, example_ids)
         starts = [0] * len(images)
         progress = keras.utils.Progbar(len(images) * (n0 + n), verbose=verbose, unit_name="sample").add
-        selection, estimation = (
-            self.draw(images, example_ids, stream, starts, [samples] * len(images), progress)
-            for stream, samples in ((noise.SELECTION, n0), (noise.ESTIMATION, n))
-        )
+        with self._graph.held_still():
+            selection, estimation = (
+                self.draw(images, example_ids, stream, starts, [samples] * len(images), progress)
+                for stream, samples in ((noise.SELECTION, n0), (noise.ESTIMATION, n))
+            )
         soft = {
             float(beta): SoftMoments(*estimation.soft[beta], selection_sums=selection.soft[beta][0])
             for beta in self._betas

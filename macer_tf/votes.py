@@ -62,7 +62,8 @@ class Votes:
     """Class counts of a set of images, kept separately for choosing the class and for bounding its probability.
 
     Votes of disjoint samples add: `a + b`, identical to the bit in any order. The caller must make sure that no sample
-    counted twice.
+    is counted twice. Two results of `SmoothedClassifier.votes` with one seed and ids begin with the same samples, and
+    are refused.
 
     Examples:
         >>> import numpy as np
@@ -160,6 +161,14 @@ class Votes:
             )
         if (self.uniforms is None) != (other.uniforms is None) or np.any(self.uniforms != other.uniforms):
             raise ValueError("Only votes with the same uniforms can be added. Received: different ones, or none.")
+        if self.uniforms is not None and ((self.n0 > 0) & (other.n0 > 0)).any():
+            # The uniforms tell that seed and ids are the same, so both begin with the same samples.
+            raise ValueError(
+                "Votes of one seed and the same ids, such as two results of `SmoothedClassifier.votes`, begin with the "
+                "same samples, which would be counted twice. Draw further ones with `SmoothedClassifier.draw`, from "
+                "start n on, and add them as estimation votes without selection votes. Received: both have selection "
+                "votes"
+            )
         return Votes(
             self.selection + other.selection,
             self.estimation + other.estimation,

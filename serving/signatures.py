@@ -64,7 +64,7 @@ class SmoothedSignatures(tf.Module):
         self._microbatch = default_microbatch(self._image_shape)
         # A Keras model that is tracked here loads in Python but fails in C++; its plain variables do not.
         self._classifier = InferenceGraph(classifier)
-        probe(self._classifier, self._image_shape, self._classifier.precision)
+        probe(self._classifier, self._image_shape, self._classifier.precision, self._microbatch)
         # The weights in a list of their own, in order: `serving.weights` finds them by this name.
         self.model_variables = [weight.value for weight in classifier.weights]
         weights = {id(variable) for variable in self.model_variables}

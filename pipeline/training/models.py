@@ -11,6 +11,7 @@ from macer_tf import base_classifier, networks, probing
 from macer_tf.inference import own_precision
 from macer_tf.noisy_training import NoisyTrainingModel
 from macer_tf.optimizers import SGD
+from macer_tf.smoothing import rows_of_a_pass
 from pipeline.training import schedules
 from pipeline.utils import code
 from pipeline.utils.errors import InputError, reason
@@ -133,7 +134,7 @@ def check_comes_back(model, path, image_shape):
     """
     precision = own_precision(model.classifier)
     try:
-        before = probing.probe(model.inference, image_shape, precision)
+        before = probing.probe(model.inference, image_shape, precision, rows_of_a_pass(image_shape))
     except ValueError as error:
         raise InputError(f"The network cannot be certified: {error}") from error
     if probing.are_probabilities(before):

@@ -1,7 +1,11 @@
 import copy
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 import threading
+import warnings
 
 import keras
 import numpy as np
@@ -157,7 +161,7 @@ def test_the_classifier_sees_the_image_plus_sigma_times_the_addressed_noise():
         noisy_copies(image, 0.25, 8, example_id, noise.SELECTION, start, count)
         for image, example_id, start, count in zip(images, (77, 2**32 - 1, 5), (2, 0, 2**33), (10, 21, 4), strict=True)
     ]
-    drawn = seen[4:]  # it was tried on four batches before
+    drawn = seen[5:]  # it was tried on five batches before
     assert [len(batch) for batch in drawn] == [96]
     np.testing.assert_allclose(np.concatenate(drawn)[:35], np.concatenate(expected), atol=1e-7)
 
@@ -517,7 +521,7 @@ def test_of_several_images_the_one_with_bad_outputs_is_named():
     with pytest.raises(ValueError, match="NaN or infinite outputs for image 31; it cannot be certified") as caught:
         smoothed.votes(images, 10, 20, [5, 8, 31, 2])
     assert "\n" not in str(caught.value)
-    assert len(seen) == 4 + 1  # it was tried on four batches before
+    assert len(seen) == 5 + 1  # it was tried on five batches before
     assert smoothed.votes(images[[0, 1, 3]], 10, 20).n.tolist() == [20] * 3
 
 
@@ -916,6 +920,95 @@ def test_a_dependence_on_the_number_of_rows_is_found():
         SmoothedClassifier(model, SIGMA)
 
 
+class TurnsLateRows(keras.layers.Layer):
+    """Treats rows otherwise beyond a number that only whole passes reach."""
+
+    def call(self, x):
+        return tf.where(tf.range(tf.shape(x)[0])[:, None] < 90, x, -x)
+
+
+class CentresLargeBatches(keras.layers.Layer):
+    def call(self, x):
+        return x - tf.where(tf.shape(x)[0] > 64, tf.reduce_mean(x, axis=0), 0.0)
+
+
+class Routes(keras.layers.Layer):
+    """A mixture of two experts, each of which takes five eighths of the images at most."""
+
+    def call(self, x):
+        chosen = tf.one_hot(tf.argmax(x[:, :2], axis=-1), 2)
+        most = 0.625 * tf.cast(tf.shape(x)[0], tf.float32)
+        is_taken = tf.reduce_sum(tf.cast(tf.cumsum(chosen, axis=0) <= most, tf.float32) * chosen, axis=-1)
+        return x * is_taken[:, None]
+
+
+class TurnsLateRowsAsOperation(keras.Operation):
+    def call(self, x):
+        return TurnsLateRows.call(self, x)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+@pytest.mark.parametrize("layer", [TurnsLateRows, CentresLargeBatches, Routes, TurnsLateRowsAsOperation])
+def test_a_dependence_that_only_passes_of_full_size_show_is_found(layer):
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, layers.Dense(3)(layer()(layers.Dense(8)(layers.Flatten()(inputs)))))
+    with pytest.raises(ValueError, match="depends on the rest of its batch") as caught:
+        SmoothedClassifier(model, SIGMA)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_change_while_votes_are_drawn_are_refused(linear, monkeypatch):
+    model = linear_classifier(*linear)
+    kernel, images = model.layers[-1].kernel, GOOD[:, :2, :2]
+    smoothed = SmoothedClassifier(model, SIGMA, seed=0)
+
+    def train(_=None):
+        kernel.assign_add(np.ones(kernel.shape))
+
+    def draw_and_train(*arguments):
+        drawn = SmoothedClassifier.draw(smoothed, *arguments)
+        train()
+        return drawn
+
+    line = "weights changed while its votes were drawn, .* Received: changed dense.*/kernel$"
+    with pytest.raises(ValueError, match=line) as caught:
+        smoothed.draw(images, [0, 1], noise.SELECTION, [0, 0], [500, 500], train)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(smoothed, "draw", draw_and_train)  # as a thread would between the two streams
+    for call in (smoothed.votes, smoothed.certify):
+        with pytest.raises(ValueError, match=line):
+            call(images, 5, 100)
+    monkeypatch.undo()
+    kernel.assign(np.full(kernel.shape, np.nan))
+    with InferenceGraph(model).held_still():  # NaN is not equal to itself, and has not changed
+        kernel.assign(np.full(kernel.shape, np.nan))
+
+
+def test_a_forked_process_does_not_wait_for_ever(linear):
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=0)
+    ours, its = multiprocessing.Pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python's, from 3.12 on, of what is tried here
+        child = os.fork()
+    if not child:
+        try:
+            smoothed.certify(GOOD[:, :2, :2], 5, 100)
+        except ValueError as error:
+            its.send(str(error))
+        os._exit(0)
+    try:
+        assert ours.poll(60)
+        line = ours.recv()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert "cannot be used in a fork of the process that made it" in line
+    assert line.endswith(f"Received: process {child}, made in {os.getpid()}")
+
+
 @pytest.mark.parametrize("shape", [(8, 4, 1), (4, 8), (4, 8, 3), (32, 1, 1)])
 def test_images_of_another_shape_than_the_classifier_takes_are_refused(shape):
     model = keras.Sequential([keras.Input((4, 8, 1)), layers.Flatten(), layers.Dense(2)])
@@ -970,7 +1063,7 @@ def test_without_selection_bad_numbers_are_told_in_the_same_words(linear):
 
 
 @pytest.mark.parametrize("with_norm", [False, True])
-@pytest.mark.parametrize("change", ["layer", "adapter", "activation", "rate", "adapted", "scale"])
+@pytest.mark.parametrize("change", ["layer", "adapter", "activation", "rate", "adapted", "scale", "arguments"])
 def test_what_a_changed_classifier_would_be_certified_as_is_refused(change, with_norm):
     """The graph that votes are drawn by is that of the layers as they were."""
     keras.utils.set_random_seed(0)
@@ -979,9 +1072,19 @@ def test_what_a_changed_classifier_would_be_certified_as_is_refused(change, with
     last = keras.layers.Dense(3)
     scale, normalization = keras.layers.Rescaling([2.0]), keras.layers.Normalization()
     normalization.adapt(GOOD)
-    first = [scale, normalization] if change in ("adapted", "scale") else []
+    of_arguments = keras.layers.Lambda(lambda x, factors: x * factors["of"], arguments={"factors": {"of": [1.0]}})
+    firsts = {"adapted": [scale, normalization], "scale": [scale, normalization], "arguments": [of_arguments]}
+    first = firsts.get(change, [])
     model = keras.Sequential(
-        [keras.Input((4, 4, 1)), *first, keras.layers.Flatten(), keras.layers.Dense(8), *norm, slope, last]
+        [
+            keras.Input((4, 4, 1)),
+            *first,
+            keras.layers.Flatten(),
+            keras.layers.Dense(8),
+            *norm,
+            slope,
+            last,
+        ]
     )
     unused, used = (SmoothedClassifier(model, SIGMA, seed=0) for _ in range(2))
     used.votes(GOOD, 5, 20)
@@ -994,6 +1097,8 @@ def test_what_a_changed_classifier_would_be_certified_as_is_refused(change, with
         normalization.adapt(1 - GOOD)
     elif change == "scale":
         scale.scale[0] = 3.0
+    elif change == "arguments":
+        of_arguments.arguments["factors"]["of"][0] = 3.0
     elif change == "activation":
         last.activation = keras.activations.tanh
     else:

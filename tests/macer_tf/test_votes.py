@@ -157,10 +157,21 @@ def test_votes_are_shown_in_one_line():
 def test_uniforms_stay_with_their_votes():
     counts, uniforms = np.array([[8, 2], [1, 9]]), np.array([0.25, 0.5])
     votes = Votes(counts, counts, uniforms=uniforms)
-    assert (votes + votes).uniforms.tolist() == uniforms.tolist()
+    further = Votes(np.zeros_like(counts), counts, uniforms=uniforms.copy())
+    for both in (votes + further, further + votes):
+        assert both.uniforms.tolist() == uniforms.tolist()
+        assert both.n0.tolist() == [10, 10]
+        assert both.n.tolist() == [20, 20]
     for others in (None, uniforms[::-1]):
         with pytest.raises(ValueError, match="the same uniforms"):
             votes + Votes(counts, counts, uniforms=others)
+
+
+def test_the_same_samples_are_not_counted_twice():
+    counts = np.array([[8, 2], [1, 9]])
+    with pytest.raises(ValueError, match="begin with the same samples, which would be counted twice") as caught:
+        Votes(counts, counts, uniforms=np.array([0.25, 0.5])) + Votes(counts, counts, uniforms=np.array([0.25, 0.5]))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("uniforms", [[0.5], [0.5, 1.1], [-0.1, 0.5], [0.5, np.nan], [[0.5, 0.5]]])
