@@ -222,7 +222,7 @@ def _summary(evaluated):
 def _summary_without_labels(evaluated):
     metrics, certificates = evaluated.metrics, evaluated.certificates
     certified = certificates.radii[certificates.predictions != ABSTAIN]
-    median = f"{np.median(certified):.3f}" if len(certified) else "—"
+    median = words.at_least(np.median(certified), 3) if len(certified) else "—"
     return [
         page.Fact(
             "Certified",

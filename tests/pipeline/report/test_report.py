@@ -18,7 +18,7 @@ from PIL import Image
 
 from macer_tf import certificates as certificates_lib
 from macer_tf.votes import Votes
-from pipeline.report import charts, figures, page, radii, single_images, table, words
+from pipeline.report import certification_report, charts, figures, page, radii, single_images, table, words
 
 PAPER = {
     "name": "MACER-0.25, paper Table 1",
@@ -371,6 +371,33 @@ def test_selected_classes_against_labels():
 def test_a_lower_bound_is_rounded_down(value, digits, told):
     assert words.at_least(value, digits) == told
     assert Fraction(told) <= Fraction(value)
+
+
+def test_a_page_without_labels_shows_no_larger_median_radius_than_is_certified():
+    votes = Votes(np.array([[20, 0]]), np.array([[950, 50]]))
+    certified = certificates_lib.certify(votes, 0.5, 0.001)
+    html = certification_report.html(
+        certification_report.Evaluated(
+            title="t",
+            metrics={
+                **{"sigma": 0.5, "n0": 20, "n": 1000, "alpha": 0.001, "bound": "clopper-pearson", "abstained": 0.0},
+                **{"image_set": "one image", "samples_per_image": 1020.0, "unestimated": 0.0},
+            },
+            listing={},
+            correct_radii={"hard": certified.radii},
+            certificates=certified,
+            votes=votes,
+            ids=np.arange(1),
+            labels=np.array([-1]),
+            class_names=["a", "b"],
+            image=lambda position: np.zeros((8, 8, 1)),
+            noise=lambda position: np.zeros((8, 8, 1)),
+            command="c",
+        )
+    )
+    (shown,) = re.findall(r"Median radius</dt>\s*<dd[^>]*>([\d.]+)", html)
+    assert f"{certified.radii[0]:.3f}" > shown  # rounded to the nearest, it would be larger
+    assert 0 <= Fraction(certified.radii[0]) - Fraction(shown) < Fraction(1, 1000)
 
 
 # Tables
