@@ -161,7 +161,7 @@ def test_the_classifier_sees_the_image_plus_sigma_times_the_addressed_noise():
         noisy_copies(image, 0.25, 8, example_id, noise.SELECTION, start, count)
         for image, example_id, start, count in zip(images, (77, 2**32 - 1, 5), (2, 0, 2**33), (10, 21, 4), strict=True)
     ]
-    drawn = seen[5:]  # it was tried on five batches before
+    drawn = seen[6:]  # it was tried on six batches before
     assert [len(batch) for batch in drawn] == [96]
     np.testing.assert_allclose(np.concatenate(drawn)[:35], np.concatenate(expected), atol=1e-7)
 
@@ -521,7 +521,7 @@ def test_of_several_images_the_one_with_bad_outputs_is_named():
     with pytest.raises(ValueError, match="NaN or infinite outputs for image 31; it cannot be certified") as caught:
         smoothed.votes(images, 10, 20, [5, 8, 31, 2])
     assert "\n" not in str(caught.value)
-    assert len(seen) == 5 + 1  # it was tried on five batches before
+    assert len(seen) == 6 + 1  # it was tried on six batches before
     assert smoothed.votes(images[[0, 1, 3]], 10, 20).n.tolist() == [20] * 3
 
 

@@ -362,7 +362,7 @@ def test_greyscale_and_palettes_are_taken_exactly(save, tmp_path):
     ("shape", "array", "mode", "said"),
     [
         (SHAPE, pixels(0, (6, 4, 3)), None, "bad.png is 6x4, not 4x6; save it in that size, or certify it resized"),
-        (SHAPE, pixels(0, (4, 6, 4)), None, "bad.png is not opaque: what lies behind it is not known; save it on a"),
+        (SHAPE, pixels(0, (4, 6, 4)), None, "bad.png is not opaque: what lies behind it is not known; save it with "),
         ((4, 6, 1), pixels(0), None, "bad.png is in the colour mode RGB, but greyscale is needed; save it in greys"),
         ((4, 6, 1), pixels(0, (4, 6, 4)), None, "bad.png is in the colour mode RGBA, but greyscale is needed; save "),
     ],
