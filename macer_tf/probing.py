@@ -1,5 +1,6 @@
 """Runs a base classifier on a few images: is it a function of each image alone, and what does it return?"""
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -70,15 +71,7 @@ def probe(
     kept, places = np.arange(1, _ROWS, 2), np.arange(_ROWS - 2, -1, -2)
     others[places] = images[kept]
 
-    def outputs_of(batch, function=classifier):
-        try:
-            outputs = function(tf.constant(batch, tf.float32))
-        except tf.errors.UnimplementedError as error:  # such as convolutions with channels first on a CPU
-            line = str(error).replace("\n", " ").partition(" [Op:")[0]
-            raise ValueError(f"The classifier cannot run on this machine. TensorFlow says: {line}") from error
-        check_outputs(outputs, len(batch))
-        return np.asarray(tf.cast(outputs, tf.float32))
-
+    outputs_of = functools.partial(_outputs, classifier)
     outputs = outputs_of(images)
     if not agree(outputs, outputs_of(images), precision):
         raise ValueError(
@@ -89,18 +82,34 @@ def probe(
     if not all(agree(outputs[kept], found, precision) for found in among_others):
         raise ValueError(_DEPENDS)
     if not getattr(classifier, "is_of_plain_layers", False):  # those stay as they are, and tracing takes time
-        # In a graph, because eagerly a functional model would hold all its layers' outputs for so many rows at once.
-        shape = tf.TensorSpec([rows, *image_shape], tf.float32)
-        graph = tf.function(classifier, autograph=False).get_concrete_function(shape)
-        _check_stays(graph.graph.as_graph_def())
-        # As in certification, nearly all rows are copies of one image; without noise, so that all go the same way. Both
-        # passes are of this graph, because others round differently, which 400 layers can amplify.
-        before, after = (np.repeat(image[None], rows - _ROWS, axis=0) for image in images[[0, -1]])
-        first = outputs_of(np.concatenate([images, after]), graph)[:_ROWS]
-        last = outputs_of(np.concatenate([before, images]), graph)[-_ROWS:]
-        if not agree(first, last, precision):
-            raise ValueError(_DEPENDS)
+        _check_full_passes(classifier, images, rows, precision)
     return outputs
+
+
+def _outputs(classifier, batch):
+    """What a classifier returns for a batch, float32 [batch, classes]."""
+    try:
+        outputs = classifier(tf.constant(batch, tf.float32))
+    except tf.errors.UnimplementedError as error:  # such as convolutions with channels first on a CPU
+        line = str(error).replace("\n", " ").partition(" [Op:")[0]
+        raise ValueError(f"The classifier cannot run on this machine. TensorFlow says: {line}") from error
+    check_outputs(outputs, len(batch))
+    return np.asarray(tf.cast(outputs, tf.float32))
+
+
+def _check_full_passes(classifier, images, rows, precision):
+    """Raises ValueError if running a classifier changes variables, or if outputs depend on the rest of a full pass."""
+    # In a graph, because eagerly a functional model would hold all its layers' outputs for so many rows at once.
+    shape = tf.TensorSpec([rows, *images.shape[1:]], tf.float32)
+    graph = tf.function(classifier, autograph=False).get_concrete_function(shape)
+    _check_stays(graph.graph.as_graph_def())
+    # As in certification, nearly all rows are copies of one image; without noise, so that all go the same way. Both
+    # passes are of this graph, because others round differently, which 400 layers can amplify.
+    before, after = (np.repeat(image[None], rows - len(images), axis=0) for image in images[[0, -1]])
+    first = _outputs(graph, np.concatenate([images, after]))[: len(images)]
+    last = _outputs(graph, np.concatenate([before, images]))[-len(images) :]
+    if not agree(first, last, precision):
+        raise ValueError(_DEPENDS)
 
 
 def _check_stays(definition):
