@@ -239,7 +239,7 @@ class SmoothedClassifier:
 
     def _draw(self, images, example_ids, stream, starts, counts, progress):
         """`draw` of what was checked, images on the grid."""
-        totals: np.ndarray | None = None
+        totals = None
         rows = rows_of_a_pass(images.shape[1:], self._microbatch)
         for pieces in passes(counts, rows):
             places, offsets, counted = (np.array(column, np.int64) for column in zip(*pieces, strict=True))
