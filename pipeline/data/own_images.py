@@ -1,7 +1,6 @@
 """Anyone's folders and .npz files -> a data set to train and certify on."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +48,7 @@ def load(train_images, test_images, scratch=None):
 def name_of(train_images):
     """What a data set of anyone's images is called."""
     # A link may lead to a folder whose name is not valid text.
-    stem = os.fsencode(Path(train_images).resolve().stem).decode(errors="backslashreplace")
-    return f"images-{places.short(stem)}"
+    return f"images-{places.short(sources.text_of(Path(train_images).resolve().stem))}"
 
 
 def fingerprint(path):

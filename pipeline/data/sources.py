@@ -158,13 +158,13 @@ class Folder:
         are_named = labels is not None and self.classes is None and not _are_numbers(names)
         return Images(
             ids=np.arange(len(files)),
-            class_names=tuple(map(_text, names)) if are_named else None,
+            class_names=tuple(map(text_of, names)) if are_named else None,
             has_labels=labels is not None,
             levels=255,
             _label=lambda i: None if labels is None else labels[i],
             _content=lambda i: image_files.content(files[i], rule),
             _pixels=lambda i, content: image_files.decode(files[i], content, shape, rule),
-            _name=lambda i: _text(files[i].relative_to(root).as_posix()),
+            _name=lambda i: text_of(files[i].relative_to(root).as_posix()),
         )
 
     def _labels(self, root, files, names):
@@ -188,8 +188,8 @@ class Folder:
         return [numbers[image_files.spelling(file.relative_to(root).parts[0])] for file in files]
 
 
-def _text(name):
-    """The name of a file or folder, which need not be valid text."""
+def text_of(name):
+    """The name of a file or folder as text, which it need not be."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 

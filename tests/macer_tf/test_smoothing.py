@@ -1076,15 +1076,7 @@ def test_what_a_changed_classifier_would_be_certified_as_is_refused(change, with
     firsts = {"adapted": [scale, normalization], "scale": [scale, normalization], "arguments": [of_arguments]}
     first = firsts.get(change, [])
     model = keras.Sequential(
-        [
-            keras.Input((4, 4, 1)),
-            *first,
-            keras.layers.Flatten(),
-            keras.layers.Dense(8),
-            *norm,
-            slope,
-            last,
-        ]
+        [keras.Input((4, 4, 1)), *first, keras.layers.Flatten(), keras.layers.Dense(8), *norm, slope, last]
     )
     unused, used = (SmoothedClassifier(model, SIGMA, seed=0) for _ in range(2))
     used.votes(GOOD, 5, 20)
