@@ -7,6 +7,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
+from pipeline.utils.atomic_files import remove_path
 from pipeline.utils.errors import InputError, reason
 from serving.files import is_url
 from serving.fingerprints import directory_fingerprint, file_digest
@@ -148,9 +149,9 @@ def fetched(url):
     """
     unfinished = _cache() / uuid.uuid4().hex
     try:
-        fingerprint = fingerprint_of(download(url, unfinished))
-        with contextlib.suppress(OSError):  # it already exists
-            unfinished.rename(_cache() / fingerprint)
+        copy = download(url, unfinished)
+        fingerprint = fingerprint_of(copy)
+        _keep(copy, fingerprint)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return fingerprint
@@ -164,16 +165,20 @@ def local(place, fingerprint, is_checked=True):
     Args:
         place: path or URL.
         fingerprint: as `fingerprint_of`.
-        is_checked: whether to read a path, or a copy that already existed, to compare it; a new copy always is.
+        is_checked: whether to compare a path, or a copy that already existed, which is replaced if it is damaged; a new
+            copy is always compared.
 
     Raises:
         InputError: if there is nothing, or something with another fingerprint.
     """
-    path = _copied(place, fingerprint) if is_url(place) else Path(place)
     try:
+        if is_url(place):
+            path = _copied(place, fingerprint, is_checked)
+        else:
+            path = Path(place)
+            if is_checked:
+                _check_unchanged(place, path, fingerprint)
         path.stat()
-        if is_checked:
-            _check_unchanged(place, path, fingerprint)
     except OSError as error:
         raise InputError(f"{place} cannot be read on {os.uname().nodename} ({error.strerror}).") from None
     return path
@@ -185,20 +190,39 @@ def _check_unchanged(place, path, fingerprint):
 
 
 def _cache():
-    return Path(tempfile.gettempdir()) / f"macer_tf-{os.getuid()}"
+    folder = Path(tempfile.gettempdir()) / f"macer_tf-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.lstat().st_uid != os.getuid():
+        raise InputError(
+            f"{folder}, where copies of URLs are kept, belongs to another user, who could change them; remove it, or "
+            "set TMPDIR to a folder of your own."
+        )
+    return folder
 
 
-def _copied(url, fingerprint):
-    cache = _cache()
-    copy = cache / fingerprint / url.rstrip("/").rsplit("/", 1)[1]
-    if not copy.exists():
-        unfinished = cache / f"{fingerprint}-{uuid.uuid4().hex}"
+def _copied(url, fingerprint, is_checked):
+    copy = _kept(fingerprint, url.rstrip("/").rsplit("/", 1)[1])
+    if not copy.exists() or (is_checked and fingerprint_of(copy) != fingerprint):
+        unfinished = _cache() / uuid.uuid4().hex
         try:
-            _check_unchanged(url, download(url, unfinished), fingerprint)
-            unfinished.rename(cache / fingerprint)
-        except OSError:
-            if not copy.exists():  # or another process was first
-                raise
+            new = download(url, unfinished)
+            _check_unchanged(url, new, fingerprint)
+            _keep(new, fingerprint)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return copy
+
+
+def _kept(fingerprint, name):
+    return _cache() / fingerprint / name
+
+
+def _keep(copy, fingerprint):
+    """Moves a copy to where other processes find it, unless it is already there as a whole."""
+    kept = _kept(fingerprint, copy.name)
+    kept.parent.mkdir(exist_ok=True)
+    # What cleans up temporary files may have removed some of a folder's.
+    if kept.exists() and fingerprint_of(kept) != fingerprint:
+        remove_path(kept)
+    with contextlib.suppress(OSError):  # a folder that is whole, or that another process has just put there
+        copy.rename(kept)
