@@ -83,7 +83,8 @@ class Tally:
         """The first `most` `Chunk`s to draw, always in the same order."""
         chunks = (
             chunk
-            for example_id, image in self._images.items()
+            # A copy, because another thread may take a failure meanwhile.
+            for example_id, image in [*self._images.items()]
             if image.outcome is None
             for stream, gaps in image.gaps.items()
             for first, stop in gaps
@@ -101,7 +102,7 @@ class Tally:
         """Samples that the images have and may still get, as far as is known."""
         return sum(
             self.plan.n0 + (image.goals[noise.ESTIMATION] or self.plan.n) if image.outcome is None else image.held
-            for image in self._images.values()
+            for image in [*self._images.values()]  # a copy, as above
         )
 
     def ids_with_votes(self):

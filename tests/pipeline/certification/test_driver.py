@@ -106,6 +106,28 @@ def leave_ledger(store, name, lines, torn):
     (store / "votes" / name).write_text("\n".join(lines)[:-torn])
 
 
+class PlanOfOtherThreads(SamplingPlan):
+    """A plan during whose every look at `n` another thread takes a failure."""
+
+    def __getattribute__(self, name):
+        if name == "n" and (meanwhile := self.__dict__.get("meanwhile")):
+            meanwhile.pop()()
+        return super().__getattribute__(name)
+
+
+def test_an_image_may_fail_while_another_thread_looks_at_the_others(monkeypatch):
+    images = SimpleNamespace(digest=lambda example_id: example_id)
+    plan = PlanOfOtherThreads(N0, N, ALPHA)
+    stand = tally.Tally(plan, SIGMA, SEED, 3, images, range(6), None)
+    fail = [lambda example_id=example_id: stand.take((), {example_id: "damaged"}) for example_id in range(6)]
+    plan.__dict__["meanwhile"] = fail[4:]
+    assert stand.most > 0
+    split = tally.split
+    monkeypatch.setattr(tally, "split", lambda *chunk: (fail and fail.pop(0)()) or split(*chunk))
+    assert stand.missing(100)
+    assert stand.failures.keys() >= {4, 5}
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     return Lines(monkeypatch)
