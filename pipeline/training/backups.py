@@ -21,7 +21,7 @@ from serving.fingerprints import file_digest
 _SECONDS_BETWEEN_BACKUPS = 60
 _SHARE_OF_TIME = 0.02
 
-_FOLDER = re.compile(r"epoch-(\d{5})(?:-step-(\d{7}))?")
+_FOLDER = re.compile(r"epoch-(\d{5,})(?:-step-(\d{7,}))?")
 # What reading a damaged JSON file, archive or HDF5 file raises.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -142,12 +142,12 @@ class Backup(keras.callbacks.Callback):
             before = [folder for folder in self._folders() if folder != latest]
             raise InputError(
                 f"Cannot read the training backup {latest} ({type(error).__name__}); delete it to "
-                + (f"resume from {max(before)}." if before else "train again from the start.")
+                + (f"resume from {max(before, key=_place)}." if before else "train again from the start.")
             ) from None
 
     def latest(self):
         """The folder of the last state, or None."""
-        return max(self._folders(), default=None)
+        return max(self._folders(), key=_place, default=None)
 
     def best(self):
         """The folder of the best finished epoch (the last one on a tie), or None."""
@@ -190,17 +190,27 @@ class Backup(keras.callbacks.Callback):
         self._next = now + max(_SECONDS_BETWEEN_BACKUPS, (now - started) / _SHARE_OF_TIME)
 
     def _folders(self):
-        return [path for path in self._directory.glob("epoch-*") if _FOLDER.fullmatch(path.name)]
+        return _folders_in(self._directory)
 
 
 def done(directory, steps):
     """How many training steps the last state in a directory has done; `steps` make an epoch. 0 if there is none."""
-    found = (_FOLDER.fullmatch(path.name) for path in Path(directory).glob("epoch-*"))
-    return max((int(name[1]) * steps + int(name[2] or 0) for name in found if name), default=0)
+    places = map(_place, _folders_in(Path(directory)))
+    return max((epoch * steps + step for epoch, step in places), default=0)
+
+
+def _folders_in(directory):
+    return [path for path in directory.glob("epoch-*") if _FOLDER.fullmatch(path.name)]
+
+
+def _place(folder):
+    """How many epochs are finished in a state, and how many steps of the next are done."""
+    epoch, step = _FOLDER.fullmatch(folder.name).groups(default="0")
+    return int(epoch), int(step)
 
 
 def _folder_name(epoch, step):
-    """Names of later states sort after those of earlier ones."""
+    """The name from which `_place` reads both."""
     return f"epoch-{epoch:05d}" + (f"-step-{step:07d}" if step else "")
 
 

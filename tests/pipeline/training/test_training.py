@@ -502,6 +502,17 @@ def test_the_best_is_the_last_of_the_epochs_with_the_highest_accuracy(tmp_path):
     assert backup.best() == tmp_path / "epoch-00003"
 
 
+def test_backups_are_found_however_many_epochs_there_are(tmp_path):
+    record = backups.Record(5)
+    backup = backups.Backup(tmp_path, record)
+    for name in ("epoch-99999", "epoch-99999-step-0000003", "epoch-100000", "epoch-100000-step-0000002"):
+        (tmp_path / name).mkdir()
+        assert backup.latest() == tmp_path / name
+    assert backups.done(tmp_path, 5) == 500_002
+    record.history = [{"smoothed_accuracy": 0.5}] * 100_000
+    assert backup.best() == tmp_path / "epoch-100000"
+
+
 @pytest.mark.parametrize(
     "damage", ["truncated", "empty", "bytes", "flipped", "no weights", "torn state", "other state"]
 )
