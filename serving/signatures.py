@@ -18,7 +18,7 @@ from serving.card import ALPHA_RANGE
 from serving.siphash import siphash
 
 # `predict` gives up after this many times n: by then it decides margins as narrow as the binomial test of n samples.
-_PREDICT_LIMIT = 2
+PREDICT_LIMIT = 2
 _HALF_KEY = 2**32 - 1
 
 
@@ -53,7 +53,7 @@ class SmoothedSignatures(tf.Module):
         if self._num_classes < 2:
             # With a single output, the largest is always class 0, and everything would be certified.
             raise ValueError(f"The classifier must have two classes or more. Received: {self._num_classes}")
-        early_exit.check_can_decide(_PREDICT_LIMIT * n, self._num_classes, alpha)
+        early_exit.check_can_decide(PREDICT_LIMIT * n, self._num_classes, alpha)
         if not ALPHA_RANGE[0] <= alpha <= ALPHA_RANGE[1]:
             raise ValueError(f"alpha must lie in {list(ALPHA_RANGE)} to be served. Received: alpha={alpha!r}")
         self._secret = secrets.randbits(64), secrets.randbits(64)
@@ -233,7 +233,7 @@ class SmoothedSignatures(tf.Module):
 
     def _predict_image(self, image, seed):
         """predicted_class, p_value and the samples drawn, scalars."""
-        ends = tf.constant([0, *early_exit.looks(_PREDICT_LIMIT * self._n, self._microbatch)], tf.int64)
+        ends = tf.constant([0, *early_exit.looks(PREDICT_LIMIT * self._n, self._microbatch)], tf.int64)
         last = ends.shape[0] - 1
 
         def draw_and_look(look, counts, _):

@@ -1,10 +1,13 @@
 """Exporter: model -> a SavedModel that returns the smoothed prediction."""
 
+from macer_tf import early_exit
 from pipeline.data import examples as examples_lib
-from pipeline.orchestration.artifacts import private_copy
-from pipeline.orchestration.orchestrator import Component
+from pipeline.orchestration.artifacts import Artifact, private_copy
+from pipeline.orchestration.orchestrator import Component, Resolver
 from pipeline.training import models
+from pipeline.utils.errors import InputError
 from serving.export import export
+from serving.signatures import PREDICT_LIMIT
 
 
 def export_model(execution):
@@ -29,6 +32,21 @@ def distinct(names):
     return [f"{name} ({number})" if names.count(name) > 1 else name for number, name in enumerate(names)]
 
 
+def _check_can_be_served(artifacts, settings, root):
+    """Raises InputError before training, once the number of classes is known, if `export` would refuse serving_n."""
+    num_classes = examples_lib.read(artifacts["examples"].path).num_classes
+    try:
+        early_exit.check_can_decide(PREDICT_LIMIT * settings["serving_n"], num_classes, settings["alpha"])
+    except ValueError as error:
+        raise InputError(
+            f"serving_n={settings['serving_n']} is too small: a served prediction takes up to {PREDICT_LIMIT} times as "
+            f"many samples. {error}"
+        ) from None
+    return Artifact(None, "none")
+
+
+# Looks nothing up.
+CAN_BE_SERVED = Resolver("can_be_served", _check_can_be_served)
 EXPORTER = Component(
     name="Exporter",
     inputs=("model", "examples"),

@@ -121,15 +121,15 @@ def _components(settings, given):
     from pipeline.components.certifier import CERTIFIER
     from pipeline.components.evaluator import EVALUATOR, LATEST_BLESSED
     from pipeline.components.example_gen import EXAMPLE_GEN, enough_images
-    from pipeline.components.exporter import EXPORTER
+    from pipeline.components.exporter import CAN_BE_SERVED, EXPORTER
     from pipeline.components.infra_validator import INFRA_VALIDATOR
     from pipeline.components.pusher import PUSHER
 
     # A preset may ask for more images than there are, a user may not.
     checked = [enough_images(given["num_test_examples"])] if given.get("num_test_examples") else []
     return (
-        *(EXAMPLE_GEN, *checked, trainer.component(settings), CERTIFIER, LATEST_BLESSED, EVALUATOR, EXPORTER),
-        *(INFRA_VALIDATOR, PUSHER),
+        *(EXAMPLE_GEN, *checked, CAN_BE_SERVED, trainer.component(settings), CERTIFIER, LATEST_BLESSED, EVALUATOR),
+        *(EXPORTER, INFRA_VALIDATOR, PUSHER),
     )
 
 

@@ -247,6 +247,8 @@ def test_the_smallest_n_that_can_certify_is_accepted():
             "There are only 100 images to train on. Received: labels=101",
         ),
         (["--dataset", "digits", "--num_test_examples", "361"], "There are only 360 test images. Received: num_test_e"),
+        # Four votes of four certify at alpha = 0.1, but eight of eight do not decide between ten classes.
+        (["--dataset", "digits", "--alpha", "0.1", "--serving_n", "4"], "serving_n=4 is too small: a served"),
         (["--dataset", "digits", "--image_size", "16"], "digits are embedded"),
         (
             ["--dataset", "digits", "--crop_padding", "8"],
