@@ -339,8 +339,10 @@ class NoisyTrainingModel(keras.Model):
         replica = tf.distribute.get_replica_context()
         if replica.num_replicas_in_sync > 1 and isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             # Keras skips the step where the first replica's gradients are not finite, so it must see the others'. It
-            # sums over the replicas later.
-            summed = replica.all_reduce(tf.distribute.ReduceOp.MEAN, list(summed))
+            # sums over the replicas later. Variables that the loss does not depend on have no gradient.
+            found = [gradient for gradient in summed if gradient is not None]
+            means = iter(replica.all_reduce(tf.distribute.ReduceOp.MEAN, found) if found else ())
+            summed = [None if gradient is None else next(means) for gradient in summed]
         if self.trainable_variables:
             self.optimizer.apply_gradients(zip(summed, self.trainable_variables, strict=True))
         else:

@@ -35,13 +35,18 @@ class InfiniteAtTheEnd(GivenNoise):
         return super().draw_noise(images, start, training) + tf.where(second, float("inf"), 0.0)
 
 
-def build(kind, clip_norm=None, ema=None, **options):
+class FlattenWithSpareWeight(layers.Flatten):
+    """Has a weight that no output depends on, and so no gradient."""
+
+    def build(self, input_shape):
+        self.spare = self.add_weight(name="spare", shape=(2,))
+
+
+def build(kind, clip_norm=None, ema=None, flatten=layers.Flatten, **options):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6, 6, 1))
     x = layers.Conv2D(4, 3, activation="relu", kernel_regularizer=keras.regularizers.L2(0.01))(inputs)
-    model = kind(
-        keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))), 0.25, num_samples=3, beta=4.0, seed=1, **options
-    )
+    model = kind(keras.Model(inputs, layers.Dense(3)(flatten()(x))), 0.25, num_samples=3, beta=4.0, seed=1, **options)
     model.compile(
         SGD(0.1, momentum=0.9, l2=1e-3, global_clipnorm=clip_norm, use_ema=ema is not None, ema_momentum=ema or 0.99),
         metrics=["accuracy"],
@@ -100,7 +105,7 @@ def main():
 
     keras.config.set_dtype_policy("mixed_float16")
     with strategy.scope():
-        model = build(InfiniteAtTheEnd)
+        model = build(InfiniteAtTheEnd, flatten=FlattenWithSpareWeight)
     keras.config.set_dtype_policy("float32")
     before = model.classifier.get_weights()
     model.fit(images[:4], labels[:4], batch_size=4, shuffle=False, verbose=0)
