@@ -116,11 +116,10 @@ class InferenceGraph:
     @contextlib.contextmanager
     def held_still(self) -> Iterator[None]:
         """Raises ValueError at its end if the classifier's weights changed meanwhile, as by training in a thread."""
-        # As bytes, because NaN is not equal to itself; and comparing tensors takes three times as long.
-        before = [(weight, weight.numpy().tobytes()) for weight in self._classifier.weights]
+        before = [(weight, _content(weight)) for weight in self._classifier.weights]
         yield
         for weight, then in before:
-            if weight.numpy().tobytes() != then:
+            if _content(weight) != then:
                 raise ValueError(
                     "The classifier's weights changed while its votes were drawn, so they are votes of several "
                     f"classifiers; train before or after, or certify a copy. Received: changed {weight.path}"
@@ -140,6 +139,12 @@ class InferenceGraph:
                 "The classifier's layers have changed since this object was made from it. Make a new object from the "
                 f"changed classifier. Received: {type(self._classifier).__name__} {self._classifier.name}"
             )
+
+
+def _content(weight):
+    """The bytes of a weight: NaN is not equal to itself, and comparing tensors takes longer."""
+    # `weight.numpy` would copy it more often and take longer.
+    return np.asarray(tf.convert_to_tensor(weight.value)).tobytes()
 
 
 def _is_of_keras(thing):

@@ -215,6 +215,12 @@ class SmoothedClassifier:
                 more; if its layers are no longer what they were, or its weights change meanwhile; if a pixel is off the
                 grid or outside [0, 1], or an example id, stream, start or count is out of range; in a forked process.
         """
+        images = self._ready(images, example_ids, stream, starts, counts)
+        with self._graph.held_still():
+            return self._draw(images, example_ids, stream, starts, counts, progress)
+
+    def _ready(self, images, example_ids, stream, starts, counts):
+        """Images on the grid, once everything that `draw` takes is checked and the classifier is probed."""
         if os.getpid() != self._process:
             raise ValueError(
                 "A SmoothedClassifier cannot be used in a fork of the process that made it, where TensorFlow would "
@@ -230,15 +236,14 @@ class SmoothedClassifier:
         for example_id, start, count in zip(example_ids, starts, counts, strict=True):
             _check_samples("count", count)
             _check_address(example_id, stream, start, count, images[0].size)
-        starts, counts = ([int(number) for number in numbers] for numbers in (starts, counts))
         self._check_shape(images.shape)
         self._probe(images.shape[1:])
-        self._graph.check_unchanged()
-        with self._graph.held_still():
-            return self._draw(images, example_ids, stream, starts, counts, progress)
+        return images
 
     def _draw(self, images, example_ids, stream, starts, counts, progress):
-        """`draw` of what was checked, images on the grid."""
+        """`draw` of what was checked, images on the grid, while the weights are held still."""
+        self._graph.check_unchanged()
+        starts, counts = ([int(number) for number in numbers] for numbers in (starts, counts))
         totals = None
         rows = rows_of_a_pass(images.shape[1:], self._microbatch)
         for pieces in passes(counts, rows):
@@ -323,11 +328,13 @@ class SmoothedClassifier:
         images, example_ids = check_images(images, example_ids)
         starts = [0] * len(images)
         progress = keras.utils.Progbar(len(images) * (n0 + n), verbose=verbose, unit_name="sample").add
+        on_grid = self._ready(images, example_ids, noise.ESTIMATION, starts, [max(n0, n)] * len(images))
         with self._graph.held_still():
-            selection, estimation = (
-                self.draw(images, example_ids, stream, starts, [samples] * len(images), progress)
+            drawn: list[Drawn] = [
+                self._draw(on_grid, example_ids, stream, starts, [samples] * len(starts), progress)
                 for stream, samples in ((noise.SELECTION, n0), (noise.ESTIMATION, n))
-            )
+            ]
+        selection, estimation = drawn
         soft = {
             float(beta): SoftMoments(*estimation.soft[beta], selection_sums=selection.soft[beta][0])
             for beta in self._betas
