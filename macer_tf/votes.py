@@ -202,7 +202,7 @@ class Votes:
 def check_counts(counts: np.ndarray) -> None:
     """Raises a one-line ValueError unless these are class counts: int64 [images, classes] from 0, up to 2^40."""
     if counts.dtype != np.int64 or (counts < 0).any():
-        raise ValueError(f"Votes are int64 counts from 0. Received: dtype={counts.dtype}, min={counts.min()}")
+        raise ValueError(f"Votes are int64 counts from 0. Received: dtype={counts.dtype}, min={counts.min(initial=0)}")
     most = counts.sum(axis=1, dtype=np.float64).max(initial=0)
     if most > MOST_SAMPLES:
         raise ValueError(f"Votes hold up to 2^40 samples per image. Received: {most:g}")

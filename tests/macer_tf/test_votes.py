@@ -36,6 +36,7 @@ def test_votes_of_other_images_or_classes_are_not_broadcast(other):
         (np.zeros(3, np.int64), np.zeros(3, np.int64), "of one shape"),
         (np.zeros((2, 3)), np.zeros((2, 3), np.int64), "int64 counts"),
         (np.zeros((2, 3), np.int64), np.full((2, 3), -1, np.int64), "min=-1"),
+        (np.zeros((0, 3)), np.zeros((0, 3)), "dtype=float64"),
         # Their sum in int64 is 1,000: all for the last class.
         (np.array([[0, 0, 0, 0, 9]]), np.array([[2**62] * 4 + [1000]]), r"up to 2\^40 samples.*Received: 1.84467e\+19"),
         (np.array([[2**40, 1]]), np.array([[9, 0]]), r"up to 2\^40 samples"),
