@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,7 +113,8 @@ def _ctrl_c_ends_the_process(line: str) -> Iterator[None]:
         os._exit(INTERRUPTED)
 
     before = signal.getsignal(signal.SIGINT)
-    if before == signal.SIG_IGN:  # as in the background of a shell
+    # As in the background of a shell. And only the main thread, which Ctrl-C interrupts, may change what it does.
+    if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
         yield
         return
     signal.signal(signal.SIGINT, stop)

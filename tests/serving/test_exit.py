@@ -1,5 +1,8 @@
 """Every command ends by one function: a line and a status for whatever stops it."""
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from serving import validate
@@ -45,6 +48,13 @@ def test_an_error_of_a_command_without_a_folder_leaves_no_file(tmp_path, monkeyp
     assert exit_status(lambda: (0, None), lambda parsed: 1 / parsed, "") == 1
     assert capsys.readouterr().err == "error: ZeroDivisionError: division by zero\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_may_be_carried_out_in_another_thread():
+    before = signal.getsignal(signal.SIGINT)
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(exit_status, lambda: (3, None), lambda parsed: parsed, "", at_once=True).result() == 3
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("arguments", [[], ["model"], ["model", "images.npy", "yes"], ["a", "b", "trust", "c"]])
