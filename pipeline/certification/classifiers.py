@@ -18,7 +18,7 @@ from macer_tf.noisy_training import NoisyTrainingModel
 from pipeline.certification import model_files
 from pipeline.training import models
 from pipeline.utils import code, places
-from pipeline.utils.atomic_files import remedy
+from pipeline.utils.atomic_files import remedy, why_not_copied
 from pipeline.utils.errors import InputError
 from serving.graph_safety import check_effects
 
@@ -103,7 +103,7 @@ def _downloaded(url, folder):
 
 def _copy(path, folder):
     copy = folder / path.name
-    for _ in range(_TRIES):
+    for left in reversed(range(_TRIES)):
         shutil.rmtree(folder, ignore_errors=True)
         try:
             folder.mkdir(parents=True)
@@ -111,14 +111,15 @@ def _copy(path, folder):
             copied = model_fingerprint(copy)
             if copied == model_fingerprint(path):
                 return Snapshot(copy, copied)
-        except (FileNotFoundError, shutil.Error) as error:  # replaced between two reads
-            if not path.exists():
-                raise InputError(f"The model {path} no longer exists.") from error
         except OSError as error:
-            raise InputError(
-                f"Cannot copy the model {path} to {folder} ({error.strerror}). {remedy(error.strerror)} and run the "
-                "same command again."
-            ) from error
+            may_be_replaced = isinstance(error, (FileNotFoundError, shutil.Error))  # between two reads
+            if may_be_replaced and not path.exists():
+                raise InputError(f"The model {path} no longer exists.") from error
+            if not (may_be_replaced and left):
+                why = why_not_copied(error)
+                raise InputError(
+                    f"Cannot copy the model {path} to {folder} ({why}). {remedy(why)} and run the same command again."
+                ) from error
     raise InputError(f"The model {path} is being written to; wait until that is done, or give a copy of it.")
 
 

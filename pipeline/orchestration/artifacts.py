@@ -61,7 +61,7 @@ def private_copy(artifact, directory):
     try:
         shutil.copytree(artifact.path, directory, ignore=lambda _, names: [*filter(is_hidden, names)])
     except OSError as error:
-        reason = error.strerror or _first_of(error.args[0])
+        reason = atomic_files.why_not_copied(error)
         raise InputError(
             f"Cannot copy {artifact.path} to {directory} ({reason}). {atomic_files.remedy(reason)} and run the same "
             "command again."
@@ -70,9 +70,3 @@ def private_copy(artifact, directory):
         shutil.rmtree(directory)
         raise InputError(f"{artifact.path} was changed while this command ran; run the same command again.")
     return directory
-
-
-def _first_of(failures):
-    """Why files could not be copied, in words; `failures` is what `shutil.Error` holds."""
-    _, _, why = failures[0]
-    return why if len(failures) == 1 else f"{len(failures)} files could not be copied, the first: {why}"

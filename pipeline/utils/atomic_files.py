@@ -12,16 +12,19 @@ from serving.terminal import first_line
 
 # By the system's own words, because TensorFlow, Beam and HDF5 raise errors of their own that contain these.
 _REMEDIES = [
-    (os.strerror(number), remedy)
-    for remedy, numbers in {
-        "Make room there": (errno.ENOSPC, errno.EDQUOT),
-        "Raise the limit on the size of a file (ulimit -f)": (errno.EFBIG,),
-        "Make it writable": (errno.EACCES, errno.EPERM, errno.EROFS),
-        "Put back what is missing there": (errno.ENOENT,),
-        "Move away what is in its place": (errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
-        "Correct that": errno.errorcode,
-    }.items()
-    for number in numbers
+    *(
+        (os.strerror(number), remedy)
+        for remedy, numbers in {
+            "Make room there": (errno.ENOSPC, errno.EDQUOT),
+            "Raise the limit on the size of a file (ulimit -f)": (errno.EFBIG,),
+            "Make it writable": (errno.EACCES, errno.EPERM, errno.EROFS),
+            "Put back what is missing there": (errno.ENOENT,),
+            "Move away what is in its place": (errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
+            "Correct that": errno.errorcode,
+        }.items()
+        for number in numbers
+    ),
+    ("is a named pipe", "Remove it"),  # in shutil's words
 ]
 # How the system says that there is no room to write: on the disk, in a quota, or under a file size limit.
 _NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
@@ -59,6 +62,15 @@ def remedy(reason):
     """What to do, in the imperative, about a write that fails; `reason` is a text that contains the system's words."""
     # Failures in other words, such as NumPy's, are mostly for lack of room.
     return next((remedy for words, remedy in _REMEDIES if words in reason), "Make room there")
+
+
+def why_not_copied(error):
+    """Why something could not be copied, in words; `error` is what shutil raised: one failure, or a list of them."""
+    if not isinstance(error, shutil.Error):
+        return error.strerror or str(error)
+    (failures,) = error.args
+    _, _, why = failures[0]
+    return why if len(failures) == 1 else f"{len(failures)} files could not be copied, the first: {why}"
 
 
 @contextlib.contextmanager

@@ -809,6 +809,24 @@ def test_a_model_that_is_written_to_all_the_time_is_refused(model, tmp_path, mon
     assert not (tmp_path / "copy").exists()
 
 
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (lambda path: path.symlink_to("nowhere"), "variables'). Put back what is missing there and run the same"),
+        (os.mkfifo, "variables` is a named pipe). Remove it and run the same"),
+    ],
+)
+def test_a_models_folder_that_cannot_be_copied_is_not_taken_for_one_that_is_written_to(tmp_path, break_it, told):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "saved_model.pb").write_bytes(b"graph")
+    break_it(tmp_path / "model" / "variables")
+    with pytest.raises(InputError, match="Cannot copy the model") as caught:
+        classifiers.snapshot(tmp_path / "model", tmp_path / "copy").__enter__()
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "copy").exists()
+
+
 def test_what_a_killed_run_left_of_the_model_is_removed(run, model, tmp_path):
     left = tmp_path / "output" / ".model"
     left.mkdir(parents=True)
