@@ -46,7 +46,7 @@ def evaluate(execution):
             reference = (entry["value"], images, credited)
         elif images == reference[1]:
             mean, standard_error = evaluation.mean_and_standard_error(credited - reference[2])
-            member["difference"] = {"mean": mean, "standard_error": standard_error}
+            member["difference"] = {"mean": mean, "standard_error": results.in_json(standard_error)}
         member |= evaluated
         curves[entry["value"]] = correct_radii
     comparison = {"setting": sweep["name"], "reference": reference[0], "radii": radii, "members": members}

@@ -4,6 +4,7 @@ The Evaluator and `pipeline.certify` both use this, so that the same votes have 
 """
 
 import json
+import math
 
 import numpy as np
 
@@ -74,8 +75,17 @@ def _of_kind(certificates, labels, radii):
     }
     if (labels < 0).all():
         return of_all
-    names = ("acr", "acr_standard_error", "radii", "certified_accuracy")
-    return of_all | {name: getattr(result, name) for name in names}
+    return of_all | {
+        "acr": result.acr,
+        "acr_standard_error": in_json(result.acr_standard_error),
+        "radii": result.radii,
+        "certified_accuracy": result.certified_accuracy,
+    }
+
+
+def in_json(standard_error):
+    """A standard error as JSON, which has no NaN; None if there is none, as of one value."""
+    return None if math.isnan(standard_error) else standard_error
 
 
 def twice_chance(num_classes):

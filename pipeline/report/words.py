@@ -9,9 +9,9 @@ HEADER = "Certified accuracy at l2 radius, and average certified radius (ACR ± 
 def mean(value, standard_error, digits=4, sign=""):
     """A mean and its standard error, with this many digits; `sign` is "+" for a difference.
 
-    One value has no standard error.
+    One value has no standard error: NaN or None.
     """
-    if math.isnan(standard_error):
+    if standard_error is None or math.isnan(standard_error):
         return f"{value:{sign}.{digits}f}"
     return f"{value:{sign}.{digits}f} ± {standard_error:.{digits}f}"
 

@@ -684,6 +684,15 @@ def test_a_failed_image_is_in_the_value_too(run, model, folder):
     assert (status, told["status"], list(told["failed"])) == (1, 1, ["3"])
 
 
+def test_the_result_for_one_image_is_json_too(run, model, tmp_path):
+    """Its ACR has no standard error, and JSON has no NaN."""
+    status, out, _ = run("--model", model, "--dataset", "digits", "--max", "1", "--json")
+    assert status == 0
+    for text in (out, (tmp_path / "output" / "metrics.json").read_text()):
+        assert '"acr_standard_error": null' in text
+        assert "NaN" not in text
+
+
 def test_a_dry_run_forecasts_what_is_still_to_draw_and_writes_nothing(run, model, tmp_path):
     on_digits = ("--model", model, "--dataset", "digits", "--max", "20")
     status, out, err = run(*on_digits, "--dry_run")
