@@ -8,7 +8,7 @@ from macer_tf.confidence import SAMPLES_OFF
 from macer_tf.early_exit import ROUNDING
 
 _BISECTIONS = 60
-# More than the error of 60 bisections of float64 `betainc` against SciPy for n up to 1e6: the bound must not overstate.
+# More than the error of 60 bisections of float64 `betainc` against SciPy for n up to 1e8: the bound must not overstate.
 # It is also more than the library's own margin, which covers the error of the noise in total variation.
 _SAFETY = 1e-11
 # More than the error of TensorFlow's inverse normal distribution.

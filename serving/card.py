@@ -21,6 +21,9 @@ _WRONG = {
 }
 # The range of alpha that is served.
 ALPHA_RANGE = (1e-6, 0.1)
+# The largest n that is served. With a hundred times as many votes, TensorFlow's functions are off by more than
+# `serving.bounds` takes off a bound.
+MOST_N = 10_000_000
 _MAX_VALUES = 2**26
 
 

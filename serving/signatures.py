@@ -14,7 +14,7 @@ from macer_tf.inference import InferenceGraph
 from macer_tf.probing import probe
 from macer_tf.smoothing import count_block, default_microbatch
 from serving.bounds import anytime_p_value, certified_radius, clopper_pearson_lower
-from serving.card import ALPHA_RANGE
+from serving.card import ALPHA_RANGE, MOST_N
 from serving.siphash import siphash
 
 # `predict` gives up after this many times n: by then it decides margins as narrow as the binomial test of n samples.
@@ -39,8 +39,8 @@ class SmoothedSignatures(tf.Module):
         model_card: text that `metadata` returns.
 
     Raises:
-        ValueError: if n and alpha could never certify an image, alpha is outside ALPHA_RANGE, n is above max_n, or
-            the classifier has fewer than two classes or is not a function of one image.
+        ValueError: if n and alpha could never certify an image, alpha is outside ALPHA_RANGE, n is above max_n, max_n
+            is above MOST_N, or the classifier has fewer than two classes or is not a function of one image.
     """
 
     def __init__(self, classifier, sigma, levels, n0, n, alpha, max_n, max_batch_size, model_card):
@@ -48,6 +48,8 @@ class SmoothedSignatures(tf.Module):
         check_can_certify(n, alpha)
         if n > max_n:
             raise ValueError(f"n must be at most max_n. Received: n={n}, max_n={max_n}")
+        if max_n > MOST_N:
+            raise ValueError(f"n and max_n must be at most {MOST_N:,} to be served. Received: n={n}, max_n={max_n}")
         self._image_shape = tuple(classifier.input_shape[1:])
         self._num_classes = classifier.output_shape[-1]
         if self._num_classes < 2:

@@ -291,6 +291,11 @@ def _check(settings, method):
         certificates.check_can_certify(settings["serving_n"], settings["alpha"])
     except ValueError as error:
         raise InputError(f"--serving_n is too small. {error}") from None
+    if settings["serving_n"] > card.MOST_N:
+        raise InputError(
+            f"--serving_n must be at most {card.MOST_N:,}, because the exported model accepts no more. "
+            f"Received: {settings['serving_n']}"
+        )
     low, high = card.ALPHA_RANGE
     if not low <= settings["alpha"] <= high:
         raise InputError(

@@ -1,3 +1,4 @@
+import mpmath
 import numpy as np
 import pytest
 from scipy import integrate
@@ -99,3 +100,28 @@ def test_a_limit_that_can_never_decide_is_refused():
 def test_bad_counts_are_refused(counts):
     with pytest.raises(ValueError, match=r"\[images, looks, classes\].*Received"):
         anytime_predict(counts, 0.01)
+
+
+@pytest.mark.parametrize("votes", [2**25, 2**40, 2**52, 2**60])
+def test_more_samples_than_the_evidence_is_exact_for_are_refused(votes):
+    with pytest.raises(ValueError, match=r"up to 33,554,432 samples per image.*Received: [\d,]+$"):
+        anytime_predict(np.array([[[votes, votes - 1]]]), 0.01)
+
+
+def test_evidence_is_not_overstated_by_as_many_samples_as_are_taken():
+    """Against log E(s, f) = log 2 + log of the integral from 1/2 to 1 of (2q)^s (2 - 2q)^f dq, in 60 digits."""
+    for successes, failures in ((16_800_000, 16_700_000), (16_790_000, 16_760_000), (30_000_000, 3_000_000)):
+        with mpmath.workdps(60):
+            top = mpmath.mpf(successes) / (successes + failures)
+            deviation = mpmath.sqrt(top * (1 - top) / (successes + failures))
+            largest = successes * mpmath.log(2 * top) + failures * mpmath.log(2 - 2 * top)
+            ends = [top + deviations * deviation for deviations in (-40, -10, -3, 0, 3, 10, 40)]
+            area = mpmath.quad(
+                lambda q, s=successes, f=failures, high=largest: mpmath.exp(
+                    s * mpmath.log(2 * q) + f * mpmath.log(2 - 2 * q) - high
+                ),
+                sorted({max(end, mpmath.mpf(1) / 2) for end in ends}),
+            )
+            expected = largest + mpmath.log(2 * area)
+            error = float(log_e_values(float(successes), float(failures)) - expected)
+        assert -2e-6 < error < 0

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from scipy import stats
+from scipy import special, stats
 
 from macer_tf import certificates, early_exit
 from macer_tf.votes import Votes
 from serving.bounds import anytime_p_value, certified_radius, clopper_pearson_lower, round_down
+from serving.card import ALPHA_RANGE, MOST_N
 
 SIGMA = 0.5
 
@@ -105,3 +106,13 @@ def test_the_sequential_test_decides_as_the_librarys_on_all_pairs_of_counts(clas
     assert ((got <= alpha) == (expected <= alpha)).all()
     assert (expected <= alpha).any()
     assert (expected > alpha).any()
+
+
+def test_no_bound_is_overstated_up_to_the_largest_n_that_is_served():
+    rng = np.random.default_rng(0)
+    n = rng.integers(MOST_N // 2, MOST_N, 2000)
+    successes = (n * rng.uniform(0.5, 1, len(n))).astype(np.int64)
+    for alpha in ALPHA_RANGE:
+        expected = special.betaincinv(successes, n - successes + 1, alpha)
+        p_lower = clopper_pearson_lower(tf.constant(successes), tf.constant(n), tf.fill(n.shape, np.float64(alpha)))
+        assert (p_lower.numpy() < expected - 1e-13).all()

@@ -274,6 +274,8 @@ def test_settings_that_could_never_answer_are_refused(linear_classifier):
         signatures(linear_classifier(), n=9, alpha=0.001)
     with pytest.raises(ValueError, match=r"n must be at most max_n.*n=100, max_n=99"):
         signatures(linear_classifier(), n=100, max_n=99)
+    with pytest.raises(ValueError, match=r"n and max_n must be at most 10,000,000.*n=100, max_n=10000001"):
+        signatures(linear_classifier(), n=100, max_n=10_000_001)
 
 
 def test_a_classifier_of_one_class_is_refused():

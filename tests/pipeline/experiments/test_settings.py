@@ -122,6 +122,7 @@ BAD = [
     (["--dataset", "digits", "--n", "9"], "n is too small. No image could be certified: with alpha=0.001"),
     (["--dataset", "digits", "--n", "9"], "Received: n=9; n must be at least 10."),
     (["--dataset", "digits", "--serving_n", "9"], "--serving_n is too small. No image could be certified"),
+    (["--dataset", "digits", "--serving_n", "10000001"], "--serving_n must be at most 10,000,000, because"),
     (["--dataset", "mnist", "--lr_drop_epochs", "3,2"], "--lr_drop_epochs must rise. Received: 3,2"),
     (["--dataset", "mnist", "--lr_drop_epochs", "2,2"], "--lr_drop_epochs must rise. Received: 2,2"),
     (["--dataset", "digits", "--n", "500", "--n=600"], "--n is given twice: 500 and 600. Give it once."),
