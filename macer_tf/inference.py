@@ -33,6 +33,8 @@ _PLAIN = {
     *(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum),
     layers.Concatenate,
 }
+# Operations that are no layers, and compute each row from the same row.
+_OF_EACH_ROW = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Negative", "Relu"}
 
 
 class InferenceGraph:
@@ -86,14 +88,14 @@ class InferenceGraph:
 
     @property
     def is_of_plain_layers(self) -> bool:
-        """Whether it consists of Keras' own plain layers alone, none of which changes when it runs."""
+        """Whether it consists of Keras' own plain layers and sums alone: none changes when it runs, or counts rows."""
 
         def is_plain(layer):
             # Anyone's activation may do anything.
             if "call" in vars(layer) or not _is_of_keras(getattr(layer, "activation", keras.activations.linear)):
                 return False
             if isinstance(layer, keras.Model):  # which may also call operations that are no layers
-                return all(map(_is_of_keras, (layer, *getattr(layer, "operations", ()))))
+                return _is_of_keras(layer) and all(map(_is_of_each_row, getattr(layer, "operations", ())))
             return type(layer) in _PLAIN
 
         return all(map(is_plain, self._classifier._flatten_layers()))
@@ -149,6 +151,12 @@ def _content(weight):
 
 def _is_of_keras(thing):
     return getattr(thing, "__module__", "").startswith("keras.")
+
+
+def _is_of_each_row(operation):
+    # Layers are looked at by themselves. A cumulative sum, for one, may let the first hundred rows pass.
+    is_known = isinstance(operation, keras.Layer) or type(operation).__name__ in _OF_EACH_ROW
+    return is_known and _is_of_keras(operation)
 
 
 def _made_of(classifier):

@@ -31,6 +31,8 @@ _DEPENDS = (
     "The classifier's output for an image depends on the rest of its batch, for example through batch norm in "
     "training mode; only a function of one image can be certified."
 )
+# Pixels of a crowd that takes a batch's largest or least pixel, mean and spread to where noise may take them.
+_FAR = 25.0
 # A class can win if its gap to the winner is at most this many times the runner-up's gap in the median image.
 _WITHIN_REACH = 10
 
@@ -52,7 +54,7 @@ def probe(
         image_shape: (H, W, C).
         precision: what it computes in, e.g. "bfloat16".
         rows: images per pass in later use, at least 32. A layer may treat rows beyond some number differently, so the
-            classifier is also tried at this size, unless it consists of Keras' own plain layers, which do not.
+            classifier is also tried at this size, unless it consists of Keras' own plain layers and sums, which do not.
 
     Returns:
         float32 [16, classes].
@@ -81,9 +83,24 @@ def probe(
     among_others = outputs_of(others)[places], outputs_of(np.concatenate([images, others]))[kept]
     if not all(agree(outputs[kept], found, precision) for found in among_others):
         raise ValueError(_DEPENDS)
+    _check_thresholds(outputs_of, image_shape, precision)
     if not getattr(classifier, "is_of_plain_layers", False):  # those stay as they are, and tracing takes time
         _check_full_passes(classifier, images, rows, precision)
     return outputs
+
+
+def _check_thresholds(outputs_of, image_shape, precision):
+    """Raises ValueError if a classifier treats images otherwise once a pixel of any, or all on average, pass a value.
+
+    As one does that divides by 255 if it sees a pixel above 1: batches of noisy images are all on one side of that.
+    """
+    rng = np.random.default_rng(1)
+    calm = rng.uniform(0.3, 0.5, (_ROWS, *image_shape))
+    outputs, kept = outputs_of(calm), np.arange(_ROWS) % 2 == 1
+    for far in (_FAR, -_FAR):
+        crowd = np.where(kept.reshape(-1, 1, 1, 1), calm, far * rng.uniform(0.5, 1, calm.shape))
+        if not agree(outputs[kept], outputs_of(crowd)[kept], precision):
+            raise ValueError(_DEPENDS)
 
 
 def _outputs(classifier, batch):

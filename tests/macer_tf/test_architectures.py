@@ -267,6 +267,10 @@ NO_FUNCTIONS = {
     "its neighbours": lambda x: x + 0.1 * ops.roll(x, 1, axis=0),
     "those before it": lambda x: ops.cumsum(x, axis=0),
     "its place": lambda x: ops.sort(x, axis=0),
+    "bytes if the largest is above 1": lambda x: ops.where(ops.max(x) > 1, x / 255, x),
+    "signed if the least is below 0": lambda x: ops.where(ops.min(x) < 0, (x + 1) / 2, x),
+    "inverted if it is bright on average": lambda x: ops.where(ops.mean(x) > 0.2, x, 1 - x),
+    "less contrast if there is much": lambda x: ops.where(ops.std(x) > 1, x / 2, x),
     "attention among images": lambda x: ops.matmul(ops.softmax(ops.matmul(x, ops.transpose(x))), x),
 }
 
