@@ -243,9 +243,35 @@ def round_down(p_lower: float | np.ndarray) -> np.ndarray:
     return np.maximum(p_lower - _ROUNDING, 0.0)
 
 
-def is_correct(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def is_correct(predictions: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """Whether predictions are the labels; never where a label is -1, as in unlabelled data, because -1 is ABSTAIN."""
-    return (predictions == labels) & (predictions != ABSTAIN)
+    predictions = np.asarray(predictions)  # a list would be compared as a whole
+    return (predictions == np.asarray(labels)) & (predictions != ABSTAIN)
+
+
+def predictions_and_radii(certificates: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What certificates say, `Certificates` or anything else that lists them: two arrays [images].
+
+    Raises:
+        ValueError: in one line, unless there is one class or ABSTAIN, and one number as its radius, per image.
+    """
+    if not all(hasattr(certificates, name) for name in ("predictions", "radii")):
+        raise ValueError(f"Expected `Certificates` or a `CertificationLog`. Received: {type(certificates).__name__}")
+    predictions, radii = as_array("Predictions", certificates.predictions), as_array("Radii", certificates.radii)
+    if predictions.ndim != 1 or radii.shape != predictions.shape:
+        raise ValueError(
+            "Certificates have one prediction and radius per image. Received: predictions "
+            f"{predictions.shape}, radii {radii.shape}"
+        )
+    for name, found in (("predictions", predictions), ("radii", radii)):
+        if found.dtype.kind not in "iuf":
+            raise ValueError(f"The {name} of certificates are numbers. Received: {found.dtype}")
+    is_class = (predictions == np.rint(predictions)) & (predictions >= ABSTAIN)  # NaN fails both
+    if not is_class.all():
+        raise ValueError(
+            f"Predictions are classes from 0, or {ABSTAIN} to abstain. Received: {predictions[np.argmin(is_class)]}"
+        )
+    return predictions, radii
 
 
 def predict(counts: ArrayLike, alpha: float) -> tuple[np.ndarray, np.ndarray]:

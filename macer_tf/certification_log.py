@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from macer_tf import files
-from macer_tf.certificates import ABSTAIN, Certificates, is_correct
+from macer_tf.certificates import ABSTAIN, Certificates, is_correct, predictions_and_radii
 from macer_tf.checks import as_array, class_indices
 
 HEADER = ("idx", "label", "predict", "radius", "correct", "time")
@@ -100,12 +100,12 @@ def write(
         names: one per image, of its file or as its data set calls it; None for an image without one.
 
     Raises:
-        ValueError: before anything is written, unless there is one label and one id per image, all whole numbers, no
-            two ids are the same, and names, if given, are one per image.
+        ValueError: before anything is written, unless there is one prediction, radius, label and id per image, all but
+            the radii whole numbers, no two ids are the same, and names, if given, are one per image.
     """
     if not isinstance(certificates, (Certificates, CertificationLog)):
         raise ValueError(f"Expected `Certificates` or a `CertificationLog`. Received: {type(certificates).__name__}")
-    predictions, radii = certificates.predictions, certificates.radii
+    predictions, radii = predictions_and_radii(certificates)
     ids = _whole_numbers("ids", _as_array("ids", ids), predictions)
     labels = _whole_numbers("labels", class_indices(_as_array("Labels", labels)), predictions)
     if isinstance(names, str) or (names is not None and len(names) != len(ids)):

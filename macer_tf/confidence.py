@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from macer_tf.checks import is_number
+from macer_tf.checks import as_array, is_number
+from macer_tf.votes import MOST_SAMPLES
 
 # The alternatives that the anytime bounds mix, as odds ratios exp(-theta): certainty, and theta halved repeatedly from
 # 3 to 9e-5. The first thetas serve n up to about 100,000 and carry most of the weight; the last ones keep the bounds
@@ -42,7 +43,7 @@ def clopper_pearson_lower(successes: ArrayLike, n: ArrayLike, alpha: float) -> n
         float64 of the broadcast shape, in [0, 1): 0 where there is no success.
 
     Raises:
-        ValueError: for alpha that `check_alpha` refuses, or successes outside [0, n].
+        ValueError: for alpha that `check_alpha` refuses, or unless 0 <= successes <= n <= 2^40 and successes are whole.
     """
     successes, n, alpha = *_counts(successes, n, "Clopper-Pearson"), check_alpha(alpha)
     bound = special.betaincinv(np.maximum(successes, 1), n - successes + 1, alpha)
@@ -81,10 +82,10 @@ def randomized_clopper_pearson_lower(
         float64 of the broadcast shape, in [0, 1): 0 where there is no success.
 
     Raises:
-        ValueError: for alpha that `check_alpha` refuses, successes outside [0, n], or uniforms outside [0, 1].
+        ValueError: as `clopper_pearson_lower`, or for uniforms outside [0, 1].
     """
     successes, n, alpha = *_counts(successes, n, "Clopper-Pearson"), check_alpha(alpha)
-    uniforms = np.broadcast_to(np.asarray(uniform, np.float64), np.shape(successes))
+    uniforms = np.broadcast_to(_floats("uniform", uniform), np.shape(successes))
     if not ((uniforms >= 0) & (uniforms <= 1)).all():
         raise ValueError(
             f"The randomised bound needs uniforms in [0, 1]. Received: {uniforms.min()} to {uniforms.max()}"
@@ -122,7 +123,7 @@ def anytime_lower(successes: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarra
         float64 of the broadcast shape, in [0, 1).
 
     Raises:
-        ValueError: for alpha that `check_alpha` refuses, or successes outside [0, n].
+        ValueError: for alpha that `check_alpha` refuses, or unless 0 <= successes <= n <= 2^40 and successes are whole.
     """
     successes, n, alpha = *_counts(successes, n, "The anytime bound"), check_alpha(alpha)
     return np.maximum(np.nextafter(1 - _anytime_upper(n - successes, n, alpha), 0), 0)
@@ -179,7 +180,7 @@ def empirical_bernstein_lower(mean: ArrayLike, variance: ArrayLike, n: ArrayLike
         ValueError: for alpha that `check_alpha` refuses, a mean outside [0, 1] or a negative variance.
     """
     mean, n, alpha = *_scores(mean, n), check_alpha(alpha)
-    variance = np.asarray(variance, np.float64)
+    variance = _floats("variance", variance)
     if not (variance >= 0).all():
         raise ValueError(f"A sample variance is at least 0. Received: {variance.min()}")
     log = np.log(2) - np.log(alpha)
@@ -202,17 +203,25 @@ def check_alpha(alpha: float) -> float:
 
 
 def _counts(successes: ArrayLike, n: ArrayLike, name: str) -> tuple[np.ndarray, ...]:
-    successes, n = np.broadcast_arrays(np.asarray(successes, np.float64), np.asarray(n, np.float64))
-    if not ((successes >= 0) & (successes <= n)).all():
+    successes, n = np.broadcast_arrays(_floats("successes", successes), _floats("n", n))
+    if not ((successes >= 0) & (successes <= n) & (n <= MOST_SAMPLES) & (successes == np.rint(successes))).all():
         raise ValueError(
-            f"{name} needs 0 <= successes <= n. Received: successes from {successes.min():g} to {successes.max():g}, "
-            f"n from {n.min():g} to {n.max():g}"
+            f"{name} needs whole numbers, 0 <= successes <= n, and n up to 2^40. Received: successes from "
+            f"{successes.min():g} to {successes.max():g}, n from {n.min():g} to {n.max():g}"
         )
     return successes, n
 
 
+def _floats(name: str, values: ArrayLike) -> np.ndarray:
+    """Numbers as an array of float64; what is under a mask, or no real number, must not become a bound."""
+    found = as_array(name, values)
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be numbers. Received: {found.dtype}")
+    return found.astype(np.float64)
+
+
 def _scores(mean: ArrayLike, n: ArrayLike) -> tuple[np.ndarray, ...]:
-    mean, n = np.broadcast_arrays(np.asarray(mean, np.float64), np.asarray(n, np.float64))
+    mean, n = np.broadcast_arrays(_floats("mean", mean), _floats("n", n))
     if not ((mean >= 0) & (mean <= 1) & (n >= 0)).all():
         raise ValueError("A bound on a mean score needs a mean in [0, 1] and n from 0.")
     return mean, n

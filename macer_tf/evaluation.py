@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from macer_tf import bounds
-from macer_tf.certificates import ABSTAIN, Certificates, is_correct, max_radius
+from macer_tf.certificates import ABSTAIN, Certificates, is_correct, max_radius, predictions_and_radii
 from macer_tf.checks import check_labels, is_number
 from macer_tf.votes import images_in_words
 
@@ -85,12 +85,15 @@ def correct_radii(certificates: Certificates | CertificationLog, labels: ArrayLi
     """float64 [images]: the radius where the certified class is the label, -1 where it is wrong or abstained.
 
     Raises:
-        ValueError: if there are not as many labels as certificates, or they are not whole numbers from -1.
+        ValueError: if there are not as many labels as certificates, or they are not whole numbers from -1; or unless
+            the certificates have one prediction and one radius per image, finite and from 0 where it is correct.
     """
-    if not all(hasattr(certificates, name) for name in ("predictions", "radii")):
-        raise ValueError(f"Expected `Certificates` or a `CertificationLog`. Received: {type(certificates).__name__}")
-    labels = check_labels(labels, len(certificates.predictions))
-    return np.where(is_correct(certificates.predictions, labels), certificates.radii, -1.0)
+    predictions, radii = predictions_and_radii(certificates)
+    correct = is_correct(predictions, check_labels(labels, len(predictions)))
+    bad = correct & ~(np.isfinite(radii) & (radii >= 0))
+    if bad.any():
+        raise ValueError(f"Certified radii must be finite, and from 0. Received: {radii[np.argmax(bad)]}")
+    return np.where(correct, radii, -1.0)
 
 
 def evaluate(
@@ -123,12 +126,13 @@ def evaluate(
     radii = _radii_of(certificates) if radii is None else _checked(radii)
     # A log does not say how many samples an image had: all count as estimated.
     estimated = np.broadcast_to(getattr(certificates, "n", 1), correct.shape) > 0
+    predictions, _ = predictions_and_radii(certificates)
     acr, acr_standard_error = mean_and_standard_error(np.maximum(correct, 0))
     return Evaluation(
         num_images=len(correct),
         acr=acr,
         acr_standard_error=acr_standard_error,
-        abstained=float(np.mean((certificates.predictions == ABSTAIN) & estimated)),
+        abstained=float(np.mean((predictions == ABSTAIN) & estimated)),
         radii=tuple(float(radius) for radius in radii),
         certified_accuracy=tuple(float(np.mean(correct >= radius)) for radius in radii),
         unestimated=float(np.mean(~estimated)),

@@ -9,6 +9,7 @@ from scipy import special
 from macer_tf.certificates import ABSTAIN
 from macer_tf.checks import as_array
 from macer_tf.confidence import clopper_pearson_lower
+from macer_tf.votes import MOST_SAMPLES
 
 CERTIFY_OUTPUTS = {
     "predicted_class": np.int64,
@@ -23,8 +24,8 @@ PREDICT_OUTPUTS = {"predicted_class": np.int64, "p_value": np.float64, "samples"
 _MAX_SIGMA = 100.0
 # float32 radii differ by less than this from the values they were rounded from.
 _ROUNDING = 1e-6
-# Counts up to here, and their sums, are exact in float64.
-_MAX_COUNT = 2**53
+# More votes than this nobody draws, and no bound of the library takes.
+_MAX_COUNT = MOST_SAMPLES
 
 
 class ServingError(RuntimeError):

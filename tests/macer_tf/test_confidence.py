@@ -227,7 +227,7 @@ def test_bad_scores():
             empirical_bernstein_lower(0.5, variance, 10, 0.05)
     for bound in (hoeffding_lower, anytime_lower, anytime_upper, clopper_pearson_upper):
         with pytest.raises(ValueError, match="alpha"):
-            bound(0.5, 10, 0)
+            bound(1, 10, 0)
 
 
 @pytest.mark.parametrize("p", [0.03, 0.5, 0.731, 0.95, 0.999])
@@ -277,3 +277,43 @@ def test_at_any_alpha_a_unanimous_vote_leaves_the_randomised_bound_below_1(alpha
     # By hand: U p^n = alpha, at the least U that counts.
     least = {0.02: 1 / 16, 0.1: 0.2, 0.4: 0.8, 0.9: 1}[alpha]
     assert randomized_clopper_pearson_lower(50, 50, alpha, 0.0) == pytest.approx((alpha / least) ** 0.02, rel=1e-12)
+
+
+def bounds_of(successes, n):
+    """Each bound on counts, yet to be computed."""
+    yield lambda: clopper_pearson_lower(successes, n, 0.001)
+    yield lambda: clopper_pearson_upper(successes, n, 0.001)
+    yield lambda: randomized_clopper_pearson_lower(successes, n, 0.001, 0.5)
+    yield lambda: anytime_lower(successes, n, 0.001)
+    yield lambda: anytime_upper(successes, n, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "message"),
+    [
+        (
+            2**53,
+            2**53,
+            "n up to 2\\^40. Received: .* n from 9.0072e\\+15",
+        ),  # bounded by 1: any radius
+        (np.inf, np.inf, "n up to 2\\^40"),
+        (99.5, 100, "needs whole numbers"),
+        (np.ma.array([99, 100], mask=[True, False]), 100, "successes must not be masked"),
+        ("99", 100, "successes must be numbers. Received: <U2"),
+        (np.array([99 + 1j]), 100, "successes must be numbers. Received: complex128"),
+    ],
+)
+def test_what_is_no_count_that_can_be_bounded_is_refused(successes, n, message):
+    for bound in bounds_of(successes, n):
+        with pytest.raises(ValueError, match=message):
+            bound()
+
+
+def test_masked_scores_and_uniforms_are_refused():
+    masked = np.ma.array([0.9], mask=[True])
+    with pytest.raises(ValueError, match="mean must not be masked"):
+        hoeffding_lower(masked, 100, 0.001)
+    with pytest.raises(ValueError, match="variance must not be masked"):
+        empirical_bernstein_lower([0.9], masked, 100, 0.001)
+    with pytest.raises(ValueError, match="uniform must not be masked"):
+        randomized_clopper_pearson_lower([99], 100, 0.001, masked)

@@ -5,6 +5,7 @@ import pytest
 
 from macer_tf import FixedBudget, Votes, certification_log, certify, early_exit
 from macer_tf.certificates import ABSTAIN, Certificates, max_radius
+from macer_tf.certification_log import CertificationLog
 from macer_tf.evaluation import correct_radii, default_radii, evaluate, mean_and_standard_error
 
 
@@ -173,3 +174,46 @@ def test_predictions_without_radii_and_masked_labels_are_refused():
     with pytest.raises(ValueError, match=r"Labels must not be masked; leave masked ones out. Received: 1 masked"):
         evaluate(certified, np.ma.masked_array([0, 0], mask=[False, True]))
     assert evaluate(certified, np.ma.masked_array([0, 1])).certified_accuracy[0] == 0.5
+
+
+def of_log(predictions, radii):
+    two = np.array([0, 1])
+    return CertificationLog(ids=two, labels=two, predictions=predictions, radii=radii, seconds=two)
+
+
+def test_a_log_of_lists_counts_as_one_of_arrays():
+    """A label of -1 and an abstention are no match, and an abstention is one."""
+    log = of_log([ABSTAIN, 1], [0.25, 0.5])
+    assert log.correct.tolist() == [False, True]
+    found = evaluate(log, [-1, 1], (0,))
+    assert (found.acr, found.abstained, found.certified_accuracy) == (0.25, 0.5, (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("predictions", "radii", "message"),
+    [
+        (
+            [[0], [1]],
+            [0.1, 0.2],
+            r"one prediction and radius per image. Received: predictions \(2, 1\), radii \(2,\)",
+        ),
+        ([0, 1], [[0.1], [0.2]], r"Received: predictions \(2,\), radii \(2, 1\)"),
+        ([0, 1], 0.1, r"Received: predictions \(2,\), radii \(\)"),
+        (["0", "1"], [0.1, 0.2], "predictions of certificates are numbers. Received: <U1"),
+        ([0, None], [0.1, 0.2], "predictions of certificates are numbers. Received: object"),
+        ([0, np.nan], [0.1, 0.2], "Predictions are classes from 0, or -1 to abstain. Received: nan"),
+        ([0, -2], [0.1, 0.2], "Predictions are classes from 0, or -1 to abstain. Received: -2"),
+        (np.ma.array([0, 1], mask=[True, False]), [0.1, 0.2], "Predictions must not be masked"),
+        ([0, 1], np.ma.array([0.1, 0.2], mask=[True, False]), "Radii must not be masked"),
+        ([0, 1], [0.1, np.nan], "Certified radii must be finite, and from 0. Received: nan"),
+        ([0, 1], [0.1, np.inf], "Certified radii must be finite, and from 0. Received: inf"),
+        ([0, 1], [-0.1, 0.2], "Certified radii must be finite, and from 0. Received: -0.1"),
+    ],
+)
+def test_certificates_that_are_none_are_not_averaged(predictions, radii, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(of_log(predictions, radii), [0, 1], (0,))
+    assert correct_radii(of_log([0, 5], [0.1, np.nan]), [0, 1]).tolist() == [
+        0.1,
+        -1,
+    ]  # as in some logs
