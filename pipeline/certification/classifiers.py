@@ -1,7 +1,9 @@
 """Anyone's classifier: a .keras or .h5 file, or a SavedModel -> a Keras model that can be certified."""
 
 import contextlib
+import dataclasses
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import h5py
 import keras
+import numpy as np
 import tensorflow as tf
 
 from macer_tf import base_classifier
@@ -20,10 +23,13 @@ from pipeline.training import models
 from pipeline.utils import code, places
 from pipeline.utils.atomic_files import remedy, why_not_copied
 from pipeline.utils.errors import InputError
+from serving.fingerprints import fingerprint
 from serving.graph_safety import check_effects
 
 _SIGNATURE = "serving_default"
 _TRIES = 3
+# Images that show what a classifier does, and steps of the mean of each one's largest output.
+_TRIED, _STEPS = 16, 20
 # Characters that we show of someone else's error.
 _REASON = 500
 _UNKNOWN = re.compile(r"(?:Could not locate (?:class|function)|Unknown [a-z_ ]+:) '?(?:\w+>)?(\w+)'?")
@@ -39,12 +45,20 @@ class Loading:
         custom_objects: module that defines layers and functions of the model, or None. It is imported.
         trusts_model: whether a SavedModel may do more than compute, see `serving.graph_safety`.
         name: what messages call the model; by default its path.
+        code: the digest of that module's code, as `code.digest` returns it; None: it is not compared.
     """
 
     output: str | None = None
     custom_objects: str | None = None
     trusts_model: bool = False
     name: str | None = None
+    code: str | None = None
+
+    def with_code(self):
+        """A copy for other machines, whose module must be the same; the module was imported here."""
+        if self.custom_objects is None:
+            return self
+        return dataclasses.replace(self, code=code.digest_as_imported(self.custom_objects))
 
 
 DEFAULT = Loading()
@@ -149,7 +163,7 @@ def load(path, loading=DEFAULT):
     path = Path(path)
     name = loading.name or str(path)
     model_files.check(path, name)
-    custom_objects = _custom_objects(loading.custom_objects)
+    custom_objects = _custom_objects(loading)
     try:
         if path.is_dir():
             return _of_signature(path, loading, name)
@@ -171,6 +185,18 @@ def base(model):
 def precision(path, classifier):
     """What the classifier that was loaded from `path` computes in, e.g. "float32"; a SavedModel does not say."""
     return "as saved" if Path(path).is_dir() else own_precision(classifier)
+
+
+def behaviour(classifier):
+    """Identifies what a classifier returns for a few images, coarsely, so that rounding hardly ever changes it.
+
+    Code does not tell what it reads from files.
+    """
+    images = np.random.default_rng(0).random((_TRIED, *classifier.input_shape[1:])).astype(np.float32)
+    outputs = np.asarray(classifier(images, training=False), np.float64)
+    outputs -= np.median(outputs, axis=1, keepdims=True)
+    largest = np.abs(outputs).max(axis=1).mean() or 1.0
+    return fingerprint(np.nan_to_num(np.rint(_STEPS * outputs / largest)).tolist())
 
 
 def _check(name, classifier):
@@ -268,11 +294,17 @@ class _Signature(keras.layers.Layer):
         return self._signature(images)[self._output]
 
 
-def _custom_objects(module):
+def _custom_objects(loading):
     """What a module defines, by name; it is imported, from the current folder if it is there."""
+    module = loading.custom_objects
     if module is None:
         return None
     imported = code.import_module(module)
+    if loading.code not in (None, code.digest_as_imported(module)):
+        raise InputError(
+            f"The module {module} on {os.uname().nodename}, or a file that it imports, is not the same as where the "
+            "certification began; install the same there."
+        )
     return {
         name: value
         for name, value in vars(imported).items()

@@ -55,7 +55,8 @@ class Sampler:
             except OSError as error:
                 raise places.cannot_write(place, error) from None
             path = places.join(folder, Path(path).name)
-        return dataclasses.replace(self, model_path=path, fingerprint=fingerprint, source=sources.anywhere(self.source))
+        source, loading = sources.anywhere(self.source), self.loading.with_code()
+        return dataclasses.replace(self, model_path=path, fingerprint=fingerprint, source=source, loading=loading)
 
     def load(self, model=None):
         """The `SmoothedClassifier` and the opened images.

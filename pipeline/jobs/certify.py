@@ -203,8 +203,8 @@ def _certify(settings, said, snapshot, engine):
     output = Path(settings["output"])
     plan = _plan(settings)
     sampler, loaded = _load(settings, snapshot, plan)
-    code = _code(settings)
     classifier, opened = loaded.smoothed.classifier, loaded.images
+    code = _code(settings, classifier)
     ids = sources.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
     labels = _labels(settings, opened, ids, num_classes)
@@ -326,10 +326,14 @@ def _check_grid(loaded, ids):
         raise InputError(f"No image can be certified. {off} Give the images' levels with --levels.")
 
 
-def _code(settings):
+def _code(settings, classifier):
     """What identifies the code that comes with the model, as part of what identifies its votes."""
+    from pipeline.certification import classifiers
+
     module = settings["custom_objects"]
-    return {} if module is None else {"custom_objects": code_lib.digest_as_imported(module)}
+    if module is None:
+        return {}
+    return {"custom_objects": code_lib.digest_as_imported(module), "outputs": classifiers.behaviour(classifier)}
 
 
 def _check_unchanged(settings, snapshot):

@@ -158,7 +158,7 @@ def test_votes_half_drawn_give_the_same_and_only_the_rest_is_drawn(
     monkeypatch.setattr(tally, "SAMPLES_PER_CHUNK", 100)
     monkeypatch.setattr(VoteStore, "compact", lambda store: None)
     undisturbed = text(certify(small_model, digit_examples, range(4), store="undisturbed"))
-    assert "drawn before" not in capsys.readouterr().out
+    assert "already been drawn" not in capsys.readouterr().out
     assert drawn.samples() == 4 * (N0 + N)
     name, first, lines = lines_of(tmp_path / "undisturbed")
     assert len(lines) == 4 * (1 + 7)

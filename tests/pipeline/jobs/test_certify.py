@@ -24,7 +24,8 @@ from pyarrow import parquet
 
 from macer_tf import certification_log
 from macer_tf.smoothing import SmoothedClassifier
-from pipeline.certification import certificate_files, classifiers, driver, ledger, vote_store
+from pipeline.certification import certificate_files, classifiers, driver, ledger, vote_store, workers
+from pipeline.data import sources
 from pipeline.jobs import certify, compare
 from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
@@ -302,7 +303,7 @@ def test_images_are_resized_only_if_asked_to_and_it_is_told_wherever_the_certifi
     # Of the image that had the size, no vote counts for the other rule.
     status, out, _ = run("--model", model, "--images", tmp_path / "images", "--resize")
     assert status == 0
-    assert "drawn before" not in out
+    assert "already been drawn" not in out
     assert "without labels, resized to that and cropped, given to the model in [0, 1]" in out
     assert json.loads((output / "metrics.json").read_text())["resize"] is True
     html = (output / "report.html").read_text()
@@ -958,11 +959,52 @@ def test_a_model_with_layers_of_its_own_needs_the_module_that_defines_them(run, 
     assert re.search(r"holds (Twice|Net), which is not Keras' own: it can be loaded only with the module", err)
     status, out, err = run(*on_digits, "--custom_objects", "own_layers")
     assert (status, err) == (0, "")
-    assert "drawn before" not in out
+    assert "already been drawn" not in out
     assert "samples have already been drawn" in run(*on_digits, "--custom_objects", "own_layers")[1]
     # Other code is another classifier.
     own_layers(OWN.format(decorator=decorator, factor=3))
-    assert "drawn before" not in run(*on_digits, "--custom_objects", "own_layers")[1]
+    assert "already been drawn" not in run(*on_digits, "--custom_objects", "own_layers")[1]
+
+
+READS = """
+import keras
+import numpy as np
+
+class Twice(keras.layers.Layer):
+    def build(self, shape):
+        self.factor = float(np.load("factor.npy"))
+
+    def call(self, images):
+        return images * self.factor + 1 - self.factor
+"""
+
+
+def test_what_a_layer_reads_from_a_file_counts_as_part_of_the_model(run, own_layers, tmp_path):
+    np.save(tmp_path / "factor.npy", 2.0)
+    keras.utils.set_random_seed(0)
+    parts = [own_layers(READS).Twice(), keras.layers.Flatten(), keras.layers.Dense(10)]
+    on_digits = ("--model", saved(keras.Sequential([keras.Input((8, 8, 1)), *parts]), tmp_path, ".keras"), "--dataset",
+                 "digits", "--max", "2", "--custom_objects", "own_layers")  # fmt: skip
+    assert "already been drawn" not in run(*on_digits)[1]
+    own_layers(READS)
+    assert "samples have already been drawn" in run(*on_digits)[1]
+    np.save(tmp_path / "factor.npy", 3.0)
+    own_layers(READS)
+    assert "already been drawn" not in run(*on_digits)[1]
+
+
+def test_a_machine_with_another_module_of_this_name_draws_nothing(own_layers, tmp_path):
+    twice = own_layers(OWN.format(decorator="", factor=2)).Twice()
+    path = tmp_path / "model.keras"
+    parts = [twice, keras.layers.Flatten(), keras.layers.Dense(2)]
+    keras.Sequential([keras.Input((8, 8, 1)), *parts]).save(path)
+    loading = classifiers.Loading(custom_objects="own_layers")
+    classifiers.load(path, loading)
+    sampler = workers.Sampler(str(path), sources.Folder("images"), 0.5, 0, loading=loading).for_engine(str(tmp_path))
+    assert classifiers.load(path, sampler.loading)
+    own_layers(OWN.format(decorator="", factor=3))
+    with pytest.raises(InputError, match=r"The module own_layers on \S+, or .* is not the same as where .* began"):
+        classifiers.load(path, sampler.loading)
 
 
 def test_a_module_that_cannot_be_imported_is_told(run, own_layers, model):
