@@ -155,8 +155,8 @@ def _is_of_keras(thing):
 
 def _is_of_each_row(operation):
     # Layers are looked at by themselves. A cumulative sum, for one, may let the first hundred rows pass.
-    is_known = isinstance(operation, keras.Layer) or type(operation).__name__ in _OF_EACH_ROW
-    return is_known and _is_of_keras(operation)
+    is_known = type(operation).__name__ in _OF_EACH_ROW and _is_of_keras(operation)
+    return isinstance(operation, keras.Layer) or is_known
 
 
 def _made_of(classifier):

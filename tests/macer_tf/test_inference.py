@@ -364,3 +364,11 @@ def test_a_saved_model_runs_without_keras(tmp_path):
     # A session fuses other operations than a tf.function, and in bfloat16 fewer intermediate results are rounded then.
     np.testing.assert_allclose(outputs, graph(images), atol=0.01)
     assert np.std(outputs, axis=0).max() > 0.001
+
+
+def test_what_of_keras_and_of_ours_is_plain():
+    """It is not tried in full passes, which takes most of the time: each row depends on itself alone."""
+    assert InferenceGraph(networks.build("cifar_resnet20", (8, 8, 3), 10)).is_of_plain_layers
+    inputs = keras.Input((4,))
+    assert InferenceGraph(keras.Model(inputs, layers.Dense(2)(inputs + 2 * inputs))).is_of_plain_layers
+    assert not InferenceGraph(keras.Model(inputs, keras.ops.cumsum(inputs, axis=0))).is_of_plain_layers
