@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from macer_tf import bounds
 from macer_tf.certificates import ABSTAIN, Certificates, is_correct, max_radius, predictions_and_radii
-from macer_tf.checks import check_labels, is_number
+from macer_tf.checks import as_array, check_labels, is_number
 from macer_tf.votes import images_in_words
 
 if TYPE_CHECKING:
@@ -173,7 +173,10 @@ def mean_and_standard_error(values: ArrayLike) -> tuple[float, float]:
     """Mean of `values` [images] and its standard error (NaN for a single image).
 
     For a paired comparison of two models, give the differences of their radii on the same images.
+
+    Raises:
+        ValueError: if some values are masked.
     """
-    values = np.asarray(values, np.float64)
+    values = as_array("Values", values).astype(np.float64)
     spread = values.std(ddof=1) if len(values) > 1 else np.nan
     return float(values.mean()), float(spread / np.sqrt(len(values)))

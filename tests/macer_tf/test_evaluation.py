@@ -217,3 +217,8 @@ def test_certificates_that_are_none_are_not_averaged(predictions, radii, message
         0.1,
         -1,
     ]  # as in some logs
+
+
+def test_masked_differences_are_not_averaged():
+    with pytest.raises(ValueError, match=r"Values must not be masked; leave masked ones out. Received: 1 masked"):
+        mean_and_standard_error(np.ma.array([0.1, 9.0], mask=[False, True]))
