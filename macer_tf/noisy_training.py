@@ -11,6 +11,7 @@ from macer_tf import tensorflow_backend  # noqa: F401
 import contextlib
 import functools
 import inspect
+import numbers
 import re
 import warnings
 from collections.abc import Mapping
@@ -518,6 +519,19 @@ def _check_arrays(images, labels, weights=None):
         raise ValueError(f"Expected one or more images. Received: images {images.shape}")
     if isinstance(labels, np.ndarray | list) and (dtype := np.asarray(labels).dtype).kind in "OSUMm":
         raise ValueError(f"Labels must be class indices or one-hot rows. Received: dtype={dtype}")
+    for name, values in (("Images", images), ("Labels", labels), ("Sample weights", weights)):
+        # Keras takes a list for several inputs, and would print all that is in it.
+        if isinstance(values, list | tuple) and _is_bare(values):
+            raise ValueError(
+                f"{name} must be an array, such as np.array(...) of them. Received: a {type(values).__name__}"
+            )
+
+
+def _is_bare(values):
+    """Whether lists in lists hold Python's numbers or texts rather than arrays."""
+    while isinstance(values, list | tuple) and values:
+        values = values[0]
+    return isinstance(values, numbers.Number | str)
 
 
 def _check_class_weight(weights):
@@ -526,6 +540,9 @@ def _check_class_weight(weights):
             "class_weight must be a dict of classes and their weights, such as {0: 1.0, 1: 2.5}. Received: "
             f"{type(weights).__name__}"
         )
+    # Keras looks up weights by number, so that one under another key, such as JSON's "0", would do nothing.
+    if other := [key for key in weights or () if not (isinstance(key, numbers.Real) and float(key).is_integer())]:
+        raise ValueError(f"The keys of class_weight must be classes, whole numbers from 0. Received: {other[0]!r}")
 
 
 def _as_classes(labels):
@@ -595,3 +612,7 @@ def _one_line_errors(class_weight=None):
             raise
         line = error.message[error.message.index(_BAD_BATCH) :].split("\n")[0].split("] [Op:")[0]
         raise ValueError(line.rstrip("]'\" ")) from None
+    except ValueError as error:  # Keras does not say what of a table, a generator or the like holds no numbers
+        if not (dtype := re.fullmatch(r"Invalid dtype: (.+)", str(error))):
+            raise
+        raise ValueError(f"Images, labels and sample weights must be numbers. Received: dtype={dtype[1]}") from None

@@ -5,6 +5,7 @@ import math
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -478,12 +479,41 @@ def test_a_data_set_of_another_form_is_told_in_one_line(data, line):
             {"class_weight": [1.0, 2.0, 1.0]},
             r"class_weight must be a dict .* such as \{0: 1.0, 1: 2.5\}. Received: list",
         ),
+        (
+            {"class_weight": {"0": 1.0, "1": 2.0, "2": 1.0}},
+            r"The keys of class_weight must be classes, whole numbers from 0\. Received: '0'$",
+        ),
     ],
 )
 def test_weights_that_would_train_to_nothing_are_refused(arguments, line):
     with pytest.raises(ValueError, match=line) as caught:
         made(Macer).fit(X, Y, verbose=0, **arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "weights", "line"),
+    [
+        (X, pd.Series(["a", "b"] * 8), None, r"numbers\. Received: dtype=(str|object)"),
+        (X, pd.Series(["a", "b"] * 8, dtype="category"), None, r"numbers\. Received: dtype=category"),
+        (X.astype(object), Y, None, r"numbers\. Received: dtype=object"),
+        (X, Y, np.array(["a"] * 16), r"numbers\. Received: dtype=str"),
+        (((X, np.array(["a"] * 16)) for _ in range(2)), None, None, r"numbers\. Received: dtype=str"),
+        (X.tolist(), Y, None, r"Images must be an array, such as .* Received: a list"),
+        (X, Y.tolist(), None, r"Labels must be an array, such as .* Received: a list"),
+        (X, tuple(Y.tolist()), None, r"Labels must be an array, such as .* Received: a tuple"),
+        (X, Y, [1.0] * 16, r"Sample weights must be an array, such as .* Received: a list"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_told_in_one_line(images, labels, weights, line):
+    with pytest.raises(ValueError, match=line) as caught:
+        shared(Macer).fit(images, labels, sample_weight=weights, verbose=0)
+    assert len(str(caught.value)) < 120
+    assert "\n" not in str(caught.value)
+
+
+def test_class_weights_may_have_any_whole_numbers_as_keys():
+    shared(Macer).fit(X, Y, class_weight={0.0: 1.0, np.int64(1): 2.0, 2: 0.5}, verbose=0)
 
 
 def test_masked_images_and_labels_are_refused():
