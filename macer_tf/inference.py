@@ -69,7 +69,7 @@ class InferenceGraph:
             raise ValueError(
                 f"The classifier computes in {own}; only functional and sequential models of plain Keras layers "
                 f"can be converted to another precision. Received: precision={precision}, "
-                f"{type(classifier).__name__}"
+                f"{type(classifier).__name__}{_others_in_words(classifier)}"
             )
         self._precision = precision or own
         self._classifier = classifier
@@ -210,6 +210,13 @@ def _is_plain(model):
         _is_plain(layer) if isinstance(layer, keras.Model) else type(layer) in _PLAIN and _can_be_recreated(layer)
         for layer in model.layers
     )
+
+
+def _others_in_words(model):
+    """The kinds of its layers that are not plain, as the end of a message."""
+    layers = (layer for layer in model._flatten_layers() if not isinstance(layer, keras.Model))
+    others = sorted({type(layer).__name__ for layer in layers if type(layer) not in _PLAIN})
+    return f" with {', '.join(others)}" if others else ""
 
 
 def _can_be_recreated(layer):

@@ -233,6 +233,12 @@ def test_an_activation_of_ones_own_is_never_taken_for_keras(name, as_layer):
         np.testing.assert_allclose(found, expected, atol=0.03 * np.abs(expected).max())
 
 
+def test_a_model_that_cannot_be_converted_is_told_which_layers_are_why():
+    model = keras.Sequential([keras.Input((4, 4, 1)), layers.RandomFlip(), layers.Flatten(), layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"Received: precision=bfloat16, Sequential with RandomFlip$"):
+        InferenceGraph(model, "bfloat16")
+
+
 @pytest.mark.parametrize("activation", [tf.nn.relu, keras.ops.relu, layers.LeakyReLU(), swish])
 def test_batch_norm_is_folded_beside_activations_of_any_kind(activation):
     model = randomized(functional(lambda x: layers.Activation(activation)(norm()(layers.Conv2D(4, 3)(x)))))
