@@ -1,10 +1,11 @@
 """The weights of a SavedModel, identified without loading anything but numbers."""
 
 import re
+import sys
 from pathlib import Path
 
 from serving.fingerprints import weights_fingerprint
-from serving.terminal import first_line
+from serving.terminal import first_line, import_tensorflow
 
 _NAME = re.compile(r"model_variables/([0-9]+)/\.ATTRIBUTES/VARIABLE_VALUE")
 
@@ -17,6 +18,8 @@ def fingerprint_of_saved_model(directory):
     Raises:
         ValueError: in one line, if there are none, or if they are damaged.
     """
+    if "tensorflow" not in sys.modules:  # a command's first import of it, which would write a page
+        import_tensorflow()
     import tensorflow as tf
 
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipeline.cli.command_line import Setting
 from pipeline.utils import code
 from pipeline.utils.errors import InputError
+from serving import terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,9 @@ def find(name):
         return _METHODS[name]
     if ":" not in name:
         raise InputError(f"Unknown method. Received: {name}; accepted: {', '.join(NAMES)}, or package.module:METHOD.")
+    for module in code.modules(name):
+        code.digest(module)  # so that a typo does not wait for TensorFlow
+    terminal.import_tensorflow()  # nearly every method's module imports it, and it would write its page
     method = code.attribute(name)
     if not isinstance(method, Method):
         raise InputError(f"{name} must be a {Method.__module__}.Method. Received: {type(method).__name__}")

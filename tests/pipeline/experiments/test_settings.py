@@ -1,5 +1,6 @@
 """Every bad input is one clear line; the help fits a screen; every flag reaches the settings."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -626,11 +627,22 @@ def test_epochs_where_samples_rise_must_rise(line):
     assert "samples_rise_epochs must rise. Received: 4,2" in line("--dataset", "digits", "--samples_rise_epochs", "4,2")
 
 
+def test_a_method_of_ones_own_that_imports_tensorflow_writes_no_page(tmp_path):
+    (tmp_path / "mine.py").write_text("import tensorflow\nNAME = 1\n")
+    code = "from pipeline.jobs import run; run.main(['--dataset', 'digits', '--method', 'mine:NAME'])"
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    path = {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment | path, capture_output=True, text=True, timeout=100
+    )
+    assert process.stderr == "error: mine:NAME must be a pipeline.experiments.methods.Method. Received: int\n"
+
+
 def test_an_unknown_method_is_one_line(line):
     unknown = line("--dataset", "digits", "--method", "trades")
     names = "macer, cohen, smoothadv, stability, consistency, smoothmix, catrs"
     assert f"Unknown method. Received: trades; accepted: {names}, or package.module:METHOD." in unknown
-    assert "Cannot import no_such_module (ModuleNotFoundError: " in line(
+    assert "There is no module no_such_module to import, from the current folder or installed." in line(
         "--dataset", "digits", "--method", "no_such_module:METHOD"
     )
     assert "The module math defines no METHOD. Received: math:METHOD" in line(
