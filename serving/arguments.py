@@ -12,10 +12,10 @@ TRUST_MODEL: dict[str, Any] = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all others, and which accepts no option twice."""
+    """An argument parser whose errors are one line, like all others, and which accepts no option twice or cut short."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
         # Options seen so far while parsing.
         self.given: set[str] = set()
         self.register("action", None, _Store)

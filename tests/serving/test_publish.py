@@ -477,6 +477,15 @@ def test_a_kill_at_any_step_leaves_whole_versions_and_the_next_publisher_cleans_
     assert 0 < result["finished"] < 20
 
 
+def test_reading_weights_in_a_process_without_tensorflow_writes_no_page():
+    code = (
+        "from serving.weights import fingerprint_of_saved_model as read\ntry: read('absent')\nexcept ValueError: pass"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
+
+
 PUBLISHER = """
 import sys
 from pathlib import Path
@@ -657,6 +666,7 @@ def test_a_foreign_cards_fingerprint_is_not_printed(saved_model, base, fingerpri
         (["publish", "MODEL", "BASE", "--blessing", "MODEL/saved_model.pb"], 2, "saved_model.pb is not JSON: "),
         (["publish", "absent", "BASE"], 2, "is not a SavedModel"),
         (["publish", "MODEL/variables", "BASE", "--force"], 2, "is not a SavedModel"),
+        (["publish", "MODEL", "BASE", "--forc"], 2, "unrecognized arguments: --forc; see python"),
         (["publish", "MODEL", "BASE", "--force", "--force"], 2, "--force is given twice; give it once; see python"),
         (["publish", "MODEL", "BASE", "--blessing", "a", "--blessing=b"], 2, "--blessing is given twice; give it"),
         (["rollback", "BASE", "--to", "1", "--to", "1"], 2, "--to is given twice; give it once; see python -m"),
