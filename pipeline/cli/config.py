@@ -1,5 +1,6 @@
 """Settings files, in YAML or JSON: the same names and values as on the command line."""
 
+import contextlib
 import json
 import re
 
@@ -50,6 +51,24 @@ def expand(arguments, known):
         if (text := _text(path, settings[name], value)) is not None:
             expanded.append(f"--{name}={text}")
     return [*expanded, *arguments]
+
+
+@contextlib.contextmanager
+def named(arguments, expanded):
+    """A context in which a complaint that begins with a flag names the file instead, if the flag came from there.
+
+    Args:
+        arguments, expanded: what `expand` took and returned.
+    """
+    from_file = {flag.partition("=")[0] for flag in expanded[: len(expanded) - len(arguments)]}
+    try:
+        yield
+    except InputError as error:
+        flag = str(error).partition(" ")[0]
+        if flag not in from_file:
+            raise
+        path = command_line.last(arguments, saying.CONFIG.name)
+        raise InputError(f"{printable(path)}: {str(error).removeprefix('--')}") from None
 
 
 def dumps(program, settings):

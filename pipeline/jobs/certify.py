@@ -102,7 +102,9 @@ def main(arguments=None):
     with saying.Saying(arguments) as said:
 
         def parse():
-            settings = _settings(config.expand(arguments, lambda _: _GROUPS))
+            expanded = config.expand(arguments, lambda _: _GROUPS)
+            with config.named(arguments, expanded):
+                settings = _settings(expanded)
             return settings, None if settings["dry_run"] else Path(settings["output"])
 
         def work(settings):

@@ -64,13 +64,9 @@ class _Parsed:
 
     def __init__(self, arguments):
         expanded = config.expand(arguments, settings_lib.known)
-        self.arguments, self.sweep = arguments, sweep_lib.parse(expanded)
-        if self.sweep:
-            self.settings, self.preset, self.notes = self.sweep.members[0].settings, None, self.sweep.notes
-        else:
-            self.settings, self.preset, self.given = settings_lib.resolve(expanded)
-            command_line.refuse_idle(self.given, settings_lib.idle(self.settings))
-            self.notes = settings_lib.notes(self.settings, self.preset, self.given)
+        self.arguments = arguments
+        with config.named(arguments, expanded):
+            self._resolve(expanded)
         for place, settings in enumerate(self.all_settings):
             try:
                 early_checks.check_data(settings)
@@ -79,6 +75,15 @@ class _Parsed:
                 member = f"--sweep {self.sweep.name}={self.sweep.members[place].value}: " if self.sweep else ""
                 raise InputError(f"{member}{error}") from None
         self.root = Path(self.settings["pipeline_root"])
+
+    def _resolve(self, expanded):
+        self.sweep = sweep_lib.parse(expanded)
+        if self.sweep:
+            self.settings, self.preset, self.notes = self.sweep.members[0].settings, None, self.sweep.notes
+        else:
+            self.settings, self.preset, self.given = settings_lib.resolve(expanded)
+            command_line.refuse_idle(self.given, settings_lib.idle(self.settings))
+            self.notes = settings_lib.notes(self.settings, self.preset, self.given)
 
     @property
     def all_settings(self):
