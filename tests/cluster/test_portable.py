@@ -139,7 +139,7 @@ def test_ctrl_c_cancels_the_job_says_how_to_go_on_and_no_worker_draws_on(
 
 def test_votes_and_model_go_by_url_where_there_is_no_shared_folder(cluster, draw, tmp_path):
     expected, _ = draw(FIXED, name="one")
-    import shelf  # noqa: F401
+    from tests.cluster import shelf  # noqa: F401
 
     outcome, _ = draw(FIXED, cluster.engine(handed_in="shelf://bucket/votes"), name="two")
     assert_same(outcome, expected)
