@@ -36,7 +36,7 @@ _FIRST_LOOK = 32
 # Taken off every log E: more than the rounding error of its terms for up to this many samples, so that none is
 # overstated: 2e-7, against mpmath. For 2^40 samples it is 0.004, for 2^52 it is 60.
 ROUNDING = 1e-6
-MOST_SAMPLES = 2**25
+_MOST_SAMPLES = 2**25
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +96,9 @@ def anytime_p_values(counts: np.ndarray) -> np.ndarray:
         ValueError: for more than 2^25 votes.
     """
     most = counts.sum(axis=-1, dtype=np.float64).max(initial=0)
-    if most > MOST_SAMPLES:
+    if most > _MOST_SAMPLES:
         raise ValueError(
-            f"The test with early exit takes up to {MOST_SAMPLES:,} samples per image; `certificates.predict` takes "
+            f"The test with early exit takes up to {_MOST_SAMPLES:,} samples per image; `certificates.predict` takes "
             f"more. Received: {most:,.0f}"
         )
     runner_up, top = np.sort(counts, axis=-1)[..., -2:].astype(np.float64).T

@@ -126,13 +126,12 @@ def evaluate(
     radii = _radii_of(certificates) if radii is None else _checked(radii)
     # A log does not say how many samples an image had: all count as estimated.
     estimated = np.broadcast_to(getattr(certificates, "n", 1), correct.shape) > 0
-    predictions, _ = predictions_and_radii(certificates)
     acr, acr_standard_error = mean_and_standard_error(np.maximum(correct, 0))
     return Evaluation(
         num_images=len(correct),
         acr=acr,
         acr_standard_error=acr_standard_error,
-        abstained=float(np.mean((predictions == ABSTAIN) & estimated)),
+        abstained=float(np.mean((np.asarray(certificates.predictions) == ABSTAIN) & estimated)),
         radii=tuple(float(radius) for radius in radii),
         certified_accuracy=tuple(float(np.mean(correct >= radius)) for radius in radii),
         unestimated=float(np.mean(~estimated)),

@@ -24,8 +24,6 @@ PREDICT_OUTPUTS = {"predicted_class": np.int64, "p_value": np.float64, "samples"
 _MAX_SIGMA = 100.0
 # float32 radii differ by less than this from the values they were rounded from.
 _ROUNDING = 1e-6
-# More votes than this nobody draws, and no bound of the library takes.
-_MAX_COUNT = MOST_SAMPLES
 
 
 class ServingError(RuntimeError):
@@ -112,8 +110,9 @@ def certified(outputs, num_images, n=None, alpha=None):
 
     Raises:
         AnswerError: if an output is of another type or shape, or says what CERTIFY cannot say: something that is not a
-            number, a class that does not exist or has no majority, a radius where it abstains, more or fewer votes than
-            requested, bounds above what the votes give, or radii that do not follow from the bounds with one sigma.
+            number, a class that does not exist or has no majority, a radius although it abstains, more or fewer
+            votes than requested, bounds above what the votes give, or radii that do not follow from the bounds with one
+            sigma.
     """
     _check_types(outputs, CERTIFY_OUTPUTS)
     predictions, radii, p_lower, votes, seeds = (outputs[name] for name in CERTIFY_OUTPUTS)
@@ -126,7 +125,7 @@ def certified(outputs, num_images, n=None, alpha=None):
     _require((predictions >= ABSTAIN) & (predictions < num_classes), "an impossible class", predictions)
     # In float64, where no sum of counts overflows. Negative counts and sums of 0 are refused here too.
     totals = votes.sum(axis=1, dtype=np.float64)
-    _require((votes >= 0).all(axis=1) & (totals > 0) & (totals <= _MAX_COUNT), "votes that are not counts", votes)
+    _require((votes >= 0).all(axis=1) & (totals > 0) & (totals <= MOST_SAMPLES), "votes that are not counts", votes)
     asked = totals[0] if n is None else n
     _require(totals == asked, f"a number of votes other than {asked:.0f} for an image", votes)
     _require(np.isfinite(radii) & (radii >= 0), "an impossible radius", radii)
@@ -166,7 +165,7 @@ def predicted(outputs, num_images):
     _check_seeds(seeds, num_images)
     _require(predictions >= ABSTAIN, "an impossible class", predictions)
     _require((p_values >= 0) & (p_values <= 1), "a p_value that is not a probability", p_values)
-    _require((samples > 0) & (samples <= _MAX_COUNT), "an impossible number of samples", samples)
+    _require((samples > 0) & (samples <= MOST_SAMPLES), "an impossible number of samples", samples)
     decided = predictions != ABSTAIN
     _require(~decided | (p_values < 1), "a class at a p_value of 1", p_values)
     if decided.any() and not decided.all():

@@ -21,7 +21,7 @@ from macer_tf.noisy_training import NoisyTrainingModel
 from pipeline.certification import model_files
 from pipeline.training import models
 from pipeline.utils import code, places
-from pipeline.utils.atomic_files import remedy, why_not_copied
+from pipeline.utils.atomic_files import cannot_copy
 from pipeline.utils.errors import InputError
 from serving.fingerprints import fingerprint
 from serving.graph_safety import check_effects
@@ -130,10 +130,7 @@ def _copy(path, folder):
             if may_be_replaced and not path.exists():
                 raise InputError(f"The model {path} no longer exists.") from error
             if not (may_be_replaced and left):
-                why = why_not_copied(error)
-                raise InputError(
-                    f"Cannot copy the model {path} to {folder} ({why}). {remedy(why)} and run the same command again."
-                ) from error
+                raise cannot_copy(f"the model {path}", folder, error) from error
     raise InputError(f"The model {path} is being written to; wait until that is done, or give a copy of it.")
 
 

@@ -61,11 +61,7 @@ def private_copy(artifact, directory):
     try:
         shutil.copytree(artifact.path, directory, ignore=lambda _, names: [*filter(is_hidden, names)])
     except OSError as error:
-        reason = atomic_files.why_not_copied(error)
-        raise InputError(
-            f"Cannot copy {artifact.path} to {directory} ({reason}). {atomic_files.remedy(reason)} and run the same "
-            "command again."
-        ) from None
+        raise atomic_files.cannot_copy(artifact.path, directory, error) from None
     if directory_fingerprint(directory) != artifact.fingerprint:
         shutil.rmtree(directory)
         raise InputError(f"{artifact.path} was changed while this command ran; run the same command again.")

@@ -12,20 +12,18 @@ from serving.terminal import first_line
 
 # By the system's own words, because TensorFlow, Beam and HDF5 raise errors of their own that contain these.
 _REMEDIES = [
-    *(
-        (os.strerror(number), remedy)
-        for remedy, numbers in {
-            "Make room there": (errno.ENOSPC, errno.EDQUOT),
-            "Raise the limit on the size of a file (ulimit -f)": (errno.EFBIG,),
-            "Make it writable": (errno.EACCES, errno.EPERM, errno.EROFS),
-            "Put back what is missing there": (errno.ENOENT,),
-            "Move away what is in its place": (errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
-            "Correct that": errno.errorcode,
-        }.items()
-        for number in numbers
-    ),
-    ("is a named pipe", "Remove it"),  # in shutil's words
+    (os.strerror(number), remedy)
+    for remedy, numbers in {
+        "Make room there": (errno.ENOSPC, errno.EDQUOT),
+        "Raise the limit on the size of a file (ulimit -f)": (errno.EFBIG,),
+        "Make it writable": (errno.EACCES, errno.EPERM, errno.EROFS),
+        "Put back what is missing there": (errno.ENOENT,),
+        "Move away what is in its place": (errno.EEXIST, errno.EISDIR, errno.ENOTDIR),
+        "Correct that": errno.errorcode,
+    }.items()
+    for number in numbers
 ]
+_REMEDIES.append(("is a named pipe", "Remove it"))  # in shutil's words
 # How the system says that there is no room to write: on the disk, in a quota, or under a file size limit.
 _NO_ROOM = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 _MISPLACED = (FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -64,13 +62,16 @@ def remedy(reason):
     return next((remedy for words, remedy in _REMEDIES if words in reason), "Make room there")
 
 
-def why_not_copied(error):
-    """Why something could not be copied, in words; `error` is what shutil raised: one failure, or a list of them."""
-    if not isinstance(error, shutil.Error):
-        return error.strerror or str(error)
-    (failures,) = error.args
-    _, _, why = failures[0]
-    return why if len(failures) == 1 else f"{len(failures)} files could not be copied, the first: {why}"
+def cannot_copy(what, folder, error):
+    """The InputError for what could not be copied to a folder; `error` is what shutil raised."""
+    if isinstance(error, shutil.Error):
+        (failures,) = error.args
+        _, _, why = failures[0]
+        if len(failures) > 1:
+            why = f"{len(failures)} files could not be copied, the first: {why}"
+    else:
+        why = error.strerror or str(error)
+    return InputError(f"Cannot copy {what} to {folder} ({why}). {remedy(why)} and run the same command again.")
 
 
 @contextlib.contextmanager
