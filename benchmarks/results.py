@@ -290,8 +290,21 @@ def run(cell, arguments):
         training_seconds=float(seconds["seconds"].sum()),
         training_core_seconds=float(seconds["core_seconds"].sum()),
         cores=len(os.sched_getaffinity(0)),
+        **certification_cost(artifacts["certificates"].path.parent, arguments.root),
         **{name: settings[name] for name in DRAWN},
     )
+
+
+def certification_cost(execution, root):
+    """Core-seconds that a Certifier's execution took from its first vote on; nothing if votes were there before it.
+
+    Only one run works in a root at a time, so a votes folder that is made during the execution is its own.
+    """
+    record = json.loads((execution / "execution.json").read_text())
+    began, ended = record["started_at"], record["finished_at"]
+    if not any(began <= path.stat().st_mtime <= ended for path in (root / "votes").glob("*/votes.json")):
+        return {}
+    return {"certification_core_seconds": (ended - began) * len(os.sched_getaffinity(0))}
 
 
 def keep(cell, certified, labels, **about):
@@ -553,16 +566,28 @@ def kinds_part(measured):
 
 
 def table_of_costs(of_group):
-    """Each group's models, hours of training, samples drawn, and the share of n0 + n that was not drawn."""
+    """Each group's models, hours of training, samples drawn, the share of n0 + n that was not drawn, and core-hours of
+    certification, for how many models these were recorded.
+    """
     rows = []
     for group, measured in of_group.items():
         hours = sum(one.metrics["training_seconds"] for one in measured) / 3600
         drawn = sum(one.metrics["num_images"] * one.metrics["samples_per_image"] for one in measured)
         asked = sum(one.metrics["num_images"] * (one.metrics["n0"] + one.metrics["n"]) for one in measured)
-        rows.append(
-            [group, str(len(measured)), f"{hours:.1f}", f"{drawn / 1e6:.1f}", f"{100 * (1 - drawn / asked):.1f} %"]
-        )
-    return markdown(["", "models", "hours of training", "million samples", "samples spared"], rows)
+        told = (str(len(measured)), f"{hours:.1f}", f"{drawn / 1e6:.1f}", f"{100 * (1 - drawn / asked):.1f} %")
+        rows.append([group, *told, core_hours_of_certification(measured)])
+    columns = ("models", "hours of training", "million samples", "samples spared", "core-hours of certification")
+    return markdown(["", *columns], rows)
+
+
+def core_hours_of_certification(measured):
+    """Their sum over the models for which they were recorded, and how many these are unless all."""
+    name = "certification_core_seconds"
+    seconds = [one.metrics[name] for one in measured if name in one.metrics]
+    if not seconds:
+        return "not recorded"
+    of = "" if len(seconds) == len(measured) else f" for {len(seconds)} of them"
+    return f"{sum(seconds) / 3600:.1f}{of}"
 
 
 def mnist_tables(measured):

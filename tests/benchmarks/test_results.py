@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 
@@ -116,15 +117,38 @@ def test_kinds_of_certificates_have_a_row_each_and_hard_and_bernsteins_a_curve(k
 
 
 def test_the_cost_of_a_group_is_that_of_its_models(keep):
-    for name, images, samples, seconds in (("cohen", 1000, 1100, 1800), ("catrs", 2000, 825, 7200)):
-        cell = results.Cell("methods", name, "")
-        keep(cell, [1000, 990])
-        changed = {"num_images": images, "samples_per_image": samples, "training_seconds": seconds}
-        path = cell.kept / "metrics.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
-    results.draw()
+    measured = {
+        "cohen": {"num_images": 1000, "samples_per_image": 1100, "training_seconds": 1800},
+        "catrs": {"num_images": 2000, "samples_per_image": 825, "training_seconds": 7200},
+    }
+
+    def recorded(name, **more):
+        path = results.Cell("methods", name, "").kept / "metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | measured[name] | more))
+        results.draw()
+        return results.PAGE.read_text()
+
+    for name in measured:
+        keep(results.Cell("methods", name, ""), [1000, 990])
+        page = recorded(name)
     # 1.1 and 1.65 million samples were drawn, where n0 + n = 1,100 of each of 3,000 images are 3.3 million.
-    assert "\n| methods | 2 | 2.5 | 2.8 | 16.7 % |\n" in results.PAGE.read_text()
+    assert "\n| methods | 2 | 2.5 | 2.8 | 16.7 % | not recorded |\n" in page
+    page = recorded("cohen", certification_core_seconds=5400)
+    assert "\n| methods | 2 | 2.5 | 2.8 | 16.7 % | 1.5 for 1 of them |\n" in page
+    page = recorded("catrs", certification_core_seconds=1800)
+    assert "\n| methods | 2 | 2.5 | 2.8 | 16.7 % | 2.0 |\n" in page
+
+
+def test_the_cost_of_certification_is_recorded_only_if_no_vote_was_there_before(tmp_path):
+    execution, votes = tmp_path / "Certifier-1", tmp_path / "votes" / "1" / "votes.json"
+    for path in (execution / "execution.json", votes):
+        path.parent.mkdir(parents=True)
+    (execution / "execution.json").write_text(json.dumps({"started_at": 1000.0, "finished_at": 1060.0}))
+    votes.touch()
+    cores = len(os.sched_getaffinity(0))
+    for made, cost in ((1001, {"certification_core_seconds": 60.0 * cores}), (999, {}), (1061, {})):
+        os.utime(votes, (made, made))
+        assert results.certification_cost(execution, tmp_path) == cost
 
 
 def test_drawing_twice_changes_nothing(keep):

@@ -45,7 +45,7 @@ def test_cifar10(metrics):
 
 def test_partial_svhn_is_never_called_the_test_set(metrics):
     result, out, examples = metrics(
-        "--dataset", "svhn_cropped_partial", "--test_split", "holdout", "--network", "cifar_resnet8",
+        "--dataset", "svhn_cropped_partial", "--test_split", "holdout", "--network", "small_cnn",
         "--train_examples", "64", "--num_test_examples", "6", "--n", "200",
     )  # fmt: skip
     assert result["image_set"] == "6, evenly spaced, of the holdout split of svhn_cropped_partial 3.1.0 (183 images)"

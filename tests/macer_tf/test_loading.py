@@ -24,6 +24,20 @@ def run(program, *arguments, **environment):
     )
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Paths of a MACERModel, a SmoothAdvModel, and a MACERModel with our layers and a decaying learning rate."""
+    folder = tmp_path_factory.mktemp("saved")
+    resnet = MACERModel(networks.cifar_resnet(8, (8, 8, 1), 3), sigma=0.25)
+    resnet.compile(SGD(keras.optimizers.schedules.CosineDecay(0.1, 10), l2=1e-4))
+    resnet.save(folder / "resnet.keras")
+    for kind, options in ((MACERModel, {}), (SmoothAdvModel, {"epsilon": 0.5})):
+        model = kind(networks.small_cnn(), 0.25, **options)
+        model.compile(SGD(0.1))
+        model.save(folder / f"{kind.__name__}.keras")
+    return sorted(folder.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @pytest.mark.parametrize(
@@ -33,17 +47,22 @@ def run(program, *arguments, **environment):
         "import keras; from macer_tf import SmoothedClassifier",
         "import macer_tf.smoothing, keras",
         "import macer_tf.model, keras",
+        "import keras; from macer_tf import MACERModel",
     ],
 )
-def test_importing_the_package_is_enough_to_load_what_its_models_saved(first, tmp_path):
-    for kind, options in ((MACERModel, {}), (SmoothAdvModel, {"epsilon": 0.5})):
-        model = kind(networks.small_cnn(), 0.25, **options)
-        model.compile(SGD(0.1))
-        model.save(tmp_path / f"{kind.__name__}.keras")
-    program = f"import sys; {first}\nfor path in sys.argv[1:]: print(type(keras.models.load_model(path)).__name__)"
-    process = run(program, *sorted(tmp_path.iterdir()))
+def test_a_fresh_process_that_imports_the_package_loads_all_that_its_models_hold(first, saved):
+    program = f"""import sys; {first}
+for path in sys.argv[1:]:
+    model = keras.models.load_model(path)
+    print(type(model).__name__, type(model.optimizer).__module__, model.optimizer.l2)
+"""
+    process = run(program, *saved)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.split() == ["MACERModel", "SmoothAdvModel"]
+    assert process.stdout.splitlines() == [
+        "MACERModel macer_tf.optimizers 0.0",
+        "SmoothAdvModel macer_tf.optimizers 0.0",
+        "MACERModel macer_tf.optimizers 0.0001",
+    ]
 
 
 def test_importing_the_package_does_not_import_tensorflow():
@@ -101,23 +120,3 @@ def test_a_command_line_tells_of_docstrings_that_are_left_out_in_one_line():
         "pipeline.utils.errors.InputError: Python must keep docstrings, which Beam reads: leave out PYTHONOPTIMIZE=2, "
         "or -OO."
     )
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-def test_a_fresh_process_that_imports_the_model_class_alone_loads_all_that_a_model_holds(tmp_path):
-    model = MACERModel(networks.cifar_resnet(8, (8, 8, 1), 3), sigma=0.25)
-    model.compile(SGD(keras.optimizers.schedules.CosineDecay(0.1, 10), l2=1e-4))
-    model.save(tmp_path / "model.keras")
-    program = (
-        "import sys, keras; from macer_tf import MACERModel; model = keras.models.load_model(sys.argv[1]);"
-        "print(type(model).__name__, type(model.optimizer).__module__, model.optimizer.l2)"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "model.keras"],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.split() == ["MACERModel", "macer_tf.optimizers", "0.0001"]
