@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import macer_tf
-from benchmarks import results
+from benchmarks import published, results
 from macer_tf import Votes, certify, released
 from pipeline.experiments import settings
 from pipeline.orchestration import orchestrator
@@ -83,7 +83,15 @@ def test_tables_say_what_the_certificates_say(keep):
     ):
         acr = f"{radii.mean():.3f} ± {radii.std(ddof=1) / 2:.3f}"
         accuracies = " | ".join(f"{np.mean((radii > 0) & (radii >= r)):.3f}" for r in (0, 0.5, 1.0, 1.5))
-        assert f"| {name}, seed 0 | {accuracies} | {acr} | {paired} | {bands} | 3 epochs, 2 min | 4 |" in page
+        of_all = "{:.3f} ± {:.3f}".format(*published.estimate(published.read(0.5), np.arange(4), radii))
+        told = f"{accuracies} | {acr} | {paired} | {of_all} | {bands} | 3 epochs, 2 min | 4"
+        assert f"| {name}, seed 0 | {told} |" in page
+    # Jeong and Shin's models on every tenth image, and on all of them.
+    (row,) = re.findall(r"^\| consistency, published \| (.*) \|$", page, re.MULTILINE)
+    everywhere = published.read(0.5)["consistency"].radius
+    cells = row.split(" | ")
+    assert (cells[4], cells[6], cells[8:]) == (f"{everywhere[::10].mean():.3f}", "1.655", ["5 models", "1,000"])
+    assert "\n| macer, claimed |  |  |  |  |  |  | 1.583 |  |  |  |\n" in page
     assert (results.KEPT / "mnist-0.50.svg").read_bytes().startswith(b"<?xml")
 
 
