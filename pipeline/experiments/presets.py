@@ -590,7 +590,7 @@ _BEST_MNIST = {
 _BEST_OF = {
     0.25: {"consistency": 10.0, "epochs": 20},
     0.5: {"consistency": 5.0, "epochs": 30, "noise_for_all": True},
-    1.0: {"consistency": 5.0, "epochs": 20},
+    1.0: {"consistency": 5.0, "epochs": 30, "noise_for_all": True},
 }
 # Presets that `find` does not choose by itself.
 _VARIANTS = (
