@@ -931,6 +931,38 @@ def test_a_dependence_on_the_number_of_rows_is_found():
         SmoothedClassifier(model, SIGMA)
 
 
+class TakesPixels(keras.layers.Layer):
+    def call(self, x):
+        with tf.control_dependencies([tf.debugging.assert_less_equal(tf.reduce_max(x), 1.0)]):
+            return tf.identity(x)
+
+
+class TakesFew(keras.layers.Layer):
+    def call(self, x):
+        if x.shape[0] and x.shape[0] > 500:
+            raise RuntimeError("too\nmany")
+        return x
+
+
+@pytest.mark.parametrize(
+    ("first", "received"),
+    [
+        ([layers.Reshape((4, 4)), layers.GRU(2, stateful=True)], "16 images: ValueError: .*If an RNN is stateful"),
+        ([TakesPixels()], "16 images: InvalidArgumentError"),
+        ([TakesFew()], "768 images: RuntimeError: .*too many"),
+    ],
+)
+def test_a_classifier_that_cannot_run_on_passes_of_noisy_images_is_refused_in_one_line(first, received):
+    inputs = keras.Input(batch_shape=(96, 4, 4, 1)) if len(first) > 1 else keras.Input((4, 4, 1))
+    model = keras.Sequential([inputs, *first, layers.Flatten(), layers.Dense(2)])
+    line = r"^The classifier must take any number of noisy images \(4, 4, 1\), .*\. Received, for "
+    with pytest.raises(ValueError, match=line + received) as caught:
+        SmoothedClassifier(model, SIGMA)
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 520
+
+
 class TurnsLateRows(keras.layers.Layer):
     """Treats rows otherwise beyond a number that only whole passes reach."""
 
