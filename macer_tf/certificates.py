@@ -23,6 +23,9 @@ ABSTAIN = -1
 # inverse normal distribution (against mpmath, 1e-14 for up to 2^40 samples, and 1e-15), and more than `GridNoise`'s
 # error in total variation (2^-54).
 _ROUNDING, _RADIUS_ROUNDING = 1e-13, 1e-14
+# Added to a p-value, times the root of the votes, as a part of itself: more than the rounding error of SciPy's binomial
+# distribution, whose relative error grows like that, to 4e-10 at 2^40 votes.
+_P_ROUNDING = 1e-14
 # At a sigma within these limits, a radius is a float of full precision.
 _LEAST_SIGMA, _LARGEST_SIGMA = 1e-100, 1e100
 # None of our bounds needs more samples to certify a unanimous vote, at any alpha that float64 can hold.
@@ -225,22 +228,28 @@ def check_sigma(sigma: float) -> float:
     return float(sigma)
 
 
-def radius(p_lower: float | np.ndarray, sigma: float) -> np.ndarray:
+def radius(p_lower: ArrayLike, sigma: float) -> np.ndarray:
     """The certified l2 radius `sigma * Phi^-1(p_lower)`, rounded down; 0 where p_lower is not above 1/2.
 
     Args:
-        p_lower: float64, any shape, a lower bound on the selected class's probability.
+        p_lower: any shape, a lower bound on the selected class's probability, below 1.
         sigma: noise level, in units of a pixel in [0, 1].
 
     Returns:
         float64 of that shape, in units of a pixel in [0, 1].
+
+    Raises:
+        ValueError: for p_lower that is not below 1, which has no radius, or a sigma that `check_sigma` refuses.
     """
+    p_lower, sigma = as_array("p_lower", p_lower).astype(np.float64), check_sigma(sigma)
+    if not (p_lower < 1).all():
+        raise ValueError(f"p_lower, a lower bound on a probability, is below 1. Received: {p_lower.max()}")
     return np.where(p_lower > 0.5, sigma * special.ndtri(p_lower) * (1 - _RADIUS_ROUNDING), 0.0)
 
 
 def round_down(p_lower: float | np.ndarray) -> np.ndarray:
     """Lowers a computed lower bound on a probability, float64, by more than the error of computing it."""
-    return np.maximum(p_lower - _ROUNDING, 0.0)
+    return np.maximum(np.asarray(p_lower, np.float64) - _ROUNDING, 0.0)
 
 
 def is_correct(predictions: ArrayLike, labels: ArrayLike) -> np.ndarray:
@@ -298,8 +307,14 @@ def predict(counts: ArrayLike, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     alpha = check_can_predict(_same(counts.sum(axis=1), "n"), alpha)
     order = np.argsort(-counts, axis=1, kind="stable")[:, :2]
     top, runner_up = np.take_along_axis(counts, order, axis=1).T
-    p_values = np.minimum(1.0, 2 * stats.binom.sf(top - 1, top + runner_up, 0.5) + SAMPLES_OFF)
+    p_values = _p_values(top, top + runner_up)
     return np.where(p_values <= alpha, order[:, 0], ABSTAIN), p_values
+
+
+def _p_values(top, votes):
+    """The two-sided binomial test of `top` of so many votes against 1/2, rounded up."""
+    p_values = 2 * stats.binom.sf(top - 1, votes, 0.5)
+    return np.minimum(1.0, p_values * (1 + _P_ROUNDING * np.sqrt(votes)) + SAMPLES_OFF)
 
 
 def check_can_certify(n: int, alpha: float, bound: str = bounds.DEFAULT, share: float = 1.0) -> None:
@@ -319,10 +334,11 @@ def check_can_certify(n: int, alpha: float, bound: str = bounds.DEFAULT, share: 
 def check_can_predict(n: int, alpha: float) -> float:
     """Returns `alpha` as a float. Raises ValueError if not even n of n votes would pass PREDICT's test."""
     alpha = check_predict_alpha(alpha)
-    if n < 1 or 2 * 0.5**n + SAMPLES_OFF > alpha:
+    if n < 1 or _p_values(n, n) > alpha:
+        numbers = np.arange(1, 64)  # enough for any alpha that is accepted
         raise ValueError(
             f"Every image would be abstained on: with alpha={alpha:g}, even n votes out of n do not pass the binomial "
-            f"test. Received: n={n}; n must be at least {int(np.ceil(1 - np.log2(alpha - SAMPLES_OFF)))}."
+            f"test. Received: n={n}; n must be at least {1 + np.argmax(_p_values(numbers, numbers) <= alpha)}."
         )
     return alpha
 

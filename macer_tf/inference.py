@@ -115,20 +115,28 @@ class InferenceGraph:
         )
         return self._rebuilt.stateless_call(trainable, other, images, training=False)[0]
 
+    def weights_as_now(self) -> list[int]:
+        """A hash of each weight's present content: this process's, as copies of the weights would take their memory."""
+        return [hash(_content(weight)) for weight in self._classifier.weights]
+
     @contextlib.contextmanager
-    def held_still(self) -> Iterator[None]:
-        """Raises ValueError at its end if the classifier's weights changed meanwhile, as by training in a thread."""
-        before = [(weight, _content(weight)) for weight in self._classifier.weights]
-        yield
-        for weight, then in before:
-            if _content(weight) != then:
+    def held_still(self) -> Iterator[list[int]]:
+        """Raises ValueError at its end if the classifier's weights changed meanwhile, as by training in a thread.
+
+        Yields:
+            `weights_as_now`, as it must stay.
+        """
+        weights, before = [*self._classifier.weights], self.weights_as_now()
+        yield before
+        for weight, then in zip(weights, before, strict=True):
+            if hash(_content(weight)) != then:
                 raise ValueError(
                     "The classifier's weights changed while its votes were drawn, so they are votes of several "
                     f"classifiers; train before or after, or certify a copy. Received: changed {weight.path}"
                 )
 
     def check_unchanged(self) -> None:
-        """Raises ValueError if the classifier's variables, its layers or Keras' settings of the layers have changed.
+        """Raises ValueError if variables, layers, or settings of Keras' layers or ours, are no longer what they were.
 
         The first call records them, so make it once the classifier has its variables. A graph that was traced before
         such a change computes another function.
@@ -160,11 +168,11 @@ def _is_of_each_row(operation):
 
 
 def _made_of(classifier):
-    """The variables of a model, its layers, and the settings of those layers that are Keras' own."""
+    """The variables of a model, its layers, and the settings of those layers that are Keras' own or ours."""
     parts = [*classifier.variables]
     for layer in classifier._flatten_layers():
         parts += [layer, ("compute_dtype", layer.compute_dtype)]
-        if isinstance(layer, keras.Model) or not _is_of_keras(layer):
+        if isinstance(layer, keras.Model) or not (_is_of_keras(layer) or type(layer) in _NORMS):
             continue
         for name, value in sorted(vars(layer).items()):
             if name.startswith("_") or name == "trainable":

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from macer_tf.checks import check_seed, is_whole
+
 # The high half of Philox's 128-bit counter. These six must never share a sample.
 SELECTION, ESTIMATION, TRAINING, EVALUATION, RANDOMIZATION, TEACHER = 0, 1, 2, 3, 4, 5
 STREAMS = (SELECTION, ESTIMATION)
@@ -65,7 +67,14 @@ def uniforms(seed: int, example_ids: Sequence[int] | np.ndarray) -> np.ndarray:
 
     Returns:
         float64 [images], multiples of 2^-53: always the same for a seed and an id, so that nobody draws twice.
+
+    Raises:
+        ValueError: for a seed or an id out of range, which would have the uniform of another.
     """
+    seed = check_seed(seed)
+    for example_id in example_ids:
+        if not (is_whole(example_id) and 0 <= example_id < 2**32):
+            raise ValueError(f"example_ids must be whole numbers from 0 to 4294967295. Received: {example_id!r}")
     words = [
         tf.raw_ops.StatelessRandomUniformFullIntV2(
             shape=[1],

@@ -1,6 +1,8 @@
 """Runs a base classifier on a few images: is it a function of each image alone, and what does it return?"""
 
+import contextlib
 import functools
+import re
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -22,6 +24,10 @@ _CHANGES = (
     "ResourceStridedSliceAssign",
     "ResourceApply",
     "ResourceSparseApply",
+    "ResourceCountUpTo",
+    "Apply",
+    "SparseApply",
+    "CountUpTo",
     "LookupTableImport",
     "LookupTableInsert",
     "LookupTableRemove",
@@ -33,6 +39,9 @@ _DEPENDS = (
 )
 # Pixels of a crowd that takes a batch's largest or least pixel, mean and spread to where noise may take them.
 _FAR = 25.0
+# Characters that we show of someone else's error; and how Keras makes some of them bold.
+_REASON = 300
+_BOLD = re.compile(r"\x1b\[\d*m")
 # A class can win if its gap to the winner is at most this many times the runner-up's gap in the median image.
 _WITHIN_REACH = 10
 
@@ -60,8 +69,8 @@ def probe(
         float32 [16, classes].
 
     Raises:
-        ValueError: in one line, if it is not a function of one image, changes variables, or does not return [batch,
-            classes] of two classes or more.
+        ValueError: in one line, if it is not a function of one image, changes variables, cannot run on as many images
+            or on these, or does not return [batch, classes] of two classes or more.
     """
     rng = np.random.default_rng(0)
     # Brightness and contrast differ from image to image, so batch statistics do too.
@@ -103,13 +112,26 @@ def _check_thresholds(outputs_of, image_shape, precision):
             raise ValueError(_DEPENDS)
 
 
+@contextlib.contextmanager
+def _told_in_one_line(rows, image_shape):
+    """Wraps what runs a classifier on so many images."""
+    try:
+        yield
+    except Exception as error:  # whatever Keras, TensorFlow or someone's own layer raises
+        line = " ".join(_BOLD.sub("", str(error)).split()).partition(" [Op:")[0]
+        if isinstance(error, tf.errors.UnimplementedError):  # such as convolutions with channels first on a CPU
+            raise ValueError(f"The classifier cannot run on this machine. TensorFlow says: {line}") from error
+        line = line if len(line) <= _REASON else f"{line[:_REASON]} ..."
+        raise ValueError(
+            f"The classifier must take any number of noisy images {tuple(image_shape)}, whose pixels may lie outside "
+            f"[0, 1]. Received, for {rows} images: {type(error).__name__}: {line}"
+        ) from error
+
+
 def _outputs(classifier, batch):
     """What a classifier returns for a batch, float32 [batch, classes]."""
-    try:
+    with _told_in_one_line(len(batch), batch.shape[1:]):
         outputs = classifier(tf.constant(batch, tf.float32))
-    except tf.errors.UnimplementedError as error:  # such as convolutions with channels first on a CPU
-        line = str(error).replace("\n", " ").partition(" [Op:")[0]
-        raise ValueError(f"The classifier cannot run on this machine. TensorFlow says: {line}") from error
     check_outputs(outputs, len(batch))
     return np.asarray(tf.cast(outputs, tf.float32))
 
@@ -118,7 +140,8 @@ def _check_full_passes(classifier, images, rows, precision):
     """Raises ValueError if running a classifier changes variables, or if outputs depend on the rest of a full pass."""
     # In a graph, because eagerly a functional model would hold all its layers' outputs for so many rows at once.
     shape = tf.TensorSpec([rows, *images.shape[1:]], tf.float32)
-    graph = tf.function(classifier, autograph=False).get_concrete_function(shape)
+    with _told_in_one_line(rows, images.shape[1:]):
+        graph = tf.function(classifier, autograph=False).get_concrete_function(shape)
     _check_stays(graph.graph.as_graph_def())
     # As in certification, nearly all rows are copies of one image; without noise, so that all go the same way. Both
     # passes are of this graph, because others round differently, which 400 layers can amplify.

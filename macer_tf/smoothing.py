@@ -4,6 +4,7 @@ from macer_tf import tensorflow_backend  # noqa: F401
 
 # isort: split
 
+import contextlib
 import functools
 import math
 import os
@@ -56,9 +57,10 @@ class SmoothedClassifier:
     results, if whoever chose the image knew the seed, or if the classifier's output for an image depends on the rest of
     its batch.
 
-    It reads the classifier's weights whenever it draws, so training may go on in between; if they change while it
-    draws, `draw` refuses the votes. The layers must stay as they are: if layers are added, removed or replaced, or
-    settings of Keras' layers change, `draw` refuses; other changes made by code are not noticed.
+    It reads the classifier's weights whenever it draws, so training may go on in between, after which the classifier is
+    probed again; if they change while it draws, `draw` refuses the votes. The layers must stay as they are: if layers
+    are added, removed or replaced, or settings of Keras' layers change, `draw` refuses; other changes made by code are
+    not noticed.
 
     Noise is addressed by (seed, example id, stream, sample): the same image under the same id gets the same noise,
     whoever asks for it, so votes add up. Every forward pass has the same number of rows, a multiple of 96, filled
@@ -101,7 +103,8 @@ class SmoothedClassifier:
         ValueError: for a sigma, seed, microbatch, beta or levels out of range, or a precision that the classifier
             cannot be converted to; for a classifier that does not take floats or returns more than one tensor,
             that `probing.probe` finds not to be a function of one image, or that returns probabilities where there are
-            betas. A classifier that takes images of any size is probed when the first images are drawn.
+            betas. A classifier that takes images of any size is probed when the first images are drawn, and any one
+            again when it draws with other weights.
     """
 
     def __init__(
@@ -137,7 +140,7 @@ class SmoothedClassifier:
         self._graph = InferenceGraph(classifier, precision)
         self._process = os.getpid()
         self._passes: dict[tuple, Callable] = {}
-        self._probed: set[tuple[int, ...]] = set()
+        self._probed: dict[tuple[int, ...], list[int]] = {}
         shape = getattr(classifier, "input_shape", None)
         if shape is not None and None not in shape[1:]:
             self._probe(shape[1:])
@@ -216,7 +219,7 @@ class SmoothedClassifier:
                 grid or outside [0, 1], or an example id, stream, start or count is out of range; in a forked process.
         """
         images = self._ready(images, example_ids, stream, starts, counts)
-        with self._graph.held_still():
+        with self._held_still(images):
             return self._draw(images, example_ids, stream, starts, counts, progress)
 
     def _ready(self, images, example_ids, stream, starts, counts):
@@ -227,7 +230,7 @@ class SmoothedClassifier:
                 'wait for ever; make it in the new process, and start that by multiprocessing\'s "spawn", or use '
                 f"threads. Received: process {os.getpid()}, made in {self._process}"
             )
-        images = to_grid(as_array("Pixels", images), self.levels)
+        images = to_grid(_as_images(images), self.levels)
         if not len(images) == len(example_ids) == len(starts) == len(counts) >= 1:
             raise ValueError(
                 f"Expected an id, a start and a count for each image. Received: {len(images)} images, "
@@ -237,8 +240,19 @@ class SmoothedClassifier:
             _check_samples("count", count)
             _check_address(example_id, stream, start, count, images[0].size)
         self._check_shape(images.shape)
-        self._probe(images.shape[1:])
+        if images.shape[1:] not in self._probed:
+            self._probe(images.shape[1:])  # which also makes the weights of a classifier that has none yet
         return images
+
+    @contextlib.contextmanager
+    def _held_still(self, images):
+        """Wraps drawing: the weights must not change meanwhile, and the classifier is probed with these weights."""
+        with self._graph.held_still() as weights:
+            # Weights such as a last layer's zeros hide what later ones show.
+            if self._probed[images.shape[1:]] != weights:
+                self._graph.check_unchanged()
+                self._probe(images.shape[1:])
+            yield
 
     def _draw(self, images, example_ids, stream, starts, counts, progress):
         """`draw` of what was checked, images on the grid, while the weights are held still."""
@@ -281,16 +295,14 @@ class SmoothedClassifier:
             raise ValueError(f"The classifier takes images {expected[1:]}. Received: images {tuple(shape[1:])}")
 
     def _probe(self, image_shape):
-        """Probes the base classifier, once for each image shape."""
-        if image_shape in self._probed:
-            return
+        """Probes the base classifier as it is now."""
         outputs = probe(self._graph, image_shape, self.precision, rows_of_a_pass(image_shape, self._microbatch))
         if self._betas and are_probabilities(outputs):
             raise ValueError(
                 "Soft votes need logits, but the classifier returns probabilities; remove its softmax, or pass no "
                 "betas."
             )
-        self._probed.add(image_shape)
+        self._probed[image_shape] = self._graph.weights_as_now()
 
     def _draw_pass(self, rows, images, addresses, counted):
         """`draw_pass` in a graph, traced once for each image shape and number of rows."""
@@ -329,7 +341,7 @@ class SmoothedClassifier:
         starts = [0] * len(images)
         progress = keras.utils.Progbar(len(images) * (n0 + n), verbose=verbose, unit_name="sample").add
         on_grid = self._ready(images, example_ids, noise.ESTIMATION, starts, [max(n0, n)] * len(images))
-        with self._graph.held_still():
+        with self._held_still(on_grid):
             drawn: list[Drawn] = [
                 self._draw(on_grid, example_ids, stream, starts, [samples] * len(starts), progress)
                 for stream, samples in ((noise.SELECTION, n0), (noise.ESTIMATION, n))
@@ -548,12 +560,7 @@ def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tup
         ValueError: unless images are finite floats [images, height, width, channels] in [0, 1], at least one, and the
             ids are as many different whole numbers in [0, 2**32).
     """
-    given, images = images, as_array("Pixels", images)
-    if images.ndim != 4 or images.size == 0:
-        raise ValueError(
-            "Images, at least one and of one pixel or more, must have shape [images, height, width, channels]. "
-            f"Received: {images.shape or type(given).__name__}"
-        )
+    images = _as_images(images)
     check_floats(images.dtype)
     if not np.isfinite(images).all() or images.min() < 0 or images.max() > 1:
         raise ValueError(
@@ -570,6 +577,17 @@ def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tup
             f"{len(np.unique(example_ids))} different ones, from {example_ids.min()} to {example_ids.max()}"
         )
     return images, example_ids.tolist()
+
+
+def _as_images(given):
+    """An array [images, height, width, channels]; one without pixels, or of another shape, is refused."""
+    images = as_array("Pixels", given)
+    if images.ndim != 4 or images.size == 0:
+        raise ValueError(
+            "Images, at least one and of one pixel or more, must have shape [images, height, width, channels]. "
+            f"Received: {images.shape or type(given).__name__}"
+        )
+    return images
 
 
 def _check_address(example_id, stream, start, count, pixels):

@@ -204,7 +204,10 @@ class SamplingPlan:
     @property
     def first_look(self):
         """What the estimation samples, and the class that they are for, depend on; a JSON value."""
-        return {"n0": self.n0, "n": self.n, "radii": self.radii and list(self.radii), "tolerance": self.tolerance}
+        # How many samples bring the radius near enough depends on alpha, too.
+        of_alpha = {} if self.tolerance is None else {"alpha": self.alpha}
+        radii = self.radii and list(self.radii)
+        return {"n0": self.n0, "n": self.n, "radii": radii, "tolerance": self.tolerance, **of_alpha}
 
     def check_sigma(self, sigma):
         """Raises InputError if n samples could never decide what is asked for at this noise level."""
@@ -287,4 +290,6 @@ def in_words(first_look):
         asked.append(f"radii={','.join(f'{radius:g}' for radius in first_look['radii'])}")
     if first_look["tolerance"] is not None:
         asked.append(f"tolerance={first_look['tolerance']:g}")
+    if "alpha" in first_look:
+        asked.append(f"alpha={first_look['alpha']:g}")
     return ", ".join(asked)

@@ -99,6 +99,19 @@ def test_predict_agrees_with_scipys_binomial_test():
         assert 0 < (predictions == ABSTAIN).sum() < 150
 
 
+@pytest.mark.parametrize(
+    ("top", "votes", "exact"),  # by a continued fraction, in numbers of 200 binary digits
+    [
+        (309108169, 618173504, 0.08493299675281171),
+        (5892504572, 11784914092, 0.38126098194408914),
+        (86640204514, 173279666562, 0.07448553339135162),
+    ],
+)
+def test_no_p_value_is_understated_for_billions_of_votes(top, votes, exact):
+    _, p_values = certificates.predict(np.array([[top, votes - top]]), 0.001)
+    assert exact <= p_values[0] <= exact * (1 + 1e-8)
+
+
 def test_predict_abstains_on_a_tie_at_any_alpha():
     predictions, p_values = certificates.predict(np.array([[50, 50, 0], [0, 34, 66]]), 0.999)
     assert predictions.tolist() == [ABSTAIN, 2]
@@ -342,3 +355,15 @@ def test_a_beta_that_is_no_number_is_one_line():
     counts = np.array([[1000, 0]])
     with pytest.raises(ValueError, match=r"The votes hold soft moments at beta in \[\]. .* beta=\[16.0\]"):
         certificates.certify(Votes(counts, counts), 0.25, 0.001, "hoeffding", beta=[16.0])
+
+
+def test_a_radius_is_of_float64_and_of_a_bound_below_1():
+    near_1 = np.float32(1 - 2.0**-24)  # in float32, its quantile is 5e-9 too high
+    assert certificates.radius(near_1, 1.0) <= stats.norm.ppf(float(near_1))
+    assert certificates.radius(near_1, 1.0).dtype == np.float64
+    assert certificates.round_down(near_1) < near_1
+    for p_lower in (1.0, 1.5, np.nan, np.array([0.6, np.inf])):
+        with pytest.raises(ValueError, match=r"a lower bound on a probability, is below 1\. Received: "):
+            certificates.radius(p_lower, 0.25)
+    with pytest.raises(ValueError, match="sigma must be above 0"):
+        certificates.radius(0.9, -0.25)

@@ -93,3 +93,15 @@ def test_uniforms_are_uniform_and_each_belongs_to_its_seed_and_id():
         shape=[4], key=np.array([(3 << 32) + 7], np.uint64), counter=np.array([0, 4], np.uint64), alg=1, dtype=tf.uint64
     ).numpy()
     assert drawn[7] == (int(first[0]) >> 11) / 2**53
+
+
+def test_uniforms_of_another_seed_or_id_are_not_given():
+    assert noise.uniforms(np.int32(7), np.array([3], np.uint8)) == noise.uniforms(7, [3])  # seed * 2^32 wrapped to 0
+    for seed, ids, received in [
+        (2**32, [0], "seed=4294967296"),
+        (0, [2**32], "4294967296"),
+        (1, [-1], "-1"),
+        (0, [0.5], "0.5"),
+    ]:
+        with pytest.raises(ValueError, match=f"whole numbers? from 0 to 4294967295. Received: {received}$"):
+            noise.uniforms(seed, ids)

@@ -18,6 +18,7 @@ from macer_tf import certificates, networks, noise, smoothing
 from macer_tf.certificates import ABSTAIN
 from macer_tf.grid_noise import GridNoise
 from macer_tf.inference import InferenceGraph
+from macer_tf.layers import FusedBatchNormalization
 from macer_tf.model import MACERModel
 from macer_tf.smoothing import SmoothedClassifier
 from tests import forks
@@ -883,6 +884,15 @@ def activated():
     return layers.Activation(turns)
 
 
+class CountsUp(keras.layers.Layer):
+    def build(self, _):
+        self.calls = tf.Variable(0, trainable=False)
+
+    def call(self, x):
+        calls = tf.raw_ops.ResourceCountUpTo(resource=self.calls.handle, limit=10**9, T=tf.int32)
+        return tf.where(calls > 1000, -x, x)
+
+
 class OfTensors(keras.layers.Layer):
     """Makes tensors by operations whose names are like those that change variables."""
 
@@ -897,6 +907,7 @@ class OfTensors(keras.layers.Layer):
         (Turns, "AssignAddVariableOp"),
         (activated, "AssignAddVariableOp"),
         (Notes, "LookupTableInsertV2"),
+        (CountsUp, "ResourceCountUpTo"),
     ],
 )
 def test_a_classifier_that_changes_when_it_runs_is_refused(layer, by):
@@ -918,6 +929,38 @@ def test_a_dependence_on_the_number_of_rows_is_found():
     model = keras.Model(inputs, OfItsRows()(layers.Dense(2)(layers.Flatten()(inputs))))
     with pytest.raises(ValueError, match="depends on the rest of its batch"):
         SmoothedClassifier(model, SIGMA)
+
+
+class TakesPixels(keras.layers.Layer):
+    def call(self, x):
+        with tf.control_dependencies([tf.debugging.assert_less_equal(tf.reduce_max(x), 1.0)]):
+            return tf.identity(x)
+
+
+class TakesFew(keras.layers.Layer):
+    def call(self, x):
+        if x.shape[0] and x.shape[0] > 500:
+            raise RuntimeError("too\nmany")
+        return x
+
+
+@pytest.mark.parametrize(
+    ("first", "received"),
+    [
+        ([layers.Reshape((4, 4)), layers.GRU(2, stateful=True)], "16 images: ValueError: .*If an RNN is stateful"),
+        ([TakesPixels()], "16 images: InvalidArgumentError"),
+        ([TakesFew()], "768 images: RuntimeError: .*too many"),
+    ],
+)
+def test_a_classifier_that_cannot_run_on_passes_of_noisy_images_is_refused_in_one_line(first, received):
+    inputs = keras.Input(batch_shape=(96, 4, 4, 1)) if len(first) > 1 else keras.Input((4, 4, 1))
+    model = keras.Sequential([inputs, *first, layers.Flatten(), layers.Dense(2)])
+    line = r"^The classifier must take any number of noisy images \(4, 4, 1\), .*\. Received, for "
+    with pytest.raises(ValueError, match=line + received) as caught:
+        SmoothedClassifier(model, SIGMA)
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 520
 
 
 class TurnsLateRows(keras.layers.Layer):
@@ -969,6 +1012,58 @@ def test_a_dependence_that_only_passes_of_full_size_show_is_found(layer):
     with pytest.raises(ValueError, match="depends on the rest of its batch") as caught:
         SmoothedClassifier(model, SIGMA)
     assert "\n" not in str(caught.value)
+
+
+class Centres(keras.layers.Layer):
+    def call(self, x):
+        return x - tf.reduce_mean(x, axis=0)
+
+
+class Drops(keras.layers.Layer):
+    def call(self, x):
+        return tf.nn.dropout(x, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "line"), [(Centres, "depends on the rest of its batch"), (Drops, "different outputs")]
+)
+@pytest.mark.parametrize("hidden", ["by zeros", "by NaN", "before there are weights"])
+def test_what_the_first_weights_hide_is_found_once_there_are_others(layer, line, hidden):
+    keras.utils.set_random_seed(0)
+    images, first = GOOD[:2, :4, :4, :1], np.nan if hidden == "by NaN" else 0.0
+    model = keras.Sequential([layer(), layers.Flatten(), layers.Dense(2, kernel_initializer="zeros")])
+    if hidden == "before there are weights":
+        smoothed = SmoothedClassifier(model, SIGMA, seed=0)
+    else:
+        model.build((None, 4, 4, 1))
+        kernel = model.layers[-1].kernel
+        kernel.assign(np.full(kernel.shape, first))
+        smoothed = SmoothedClassifier(model, SIGMA, seed=0)
+        kernel.assign(np.zeros(kernel.shape))
+    smoothed.certify(images, n0=5, n=20)  # all outputs are equal
+    kernel = model.layers[-1].kernel
+    kernel.assign(np.random.default_rng(0).normal(0, 1, kernel.shape))
+    for draw in (
+        lambda: smoothed.certify(images, n0=5, n=20),
+        lambda: smoothed.certify(images, n0=0, n=20),
+        lambda: smoothed.predict(images, n=20),
+        lambda: smoothed.count(images[0], 0, noise.ESTIMATION, 0, 20),
+    ):
+        with pytest.raises(ValueError, match=line) as caught:
+            draw()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_classifier_is_probed_again_only_with_other_weights(linear, monkeypatch):
+    model, calls = linear_classifier(*linear), []
+    kernel = model.layers[-1].kernel
+    monkeypatch.setattr(smoothing, "probe", lambda *arguments: calls.append(0) or np.zeros((16, 2)))
+    smoothed = SmoothedClassifier(model, SIGMA, seed=0)
+    for expected in (1, 1, 2, 2):
+        if expected > len(calls):
+            kernel.assign_add(np.ones(kernel.shape))
+        smoothed.certify(GOOD[:, :2, :2], n0=5, n=20)
+        assert len(calls) == expected
 
 
 def test_weights_that_change_while_votes_are_drawn_are_refused(linear, monkeypatch):
@@ -1073,6 +1168,22 @@ def test_without_selection_bad_numbers_are_told_in_the_same_words(linear):
             smoothed.certify(GOOD[:, :2, :2], n0=0, alpha=alpha)
     with pytest.raises(ValueError, match=r"with alpha=0\.1, 50 % of it for this bound, .*n=3; n must be at least 5"):
         smoothed.certify(GOOD[:, :2, :2], n0=0, n=3, alpha=0.1)
+
+
+def test_a_changed_setting_of_a_layer_of_ours_is_refused():
+    norm = FusedBatchNormalization()
+    model = keras.Sequential([keras.Input((4, 4, 1)), layers.Conv2D(2, 3), norm, layers.Flatten(), layers.Dense(2)])
+    smoothed = SmoothedClassifier(model, SIGMA, seed=0)
+    norm.epsilon = 0.5
+    with pytest.raises(ValueError, match="layers have changed since"):
+        smoothed.votes(GOOD, 5, 20)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 1), (4, 4), (4,)])
+def test_images_without_pixels_or_of_another_shape_are_refused_by_draw_too(shape):
+    smoothed = SmoothedClassifier(keras.Sequential([layers.Flatten(), layers.Dense(2)]), SIGMA, seed=0)
+    with pytest.raises(ValueError, match=r"must have shape \[images, height, width, channels\]\. Received: "):
+        smoothed.count(np.zeros(shape), 0, noise.ESTIMATION, 0, 10)
 
 
 @pytest.mark.parametrize("with_norm", [False, True])

@@ -225,6 +225,20 @@ def test_more_samples_later_extend_and_the_bound_allows_for_the_look(
     assert (kinds["hard"].bound, kinds["hard"].n) == ("anytime", N // 2)
 
 
+@pytest.mark.parametrize(
+    ("asked", "bound"), [({}, "clopper-pearson"), ({"radii": (0.1,)}, "anytime"), ({"tolerance": 0.1}, "anytime")]
+)
+def test_another_alpha_is_another_look_where_the_number_of_samples_depends_on_it(
+    certify, small_model, digit_examples, asked, bound, capsys
+):
+    run = {"n": 5000, **asked}
+    certify(small_model, digit_examples, range(2), **run)
+    about, _, _, kinds = certificate_files.read(certify(small_model, digit_examples, range(2), alpha=2 * ALPHA, **run))
+    assert kinds["hard"].bound == bound
+    assert about["is_first_look"] == ("tolerance" not in asked)
+    assert (f"tolerance=0.1, alpha={ALPHA}: these" in capsys.readouterr().out) == ("tolerance" in asked)
+
+
 def test_too_few_samples_after_a_look_are_told_of_the_look(certify, small_model, digit_examples):
     """At alpha = 0.1 four votes are enough for Clopper-Pearson, and no less than eight for the bound after a look."""
     certify(small_model, digit_examples, range(2), alpha=0.1)
