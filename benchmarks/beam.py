@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import interrupts  # noqa: F401
+from benchmarks.arguments import whole
 from benchmarks.interleaved import Rounds
 
 SHAPES = {"lenet": (28, 28, 1), "cifar_resnet110": (32, 32, 3)}
@@ -26,10 +27,10 @@ def main(arguments=None):
     """Runs the rounds and prints what Beam adds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=SHAPES, default="lenet")
-    parser.add_argument("--images", type=int, default=40, help="images (default: 40)")
-    parser.add_argument("--n", type=int, default=20_000, help="estimation samples of each (default: 20000)")
-    parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--images", type=whole, default=40, help="images (default: 40)")
+    parser.add_argument("--n", type=whole, default=20_000, help="estimation samples of each (default: 20000)")
+    parser.add_argument("--threads", type=whole, default=2, help="cores to use (default: 2)")
+    parser.add_argument("--rounds", type=whole, default=5, help="rounds (default: 5)")
     arguments = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         settings = (folder, arguments.network, arguments.images, arguments.n, arguments.threads)

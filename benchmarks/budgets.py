@@ -19,12 +19,14 @@ from scipy import special
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import interrupts  # noqa: F401
+from benchmarks.arguments import fraction, whole
 from macer_tf import certification_log
 from macer_tf.budgets import FixedBudget, RadiusBudget, ToleranceBudget
 from macer_tf.certificates import ABSTAIN
 from macer_tf.confidence import clopper_pearson_lower
 from macer_tf.evaluation import evaluate
 from macer_tf.votes import Votes
+from pipeline.utils.errors import InputError
 
 N0, N, ALPHA = 100, 100_000, 0.001
 NUM_CLASSES = 10
@@ -35,8 +37,8 @@ def main(arguments=None):
     """Prints one line for each log, budget and use of labels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logs", type=Path, required=True, help="directory of published logs")
-    parser.add_argument("--n0", type=int, default=500, help="selection samples of ToleranceBudget (default: 500)")
-    parser.add_argument("--tolerance", type=float, default=0.01, help="of ToleranceBudget (default: 0.01)")
+    parser.add_argument("--n0", type=whole, default=500, help="selection samples of ToleranceBudget (default: 500)")
+    parser.add_argument("--tolerance", type=fraction, default=0.01, help="of ToleranceBudget (default: 0.01)")
     parser.add_argument("--seed", type=int, default=0, help="of the votes (default: 0)")
     arguments = parser.parse_args(arguments)
     budgets = [(RadiusBudget(radius, N), N0, (radius,)) for radius in RADII]
@@ -51,7 +53,7 @@ def main(arguments=None):
             print(f"LEFT OUT: {path.name}, whose name does not end in its noise level, such as sigma0.25.tsv")
             continue
         sigma = float(match[1])
-        log = certification_log.read(path)
+        log = read(path)
         rng = np.random.default_rng(arguments.seed)
         p, correct = probabilities(log, sigma, rng), log.correct
         print(f"{path.stem}: {len(p):,} images")
@@ -61,6 +63,14 @@ def main(arguments=None):
                 certificates, samples = run(budget, n0, p, correct, sigma, rng, with_labels)
                 print(line(budget, with_labels, evaluated(certificates, correct, radii), samples,
                            evaluated(fixed[0], correct, radii), fixed[1]))  # fmt: skip
+
+
+def read(path):
+    """The log in a file. Raises InputError if it is none."""
+    try:
+        return certification_log.read(path)
+    except (OSError, ValueError) as error:
+        raise InputError(str(error)) from None
 
 
 def probabilities(log, sigma, rng):

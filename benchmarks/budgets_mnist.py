@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks import interrupts  # noqa: F401
+from benchmarks.arguments import fraction, model_file, whole
 from macer_tf.budgets import BLOCK, FixedBudget, RadiusBudget, ToleranceBudget
 from macer_tf.evaluation import correct_radii, mean_and_standard_error
 from macer_tf.votes import Votes
@@ -57,12 +58,12 @@ LABEL_PLACES = (
 def main(arguments=None):
     """Draws what the cache lacks, prints a line for each budget with and without labels, and writes the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a MACERModel of MNIST, saved")
+    parser.add_argument("--model", type=model_file, required=True, help="a MACERModel of MNIST, saved")
     parser.add_argument("--data_dir", type=Path, required=True, help="directory of prepared TFDS data")
     parser.add_argument("--cache", type=Path, required=True, help="directory where votes are kept")
-    parser.add_argument("--num_examples", type=int, default=1000, help="images, at most 1,000 (default: 1000)")
-    parser.add_argument("--n0", type=int, default=500, help="selection samples of ToleranceBudget (default: 500)")
-    parser.add_argument("--tolerance", type=float, default=0.01, help="of ToleranceBudget (default: 0.01)")
+    parser.add_argument("--num_examples", type=whole, default=1000, help="images, at most 1,000 (default: 1000)")
+    parser.add_argument("--n0", type=whole, default=500, help="selection samples of ToleranceBudget (default: 500)")
+    parser.add_argument("--tolerance", type=fraction, default=0.01, help="of ToleranceBudget (default: 0.01)")
     parser.add_argument("--figure", type=Path, help="PNG to write, of samples against what they certify")
     arguments = parser.parse_args(arguments)
     if arguments.n0 not in range(BLOCK, MOST_N0 + 1, BLOCK):

@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import interrupts  # noqa: F401
+from benchmarks.arguments import whole
 from benchmarks.interleaved import MATRIX_FLOPS, has_reference, matrix_product
 
 # network: image shape, classes, multiply-adds of one forward pass, samples in a round
@@ -38,14 +39,14 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=NETWORKS, default="lenet")
     parser.add_argument("--reference", type=Path, help="clone of the authors' code (default: without)")
-    parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
-    parser.add_argument("--rounds", type=int, default=11, help="rounds (default: 11)")
+    parser.add_argument("--threads", type=whole, default=2, help="cores to use (default: 2)")
+    parser.add_argument("--rounds", type=whole, default=11, help="rounds (default: 11)")
     parser.add_argument(
-        "--samples", type=int, help="samples in a round (default: 4096, ResNet-110: 1024, ResNet-50: 128)"
+        "--samples", type=whole, help="samples in a round (default: 4096, ResNet-110: 1024, ResNet-50: 128)"
     )
-    parser.add_argument("--microbatch", type=int, help="our noisy copies in a forward pass (default: ours)")
+    parser.add_argument("--microbatch", type=whole, help="our noisy copies in a forward pass (default: ours)")
     parser.add_argument(
-        "--batches", type=int, nargs="+", default=[1000, 100], help="the authors' batch sizes (default: 1000 100)"
+        "--batches", type=whole, nargs="+", default=[1000, 100], help="the authors' batch sizes (default: 1000 100)"
     )
     arguments = parser.parse_args(arguments)
     arguments.samples = arguments.samples or NETWORKS[arguments.network][3]

@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import interrupts  # noqa: F401
+from benchmarks.arguments import file, model_file, whole
 from macer_tf.checks import levels_of
 
 N0, ALPHA, FIXED_N = 100, 0.001, 1000
@@ -30,13 +31,13 @@ BATCHES = (1, 8, 32)
 def main(arguments=None):
     """Runs all four measurements and prints them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a MACERModel, saved")
-    parser.add_argument("--images", type=Path, required=True, help="test images as bytes, [images, H, W, C], .npy")
-    parser.add_argument("--pixel_max", type=int, default=255, help="divides the images (default: 255)")
-    parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of certification (default: 7)")
-    parser.add_argument("--requests", type=int, default=100, help="requests for a percentile (default: 100)")
-    parser.add_argument("--num_examples", type=int, default=500, help="images for early exit (default: 500)")
+    parser.add_argument("--model", type=model_file, required=True, help="a MACERModel, saved")
+    parser.add_argument("--images", type=file, required=True, help="test images as bytes, [images, H, W, C], .npy")
+    parser.add_argument("--pixel_max", type=whole, default=255, help="divides the images (default: 255)")
+    parser.add_argument("--threads", type=whole, default=2, help="cores to use (default: 2)")
+    parser.add_argument("--rounds", type=whole, default=7, help="rounds of certification (default: 7)")
+    parser.add_argument("--requests", type=whole, default=100, help="requests for a percentile (default: 100)")
+    parser.add_argument("--num_examples", type=whole, default=500, help="images for early exit (default: 500)")
     arguments = parser.parse_args(arguments)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import interrupts  # noqa: F401
+from benchmarks.arguments import network, whole
 from benchmarks.interleaved import Rounds, constant_batches, training_step
 from pipeline.experiments import methods, presets
 
@@ -40,11 +41,13 @@ CHEAP = ("Gaussian", "Stability", "Consistency, 2 copies")
 def main(arguments=None):
     """Runs the rounds and prints seconds per epoch and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="cifar_resnet110", help="lenet or cifar_resnet<depth> (default: 110)")
+    parser.add_argument(
+        "--network", type=network, default="cifar_resnet110", help="lenet or cifar_resnet<depth> (default: 110)"
+    )
     parser.add_argument("--precision", choices=("float32", "mixed_bfloat16"), default="float32")
-    parser.add_argument("--batch", type=int, default=64, help="images in a batch (default: 64)")
-    parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--batch", type=whole, default=64, help="images in a batch (default: 64)")
+    parser.add_argument("--threads", type=whole, default=2, help="cores to use (default: 2)")
+    parser.add_argument("--rounds", type=whole, default=5, help="rounds (default: 5)")
     arguments = parser.parse_args(arguments)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     contestants = {name: (step, arguments, method, changes) for name, (method, changes, _) in METHODS.items()}

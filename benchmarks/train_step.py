@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import interrupts  # noqa: F401
+from benchmarks.arguments import whole
 from benchmarks.interleaved import MATRIX_FLOPS, Rounds, constant_batches, has_reference, matrix_product, training_step
 
 # network: the usual batch, image shape
@@ -36,10 +37,10 @@ def main(arguments=None):
     parser.add_argument("--network", choices=NETWORKS, default="lenet")
     parser.add_argument("--reference", type=Path, help="clone of the authors' code (default: without)")
     parser.add_argument("--precision", choices=POLICIES, help="ours in this precision alone (default: both)")
-    parser.add_argument("--batch", type=int, help="images in a batch (default: 64 for lenet, 4 for cifar_resnet110)")
-    parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
-    parser.add_argument("--rounds", type=int, default=11, help="rounds (default: 11)")
-    parser.add_argument("--steps", type=int, default=5, help="training steps in a round (default: 5)")
+    parser.add_argument("--batch", type=whole, help="images in a batch (default: 64 for lenet, 4 for cifar_resnet110)")
+    parser.add_argument("--threads", type=whole, default=2, help="cores to use (default: 2)")
+    parser.add_argument("--rounds", type=whole, default=11, help="rounds (default: 11)")
+    parser.add_argument("--steps", type=whole, default=5, help="training steps in a round (default: 5)")
     arguments = parser.parse_args(arguments)
     arguments.batch = arguments.batch or NETWORKS[arguments.network][0]
     policies = [arguments.precision] if arguments.precision else POLICIES

@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import interrupts  # noqa: F401
+from benchmarks.arguments import model_file, whole
 from benchmarks.interleaved import has_reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,14 +33,14 @@ TEST_IMAGES = 10_000
 def main(arguments=None):
     """Prints the seconds of both, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a MACERModel of MNIST, saved")
+    parser.add_argument("--model", type=model_file, required=True, help="a MACERModel of MNIST, saved")
     parser.add_argument("--sigma", type=float, default=0.5, help="noise level (default: 0.5)")
     parser.add_argument("--data_dir", type=Path, required=True, help="directory of prepared TFDS data")
     parser.add_argument("--reference", type=Path, help="clone of the authors' code (default: without)")
-    parser.add_argument("--images", type=int, default=100, help="evenly spaced test images (default: 100)")
-    parser.add_argument("--their_images", type=int, default=5, help="images that theirs is timed on (default: 5)")
-    parser.add_argument("--batch", type=int, default=1000, help="their batch (default: 1000)")
-    parser.add_argument("--threads", type=int, default=2, help="cores to use (default: 2)")
+    parser.add_argument("--images", type=whole, default=100, help="evenly spaced test images (default: 100)")
+    parser.add_argument("--their_images", type=whole, default=5, help="images that theirs is timed on (default: 5)")
+    parser.add_argument("--batch", type=whole, default=1000, help="their batch (default: 1000)")
+    parser.add_argument("--threads", type=whole, default=2, help="cores to use (default: 2)")
     arguments = parser.parse_args(arguments)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     with_reference = has_reference(arguments.reference, ("torch", "statsmodels", "scipy"))

@@ -16,9 +16,11 @@ def _backend():
         return sys.modules["keras"].config.backend()
     if os.environ.get("KERAS_BACKEND"):
         return os.environ["KERAS_BACKEND"]
-    folder = Path(os.environ.get("KERAS_HOME") or Path("~").expanduser() / ".keras")
+    # As Keras does it, also where there is no home, or none that may be written to.
+    home = os.path.expanduser("~")
+    folder = os.environ.get("KERAS_HOME") or os.path.join(home if os.access(home, os.W_OK) else "/tmp", ".keras")
     try:
-        return json.loads((folder / "keras.json").read_text())["backend"]
+        return json.loads(Path(os.path.expanduser(folder), "keras.json").read_text())["backend"]
     except (OSError, ValueError, KeyError, TypeError):
         return "tensorflow"
 

@@ -83,7 +83,7 @@ def exit_status(
     interrupted = f"\nInterrupted. {when_interrupted}"
     with _ctrl_c_ends_the_process(interrupted) if at_once else contextlib.nullcontext():
         try:
-            parsed, root = parse()
+            parsed, root = _parsed(parse, bad_input)
             return work(parsed)
         except KeyboardInterrupt:
             _print_error(interrupted)
@@ -93,6 +93,16 @@ def exit_status(
             on_error(line)
             _print_error(f"error: {line}")
             return 2 if isinstance(error, bad_input) else 1
+
+
+def _parsed(parse, bad_input):
+    """What `parse` returns; a path that the system refuses to look up, such as one that is too long, is bad input."""
+    try:
+        return parse()
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise bad_input(f"Cannot use {error.filename} ({error.strerror}); give another path.") from error
 
 
 def _print_error(line):

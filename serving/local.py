@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import errno
 import functools
 import json
 import math
@@ -55,6 +56,8 @@ _POINTER_BYTES = 8
 # How long to wait for a client that sends nothing more.
 _IDLE_SECONDS = 60
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# What the system says of an address that is not this machine's.
+_NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 class StatusError(Exception):
@@ -228,7 +231,11 @@ class LocalServer:
             return bind((self._host, port))
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or "gRPC cannot listen there"
-            raise ValueError(f"Cannot listen on {_joined(self._host, port)} ({reason}); give another port.") from None
+            is_host = isinstance(error, socket.gaierror) or getattr(error, "errno", None) in _NOT_HERE
+            another = "host, an address of this machine" if is_host else "port"
+            raise ValueError(
+                f"Cannot listen on {_joined(self._host, port)} ({reason}); give another {another}."
+            ) from None
 
 
 def _joined(host, port):

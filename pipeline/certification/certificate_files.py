@@ -30,6 +30,8 @@ _FILE = re.compile(
     r"radius_accuracy\.png|report\.html|settings\.yaml"
 )
 _DIRECTORY = re.compile(rf"{_RESULTS}-[0-9a-f]{{8}}")
+# Holds the name of the directory of results that it is in. A folder of the user's may have such a name, but not this.
+_OURS = ".directory"
 
 
 def write(path, outcome, plan, sigma, precision):
@@ -163,6 +165,7 @@ def finish(unfinished, output):
     check_room(output)
     current = output / _RESULTS
     directory = output / f"{_RESULTS}-{uuid.uuid4().hex[:8]}"
+    write_text(Path(unfinished) / _OURS, directory.name)
     finish_directory(unfinished, directory)
     for path in _results_in(output):
         # In a copy of the folder that did not keep links: no results for a moment are better than those of two runs.
@@ -184,7 +187,16 @@ def _results_in(output):
 
 
 def _directories(output):
-    return [path for path in output.iterdir() if _DIRECTORY.fullmatch(path.name) and path.is_dir()]
+    """The directories of results that `finish` made here; none that somebody copied or renamed to keep it."""
+    found = [path for path in output.iterdir() if _DIRECTORY.fullmatch(path.name) and path.is_dir()]
+    return [path for path in found if _says(path / _OURS, path.name)]
+
+
+def _says(path, name):
+    try:
+        return path.read_text() == name
+    except (OSError, ValueError):
+        return False
 
 
 def _is_ours(path):

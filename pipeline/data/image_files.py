@@ -38,6 +38,8 @@ UPRIGHT = b"upright "
 OR_RESIZED = ", or certify it resized"
 # An image that claims to be so large raises an error, instead of printing a page on the terminal.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+# What Pillow finds odd in an image's EXIF data says nothing about its pixels, and is common in photographs.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # What network drives put beside images.
 _THUMBNAILS = "@eaDir"
 

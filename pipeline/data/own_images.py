@@ -1,6 +1,7 @@
 """Anyone's folders and .npz files -> a data set to train and certify on."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def load(train_images, test_images, scratch=None):
         InputError: in one line, if one cannot be read, lacks labels, or has an image that cannot be read or is not
             8-bit; or if the two disagree in shape or classes.
     """
-    if Path(train_images).resolve() == Path(test_images).resolve():
+    if os.path.realpath(train_images) == os.path.realpath(test_images):
         raise InputError(f"Test images must not be trained on. Received: {train_images} as both")
     train = sources.at(train_images, None, is_to_train=True).open()
     shape = _image(train, train_images, 0).shape
@@ -48,7 +49,7 @@ def load(train_images, test_images, scratch=None):
 def name_of(train_images):
     """What a data set of anyone's images is called."""
     # A link may lead to a folder whose name is not valid text.
-    return f"images-{places.short(sources.text_of(Path(train_images).resolve().stem))}"
+    return f"images-{places.short(sources.text_of(Path(os.path.realpath(train_images)).stem))}"
 
 
 def fingerprint(path):

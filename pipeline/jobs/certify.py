@@ -93,6 +93,8 @@ _GROUPS = {
     ),
 }
 _PROGRAM = "python -m pipeline.certify"
+# What is removed in the output, where a user may have files too: nobody else gives anything such a name.
+_MODEL, _UNFINISHED = ".certifying-model", ".certifying-results"
 
 
 def main(arguments=None):
@@ -127,7 +129,7 @@ def _in_snapshot(settings, said, folder, engine):
     console.import_tensorflow()
     from pipeline.certification import classifiers
 
-    with classifiers.snapshot(settings["model"], folder / ".model") as snapshot:
+    with classifiers.snapshot(settings["model"], folder / _MODEL) as snapshot:
         return _certify(settings, said, snapshot, engine)
 
 
@@ -181,7 +183,8 @@ def _check_images(settings, given):
     of_data_sets = [name for name in ("split", "data_dir", "image_size") if settings["images"] and name in given]
     if of_data_sets:
         raise InputError(f"--{of_data_sets[0]} is for --dataset, not for --images.")
-    if settings["images"] and Path(settings["output"]).resolve().is_relative_to(Path(settings["images"]).resolve()):
+    output, images = (os.path.realpath(settings[name] or "") for name in ("output", "images"))
+    if settings["images"] and Path(output).is_relative_to(images):
         raise InputError(
             f"--output {settings['output']} lies in --images {settings['images']}, where it would be taken for a "
             "class; give another folder."
@@ -222,7 +225,7 @@ def _certify(settings, said, snapshot, engine):
     how = {"num_workers": settings["num_workers"] or os.cpu_count(), "engine": engine}
     outcome = driver.run_in(*what, labels=labels, cheaper=sampling_plan.cheaper(settings, "max"), **how)
     _check_unchanged(settings, snapshot)
-    unfinished = output / "unfinished"
+    unfinished = output / _UNFINISHED
     remove_path(unfinished)
     unfinished.mkdir()
     certificate_files.write(unfinished, outcome, plan, settings["sigma"], precision)

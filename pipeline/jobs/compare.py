@@ -80,8 +80,9 @@ def load(path, name):
     Raises:
         InputError: in one line, if there is none, or several, or it cannot be read.
     """
-    log_path = _find_log(Path(path))
+    log_path = Path(path)
     try:
+        log_path = _find_log(log_path)
         log = certification_log.read(log_path)
     except FileNotFoundError:
         raise InputError(f"There is no file or folder {log_path}; give a log, or a folder of a run.") from None

@@ -5,6 +5,7 @@ finished run uses.
 """
 
 import json
+import os
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -59,7 +60,8 @@ def _parse(arguments):
         raise InputError(f"Give one pipeline root. Received: {' '.join(map(printable, roots))}")
     if settings["dry_run"] and not settings["prune"]:
         raise InputError("--dry_run is for --prune.")
-    root = Path(roots[0]).expanduser()
+    # Leaves the home of a user who does not exist as it is, where Path's own would raise RuntimeError.
+    root = Path(os.path.expanduser(roots[0]))
     if not root.is_dir():
         raise InputError(f"There is no pipeline root {printable(root)}.")
     return {**settings, "root": root}

@@ -38,11 +38,21 @@ def write_bytes(path, content):
     """Writes a file whole or not at all: written beside it, flushed to disk, renamed."""
     path = Path(path)
     beside = path.with_name(path.name + ".writing")
-    with open(beside, "wb") as file:
+    with open(beside, "wb") as file, _removed_on_error(beside):
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+        os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def _removed_on_error(path):
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
 
 
 def write_link(path, target):

@@ -289,6 +289,33 @@ def test_ctrl_c_is_one_line():
     assert (ended.returncode, ended.stderr.splitlines()[-1]) == (1, "KeyError: 'that'")
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "arguments", "said"),
+    [
+        (beam, ["--rounds", "0"], "argument --rounds: must be a whole number from 1. Received: '0'"),
+        (certify, ["--threads", "-1"], "argument --threads: must be a whole number from 1. Received: '-1'"),
+        (table3, ["--network", "lenet5"], "argument --network: Unknown network. Received: lenet5; accepted: lenet, "),
+        (table3, ["--network", "cifar_resnet9"], "argument --network: The depth of a cifar_resnet must be 6n + 2"),
+        (train_step, ["--steps", "1.5"], "argument --steps: must be a whole number from 1. Received: '1.5'"),
+        (serving, ["--images", "no.npy", "--model", "no.keras"], "argument --images: must be a file. Received: 'no."),
+        (whole_table, ["--model", "no.keras", "--data_dir", "."], "argument --model: There is no model no.keras."),
+        (budgets_mnist, ["--tolerance", "1"], "argument --tolerance: must be a number above 0 and below 1. Received: "),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_measured(capsys, benchmark, arguments, said):
+    with pytest.raises(SystemExit):
+        benchmark.main(arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_a_log_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "sigma0.25.tsv").write_text("")
+    program = f"from benchmarks import budgets; budgets.main(['--logs', {str(tmp_path)!r}])"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False)
+    said = f"error: {tmp_path / 'sigma0.25.tsv'} is empty: it holds no certificates.\n"
+    assert (ended.returncode, ended.stderr) == (1, said)
+
+
 def test_what_is_left_out_is_said(tmp_path, capsys):
     assert not interleaved.has_reference(None, ())
     assert capsys.readouterr().out == WITHOUT_AUTHORS
@@ -308,6 +335,6 @@ def test_every_benchmark_is_run_here():
         for module in (beam, budgets, budgets_mnist, certify, serving, table3, train_step, whole_table)
     }
     run.add("results")  # in test_results
-    assert {path.stem for path in folder.glob("*.py")} == run | {"interleaved", "interrupts"}
+    assert {path.stem for path in folder.glob("*.py")} == run | {"arguments", "interleaved", "interrupts"}
     for name in run:
         assert "\nfrom benchmarks import interrupts  # noqa: " in (folder / f"{name}.py").read_text()

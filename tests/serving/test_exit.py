@@ -1,7 +1,10 @@
 """Every command ends by one function: a line and a status for whatever stops it."""
 
+import errno
+import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +50,16 @@ def test_an_error_of_a_command_without_a_folder_leaves_no_file(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     assert exit_status(lambda: (0, None), lambda parsed: 1 / parsed, "") == 1
     assert capsys.readouterr().err == "error: ZeroDivisionError: division by zero\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_the_system_refuses_is_bad_input(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "x" * 300
+    assert exit_status(lambda: (Path(name).exists(), None), lambda parsed: 0, "", bad_input=BadInput) == 2
+    assert (
+        capsys.readouterr().err == f"error: Cannot use {name} ({os.strerror(errno.ENAMETOOLONG)}); give another path.\n"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

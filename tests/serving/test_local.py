@@ -241,6 +241,14 @@ def test_a_port_that_is_taken_is_told_in_one_line(base, capsys, which):
     assert err == f"error: Cannot listen on 127.0.0.1:{port} (Address already in use); give another port.\n"
 
 
+@pytest.mark.parametrize("host", ["host.invalid", "192.0.2.1"])
+def test_an_address_of_another_machine_is_told_as_one(base, capsys, host):
+    assert local.main([str(base), "--host", host, "--port", "0", "--rest_port", "0"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: Cannot listen on {host}:0 (")
+    assert line.endswith("); give another host, an address of this machine.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -208,6 +208,15 @@ def test_images_of_one_content_are_refused_where_they_are_fingerprinted(folder):
     }
 
 
+def test_a_link_that_leads_to_itself_is_no_folder(npz, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    loop, labelled = str(tmp_path / "loop"), npz("labelled", images=np.stack(grey(1, 2)), labels=[0, 1])
+    assert own_images.name_of(loop) == "images-loop"
+    for paths in ((loop, labelled), (labelled, loop)):
+        with pytest.raises(InputError, match="There is no folder or file"):
+            own_images.load(*paths)
+
+
 def test_what_an_archive_lacks_is_one_line(npz, folder):
     images = np.stack(grey(1, 2))
     labelled = npz("labelled", images=images, labels=[0, 1])

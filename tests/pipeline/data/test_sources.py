@@ -5,6 +5,8 @@ import os
 import pickle
 import socket
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from dataclasses import asdict
@@ -453,6 +455,15 @@ def test_what_moves_is_refused(save, tmp_path, name):
     save(name, pixels(0), save_all=True, append_images=more)
     with pytest.raises(sources.ImageError, match=r"is animated: it has 2 images; save the one to use"):
         open_folder(tmp_path).image(0)
+
+
+def test_damaged_exif_data_is_no_page_on_the_terminal(save, tmp_path):
+    cut_off = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x05\x01\x12\0\x03\0\0"
+    save("a.png", pixels(0), exif=cut_off)
+    folder, repository = str(tmp_path / "folder"), Path(__file__).resolve().parents[3]
+    program = f"from pipeline.data import sources; print(sources.Folder({folder!r}).open().image(0).shape)"
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=repository)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

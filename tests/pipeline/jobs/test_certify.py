@@ -428,10 +428,17 @@ def test_a_copy_without_links_is_certified_anew_and_whole(run, model, tmp_path):
 
 def test_files_of_ones_own_are_neither_replaced_nor_removed(run, model, tmp_path):
     output = tmp_path / "output"
-    (output / "results-2025").mkdir(parents=True)
-    (output / "results-2025" / "notes.txt").write_text("mine")
-    (output / "results-notes.txt").write_text("mine")
-    (output / "certificates of old.tsv").write_text("mine")
+    own = (
+        "results-2025/notes",
+        "results-20250131/notes",
+        "unfinished/a",
+        ".model/a",
+        "results-notes.txt",
+        "certificates of old.tsv",
+    )
+    for name in own:
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_text("mine")
     arguments = ("--model", model, "--dataset", "digits", "--max", "2")
     for name in ("settings.yaml", "report.html", "certificates-soft-bernstein-1.tsv"):
         (output / name).write_text("mine")
@@ -443,10 +450,13 @@ def test_files_of_ones_own_are_neither_replaced_nor_removed(run, model, tmp_path
         )
         assert (output / name).read_text() == "mine"
         (output / name).unlink()
-    for _ in range(2):
-        assert run(*arguments)[0] == 0
-    for name in ("results-2025/notes.txt", "results-notes.txt", "certificates of old.tsv"):
-        assert (output / name).read_text() == "mine"
+    assert run(*arguments)[0] == 0
+    # A copy that somebody keeps, under a name like ours.
+    shutil.copytree(output / "results", output / "results-20250228")
+    assert run(*arguments)[0] == 0
+    assert (output / "results-20250228" / "certificates.tsv").exists()
+    assert len([*output.glob("results-*/certificates.tsv")]) == 2
+    assert all((output / name).read_text() == "mine" for name in own)
     (output / "metrics.json").unlink()
     (output / "metrics.json").symlink_to("results-notes.txt")
     assert run(*arguments)[0] == 2
@@ -592,6 +602,7 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
     (tmp_path / "text.txt").write_text("")
     (tmp_path / "torn.keras").write_bytes(model.read_bytes()[:-100])
     (tmp_path / "torn.h5").write_bytes(b"PK")
+    (tmp_path / "loop").symlink_to("loop")
     ours = ("--model", model)
     on_digits = (*ours, "--dataset", "digits")
     for arguments, message in [
@@ -608,6 +619,8 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ((*ours, "--images", tmp_path / "no\x1b[2J\nwhere"), r"There is no folder or file"),
         ((*ours, "--images", tmp_path / "no\x1b[2J\nwhere"), r"no\x1b[2J\nwhere"),
         ((*ours, "--images", tmp_path / "text.txt"), "or in an .npz file with the arrays images and labels"),
+        ((*ours, "--images", tmp_path / "loop"), "There is no folder or file"),
+        ((*ours, "--images", "x" * 300), f"Cannot use {'x' * 300} ({os.strerror(errno.ENAMETOOLONG)}); give another"),
         (
             (*ours, "--images", tmp_path / "eleven.npz", "--levels", "256"),
             "The model has 10 classes, but the images have 11",
@@ -797,7 +810,7 @@ def test_a_model_replaced_at_any_moment_gets_no_other_models_votes(
             log = certification_log.read(tmp_path / "output" / "certificates.tsv")
             np.testing.assert_array_equal(log.predictions, right.predictions)
             np.testing.assert_array_equal(log.radii, right.radii)
-    assert not (tmp_path / "output" / ".model").exists()
+    assert not (tmp_path / "output" / ".certifying-model").exists()
 
 
 def test_it_tells_that_the_model_is_another_by_now(run, two_models, tmp_path, monkeypatch):
@@ -838,7 +851,7 @@ def test_a_models_folder_that_cannot_be_copied_is_not_taken_for_one_that_is_writ
 
 
 def test_what_a_killed_run_left_of_the_model_is_removed(run, model, tmp_path):
-    left = tmp_path / "output" / ".model"
+    left = tmp_path / "output" / ".certifying-model"
     left.mkdir(parents=True)
     (left / model.name).write_bytes(b"half a mod")
     (left / "other").write_bytes(b"")

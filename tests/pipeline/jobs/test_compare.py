@@ -1,7 +1,9 @@
 """Logs side by side: hand-computed tables, the published figures, and a warning where they are not of one kind."""
 
+import errno
 import gzip
 import json
+import os
 import re
 
 import numpy as np
@@ -388,6 +390,7 @@ def test_a_long_legend_leaves_the_axes_their_room(name):
         (["damaged"], "damaged/metrics.json is damaged; make the evaluation again."),
         (["mixed"], "mixed/metrics.json covers 7 images, mixed/certificates.tsv 4: they are not from the same run."),
         (["picture.tsv"], "picture.tsv is not a certification log"),
+        (["x" * 300], f"Cannot read {'x' * 300} ({os.strerror(errno.ENAMETOOLONG)})."),
     ],
 )
 def test_bad_input_is_one_line(line, write_log, write_evaluation, tmp_path, arguments, said):
@@ -408,6 +411,9 @@ def test_an_output_that_cannot_be_written_is_one_line(write_log, capsys, tmp_pat
     assert compare.main([str(path), "--output", str(path / "x.html")]) == 2
     (only,) = capsys.readouterr().err.splitlines()
     assert only.startswith(f"error: Cannot write {path / 'x.html'} (")
+    (tmp_path / "a.html").mkdir()
+    assert compare.main([str(path), "--output", str(tmp_path / "a.html")]) == 2
+    assert {found.name for found in tmp_path.iterdir()} == {"a.tsv", "a.html"}
 
 
 def test_a_missing_log_is_no_traceback(tmp_path):

@@ -140,6 +140,7 @@ def test_pruning_says_what_and_how_much_and_before_that_what_it_would(run, tmp_p
     ("arguments", "line"),
     [
         (["nowhere"], "There is no pipeline root nowhere."),
+        (["~nobody-of-that-name/runs"], "There is no pipeline root ~nobody-of-that-name/runs."),
         (["a", "b"], "Give one pipeline root. Received: a b"),
         (["--dry_run"], "--dry_run is for --prune."),
         (["--purne"], "Unknown argument --purne. Did you mean --prune"),
