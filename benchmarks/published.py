@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import interrupts  # noqa: F401
+from benchmarks.arguments import file
 from macer_tf import certification_log
 from macer_tf.evaluation import mean_and_standard_error
 
@@ -50,11 +51,9 @@ def main(arguments=None):
     """Reads the logs and writes what is kept of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logs", type=Path, required=True, help="the repository's data/certify/mnist")
-    parser.add_argument("--images", type=Path, required=True, help="t10k-images-idx3-ubyte, unpacked")
+    parser.add_argument("--images", type=file, required=True, help="t10k-images-idx3-ubyte, unpacked")
     parser.add_argument("--data_dir", required=True, help="prepared TFDS data")
     arguments = parser.parse_args(arguments)
-    if not arguments.images.is_file():
-        parser.error(f"--images must be a file. Received: {arguments.images}")
     folder, places = arguments.logs, places_in_tfds(arguments.images, arguments.data_dir)
     tables = []
     for method, (place, weights) in FOLDERS.items():
