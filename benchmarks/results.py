@@ -54,6 +54,7 @@ THIRD_SERIES = {
         "lam-3-l2-1e-4": {"--lam": "3", "--l2": "0.0001"},
         "lr-0.02": {"--learning_rate": "0.02"},
         "lr-0.1": {"--learning_rate": "0.1"},
+        "batch-32": {"--batch_size": "32"},
         "epochs-30": {"--epochs": "30"},
     },
 }
