@@ -86,9 +86,19 @@ def estimate(of_method, ids, radii):
     difference estimator of survey sampling. All methods find the same images hard, so it has a smaller standard error
     than the mean of these radii, and how hard these images happen to be cancels.
     """
-    average = np.mean([one.radius for one in of_method.values()], axis=0, dtype=np.float64)
+    average = _average(of_method)
     mean, error = mean_and_standard_error(radii - average[ids])
     return average.mean() + mean, error
+
+
+def easier(of_method, step):
+    """The published ACR of evenly spaced images minus that of all, averaged over the methods."""
+    average = _average(of_method)
+    return average[::step].mean() - average.mean()
+
+
+def _average(of_method):
+    return np.mean([one.radius for one in of_method.values()], axis=0, dtype=np.float64)
 
 
 def read(sigma):
