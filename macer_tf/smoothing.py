@@ -579,7 +579,7 @@ def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tup
     return images, example_ids.tolist()
 
 
-def _as_images(given):
+def _as_images(given: ArrayLike) -> np.ndarray:
     """An array [images, height, width, channels]; one without pixels, or of another shape, is refused."""
     images = as_array("Pixels", given)
     if images.ndim != 4 or images.size == 0:
