@@ -22,8 +22,8 @@ class SemiSupervisedMACERModel(MACERModel):
     The teacher is the moving average of the weights that the optimizer keeps, so `use_ema=True` is needed. An image
     without a label takes the majority class of `teacher_samples` noisy copies of it under the teacher, and counts only
     where that class's share of them is above `threshold`; then it enters the same two terms of Eq. (17) as an image
-    with this label. (Zhai et al. 2020 name semi-supervised training as future work; Carmon et al. 2019 showed that
-    unlabelled images raise certified radii, with a teacher trained beforehand.)
+    with this label, weighted by `consistency_share`. (Zhai et al. 2020 name semi-supervised training as future work;
+    Carmon et al. 2019 showed that unlabelled images raise certified radii, with a teacher trained beforehand.)
 
     Before the first step the average is empty, and no image without a label counts. Labels are class indices, not
     one-hot rows; `evaluate` needs all of them. In `smoothed_accuracy`, a class that was taken counts as the label.

@@ -10,6 +10,7 @@ from macer_tf.certificates import ABSTAIN
 from macer_tf.checks import as_array
 from macer_tf.confidence import clopper_pearson_lower
 from macer_tf.votes import MOST_SAMPLES
+from serving.card import ALPHA_RANGE
 
 CERTIFY_OUTPUTS = {
     "predicted_class": np.int64,
@@ -106,13 +107,14 @@ def certified(outputs, num_images, n=None, alpha=None):
     Args:
         outputs: name -> array.
         num_images: number of images that were sent.
-        n, alpha: the requested ones; None if they are the export's, which the answer does not state.
+        n, alpha: the requested ones; None if they are the export's, which the answer does not state. No alpha above
+            `card.ALPHA_RANGE` is served.
 
     Raises:
         AnswerError: if an output is of another type or shape, or says what CERTIFY cannot say: something that is not a
             number, a class that does not exist or has no majority, a radius although it abstains, more or fewer
-            votes than requested, bounds above what the votes give, or radii that do not follow from the bounds with one
-            sigma.
+            votes than requested, bounds above what the votes give at that alpha, or at any that is served, or radii
+            that do not follow from the bounds with one sigma.
     """
     _check_types(outputs, CERTIFY_OUTPUTS)
     predictions, radii, p_lower, votes, seeds = (outputs[name] for name in CERTIFY_OUTPUTS)
@@ -134,10 +136,9 @@ def certified(outputs, num_images, n=None, alpha=None):
     _require(~abstained | (radii == 0), "a radius where it abstains", radii)
     _require(abstained == (p_lower <= 0.5), "a class with p_lower at most 1/2, or ABSTAIN with one above", p_lower)
     successes = np.take_along_axis(votes, np.maximum(predictions, 0)[:, None], axis=1)[:, 0]
-    _require(abstained | (p_lower <= successes / totals), "a p_lower above the class's share of the votes", p_lower)
-    if alpha is not None:
-        bounds = clopper_pearson_lower(successes, totals.astype(np.int64), alpha)
-        _require(abstained | (p_lower <= bounds), "a p_lower above Clopper-Pearson's at the alpha asked for", p_lower)
+    most = ALPHA_RANGE[1] if alpha is None else alpha
+    bounds = clopper_pearson_lower(successes, totals.astype(np.int64), most)
+    _require(abstained | (p_lower <= bounds), f"a p_lower above Clopper-Pearson's at alpha={most:g}", p_lower)
     _check_radii(radii[~abstained].astype(np.float64), p_lower[~abstained])
     return Certified(predictions, radii, p_lower, votes, seeds)
 
@@ -156,7 +157,8 @@ def predicted(outputs, num_images):
     """Turns the outputs of predict, name -> array, into `Predicted`.
 
     Raises:
-        AnswerError: if an output is of another type or shape, or a row says what PREDICT cannot say.
+        AnswerError: if an output is of another type or shape, or a row says what PREDICT cannot say at any alpha that
+            is served.
     """
     _check_types(outputs, PREDICT_OUTPUTS)
     predictions, p_values, samples, seeds = (outputs[name] for name in PREDICT_OUTPUTS)
@@ -167,7 +169,9 @@ def predicted(outputs, num_images):
     _require((p_values >= 0) & (p_values <= 1), "a p_value that is not a probability", p_values)
     _require((samples > 0) & (samples <= MOST_SAMPLES), "an impossible number of samples", samples)
     decided = predictions != ABSTAIN
-    _require(~decided | (p_values < 1), "a class at a p_value of 1", p_values)
+    low, high = ALPHA_RANGE
+    _require(~decided | (p_values <= high), f"a class at a p_value above {high:g}, the largest alpha", p_values)
+    _require(decided | (p_values > low), f"ABSTAIN at a p_value of at most {low:g}, the smallest alpha", p_values)
     if decided.any() and not decided.all():
         _require(
             ~decided | (p_values < p_values[~decided].min()), "a class at a p_value at which it also abstains", p_values

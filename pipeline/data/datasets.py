@@ -172,7 +172,7 @@ def is_soon_read(dataset: str, data_dir: str | os.PathLike | None = None) -> boo
     if dataset == "digits":
         return True
     directory = _found(dataset, _root(data_dir))
-    return directory is not None and sum(file.stat().st_size for file in directory.iterdir()) <= 2**30
+    return directory is not None and sum(os.stat(path).st_size for _, path in content_files(directory)) <= 2**30
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:

@@ -353,6 +353,7 @@ def _execute(component, execution, declaration, directory):
         "finished_at": finished_at,
     }
     write_text(unfinished / _RECORD, json.dumps(sealed(record), indent=1))
+    _put_back(directory)  # it may be another one than before, in which a run was killed
     if directory.exists():
         os.rename(directory, _replaced(directory))
     finish_directory(unfinished, directory)

@@ -39,8 +39,13 @@ class WarmUp(keras.callbacks.Callback):
 
 
 def learning_rate(model):
-    """The present learning rate of the model's optimizer."""
-    return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+    """The learning rate of the last step that the model's optimizer took; before any, that of the first."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        # Keras counts a step once it is done: the optimizer's own `learning_rate` is by then that of the next one.
+        rate = rate(keras.ops.maximum(optimizer.iterations - 1, 0))
+    return float(keras.ops.convert_to_numpy(rate))
 
 
 def schedule(settings, steps):

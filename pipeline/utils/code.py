@@ -67,11 +67,16 @@ def import_module(module):
 
 
 def _import(module):
+    folder = os.getcwd()
     try:
         with _current_folder_first():
-            return importlib.import_module(module)
+            imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever someone's code raises
         raise InputError(f"Cannot import {module} ({type(error).__name__}: {reason(error)}).") from error
+    if os.getcwd() != folder:
+        os.chdir(folder)
+        raise InputError(f"{module} changes the current folder, where relative paths begin; take that out of it.")
+    return imported
 
 
 def _is_recorded(module):
@@ -286,8 +291,11 @@ def _content(path):
 
 @contextlib.contextmanager
 def _current_folder_first():
-    sys.path.insert(0, os.getcwd())
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
     try:
         yield
     finally:
-        sys.path.remove(os.getcwd())
+        # What is imported may have taken it out.
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)

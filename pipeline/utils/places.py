@@ -132,6 +132,9 @@ def download(url, folder):
         names = {one: copy / one.removeprefix(url).lstrip("/") for one in files(url, is_deep=True)}
         names = names or {one: copy for one in files(url.rsplit("/", 1)[0]) if one == url}
         for one, path in names.items():
+            # In an object store, '..' is a name like any other.
+            if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder)):
+                raise InputError(f"{one} has '..' in its name, which here leads to another folder; rename it.")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(read(one))
     except OSError as error:

@@ -464,7 +464,7 @@ def test_many_threads_share_a_client(server):
 def valid_certified(count):
     """Outputs of certify that hold together: classes 0, 1, ABSTAIN, 0, 1, ..."""
     classes = np.array([(0, 1, -1)[i % 3] for i in range(count)], np.int64)
-    votes = np.array([((90, 10), (20, 80), (50, 50))[i % 3] for i in range(count)], np.int64)
+    votes = np.array([((90, 10), (10, 90), (50, 50))[i % 3] for i in range(count)], np.int64)
     return {
         "predicted_class": classes,
         "radius": np.where(classes >= 0, np.float32(0.125), np.float32(0)),
@@ -520,6 +520,8 @@ BROKEN_CERTIFICATES = {
     "negative p_lower": with_value("p_lower", 2, -0.01),
     "class at p_lower 1/2": with_value("p_lower", 0, 0.5),
     "p_lower above the votes' share": with_value("p_lower", 0, 0.9000001),
+    # At alpha = 0.1, the largest that is served, 90 of 100 votes give the 10 % quantile of Beta(90, 11), 0.85012.
+    "p_lower that no alpha gives": with_array("p_lower", lambda p: np.where(p > 0.5, 0.8502, p)),
     "class without votes": with_value("predicted_class", 0, 1),
     "ABSTAIN made a class": with_value("predicted_class", 2, 0),
     "radius that no sigma gives": with_value("radius", slice(None), [1e30, 1e30, 0, 1e30, 1e30]),
@@ -556,6 +558,12 @@ BROKEN_PREDICTIONS = {
     "p_value above 1": with_value("p_value", 0, 1.5),
     "no samples": with_value("samples", 0, 0),
     "a class at a p_value of 1": with_value("p_value", slice(None), 1.0),
+    "classes above the largest alpha": with_value("p_value", slice(None), 0.1000001),
+    "ABSTAIN below the smallest alpha": lambda outputs: {
+        **outputs,
+        "predicted_class": np.full(5, -1),
+        "p_value": np.full(5, 1e-6),
+    },
     "seed below 0": with_value("seed", (0, 0), -1),
     "seed beyond 32 bits": with_value("seed", (4, 1), 2**40),
     "a class at the p_value of an ABSTAIN": with_value("predicted_class", 0, -1),
@@ -743,7 +751,7 @@ def test_what_was_asked_for_is_what_is_answered(server):
                 with pytest.raises(AnswerError, match="a number of votes other than 101 for an image"):
                     client.certify_custom(IMAGES[:1], n=101)
                 continue
-            with pytest.raises(AnswerError, match="a p_lower above Clopper-Pearson's at the alpha asked for"):
+            with pytest.raises(AnswerError, match=r"a p_lower above Clopper-Pearson's at alpha=0\.01; no part"):
                 client.certify_custom(IMAGES[:1], n=100, alpha=0.01)
 
 

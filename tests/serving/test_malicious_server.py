@@ -20,7 +20,7 @@ from tests.serving import raw_http
 IMAGES = np.full((1, 2, 2, 1), 0.5, np.float32)
 TIMEOUT = 0.4
 OUTPUTS = {
-    "predicted_class": [1], "radius": [0.125], "p_lower": [0.75], "votes": [[20, 80]], "seed": [[1, 2]],
+    "predicted_class": [1], "radius": [0.125], "p_lower": [0.75], "votes": [[10, 90]], "seed": [[1, 2]],
 }  # fmt: skip
 WHOLE = json.dumps({"outputs": OUTPUTS}).encode()
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -174,7 +174,7 @@ LIES = {
     "an error of many lines": b"HTTP/1.1 500 No\r\n\r\n" + b"a\x1b[2J\nb\n" * 1000,
     "an error of JSON": b'HTTP/1.1 500 No\r\n\r\n{"error": ' + b"[" * 10_000,
     "JSON that goes deep": HEAD + b"\r\n" + b'{"outputs": {"votes": ' + b"[" * 10**6,
-    "JSON that goes wide": HEAD + b"\r\n" + WHOLE.replace(b"[[20, 80]]", b"[" + b"[]," * 10**5 + b"[]]"),
+    "JSON that goes wide": HEAD + b"\r\n" + WHOLE.replace(b"[[10, 90]]", b"[" + b"[]," * 10**5 + b"[]]"),
     "text in another encoding": HEAD + b"\r\n" + WHOLE.decode().encode("utf-16")[:-1],
 }
 

@@ -13,6 +13,10 @@ def model(network, settings):
     return CATRSModel(network, **{name: settings[name] for name in ("sigma", "microbatch", "seed", *_OF_THE_MODEL)})
 
 
+def idle(settings):
+    return {} if settings["adversarial"] else dict.fromkeys(("attack_steps", "noise_radius"), "adversarial=0")
+
+
 METHOD = Method(
     name="catrs",
     label="CAT-RS",
@@ -23,5 +27,6 @@ METHOD = Method(
         Setting("noise_radius", ABOVE_0, "l2 radius of these steps, in [0, 1] pixel units", 1.0),
     ),
     model=model,
+    idle=idle,
     check=lambda settings: checks.check(**{name: settings[name] for name in _OF_THE_MODEL}),
 )

@@ -15,6 +15,10 @@ def model(network, settings):
     )
 
 
+def idle(settings):
+    return {"consistency": "num_samples=1, and a single copy cannot diverge"} if settings["num_samples"] == 1 else {}
+
+
 METHOD = Method(
     name="consistency",
     label="Consistency",
@@ -24,5 +28,6 @@ METHOD = Method(
         Setting("entropy", FROM_0, "weight of the mean prediction's entropy", 0.5),
     ),
     model=model,
+    idle=idle,
     check=lambda settings: checks.check(**{name: settings[name] for name in _OF_THE_MODEL}),
 )

@@ -6,6 +6,8 @@ from pipeline.experiments.methods import Method
 
 _CHECKED = ("num_samples", "lam", "gamma", "beta", "consistency", "entropy", "noise_steps", "noise_radius")
 _OF_THE_MODEL = (*_CHECKED, "average_cross_entropy", "noise_for_all")
+# What begins at lam_start_epoch; see `schedules.MACERSchedule`.
+_DEFERRED = ("lam", "consistency", "entropy", "unlabelled")
 
 
 def model(network, settings):
@@ -50,19 +52,31 @@ def idle(settings):
         found |= dict.fromkeys(("noise_steps", "noise_radius", "noise_for_all"), "lam=0")
     if not settings["samples_rise_epochs"]:
         found["samples_rise_factor"] = "samples_rise_epochs=none"
+        if settings["num_samples"] == 1:
+            found["consistency"] = "num_samples=1, and a single copy cannot diverge"
+    if not any(settings[name] for name in _DEFERRED):
+        nothing = "lam, consistency and entropy are 0, and unlabelled=no"
+        found |= dict.fromkeys(("lam_start_epoch", "ramp_epochs"), nothing)
     return found
 
 
 def last_epochs(settings):
     last = {"samples_rise_epochs": max(settings["samples_rise_epochs"] or [0]) + 1}
-    if settings["lam"] or settings["consistency"]:
+    if any(settings[name] for name in _DEFERRED):
         last["lam_start_epoch"] = settings["lam_start_epoch"] + 1
         last["ramp_epochs"] = settings["lam_start_epoch"] + settings["ramp_epochs"]
     return last
 
 
 def work(settings, epoch):
-    return settings["samples_rise_factor"] ** sum(epoch >= rise for rise in settings["samples_rise_epochs"] or ())
+    more = settings["samples_rise_factor"] ** sum(epoch >= rise for rise in settings["samples_rise_epochs"] or ())
+    return more * _passes(settings, epoch) / _passes(settings, 0)
+
+
+def _passes(settings, epoch):
+    """Forward and backward passes of a noisy copy in a step; while lam is above 0, the noise is moved, step by step."""
+    moves_noise = settings["lam"] and settings["noise_steps"] and epoch >= settings["lam_start_epoch"]
+    return 2 + settings["noise_steps"] if moves_noise else 1
 
 
 METHOD = Method(
@@ -73,14 +87,14 @@ METHOD = Method(
         Setting("lam", FROM_0, "weight of the robustness term; 0: Gaussian training", 12.0),
         Setting("gamma", ABOVE_0, f"hinge on xi, at most {checks.MAX_GAMMA:g}", 8.0),
         Setting("beta", ABOVE_0, "inverse temperature in the robustness term", 16.0),
-        Setting("lam_start_epoch", whole(0), "lam is 0 before this epoch, counted from 0", 0),
+        Setting("lam_start_epoch", whole(0), "no lam, consistency, entropy, unlabelled before this epoch, from 0", 0),
         Setting("average_cross_entropy", SWITCH, "cross-entropy averaged over the copies, not of their mean", False),
         Setting("consistency", FROM_0, "weight of the copies' divergence; 0: off", 0.0),
         Setting("entropy", FROM_0, "weight of the mean prediction's entropy; 0: off", 0.0),
         Setting("noise_steps", whole(0), "gradient steps towards noise with a worse hinge; 0: off", 0),
         Setting("noise_radius", ABOVE_0, "l2 radius of these steps, in [0, 1] pixel units", 1.0),
         Setting("noise_for_all", SWITCH, "use the worse noise for all terms, not only the hinge", False),
-        Setting("ramp_epochs", whole(0), "epochs over which lam, consistency and entropy rise linearly", 0),
+        Setting("ramp_epochs", whole(0), "epochs over which lam, consistency, entropy, unlabelled then rise", 0),
         Setting("unlabelled", SWITCH, "train on unlabelled images too, pseudo-labelled by averaged weights", False),
         Setting("samples_rise_epochs", none_or("none", EPOCHS), "epochs where num_samples rises", None),
         Setting("samples_rise_factor", whole(2), "what a rise multiplies num_samples by", 4),

@@ -19,6 +19,10 @@ def schedule(settings):
     return WarmUp("epsilon", settings["epsilon"], settings["warmup_epochs"])
 
 
+def idle(settings):
+    return {} if settings["epsilon"] else dict.fromkeys(("attack", "attack_steps", "warmup_epochs"), "epsilon=0")
+
+
 METHOD = Method(
     name="smoothadv",
     label="SmoothAdv",
@@ -31,6 +35,7 @@ METHOD = Method(
     ),
     model=model,
     schedule=schedule,
+    idle=idle,
     last_epochs=lambda settings: {"warmup_epochs": settings["warmup_epochs"]},
     check=lambda settings: checks.check(**{name: settings[name] for name in _OF_THE_MODEL}),
 )

@@ -31,6 +31,8 @@ METHOD = Method(
     ),
     model=model,
     schedule=schedule,
+    # What the attack does is still reported.
+    idle=lambda settings: {} if settings["mixup"] else {"warmup_epochs": "mixup=0"},
     last_epochs=lambda settings: {"warmup_epochs": settings["warmup_epochs"]},
     check=lambda settings: checks.check(**{name: settings[name] for name in _OF_THE_MODEL}),
 )

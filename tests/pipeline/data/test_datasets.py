@@ -639,3 +639,12 @@ def test_a_finished_download_is_not_asked_for_again(tmp_path, no_network, pictur
     loaded = datasets.load(pictures_builder, tmp_path)
     assert np.array_equal(loaded.train.images, PICTURES[:8])
     assert no_network == []
+
+
+def test_a_link_to_what_is_gone_is_no_data(tmp_path):
+    """As in a folder that was copied without what its links lead to: reading it says what is missing."""
+    version = tmp_path / "tiny" / "1.0.0"
+    version.mkdir(parents=True)
+    (version / "tiny-train.tfrecord").symlink_to(tmp_path / "gone")
+    assert datasets.is_soon_read("tiny", tmp_path)
+    assert datasets.fingerprint("tiny", tmp_path)

@@ -603,9 +603,9 @@ def test_a_preset_builds_its_data_model_and_optimizer(preset, synthetic, network
         preset.momentum, preset.l2, preset.clip_norm
     )  # fmt: skip
     rates = {}
-    # A step is an epoch here.
+    # A step is an epoch here, and it is counted once it is done.
     for epoch in (0, *(drop + after for drop in preset.lr_drop_epochs for after in (-1, 0)), preset.epochs - 1):
-        optimizer.iterations.assign(epoch)
+        optimizer.iterations.assign(epoch + 1)
         rates[epoch] = schedules.learning_rate(model)
     if preset.lr_schedule == "step":
         passed = {epoch: sum(drop <= epoch for drop in preset.lr_drop_epochs) for epoch in rates}

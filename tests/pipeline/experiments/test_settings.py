@@ -157,6 +157,26 @@ BAD = [
     ),
     (["--dataset", "mnist", "--samples_rise_factor", "2"], "would do nothing here: samples_rise_epochs=none"),
     *(
+        (["--dataset", "mnist", "--lam", "0", flag, "3"], f"{flag} would do nothing here: lam, consistency and entropy")
+        for flag in ("--lam_start_epoch", "--ramp_epochs")
+    ),
+    *(
+        (["--dataset", "mnist", "--lam", "0", "--epochs", "5", *flags, "--lam_start_epoch", "5"], "that takes 6 epochs")
+        for flags in (["--entropy", "1"], ["--unlabelled", "--labels", "70", "--ema", "0.9"])
+    ),
+    (["--dataset", "mnist", "--num_samples", "1", "--consistency", "5"], "--consistency would do nothing here: num_s"),
+    *(
+        (["--dataset", "digits", "--method", method, f"--{off}", value, flag, "3"], f"{flag} would do nothing here: ")
+        for method, off, value, flag in (
+            ("smoothadv", "epsilon", "0", "--attack_steps"),
+            ("smoothadv", "epsilon", "0", "--warmup_epochs"),
+            ("smoothmix", "mixup", "0", "--warmup_epochs"),
+            ("catrs", "adversarial", "0", "--attack_steps"),
+            ("catrs", "adversarial", "0", "--noise_radius"),
+            ("consistency", "num_samples", "1", "--consistency"),
+        )
+    ),
+    *(
         (
             ["--dataset", "digits", "--method", method, "--epochs", "5", "--warmup_epochs", "6"],
             "--warmup_epochs would do nothing here: that takes 6 epochs, and there are 5",

@@ -113,3 +113,12 @@ def test_later_epochs_of_more_noisy_copies_are_more_work():
     work = methods.find("macer").work
     assert [work(settings, epoch) for epoch in range(6)] == [1, 1, 3, 3, 9, 9]
     assert methods.find("cohen").work(settings, 5) == 1
+
+
+def test_epochs_in_which_noise_is_moved_are_more_work():
+    """Two steps on the noise and the pass on what they lead to, beside the one pass of an epoch without lam."""
+    work, flags = methods.find("macer").work, ["--dataset", "digits", "--noise_steps", "2", "--epochs", "4"]
+    settings, _ = settings_lib.parse([*flags, "--lam_start_epoch", "2"])
+    assert [work(settings, epoch) for epoch in range(4)] == [1, 1, 4, 4]
+    settings, _ = settings_lib.parse([*flags, "--samples_rise_epochs", "3"])
+    assert [work(settings, epoch) for epoch in range(4)] == [1, 1, 1, 4]

@@ -459,6 +459,24 @@ def test_what_changes_while_it_is_read_is_refused_and_what_is_made_there_is_not(
     assert pipeline.run()[1] == ["Source"]
 
 
+def test_what_a_kill_left_of_an_execution_that_another_turns_out_to_be_is_no_obstacle(pipeline, tmp_path):
+    """Without its data, an execution has another directory until it has made them."""
+    data = tmp_path / "data"
+
+    def execute(execution):
+        data.write_text("made")
+        (execution.outputs["source"] / "text").write_text("hello")
+
+    found = {"reads": lambda _: {"data": data.read_text() if data.exists() else None}, "execute": execute}
+    pipeline.replace(0, **found)
+    pipeline.run()
+    (directory,) = pipeline.root.glob("Source-*")
+    shutil.copytree(directory, f"{directory}.replaced")
+    data.unlink()
+    assert pipeline.run()[0] == "hellohello!"
+    assert list(pipeline.root.glob("Source-*")) == [directory]
+
+
 def test_two_runs_at_once_in_one_root(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom pipeline.orchestration import orchestrator\n"

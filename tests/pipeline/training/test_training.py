@@ -566,10 +566,10 @@ def poison(monkeypatch, after):
 
 
 def test_divergence_names_epoch_and_step_and_keeps_the_last_good_weights(train, monkeypatch):
-    """The weights of epoch 2, step 3 become NaN, so the loss of step 4 is."""
+    """The weights of epoch 2, step 3 become NaN, so the loss of step 4 is: 0.05 / 2 * (1 + cos(8 pi / 20)) = 0.0327."""
     poison(monkeypatch, 8)
     with pytest.raises(
-        InputError, match=r"Training diverged: loss nan at epoch 2, step 4, learning rate 0.0289"
+        InputError, match=r"Training diverged: loss nan at epoch 2, step 4, learning rate 0.0327"
     ) as error:
         train("diverged")
     kept = train.executions["diverged"].scratch / "backup" / "epoch-00001"
@@ -621,6 +621,20 @@ def events(finished):
     values = [(event.step, {value.tag: value.simple_value for value in event.summary.value}) for event in records[1:]]
     assert [event.wall_time for event in records] == sorted(event.wall_time for event in records)
     return records[0], values
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"lr_schedule": "step", "lr_drop_epochs": [1]}, [0.05, 0.005]),
+        # 5 steps an epoch: 0.05 / 2 * (1 + cos(4 pi / 10)) and 0.05 / 2 * (1 + cos(9 pi / 10)).
+        ({"precision": "mixed_float16"}, [0.0327254, 0.0012236]),
+    ],
+)
+def test_the_learning_rate_of_an_epoch_is_that_of_its_last_step_and_not_of_the_next_epoch(train, changed, expected):
+    assert column(train("rates", epochs=2, lam_start_epoch=0, **changed), "learning_rate") == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def rows(finished):

@@ -195,6 +195,19 @@ def test_a_file_that_cannot_be_read_is_told_once(digest, tmp_path, monkeypatch):
         digest()
 
 
+def test_a_module_may_set_the_path_but_not_change_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "sets_the_path.py").write_text("import sys\nsys.path = sys.path[1:]\nNAME = 7\n")
+    (tmp_path / "leaves.py").write_text("import os\nos.chdir('..')\nNAME = 7\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    monkeypatch.setattr(sys, "path", list(before))
+    assert code.attribute("sets_the_path:NAME") == 7
+    assert sys.path == before
+    with pytest.raises(InputError, match=r"^leaves changes the current folder, where relative paths begin; "):
+        code.attribute("leaves:NAME")
+    assert (Path.cwd(), sys.path) == (tmp_path, before)
+
+
 def test_what_is_no_python_counts_by_its_bytes(digest):
     first = digest(subject__of____init__="", subject__of__template="{{ a }} = print 1\n")
     assert digest(subject__of__template="{{ a }} = print 2\n") != first

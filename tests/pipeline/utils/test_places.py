@@ -41,6 +41,15 @@ def test_a_damaged_copy_of_a_file_is_replaced(temporary):
     assert places.local(url, places.fetched(url), is_checked=False).read_bytes() == b"whole"
 
 
+@pytest.mark.parametrize("url", ["shelf://bucket/photos", "shelf://bucket/photos/.."])
+def test_a_name_that_leads_to_another_folder_is_refused(temporary, url):
+    places.write("shelf://bucket/photos/../../../evil.txt", b"harm")
+    with pytest.raises(InputError, match=r"/photos/\.\./\.\./\.\./evil.txt has '\.\.' in its name, .*; rename it\.$"):
+        places.fetched(url)
+    assert [path for path in temporary.parent.rglob("*") if path.name == "evil.txt"] == []
+    assert not list(next(temporary.iterdir()).iterdir())  # nothing unfinished
+
+
 @pytest.mark.parametrize("name", ["{}.npz", "{}/0.png"])
 def test_the_same_content_may_be_at_two_urls(temporary, name):
     for folder in ("first", "second"):
