@@ -115,6 +115,8 @@ def _parse_path(text):
 
 def _utf_8(text):
     """The text of a place; TensorFlow and our own files accept names in this encoding only."""
+    if "\0" in text:  # as a settings file can give one
+        raise InputError("must be a name that a file can have, without a NUL character")
     try:
         text.encode()
     except UnicodeEncodeError:

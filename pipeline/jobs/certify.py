@@ -460,7 +460,8 @@ def _print_result(output, metrics, failures):
             f"{'' if median is None else f', median radius {words.at_least(median, 4)}'}"
         )
     if metrics["num_images"]:
-        print(f"{metrics['num_images']:,} images; {console.cost_in_words(metrics)}")
+        images = "1 image" if metrics["num_images"] == 1 else f"{metrics['num_images']:,} images"
+        print(f"{images}; {console.cost_in_words(metrics)}")
     if failures:
         example_id, why = min(failures.items())
         those = "1 image failed and has no certificate:"

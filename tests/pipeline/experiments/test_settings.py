@@ -729,6 +729,13 @@ def test_a_name_that_is_not_utf_8_is_refused(line, name):
     assert received == (f"error: --{name} must be a name in UTF-8; rename it, or link to it. Received: /tmp/x\\udcff")
 
 
+def test_a_name_that_no_file_can_have_is_refused(line, tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text('train_images: "a\\0b"\n')
+    said = "train_images must be a name that a file can have, without a NUL character. Received: a\\x00b"
+    assert line("--config", str(settings)) == f"error: {settings}: {said}"
+
+
 @pytest.mark.parametrize("arguments", [["--method", ":x"], ["--network", ":f"]])
 def test_a_reference_without_a_module_is_told(line, arguments):
     received = line("--dataset", "digits", *arguments)
