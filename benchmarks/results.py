@@ -191,12 +191,15 @@ def _ablations():
         **{"--num_samples": ("1", "2", "16"), "--lam": ("0", "2", "6")},
         **{"--gamma": ("2", "4", "16"), "--beta": ("1", "4", "64")},
     }
-    common = f"--dataset mnist --sigma 0.5 --epochs 5 --ramp_epochs 1 --n 10000 {COSINE}"
-    yield Cell("ablations", "reference", f"{common} {flags_of(fixed)}", flags_of(fixed))
+    common = f"--dataset mnist --sigma 0.5 --epochs 5 --n 10000 {COSINE}"
+    ramp = "--ramp_epochs 1"
+    yield Cell("ablations", "reference", f"{common} {ramp} {flags_of(fixed)}", flags_of(fixed))
     for flag, values in varied.items():
         for value in values:
             name = f"{flag.lstrip('-')}-{value}"
-            yield Cell("ablations", name, f"{common} {flags_of({**fixed, flag: value})}", f"{flag} {value}")
+            # Without lam, nothing would rise.
+            of_all = common if name == "lam-0" else f"{common} {ramp}"
+            yield Cell("ablations", name, f"{of_all} {flags_of({**fixed, flag: value})}", f"{flag} {value}")
 
 
 def _few_labels():
