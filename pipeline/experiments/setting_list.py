@@ -12,6 +12,7 @@ from pipeline.cli.command_line import (
     FROM_0,
     FROM_0_BELOW_1,
     INSIDE_0_1,
+    NUM_EPOCHS,
     PATH,
     SEED,
     SWITCH,
@@ -50,7 +51,7 @@ GROUPS = {
         Setting(
             "network", TEXT, "small_cnn, lenet, cifar_resnet<N>, resnet50 or module:function", None, "the dataset's"
         ),
-        Setting("epochs", whole(1), "passes over the training images", 440),
+        Setting("epochs", NUM_EPOCHS, "passes over the training images", 440),
         Setting("batch_size", whole(1), "images per step", 64),
         Setting("learning_rate", ABOVE_0, "of SGD, at the start", 0.01),
         Setting("lr_schedule", choice(step="step", cosine="cosine"), "step or cosine", "step"),

@@ -84,7 +84,7 @@ def test_numbers_are_as_they_are_written(written):
     """YAML's own rules make 8 of 010, 750 of 12:30, and a float with other digits of a long one."""
     settings, _ = parse("--config", written("dataset: mnist\nseed: 010\nsigma: 0.1000000000000000055511\n"))
     assert (settings["seed"], settings["sigma"]) == (10, 0.1)
-    with pytest.raises(InputError, match=r"epochs must be a whole number from 1\. Received: 12:30"):
+    with pytest.raises(InputError, match=r"epochs must be a whole number from 1 to 1000000\. Received: 12:30"):
         parse("--config", written("dataset: mnist\nepochs: 12:30\n"))
 
 
@@ -96,11 +96,14 @@ def test_numbers_are_as_they_are_written(written):
         ("dataset: mnist\nbatch-size: 5\n", "unknown setting batch-size. Did you mean batch_size"),
         ("dataset: mnist\n--epochs: 5\n", "unknown setting --epochs. Did you mean epochs"),
         ("dataset: mnist\nxyzzy: 5\n", "unknown setting xyzzy. --help lists them."),
-        ("dataset: mnist\nepochs: many\n", "epochs must be a whole number from 1. Received: many"),
-        ("dataset: mnist\nepochs: 0\n", "epochs must be a whole number from 1. Received: 0"),
-        ("dataset: mnist\nepochs: {a: 1}\n", "epochs must be a whole number from 1; write one `name: value` per line"),
-        ("dataset: mnist\nepochs: [[1]]\n", "epochs must be a whole number from 1; write"),
-        ('{"dataset": "mnist", "epochs": {"a": 1}}', "epochs must be a whole number from 1"),
+        ("dataset: mnist\nepochs: many\n", "epochs must be a whole number from 1 to 1000000. Received: many"),
+        ("dataset: mnist\nepochs: 0\n", "epochs must be a whole number from 1 to 1000000. Received: 0"),
+        (
+            "dataset: mnist\nepochs: {a: 1}\n",
+            "epochs must be a whole number from 1 to 1000000; write one `name: value` per line",
+        ),
+        ("dataset: mnist\nepochs: [[1]]\n", "epochs must be a whole number from 1 to 1000000; write"),
+        ('{"dataset": "mnist", "epochs": {"a": 1}}', "epochs must be a whole number from 1 to 1000000"),
         ("dataset: mnist\nepochs: 5\nepochs: 6\n", "epochs is given twice."),
         ('{"dataset": "mnist", "epochs": 5, "epochs": 6}', "epochs is given twice."),
         ("dataset: mnist\njson: yes\n", "json is for the command line, not for a file."),

@@ -91,7 +91,7 @@ BAD = [
             ("beta", "a number above 0", ["0", "-16", "inf"]),
             ("lam", "a number from 0", ["-1", "nan", "x"]),
             ("num_samples", "a whole number from 1", ["0", "-1", "1.5", "x"]),
-            ("epochs", "a whole number from 1", ["0", "-3", "1.0", "1.5e0", "1e-1", "1e100"]),
+            ("epochs", "a whole number from 1 to 1000000", ["0", "-3", "1.0", "1.5e0", "1e-1", "1e100", "1e9"]),
             ("batch_size", "a whole number from 1", ["0"]),
             ("n", "a whole number from 1", ["0", "-1", "1e-5", "1e5.0", "e5", "9" * 400]),
             ("n0", "a whole number from 1", ["0"]),
