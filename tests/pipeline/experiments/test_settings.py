@@ -57,8 +57,9 @@ BAD = [
             ["--dataset", "digits", f"--{name}", "2147483648"],
             f"--{name} must be at most 2147483647. Received: 2147483648",
         )
-        for name in ("epochs", "num_samples", "n", "n0", "microbatch", "serving_n", "crop_padding")
+        for name in ("num_samples", "n", "n0", "microbatch", "serving_n", "crop_padding")
     ),
+    (["--dataset", "digits", "--epochs", "1000001"], "--epochs must be a whole number from 1 to 1000000. Received: "),
     (
         ["--dataset", "digits", "--lr_drop_epochs", "1,2147483648"],
         "--lr_drop_epochs must be at most 2147483647. Received: 1,",
