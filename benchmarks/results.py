@@ -256,7 +256,8 @@ def _carry_out(arguments):
     running.add_argument("cells", nargs="+", help="groups, or cells as group/name")
     releasing = commands.add_parser("release", help="put the best models into the package")
     again = commands.add_parser("recertify", help="certify released models on more images, without training them again")
-    again.add_argument("models", nargs="+", choices=released.names(), help="names of released models")
+    for command in (releasing, again):
+        command.add_argument("models", nargs="+", choices=released.names(), help="names of released models")
     for command in (running, again):
         command.add_argument(
             "--images", type=int, default=1000, help="images to certify, evenly spaced (default: 1000)"
@@ -270,7 +271,8 @@ def _carry_out(arguments):
     if arguments.command == "draw":
         draw()
     elif arguments.command == "release":
-        release(arguments)
+        for name in arguments.models:
+            release(name, arguments)
     elif arguments.command == "recertify":
         if arguments.images < 1 or TEST_IMAGES % arguments.images:
             parser.error(f"--images {arguments.images} does not divide {TEST_IMAGES:,}, the test images of MNIST.")
@@ -359,27 +361,31 @@ def made(cell, arguments):
         return settings, orchestrator.run(components, settings, arguments.root, settings["num_workers"])
 
 
-def release(arguments):
-    """Puts the best models into the package, each with its card."""
+def release(name, arguments):
+    """Puts a model that was measured into the package, in place of the one there, and writes its card."""
     from macer_tf import released
     from pipeline.training import models
 
-    for place, sigma in enumerate(SIGMAS):
-        cell = released_cell(sigma)
-        if (measured := kept(cell)) is None:
-            continue
-        arguments.images = measured.metrics["num_images"]
-        _, artifacts = made(cell, arguments)
-        path = released.FOLDER / f"macer-mnist-{sigma:.2f}.keras"
-        path.parent.mkdir(exist_ok=True)
-        models.load(artifacts["model"].path / "model.keras").save(path, include_optimizer=False)
-        write_card(measured, path, {f"ACR of {method}, Table 6": acrs[place] for method, acrs in CLAIMED.items()})
+    about = released.card(name)
+    cell = released_cell(about["sigma"])
+    if (measured := kept(cell)) is None:
+        sys.exit(nothing_kept(cell))
+    arguments.images = measured.metrics["num_images"]
+    _, artifacts = made(cell, arguments)
+    path = released.FOLDER / f"{name}.keras"
+    models.load(artifacts["model"].path / "model.keras").save(path, include_optimizer=False)
+    write_card(measured, path, about["claimed"])
 
 
 def released_cell(sigma):
     """The cell whose model is released for a noise level."""
     (cell,) = (cell for cell in cells() if (cell.group, cell.name) == ("mnist", f"best-{sigma:.2f}-0"))
     return cell
+
+
+def nothing_kept(cell):
+    """The line that says so of a cell."""
+    return f"Nothing that was measured of {cell.group}/{cell.name} with its flags is kept in {cell.kept}."
 
 
 def recertify(name, arguments):
@@ -395,7 +401,7 @@ def recertify(name, arguments):
     cell, path, output = released_cell(about["sigma"]), released.FOLDER / f"{name}.keras", arguments.root / name
     before = cell.measured()
     if before is None:
-        sys.exit(f"Nothing that was measured of {cell.group}/{cell.name} with its flags is kept in {cell.kept}.")
+        sys.exit(nothing_kept(cell))
     if before["num_images"] > arguments.images:
         # After `run` without `release`, the cell is ahead of the card.
         sys.exit(

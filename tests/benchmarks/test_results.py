@@ -14,6 +14,7 @@ from benchmarks import published, results
 from macer_tf import Votes, certify, released
 from pipeline.experiments import settings
 from pipeline.orchestration import orchestrator
+from pipeline.orchestration.artifacts import Artifact
 from pipeline.report import results as report_results
 
 FOLDER = released.FOLDER
@@ -178,6 +179,27 @@ def test_two_at_once_in_one_root_and_other_bad_input_are_refused_in_one_line(kee
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match=r"^Cannot write to the folder .*file \(.*\); .*, or give another --root\.$"):
         results.main([*command[:-1], str(tmp_path / "file")])
+
+
+def test_a_model_that_was_measured_is_released_in_place_of_the_one_before(keep, tmp_path, monkeypatch):
+    name = "macer-mnist-0.50"
+    monkeypatch.setattr(released, "FOLDER", tmp_path / "released")
+    released.FOLDER.mkdir()
+    before = json.loads((FOLDER / f"{name}.json").read_text())
+    (released.FOLDER / f"{name}.json").write_text(json.dumps(before))
+    command = ["release", name, "--data_dir", "data", "--root", "root"]
+    with pytest.raises(SystemExit, match=r"^Nothing that was measured of mnist/best-0\.50-0 with its flags is kept in"):
+        results.main(command)
+    keep(results.released_cell(0.5), [1000, 990, 900, 500])
+    trained = tmp_path / "model"
+    trained.mkdir()
+    shutil.copy(FOLDER / f"{name}.keras", trained / "model.keras")
+    monkeypatch.setattr(results, "made", lambda cell, arguments: ({}, {"model": Artifact.of(trained)}))
+    results.main(command)
+    card = released.card(name)
+    assert (card["verified"]["num_images"], card["claimed"]) == (4, before["claimed"])
+    assert card["sha256"] != before["sha256"]  # another file: that of the model as it is saved now
+    macer_tf.load_released(name)
 
 
 def test_a_released_model_is_certified_again_on_more_images(keep, tmp_path, monkeypatch, shared_tfds):
