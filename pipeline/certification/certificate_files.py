@@ -4,7 +4,6 @@ import filecmp
 import json
 import os
 import re
-import shutil
 import uuid
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 from macer_tf.certificates import Certificates
 from macer_tf.votes import Votes
 from pipeline.utils import sealed
-from pipeline.utils.atomic_files import finish_directory, write_link, write_text
+from pipeline.utils.atomic_files import finish_directory, remove_path, write_link, write_text
 from pipeline.utils.errors import InputError
 from serving.fingerprints import digest
 
@@ -32,6 +31,8 @@ _FILE = re.compile(
 _DIRECTORY = re.compile(rf"{_RESULTS}-[0-9a-f]{{8}}")
 # Holds the name of the directory of results that it is in. A folder of the user's may have such a name, but not this.
 _OURS = ".directory"
+# What the directory of the results before is called while it is removed.
+_REPLACED = ".certifying-replaced"
 
 
 def write(path, outcome, plan, sigma, precision):
@@ -161,7 +162,7 @@ def finish(unfinished, output):
         InputError: if something else is in the way.
     """
     output = Path(output)
-    names = sorted(path.name for path in Path(unfinished).iterdir())
+    names = [path.name for path in _results_in(Path(unfinished))]
     check_room(output)
     current = output / _RESULTS
     directory = output / f"{_RESULTS}-{uuid.uuid4().hex[:8]}"
@@ -176,7 +177,10 @@ def finish(unfinished, output):
     write_link(current, directory.name)
     for path in _directories(output):
         if path != directory:
-            shutil.rmtree(path)
+            # Renamed first: after a kill, what is left of it could not be told from a folder of the user's.
+            remove_path(output / _REPLACED)
+            os.rename(path, output / _REPLACED)
+    remove_path(output / _REPLACED)
     for path in _results_in(output):
         if path.name not in names:
             path.unlink()
