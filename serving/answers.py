@@ -112,9 +112,9 @@ def certified(outputs, num_images, n=None, alpha=None):
 
     Raises:
         AnswerError: if an output is of another type or shape, or says what CERTIFY cannot say: something that is not a
-            number, a class that does not exist or has no majority, a radius although it abstains, more or fewer
-            votes than requested, bounds above what the votes give at that alpha, or at any that is served, or radii
-            that do not follow from the bounds with one sigma.
+            number, a class that does not exist or has no majority, a radius for an image that it abstains on, a number
+            of votes that was not requested, bounds above what the votes give at that alpha, or at any that is served,
+            or radii that do not follow from the bounds with one sigma.
     """
     _check_types(outputs, CERTIFY_OUTPUTS)
     predictions, radii, p_lower, votes, seeds = (outputs[name] for name in CERTIFY_OUTPUTS)

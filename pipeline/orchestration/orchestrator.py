@@ -353,7 +353,8 @@ def _execute(component, execution, declaration, directory):
         "finished_at": finished_at,
     }
     write_text(unfinished / _RECORD, json.dumps(sealed(record), indent=1))
-    _put_back(directory)  # it may be another one than before, in which a run was killed
+    # Work such as preparing data changes the name, and a killed run may have left this one half replaced.
+    _put_back(directory)
     if directory.exists():
         os.rename(directory, _replaced(directory))
     finish_directory(unfinished, directory)
