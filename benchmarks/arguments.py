@@ -1,26 +1,30 @@
 """Types of the benchmarks' arguments: what they do not accept is told in one line, before anything is measured."""
 
 import argparse
-import re
 from pathlib import Path
 
 from macer_tf import checks
 from pipeline.certification import model_files
+from pipeline.cli import command_line
 from pipeline.utils.errors import InputError
 
 
-def whole(text):
-    """A whole number from 1."""
-    if not re.fullmatch("[0-9]{1,9}", text, re.ASCII) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1. Received: {text!r}")
-    return int(text)
+def _of(kind):
+    """What argparse calls for a `Kind` of the pipeline's settings."""
+
+    def parse(text):
+        try:
+            return kind.parse(text)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(f"{error}. Received: {text!r}") from None
+        except (ValueError, OverflowError):
+            raise argparse.ArgumentTypeError(f"must be {kind.accepts}. Received: {text!r}") from None
+
+    return parse
 
 
-def fraction(text):
-    """A number above 0 and below 1."""
-    if not re.fullmatch(r"0?\.[0-9]*[1-9][0-9]*", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"must be a number above 0 and below 1. Received: {text!r}")
-    return float(text)
+whole = _of(command_line.whole(1))
+fraction = _of(command_line.INSIDE_0_1)
 
 
 def file(text):
