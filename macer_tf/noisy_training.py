@@ -144,6 +144,10 @@ class NoisyTrainingModel(keras.Model):
         **kwargs: Any,
     ) -> None:
         checks.check(sigma=sigma, num_samples=num_samples, microbatch=microbatch)
+        if isinstance(classifier, NoisyTrainingModel):
+            raise ValueError(
+                f"classifier must be a base classifier; pass that of this {type(classifier).__name__}, its .classifier."
+            )
         base_classifier.check(classifier)
         base_classifier.check_returns_logits(classifier)
         # A mixed_float16 classifier needs `compile` to scale the loss, and compile looks at this policy.
@@ -209,6 +213,8 @@ class NoisyTrainingModel(keras.Model):
         """
         if loss is not None:
             raise ValueError(f"{type(self).__name__} has its own loss; do not pass one. Received: loss={loss}")
+        if optimizer is None:
+            raise ValueError('compile needs an optimizer, such as macer_tf.SGD(0.01) or "adam". Received: None')
         if jit_compile is True and self.distribute_strategy.num_replicas_in_sync > 1:
             raise ValueError(
                 "jit_compile=True does not work under a distribution strategy with several replicas; do not set it."

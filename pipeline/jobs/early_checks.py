@@ -1,5 +1,9 @@
 """What a command can find wrong with its data, network, model or engine before TensorFlow is imported."""
 
+import errno
+import os
+from pathlib import Path
+
 from macer_tf import checks
 from pipeline.certification import model_files
 from pipeline.data import datasets, sources
@@ -42,6 +46,20 @@ def check_network(settings):
                 checks.check_depth(*numbers)
         except ValueError as error:
             raise InputError(str(error)) from None
+
+
+def check_push_dir(push_dir):
+    """Raises a one-line InputError if it can be seen that nobody could push a model there."""
+    base = Path(push_dir).absolute()
+    existing = next(folder for folder in (base, *base.parents) if os.path.lexists(folder))
+    if not existing.is_dir():
+        raise InputError(_cannot_push(push_dir, errno.ENOTDIR))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(_cannot_push(push_dir, errno.EACCES))
+
+
+def _cannot_push(push_dir, number):
+    return f"Cannot push to {push_dir} ({os.strerror(number)}); give another --push_dir."
 
 
 def checked_engine(settings):

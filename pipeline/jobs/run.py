@@ -84,6 +84,8 @@ class _Parsed:
             self.settings, self.preset, self.given = settings_lib.resolve(expanded)
             command_line.refuse_idle(self.given, settings_lib.idle(self.settings))
             self.notes = settings_lib.notes(self.settings, self.preset, self.given)
+            if self.given.get("push_dir"):  # any other is made in the pipeline root, which has a check of its own
+                early_checks.check_push_dir(self.given["push_dir"])
 
     @property
     def all_settings(self):

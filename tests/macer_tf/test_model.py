@@ -862,6 +862,12 @@ class TestBadInput:
             model.evaluate(data()[0], labels, verbose=0)
         assert "\n" not in str(caught.value)
 
+    def test_a_model_that_already_trains_a_classifier(self):
+        inner = macer()
+        with pytest.raises(ValueError, match=r"pass that of this MACERModel, its \.classifier\.$"):
+            macer(inner)
+        macer(inner.classifier)
+
     def test_a_classifier_that_shows_its_output_only_when_called(self):
         class Rank3(keras.Model):
             def call(self, images):
@@ -876,6 +882,7 @@ class TestBadInput:
         ("options", "message"),
         [
             ({"loss": "sparse_categorical_crossentropy"}, "MACERModel has its own loss; do not pass one"),
+            ({"optimizer": None}, r"compile needs an optimizer, such as macer_tf.SGD.*Received: None"),
             ({"jit_compile": True}, "jit_compile=True needs gamma <= 14.*Received: gamma=15"),
         ],
     )
@@ -883,7 +890,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"does not work with a microbatch, .*Received: microbatch=4"):
             macer(microbatch=4).compile("sgd", jit_compile=True)
         with pytest.raises(ValueError, match=message):
-            macer(gamma=15.0).compile("sgd", **options)
+            macer(gamma=15.0).compile(**{"optimizer": "sgd", **options})
         with pytest.raises(ValueError, match=r"gamma <= 14: .*Received: gamma=14.0000001"):
             macer(gamma=14.0000001).compile("sgd", jit_compile=True)
         macer(gamma=14.0).compile("sgd", jit_compile=True)

@@ -435,6 +435,24 @@ def test_an_unwritable_root_is_one_line(line, tmp_path, below):
     assert "or give another pipeline_root" in received.split(";")[-1]
 
 
+@pytest.mark.parametrize("below", ["", "/x", "/x/y"])
+def test_a_folder_that_nobody_could_push_to_is_one_line_before_anything_is_made(line, tmp_path, below):
+    (tmp_path / "file").write_text("")
+    push_dir = f"{tmp_path / 'file'}{below}"
+    received = line("--dataset", "digits", "--pipeline_root", tmp_path / "root", "--push_dir", push_dir)
+    assert received == f"error: Cannot push to {push_dir} (Not a directory); give another --push_dir."
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_folder_to_push_to_that_may_not_be_written_is_one_line(line, tmp_path, monkeypatch):
+    """Root may write to any folder, so the system's answer is replaced."""
+    asked = []
+    monkeypatch.setattr("os.access", lambda path, mode: asked.append((path, mode)))
+    received = line("--dataset", "digits", "--pipeline_root", tmp_path / "root", "--push_dir", tmp_path / "a" / "b")
+    assert received == f"error: Cannot push to {tmp_path / 'a' / 'b'} (Permission denied); give another --push_dir."
+    assert asked[-1] == (tmp_path, os.W_OK | os.X_OK)
+
+
 def test_a_failure_is_one_line_with_its_details_in_a_file(tmp_path, capsys, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("first line\nsecond line")
