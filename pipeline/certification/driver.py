@@ -249,7 +249,10 @@ def _draw(sampler, shared, chunks, store, num_workers, follower):
     Raises:
         RuntimeError: for an error in a worker, or if none responds any more.
     """
-    options = PipelineOptions(direct_num_workers=num_workers, direct_running_mode="multi_threading", flags=[])
+    lists = [[tuple(chunk) for chunk in task] for task in tasks(chunks)]
+    options = PipelineOptions(
+        direct_num_workers=min(num_workers, len(lists)), direct_running_mode="multi_threading", flags=[]
+    )
     watched = Shared()
     watch, errors = watched.acquire(Watch), []
 
@@ -258,7 +261,7 @@ def _draw(sampler, shared, chunks, store, num_workers, follower):
             with beam.Pipeline(runner=FnApiRunner(), options=options) as pipeline:
                 _ = (
                     pipeline
-                    | "Chunks to draw" >> beam.Create([[tuple(chunk) for chunk in task] for task in tasks(chunks)])
+                    | "Chunks to draw" >> beam.Create(lists)
                     # Otherwise all chunks of an example would go to one worker.
                     | beam.Reshuffle()
                     | beam.ParDo(DrawVotes(sampler, shared, watched, store))

@@ -137,6 +137,8 @@ MODULE = Kind("a module such as package.layers", _module)
 LEVELS = number("a whole number from 1 to 65535", _parse_whole, lambda value: 1 <= value < 2**16)
 # What is known of each epoch beforehand is kept in a list.
 NUM_EPOCHS = number("a whole number from 1 to 1000000", _parse_whole, lambda value: 1 <= value <= 10**6)
+# Beam starts them one after the other, and thousands of them for ever.
+NUM_WORKERS = number("a whole number from 1 to 1024", _parse_whole, lambda value: 1 <= value <= 2**10)
 RADII = Kind("rising radii such as 0,0.25,0.5", _parse_radii)
 SWITCH = choice(yes=True, no=False)
 EPOCHS = Kind("epochs such as 200,400", lambda text: [whole(1).parse(epoch) for epoch in text.split(",")])

@@ -13,6 +13,7 @@ from pipeline.cli.command_line import (
     FROM_0_BELOW_1,
     INSIDE_0_1,
     NUM_EPOCHS,
+    NUM_WORKERS,
     PATH,
     SEED,
     SWITCH,
@@ -83,7 +84,7 @@ GROUPS = {
         Setting("push_dir", FOLDER, "model server's folder", None, "<pipeline_root>/serving/<name>"),
         Setting("sweep", TEXT, "compare values of a setting: lam=0,1,4", None, "off"),
         Setting("pipeline_root", FOLDER, "where everything is kept", "runs"),
-        Setting("num_workers", whole(1), "certification threads", None, "one per core"),
+        Setting("num_workers", NUM_WORKERS, "certification threads", None, "one per core"),
         Setting("no_cache", SWITCH, "redo what was done before", False),
     ),
 }

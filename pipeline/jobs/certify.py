@@ -21,6 +21,7 @@ from pipeline.cli.command_line import (
     FOLDER,
     INSIDE_0_1,
     MODULE,
+    NUM_WORKERS,
     PATH,
     PLACE,
     SEED,
@@ -86,7 +87,7 @@ _GROUPS = {
     ),
     "Run": (
         Setting("output", FOLDER, "where certificates and votes are kept", "certified"),
-        Setting("num_workers", whole(1), "certification threads", None, "one per core"),
+        Setting("num_workers", NUM_WORKERS, "certification threads", None, "one per core"),
         beam_options.VOTES,
         beam_options.PATIENCE,
         *saying.SETTINGS,

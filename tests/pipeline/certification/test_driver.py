@@ -133,6 +133,16 @@ def drawn(monkeypatch):
     return Lines(monkeypatch)
 
 
+def test_no_more_workers_are_started_than_there_are_tasks(certify, small_model, digit_examples, monkeypatch):
+    """Starting thousands took Beam longer than we wait for a sign of life."""
+    monkeypatch.setattr(tally, "SAMPLES_PER_CHUNK", 400)
+    asked, options = [], driver.PipelineOptions
+    monkeypatch.setattr(driver, "PipelineOptions", lambda **kwargs: asked.append(kwargs) or options(**kwargs))
+    certify(small_model, digit_examples, [0, 1], num_workers=1000)
+    # The selection samples of both images are one task; 400 and 300 estimation samples of each are four.
+    assert [kwargs["direct_num_workers"] for kwargs in asked] == [1, 4]
+
+
 @pytest.mark.parametrize(("num_workers", "chunk"), [(1, 2000), (4, 2000), (2, 128), (3, 701)])
 def test_beam_returns_what_the_library_returns(certify, small_model, digit_examples, monkeypatch, num_workers, chunk):
     monkeypatch.setattr(tally, "SAMPLES_PER_CHUNK", chunk)

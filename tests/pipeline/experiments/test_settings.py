@@ -115,7 +115,7 @@ BAD = [
             ("num_test_examples", "a whole number from 2, or all", ["0", "1", "-1"]),
             ("min_accuracy", "a number above 0 and below 1", ["0", "1"]),
             ("serving_n", "a whole number from 1", ["0"]),
-            ("num_workers", "a whole number from 1", ["0"]),
+            ("num_workers", "a whole number from 1 to 1024", ["0", "1025"]),
             ("pipeline_root", "a folder", ["~nobody-of-this-name/x"]),
         ]
         for value in values

@@ -627,6 +627,7 @@ def test_bad_input_is_one_line_and_status_2(run, model, folder, digits, tmp_path
         ),
         ((*ours, "--images", tmp_path), "where it would be taken for a class; give another"),
         ((*on_digits, "--start", "360"), "start=360 leaves none of the 360 images"),
+        ((*on_digits, "--num_workers", "1025"), "num_workers must be a whole number from 1 to 1024. Received: 1025"),
         ((*on_digits, "--skip", "0"), "skip must be a whole number from 1. Received: 0"),
         ((*on_digits, "--n", "3", "--alpha", "0.001"), "n is too small. No image could be certified"),
         ((*on_digits, "--modle", "x"), "Unknown argument --modle. Did you mean --model"),
