@@ -1,5 +1,9 @@
 """A trained classifier -> a SavedModel that returns the smoothed prediction with its certified radius."""
 
+from macer_tf import tensorflow_backend  # noqa: F401
+
+# isort: split
+
 from collections.abc import Iterable
 from pathlib import Path
 

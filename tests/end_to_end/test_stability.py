@@ -1,4 +1,4 @@
-"""The default presets train 600 steps on real images without MACER's collapse. About 2 minutes on 2 cores."""
+"""The default presets train 400 and 600 steps on real images without MACER's collapse. About a minute on 2 cores."""
 
 import csv
 
@@ -37,9 +37,12 @@ def train(tmp_path, capsys):
 
 
 def test_mnist(train, shared_tfds):
-    """One epoch of 600 steps; the preset's learning rate does not drop before epoch 200."""
+    """One epoch of 400 steps; the preset's learning rate does not drop before epoch 200.
+
+    If the gradient is not clipped, these show it: 0.67 of the images are right over all steps, and 0.73 at the end.
+    """
     (row,), evaluation, out = train(
-        "--dataset", "mnist", "--data_dir", shared_tfds, "--epochs", 1, "--train_examples", 600 * 64
+        "--dataset", "mnist", "--data_dir", shared_tfds, "--epochs", 1, "--train_examples", 400 * 64
     )  # fmt: skip
     assert "collapse" not in out
     # Chance is 0.11. Over all steps, the first at chance too; and at the end.

@@ -38,31 +38,46 @@ def saved(tmp_path_factory):
     return sorted(folder.iterdir())
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import macer_tf, keras",
-        "import keras; from macer_tf import SmoothedClassifier",
-        "import macer_tf.smoothing, keras",
-        "import macer_tf.model, keras",
-        "import keras; from macer_tf import MACERModel",
-    ],
-)
-def test_a_fresh_process_that_imports_the_package_loads_all_that_its_models_hold(first, saved):
-    program = f"""import sys; {first}
+LOADS = """
+import keras
 for path in sys.argv[1:]:
     model = keras.models.load_model(path)
     print(type(model).__name__, type(model.optimizer).__module__, model.optimizer.l2)
 """
+LOADED = [
+    "MACERModel macer_tf.optimizers 0.0",
+    "SmoothAdvModel macer_tf.optimizers 0.0",
+    "MACERModel macer_tf.optimizers 0.0001",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+def test_a_fresh_process_that_imports_the_package_loads_all_that_its_models_hold(saved):
+    process = run(f"import sys, macer_tf, keras\n{LOADS}", *saved)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == LOADED
+
+
+@pytest.mark.slow
+def test_so_does_one_that_imports_any_part_of_it(saved):
+    """Each in a fork of a process that has imported Keras alone."""
+    imports = [
+        *("from macer_tf import SmoothedClassifier", "from macer_tf import MACERModel"),
+        *("import macer_tf.smoothing", "import macer_tf.model"),
+    ]
+    program = f"""import os, sys, keras
+for first in {imports}:
+    if os.fork() == 0:
+        exec(first)
+        break
+    assert os.wait()[1] == 0, first
+else:
+    sys.exit()
+{LOADS}"""
     process = run(program, *saved)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines() == [
-        "MACERModel macer_tf.optimizers 0.0",
-        "SmoothAdvModel macer_tf.optimizers 0.0",
-        "MACERModel macer_tf.optimizers 0.0001",
-    ]
+    assert process.stdout.splitlines() == LOADED * len(imports)
 
 
 def test_importing_the_package_does_not_import_tensorflow():
@@ -70,29 +85,37 @@ def test_importing_the_package_does_not_import_tensorflow():
     assert process.stdout == "False\n", process.stderr
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN is turned on for x86-64 only")
-@pytest.mark.parametrize(
-    ("first", "given", "is_on"),
-    [
-        ("import macer_tf, keras", {}, True),
-        ("import macer_tf.networks", {}, True),
-        ("import pipeline.jobs.forecast", {}, True),
-        ("import serving.local", {}, True),
-        ("import macer_tf, keras", {"TF_ENABLE_ONEDNN_OPTS": "0"}, False),
-    ],
-)
-def test_tensorflow_computes_with_onednn_unless_told_otherwise(first, given, is_on):
+ONE_DNN = pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN is turned on for x86-64 only")
+
+
+@ONE_DNN
+@pytest.mark.slow
+@pytest.mark.parametrize(("given", "is_on"), [({}, True), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, False)])
+def test_tensorflow_computes_with_onednn_unless_told_otherwise(monkeypatch, given, is_on):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
     tell = "from tensorflow.python.util._pywrap_util_port import IsMklEnabled; print(IsMklEnabled())"
-    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
-    process = subprocess.run(
-        [sys.executable, "-c", f"{first}; {tell}"],
-        env={**environment, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), **given},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    process = run(f"import macer_tf, keras; {tell}", **given)
     assert process.stdout == f"{is_on}\n", process.stderr
+
+
+@ONE_DNN
+@pytest.mark.parametrize(
+    "module", ["macer_tf.networks", "macer_tf.smoothing", "pipeline.jobs.forecast", "serving.local", "serving.export"]
+)
+def test_modules_turn_onednn_on_before_tensorflow_is_imported(monkeypatch, module):
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    program = f"""import os, sys
+class Asked:
+    def find_spec(name, path, target=None):
+        if name == "tensorflow":
+            print(os.environ.get("TF_ENABLE_ONEDNN_OPTS"), flush=True)
+            os._exit(0)
+sys.meta_path.insert(0, Asked)
+import {module}
+import tensorflow  # which some import only when they need it
+"""
+    process = run(program)
+    assert process.stdout == "1\n", process.stderr
 
 
 @pytest.mark.parametrize("module", ["layers", "model", "smoothing", "baselines.smoothadv", "noisy_training"])
