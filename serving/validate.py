@@ -59,6 +59,10 @@ _CHECKS = (
 )
 
 
+# Keras, which TensorFlow imports, imports these if they are there, for plots and wrappers: a third of the start.
+_EXTRAS_OF_KERAS = ("matplotlib", "pandas", "sklearn")
+
+
 class _NotTheModelError(ValueError):
     """The command line is wrong, TensorFlow cannot be loaded, or memory ran out."""
 
@@ -259,6 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:
         _confine()
+        _do_without(_EXTRAS_OF_KERAS)
 
     def parse():
         given = sys.argv[1:] if arguments is None else list(arguments)
@@ -297,6 +302,12 @@ def _confine():
     if _WAITING in os.environ:
         _end_with(int(os.environ[_WAITING]))
     resource.setrlimit(resource.RLIMIT_FSIZE, (_MAX_PRINTED_BYTES, _MAX_PRINTED_BYTES))
+
+
+def _do_without(packages):
+    """Makes this process find none of these packages, unless it has imported them."""
+    for name in packages:
+        sys.modules.setdefault(name, None)
 
 
 def _end_with(waiting):
