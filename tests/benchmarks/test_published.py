@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks import published, results
 from pipeline.data import datasets
+from pipeline.utils.errors import InputError
 
 
 def test_the_published_averages_are_those_of_the_papers():
@@ -47,6 +48,14 @@ def test_a_table_is_the_mean_over_logs_in_which_a_wrong_class_has_no_radius(tmp_
     assert columns["example_id"] == [9, 2]
     assert columns["radius"] == pytest.approx([0.8, 0])
     assert [columns[f"at_{multiple}_sigma"] for multiple in (0, 1, 2, 3)] == [[1, 0.5], [0.5, 0], [0.5, 0], [0, 0]]
+
+
+def test_a_damaged_log_is_one_line(tmp_path):
+    path = tmp_path / "noise_0.50_7"
+    path.write_text("idx\tlabel\n0\t5\n")
+    with pytest.raises(InputError, match=r"noise_0\.50_7") as error:
+        published.table("gaussian", 0.5, [path], np.arange(1))
+    assert "\n" not in str(error.value)
 
 
 def test_images_are_looked_up_by_their_pixels(shared_tfds, tmp_path):
