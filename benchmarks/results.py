@@ -41,12 +41,20 @@ TUNED_FROM = {
 }
 # What the first series chose and the second started from.
 CHOSEN_FIRST = {**TUNED_FROM, "--ema": "0", "--num_samples": "2", "--noise_steps": "1", "--epochs": "8", "--n": "20000"}
+HINGE_ALONE = {"--consistency": "0", "--entropy": "0"}
 # What the third series changed, for all terms on the worse noise.
 THIRD_SERIES = {
     "0.50": {
         "radius-0.5": {"--noise_radius": "0.5"},
         "copies-4": {"--num_samples": "4"},
         "lr-0.1": {"--learning_rate": "0.1"},
+        "hinge": HINGE_ALONE,
+        "hinge-crop-2": {**HINGE_ALONE, "--crop_padding": "2"},
+        "hinge-epochs-30": {**HINGE_ALONE, "--epochs": "30"},
+        "hinge-epochs-30-lr-0.1-l2-1e-4": {
+            **HINGE_ALONE,
+            **{"--epochs": "30", "--learning_rate": "0.1", "--l2": "0.0001"},
+        },
     },
     "1.00": {
         "copies-4": {"--num_samples": "4"},
@@ -124,16 +132,15 @@ def cells():
 
 def _tuning():
     """What the best presets were chosen from, on held-out training images."""
-    hinge_alone = {"--consistency": "0", "--entropy": "0"}
     variants = {
         "both": {},
-        "hinge": hinge_alone,
+        "hinge": HINGE_ALONE,
         "consistency": {"--lam": "0"},
         "both-beta-1": {"--beta": "1", "--lam": "12"},
         "consistency-10": {"--lam": "0", "--consistency": "10"},
         "no-average": {"--ema": "0"},
         "worse-noise": {"--noise_steps": "1"},
-        "hinge-worse-noise": {**hinge_alone, "--noise_steps": "1"},
+        "hinge-worse-noise": {**HINGE_ALONE, "--noise_steps": "1"},
         "two-copies-worse-noise": {"--ema": "0", "--num_samples": "2", "--noise_steps": "1"},
     }
     for name, differs in variants.items():
