@@ -564,17 +564,23 @@ def test_adaptive_budgets(run, model, tmp_path):
     # The budget for radii says what it decided, and no more.
     on_digits = ("--model", model, "--dataset", "digits", "--skip", "40", "--n", "5000", "--skip_wrong", "no")
     settings = (*SETTINGS[:4], *SETTINGS[6:])
-    status, out, _ = run(*on_digits, "--budget", "adaptive", "--radii", "0,0.1", settings=settings)
+    # At n = 5,000, 1.53 is above what the anytime bound alone can certify.
+    status, out, _ = run(*on_digits, "--budget", "adaptive", "--radii", "0,0.1,1.53", settings=settings)
     assert status == 0
     assert "Sampled only to decide these radii: the radii, and so the ACR, could be larger." in out
     assert "bound: anytime" in out
     metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
-    assert (metrics["radii"], metrics["decided_radii"], metrics["is_first_look"]) == ([0, 0.1], [0, 0.1], True)
+    assert metrics["radii"] == metrics["decided_radii"] == [0, 0.1, 1.53]
+    assert metrics["is_first_look"] is True
     assert metrics["samples_per_image"] < 5020
+    page = (tmp_path / "output" / "report.html").read_text()
+    assert "had been looked at" not in page
+    assert '<th scope="col">1.53</th>' in page
     # Another question of the same votes, by the bound that allows for looks.
     status, out, _ = run(*on_digits, "--budget", "adaptive", "--tolerance", "0.05", settings=settings)
     assert status == 0
-    assert "first drawn for n0=20, n=5,000, radii=0,0.1: these certificates use the bound" in out
+    assert "first drawn for n0=20, n=5,000, radii=0,0.1,1.53: these certificates use the bound" in out
+    assert "had been looked at before n was chosen" in (tmp_path / "output" / "report.html").read_text()
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["bound"] == "anytime"
     # What was asked for is written down, beside the number type that was computed in.
     about = certificate_files.read(tmp_path / "output")[0]
