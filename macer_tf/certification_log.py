@@ -101,7 +101,8 @@ def write(
 
     Raises:
         ValueError: before anything is written, unless there is one prediction, radius, label and id per image, all but
-            the radii whole numbers, no two ids are the same, and names, if given, are one per image.
+            the radii whole numbers, no two ids are the same, and names, if given, are one per image; and for values
+            that `read` refuses.
     """
     if not isinstance(certificates, (Certificates, CertificationLog)):
         raise ValueError(f"Expected `Certificates` or a `CertificationLog`. Received: {type(certificates).__name__}")
@@ -120,15 +121,32 @@ def write(
         "radius": [repr(float(radius)) for radius in radii],
         "correct": [int(is_correct(*pair)) for pair in zip(predictions, labels, strict=True)],
     }
-    if isinstance(certificates, CertificationLog) and not np.isnan(certificates.seconds).all():
-        columns["time"] = [repr(float(seconds)) for seconds in certificates.seconds]
+    seconds = _seconds_of(certificates, predictions)
+    if not np.isnan(seconds).all():
+        columns["time"] = [repr(float(one)) for one in seconds]
     if names is not None:
         columns[_FILE] = [urllib.parse.quote(os.fsencode(name or "")) for name in names]
     rows = list(zip(*columns.values(), strict=True))
+    places = {name: place for place, name in enumerate(columns)}
+    for row in rows:  # what `read` would refuse is not written
+        _row(f"Image {row[0]}", [str(field) for field in row], places, len(columns))
     with open(path, "w", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
+
+
+def _seconds_of(certificates, predictions):
+    """What a log says about the time of each image, float64 [images]; NaN where it, or `Certificates`, says nothing."""
+    if not isinstance(certificates, CertificationLog):
+        return np.full(predictions.shape, np.nan)
+    found = as_array("Seconds", certificates.seconds)
+    if found.shape != predictions.shape or found.dtype.kind not in "iuf":
+        raise ValueError(
+            f"seconds must be one number per image. Received: {found.dtype} {found.shape} for {len(predictions):,} "
+            "images"
+        )
+    return found.astype(np.float64)
 
 
 def _as_array(name, given):

@@ -60,8 +60,11 @@ class Evaluation:
         about = f"{images_in_words(self.num_images)}: ACR {self.acr:.3f}{error}, {100 * self.abstained:.1f} % abstained"
         if self.unestimated:
             about += f", {100 * self.unestimated:.1f} % without estimation samples"
-        radii = "".join(f"  {radius:5.2f}" for radius in self.radii)
-        accuracies = "".join(f"  {accuracy:5.3f}" for accuracy in self.certified_accuracy)
+        # Rounded to two digits, a radius could be one at which less is certified.
+        columns = [f"{radius:.2f}" if round(radius, 2) == radius else f"{radius:g}" for radius in self.radii]
+        width = max([5, *map(len, columns)])
+        radii = "".join(f"  {column:>{width}}" for column in columns)
+        accuracies = "".join(f"  {accuracy:{width}.3f}" for accuracy in self.certified_accuracy)
         return f"{about}\nl2 radius         {radii}\ncertified accuracy{accuracies}"
 
     def plot(self, axes: Axes | None = None, label: str | None = None) -> Axes:

@@ -241,10 +241,12 @@ def _constants(normalization, channels):
         raise ValueError(
             f"normalization must be a pair of means and standard deviations, or a name. Received: {normalization!r}"
         ) from None
-    if [values.shape for values in constants] != [(channels,)] * 2 or not (constants[1] > 0).all():
+    # With an infinite one, every image would be the same to the network, and have the largest radius.
+    is_fine = [values.shape for values in constants] == [(channels,)] * 2 and (constants[1] > 0).all()
+    if not is_fine or not np.isfinite(constants).all():
         raise ValueError(
-            f"normalization must hold a mean and a standard deviation above 0 for each of the network's {channels} "
-            f"channels. Received: {', '.join(str(values.tolist()) for values in constants)}"
+            f"normalization must hold a mean and a standard deviation above 0, both finite, for each of the network's "
+            f"{channels} channels. Received: {', '.join(str(values.tolist()) for values in constants)}"
         )
     return constants
 

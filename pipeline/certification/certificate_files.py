@@ -25,7 +25,7 @@ _RESULTS = "results"
 _FORMAT = 2
 # What `finish` may find of an earlier run.
 _FILE = re.compile(
-    r"certificates(-[a-z0-9.-]+)?\.(jsonl|tsv|parquet)|certification\.json|failed\.tsv|metrics\.json|"
+    r"certificates(-[\w.+-]+)?\.(jsonl|tsv|parquet)|certification\.json|failed\.tsv|metrics\.json|"
     r"radius_accuracy\.png|report\.html|settings\.yaml"
 )
 _DIRECTORY = re.compile(rf"{_RESULTS}-[0-9a-f]{{8}}")

@@ -184,12 +184,12 @@ def precision(path, classifier):
     return "as saved" if Path(path).is_dir() else own_precision(classifier)
 
 
-def behaviour(classifier):
-    """Identifies what a classifier returns for a few images, coarsely, so that rounding hardly ever changes it.
+def behaviour(classifier, image_shape):
+    """Identifies what a classifier returns for a few images [H, W, C], coarsely: rounding hardly ever changes it.
 
     Code does not tell what it reads from files.
     """
-    images = np.random.default_rng(0).random((_TRIED, *classifier.input_shape[1:])).astype(np.float32)
+    images = np.random.default_rng(0).random((_TRIED, *image_shape)).astype(np.float32)
     outputs = np.asarray(classifier(images, training=False), np.float64)
     with np.errstate(all="ignore"):  # outputs that are not finite, which drawing refuses
         outputs -= np.median(outputs, axis=1, keepdims=True)

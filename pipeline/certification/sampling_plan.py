@@ -274,7 +274,7 @@ class SamplingPlan:
             certificates.check_can_certify(self.n, self.alpha * share_of_alpha, "anytime")
         except ValueError as error:
             raise InputError(
-                f"Votes of this model, sigma and seed were first drawn for {in_words(first)}, so another n is a choice "
+                f"Votes of this model and seed were first drawn for {in_words(first)}, so another n is a choice "
                 "after a look and its certificates use the anytime-valid bound; "
                 f"n={self.n} is too small for that. "
                 f"{error} Or give {in_words(first)} again, or another seed, whose votes are new."

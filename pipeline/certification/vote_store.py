@@ -6,9 +6,8 @@ a URL, which `compact` moves in the same way. A line that a kill cut off is skip
 noise is addressed, the votes are the same. To merge shards of other machines, copy them into the folder.
 
 A bound for a number of samples fixed beforehand holds for the plan that was made before any sample of the noise was
-seen, in whatever folder. So the first looks are kept in a register beside the folders, one for each model, sigma and
-seed; and, in case it is lost, in `votes.json`, each shard and the first line of each ledger. All of them carry a
-checksum.
+seen, in whatever folder. So the first looks are kept in a register beside the folders, one for each model and seed;
+and, in case it is lost, in `votes.json`, each shard and the first line of each ledger. All of them carry a checksum.
 """
 
 import json
@@ -37,8 +36,9 @@ from pipeline.utils.errors import InputError
 from serving.files import flush
 from serving.fingerprints import digest, fingerprint
 
-# Votes that agree in these share noise, so drawing for one plan reveals another's: n0 and precision do not change it.
-_NOISE = ("model", "sigma", "seed")
+# Votes that agree in these share noise, so drawing for one plan reveals another's: n0 and precision do not change it,
+# and sigma only scales it, so that nearly the same sigma gives nearly the same votes.
+_NOISE = ("model", "seed")
 # Identifies the folder's votes.
 ABOUT = "votes.json"
 # Where a shard's metadata has the same.

@@ -46,7 +46,7 @@ def evaluate(execution):
     )
     model = private_copy(execution.inputs["model"], execution.scratch / "model")
     reasons = _reasons_against(metrics, difference, settings["min_accuracy"], examples.num_classes)
-    blessing = _blessing(execution, model, reasons, metrics, certified.bound)
+    blessing = _blessing(execution, model, reasons, metrics, certified)
     write_text(output / "blessing.json", json.dumps(blessing, indent=1))
     kinds = {name: evaluation.correct_radii(of_kind, labels) for name, of_kind in kinds.items()}
     certification_report.write(
@@ -69,14 +69,15 @@ def evaluate(execution):
     )
 
 
-def _blessing(execution, model, reasons, metrics, bound):
+def _blessing(execution, model, reasons, metrics, certified):
     return blessing_lib.make(
         execution.inputs["model"].fingerprint,
         card.fingerprint(models.load(model / "model.keras").classifier),
         reasons=reasons,
         examples=execution.inputs["examples"].fingerprint,
         num_test_examples=metrics["num_images"],
-        bound=bound,
+        bound=certified.bound,
+        beta=certified.beta,
         **{name: metrics[name] for name in ("acr", "acr_standard_error")},
         **{name: execution.parameters[name] for name in _COMPARABLE},
     )
@@ -114,10 +115,11 @@ def latest_blessed(artifacts, settings, root):
     """The evaluation of the most recently blessed other model, on the same images, noise level, n and alpha.
 
     By the same bound, too: an n that was chosen after a look takes another bound, which says nothing about the model.
+    And if they are soft certificates, at the same inverse temperature, which by itself makes radii larger or smaller.
     """
     total = len(examples_lib.read(artifacts["examples"].path).labels["test"])
     count = len(examples_lib.evenly_spaced(total, settings["num_test_examples"]))
-    bound = certificate_files.read(artifacts["certificates"].path)[0]["kinds"][0]["bound"]
+    kind = certificate_files.read(artifacts["certificates"].path)[0]["kinds"][0]
     for outputs in finished(root, "Evaluator"):
         evaluated = outputs["evaluation"]
         blessing = json.loads((evaluated.path / "blessing.json").read_text())
@@ -126,7 +128,7 @@ def latest_blessed(artifacts, settings, root):
             and blessing["model"] != artifacts["model"].fingerprint
             and blessing["examples"] == artifacts["examples"].fingerprint
             and blessing["num_test_examples"] == count
-            and blessing.get("bound") == bound
+            and all(blessing.get(name) == kind[name] for name in ("bound", "beta"))
             and all(blessing.get(name) == settings[name] for name in _COMPARABLE)
         ):
             return evaluated

@@ -18,7 +18,7 @@ from pipeline.utils import places
 from pipeline.utils.atomic_files import write_text
 from serving.fingerprints import file_digest
 
-_OF_A_MEMBER = ("bound", "num_images", "acr", "acr_standard_error", "abstained", "certified_accuracy")
+_OF_A_MEMBER = ("bound", "beta", "num_images", "acr", "acr_standard_error", "abstained", "certified_accuracy")
 
 
 def component(inputs):

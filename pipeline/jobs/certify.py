@@ -210,7 +210,7 @@ def _certify(settings, said, snapshot, engine):
     plan = _plan(settings)
     sampler, loaded = _load(settings, snapshot, plan)
     classifier, opened = loaded.smoothed.classifier, loaded.images
-    code = _code(settings, classifier)
+    code = _code(settings, classifier, sampler.source.shape)
     ids = sources.select(opened.ids, **{name: settings[name] for name in ("skip", "start", "max")})
     num_classes = classifier.output_shape[-1]
     labels = _labels(settings, opened, ids, num_classes)
@@ -253,6 +253,7 @@ def _tell(settings, said, forecast):
 
 def _load(settings, snapshot, plan):
     """The `Sampler`, and what it loads."""
+    from macer_tf.noisy_training import NoisyTrainingModel
     from pipeline.certification import classifiers, workers
     from pipeline.data import class_numbers
 
@@ -260,7 +261,8 @@ def _load(settings, snapshot, plan):
         *(settings[name] for name in ("model_output", "custom_objects", "trust_model", "model"))
     )
     model = classifiers.load(snapshot.path, loading)
-    settings["sigma"] = settings["sigma"] or getattr(model, "sigma", None)
+    if settings["sigma"] is None and isinstance(model, NoisyTrainingModel):  # another's `sigma` may be anything
+        settings["sigma"] = model.sigma
     if settings["sigma"] is None:
         raise InputError("--sigma is missing: the noise level that the model was trained at, in [0, 1] pixel units.")
     plan.check_sigma(settings["sigma"])
@@ -332,14 +334,15 @@ def _check_grid(loaded, ids):
         raise InputError(f"No image can be certified. {off} Give the images' levels with --levels.")
 
 
-def _code(settings, classifier):
+def _code(settings, classifier, image_shape):
     """What identifies the code that comes with the model, as part of what identifies its votes."""
     from pipeline.certification import classifiers
 
     module = settings["custom_objects"]
     if module is None:
         return {}
-    return {"custom_objects": code_lib.digest_as_imported(module), "outputs": classifiers.behaviour(classifier)}
+    outputs = classifiers.behaviour(classifier, image_shape)
+    return {"custom_objects": code_lib.digest_as_imported(module), "outputs": outputs}
 
 
 def _check_unchanged(settings, snapshot):

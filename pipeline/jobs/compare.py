@@ -169,8 +169,9 @@ def _certified_at(log_path, num_images):
         known = {name: _positive(described[name]) for name in ("sigma", "n", "alpha")}
         of_images = _positive(described["num_images"])
         decided = tuple(map(_not_negative, described.get("decided_radii") or ()))
-        bound = described.get("bound")
-        known |= {"decided_radii": decided, "bound": None if bound is None else printable(bound)}
+        bound, beta = (described.get(name) for name in ("bound", "beta"))
+        of_soft = None if beta is None else _positive(beta)
+        known |= {"decided_radii": decided, "bound": None if bound is None else words.bound(printable(bound), of_soft)}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         raise InputError(f"{path} is damaged; make the evaluation again.") from None
     if of_images != num_images:

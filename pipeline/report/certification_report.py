@@ -84,9 +84,16 @@ class Evaluated:
         return bool((self.labels >= 0).any())
 
     @property
+    def was_decided_at_first(self):
+        """Whether samples were drawn at a first look to decide some radii: that budget has bounds of its own."""
+        return bool(self.metrics.get("decided_radii")) and self.metrics["is_first_look"]
+
+    @property
     def limit(self):
         """The largest radius that n and alpha can certify."""
-        return max_radius(*(self.metrics[name] for name in ("sigma", "n", "alpha", "bound")))
+        sigma, n, alpha, bound = (self.metrics[name] for name in ("sigma", "n", "alpha", "bound"))
+        # That budget's look at n samples is by the default bound, at half of alpha.
+        return max_radius(sigma, n, alpha / 2) if self.was_decided_at_first else max_radius(sigma, n, alpha, bound)
 
 
 def first_noise(grid, image_shape, seed, ids):
@@ -110,7 +117,7 @@ def html(evaluated):
     """The page as HTML text; always the same for the same `Evaluated`."""
     metrics = evaluated.metrics
     notes = [*NOTES]
-    notes += [_AFTER_A_LOOK] if metrics["bound"] == "anytime" else []
+    notes += [_AFTER_A_LOOK] if metrics["bound"] == "anytime" and not evaluated.was_decided_at_first else []
     notes += [_DECIDED] if metrics.get("decided_radii") else []
     return page.render(
         title=evaluated.title,

@@ -34,7 +34,7 @@ class Entry:
         name: name of the curve and the row.
         log: the images with their labels, predictions and radii.
         sigma, n, alpha: what it was certified at; None if not known.
-        bound: name of the bound that certified it; None if not known.
+        bound: the bound that certified it, as `words.bound` calls it; None if not known.
         decided_radii: the radii that its samples were drawn to decide; empty if they were drawn to find the largest.
     """
 

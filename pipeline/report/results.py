@@ -68,6 +68,7 @@ def _of_kind(certificates, labels, radii):
     certified = certificates.radii[certificates.predictions != ABSTAIN]
     of_all = {
         "bound": certificates.bound,
+        "beta": certificates.beta,
         "num_certified": len(certified),
         "median_radius": float(np.median(certified)) if len(certified) else None,
         "abstained": result.abstained,

@@ -92,11 +92,9 @@ def conditions(comparison):
         lines.append("s/epoch: seconds of a training epoch, the median over the epochs, on the machine that trained")
     if len({(member["n"], member["alpha"]) for member in members}) > 1:
         lines.append("ACR grows with n and alpha: differences between them are not differences between models")
-    if len(found := {member["bound"] for member in members}) > 1:
+    if len(found := dict.fromkeys(words.bound(member["bound"], member["beta"]) for member in members)) > 1:
         why = ", because some n was chosen after a look at votes" if "anytime" in found else ""
-        lines.append(
-            f"bound: {_each(members, 'bound')}{why}; differences between bounds are not differences between models"
-        )
+        lines.append(f"bound: {' | '.join(found)}{why}; differences between bounds are not differences between models")
     sets = dict.fromkeys(member["paper"]["image_set"] for member in members if member["paper"])
     if sets:
         lines.append(f"* as reported, at n=100,000 and alpha=0.001; {'; '.join(sets)}")

@@ -16,6 +16,14 @@ def mean(value, standard_error, digits=4, sign=""):
     return f"{value:{sign}.{digits}f} ± {standard_error:.{digits}f}"
 
 
+def bound(name, beta):
+    """A bound's name; with the inverse temperature of the soft-smoothed classifier that it is about, if there is one.
+
+    Soft certificates at different ones are about different classifiers, as those by different bounds may be.
+    """
+    return name if beta is None else f"{name} at beta={str(float(beta)).removesuffix('.0')}"
+
+
 def at_least(value, digits):
     """A lower bound, such as a radius, with this many digits, rounded down, so that the number shown is certified."""
     return str(decimal.Decimal(float(value)).quantize(decimal.Decimal(10) ** -digits, decimal.ROUND_FLOOR))

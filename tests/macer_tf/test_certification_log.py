@@ -91,6 +91,12 @@ def test_the_time_is_written_where_it_is_known(tmp_path, log):
         (["a", "b", "c", "d"], [0, 1, 2, 3], "labels must be one whole number per image. Received: <U1"),
         ([5, 1, 3], [0, 1, 2, 3], r"labels must be one whole number per image. Received: int64 \(3,\) for 4 images"),
         ([5, 1, 3, 4], [0, 1, 1, 3], "No two images may have the same id. Received: 3 ids for 4 images"),
+        (
+            [5, 1, 3, 4],
+            [0, -1, 2, 3],
+            "Image -1: idx must be 0 or above, and predict a class .* Received: idx -1",
+        ),
+        ([2**63, 1, 3, 4], [0, 1, 2, 3], "Image 0: not a 64-bit number: '9223372036854775808'"),
     ],
 )
 def test_what_could_not_be_read_back_is_not_written(tmp_path, labels, ids, message):
@@ -103,6 +109,26 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path, labels, ids, messa
     assert not (tmp_path / "log.tsv").exists()
     certification_log.write(tmp_path / "log.tsv", CERTIFICATES, [5.0, 1, 3, 4], np.arange(4.0))
     assert certification_log.read(tmp_path / "log.tsv").labels.tolist() == [5, 1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"radii": np.array([-0.5, 0.2])},
+            "Image 3: the radius of a correct prediction must be finite, .* -0.5",
+        ),
+        ({"radii": np.array([0.5, np.nan])}, "Image 4: the radius of a correct prediction must be finite, .* nan"),
+        ({"seconds": np.ones(1)}, r"seconds must be one number per image\. Received: float64 \(1,\) for 2 images"),
+        ({"seconds": np.array(["1", "2"])}, r"seconds must be one number per image\. Received: <U1"),
+    ],
+)
+def test_a_log_that_could_not_be_read_back_is_not_written(tmp_path, changed, message):
+    whole = {"ids": np.array([3, 4]), "labels": np.arange(2), "predictions": np.arange(2), "radii": np.ones(2)}
+    log = certification_log.CertificationLog(**whole | {"seconds": np.ones(2)} | changed)
+    with pytest.raises(ValueError, match=message):
+        certification_log.write(tmp_path / "log.tsv", log, log.labels, log.ids)
+    assert not (tmp_path / "log.tsv").exists()
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 12])

@@ -143,6 +143,11 @@ def test_an_evaluation_is_printed_as_one_table():
         "certified accuracy  0.500  0.500  0.000",
     ]
     assert str(evaluate(certified([3], [0.5]), [3], (0,))).startswith("1 image: ACR 0.500, 0.0 % abstained")
+    # At 0.50, where 0.4984 would be rounded to, nothing is certified.
+    assert str(evaluate(certified([3], [0.499]), [3], (0, 0.4984, 0.5))).splitlines()[1:] == [
+        "l2 radius             0.00  0.4984    0.50",
+        "certified accuracy   1.000   1.000   0.000",
+    ]
 
 
 def test_it_plots_certified_accuracy_over_radii():

@@ -208,6 +208,8 @@ def test_behind_a_normalisation_that_is_not_given(tmp_path, resnet8):
         ("mnist", r"must be cifar10, imagenet, a pair .* or None. Received: mnist"),
         (((0.5,), (0.5,)), r"for each of the network's 3 channels. Received: \[0.5\], \[0.5\]"),
         (((0, 0, 0), (1, 1, 0)), "standard deviation above 0"),
+        (((0, np.inf, 0), (1, 1, 1)), r"both finite, .*\[0.0, inf, 0.0\]"),
+        (((0, 0, 0), (1, np.inf, 1)), r"both finite, .*\[1.0, inf, 1.0\]"),
         (((0, 0, 0),), "must hold a mean and a standard deviation"),
         (5, "must be a pair of means and standard deviations, or a name. Received: 5"),
         (("a", "b"), "must be a pair of means and standard deviations, or a name. Received: "),

@@ -256,7 +256,7 @@ def test_too_few_samples_after_a_look_are_told_of_the_look(certify, small_model,
         certify(small_model, digit_examples, range(2), n=4, alpha=0.1)
     message = str(told.value)
     assert message.startswith(
-        f"Votes of this model, sigma and seed were first drawn for n0={N0}, n={N}, so another n is a choice after a "
+        f"Votes of this model and seed were first drawn for n0={N0}, n={N}, so another n is a choice after a "
         "look and its certificates use the anytime-valid bound; n=4 is too small for that. "
     )
     assert message.endswith(f" Or give n0={N0}, n={N} again, or another seed, whose votes are new.")

@@ -180,6 +180,7 @@ def test_the_noise_s_first_look_is_known_in_every_folder_whatever_was_lost(store
     later = LOOK | {"n": 3000}
     assert make(store.directory.with_name("another n0"), later, n0=101).first_looks == [LOOK]
     assert make(store.directory, later).first_looks == [LOOK]
+    assert make(store.directory.with_name("another sigma"), later, sigma=0.5000001).first_looks == [LOOK]
     assert make(store.directory.with_name("another seed"), later, seed=4).first_looks == [later]
 
 

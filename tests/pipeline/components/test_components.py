@@ -149,7 +149,14 @@ class Evaluations:
         self.root, self.examples, self.trained = root, examples, trained
 
     def run(
-        self, model, radii=None, num_test_examples=None, estimation=(60, 20, 20), bound="clopper-pearson", **changed
+        self,
+        model,
+        radii=None,
+        num_test_examples=None,
+        estimation=(60, 20, 20),
+        bound="clopper-pearson",
+        beta=None,
+        **changed,
     ):
         """Certifies correctly at `radii` if given, else as in ROWS -> the folder of the evaluation."""
         from pipeline.orchestration import orchestrator
@@ -176,18 +183,20 @@ class Evaluations:
             (execution.outputs["certificates"] / "certificates.jsonl").write_text(text)
             about = {"format": 2, "radii": None} | {name: PARAMETERS[name] for name in ("sigma", "alpha", "n0", "n")}
             digest = hashlib.sha256(text.encode()).hexdigest()
-            about["kinds"] = [{"name": "hard", "bound": execution.parameters["bound"], "beta": None, "sha256": digest}]
+            about["kinds"] = [
+                {"name": "hard", **{name: execution.parameters[name] for name in ("bound", "beta")}, "sha256": digest}
+            ]
             (execution.outputs["certificates"] / "certification.json").write_text(sealed.dumps(about))
 
         settings = {
             **SETTINGS, "seed": 0, "min_accuracy": 0.4, "paper": None, "model": model,
             "rows": [list(row) for row in rows], "listing": {"Data": [["dataset", "tiny"], ["method", "macer"]]},
-            "num_test_examples": num_test_examples, "bound": bound, **changed,
+            "num_test_examples": num_test_examples, "bound": bound, "beta": beta, **changed,
         }  # fmt: skip
         components = [
             Component("Examples", (), ("examples",), (), make_examples),
             Component("Model", (), ("model",), ("model",), make_model),
-            Component("Fake", (), ("certificates",), ("rows", "num_test_examples", "bound"), make_certificates),
+            Component("Fake", (), ("certificates",), ("rows", "num_test_examples", "bound", "beta"), make_certificates),
             evaluator.LATEST_BLESSED,
             evaluator.EVALUATOR,
         ]
@@ -415,6 +424,16 @@ def test_certificates_by_another_bound_are_not_compared(evaluations):
     assert read(looked, "metrics.json")["difference_to_last_blessed"] is None
     again = evaluations.run("C", radii=[0.9, 0.9, 0.9, 0.9, 0.8], bound="anytime")
     assert read(again, "metrics.json")["difference_to_last_blessed"]["baseline"] == str(looked)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_soft_certificates_at_another_inverse_temperature_are_not_compared(evaluations):
+    """By default it is the one that a model was trained at, and it changes the same model's radii."""
+    sharp = evaluations.run("A", radii=[1.0] * 5, bound="hoeffding", beta=16.0)
+    flat = evaluations.run("B", radii=[0.1] * 5, bound="hoeffding", beta=1.0)
+    assert read(flat, "metrics.json")["difference_to_last_blessed"] is None
+    again = evaluations.run("C", radii=[0.9] * 5, bound="hoeffding", beta=16.0)
+    assert read(again, "metrics.json")["difference_to_last_blessed"]["baseline"] == str(sharp)
 
 
 @pytest.mark.usefixtures("no_report")

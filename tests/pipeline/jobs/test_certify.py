@@ -97,12 +97,17 @@ def test_every_kind_of_file_gets_the_certificates_of_the_library(run, classifier
     assert "failed" not in out
 
 
-def test_a_model_trained_here_brings_its_sigma(run, classifier, write_model, tmp_path):
+def test_a_model_trained_here_brings_its_sigma_and_no_other(run, classifier, write_model, tmp_path, monkeypatch):
     path = write_model(classifier, sigma=0.75)
     status, out, _ = run("--model", path, "--dataset", "digits", "--max", "1", settings=SETTINGS[2:])
     assert status == 0
     assert "sigma=0.75" in out
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["sigma"] == 0.75
+    others = keras.models.clone_model(classifier)
+    others.sigma = 0.1  # of a user's own kind of model, where it may be anything
+    monkeypatch.setattr(classifiers, "load", lambda *_: others)
+    _, _, err = run("--model", path, "--dataset", "digits", "--max", "1", settings=SETTINGS[2:])
+    assert "--sigma is missing" in err
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
@@ -525,15 +530,15 @@ def test_the_page_shows_no_other_image_than_was_certified(run, model, folder, tm
 
 def test_hard_and_soft_certificates_in_one_table_and_one_figure(run, model, tmp_path):
     status, out, _ = run(
-        "--model", model, "--dataset", "digits", "--max", "4", "--certify", "all", "--soft_betas", "1,16"
+        "--model", model, "--dataset", "digits", "--max", "4", "--certify", "all", "--soft_betas", "1,1e16"
     )  # fmt: skip
     assert status == 0
-    soft = ["soft-hoeffding-1", "soft-hoeffding-16", "soft-bernstein-1", "soft-bernstein-16"]
+    soft = ["soft-hoeffding-1", "soft-hoeffding-1e+16", "soft-bernstein-1", "soft-bernstein-1e+16"]
     kinds = ["hard", *soft, "hard-randomized"]
     assert re.findall(r"^(hard\S*|soft-\S+) ", out, re.MULTILINE) == kinds
     assert (
-        "bound: clopper-pearson (hard), hoeffding (soft-hoeffding-1, soft-hoeffding-16), empirical-bernstein "
-        "(soft-bernstein-1, soft-bernstein-16), randomized-clopper-pearson (hard-randomized); "
+        "bound: clopper-pearson (hard), hoeffding (soft-hoeffding-1, soft-hoeffding-1e+16), empirical-bernstein "
+        "(soft-bernstein-1, soft-bernstein-1e+16), randomized-clopper-pearson (hard-randomized); "
     ) in out
     output = tmp_path / "output"
     metrics = json.loads((output / "metrics.json").read_text())
@@ -559,17 +564,23 @@ def test_adaptive_budgets(run, model, tmp_path):
     # The budget for radii says what it decided, and no more.
     on_digits = ("--model", model, "--dataset", "digits", "--skip", "40", "--n", "5000", "--skip_wrong", "no")
     settings = (*SETTINGS[:4], *SETTINGS[6:])
-    status, out, _ = run(*on_digits, "--budget", "adaptive", "--radii", "0,0.1", settings=settings)
+    # At n = 5,000, 1.53 is above what the anytime bound alone can certify.
+    status, out, _ = run(*on_digits, "--budget", "adaptive", "--radii", "0,0.1,1.53", settings=settings)
     assert status == 0
     assert "Sampled only to decide these radii: the radii, and so the ACR, could be larger." in out
     assert "bound: anytime" in out
     metrics = json.loads((tmp_path / "output" / "metrics.json").read_text())
-    assert (metrics["radii"], metrics["decided_radii"], metrics["is_first_look"]) == ([0, 0.1], [0, 0.1], True)
+    assert metrics["radii"] == metrics["decided_radii"] == [0, 0.1, 1.53]
+    assert metrics["is_first_look"] is True
     assert metrics["samples_per_image"] < 5020
+    page = (tmp_path / "output" / "report.html").read_text()
+    assert "had been looked at" not in page
+    assert '<th scope="col">1.53</th>' in page
     # Another question of the same votes, by the bound that allows for looks.
     status, out, _ = run(*on_digits, "--budget", "adaptive", "--tolerance", "0.05", settings=settings)
     assert status == 0
-    assert "first drawn for n0=20, n=5,000, radii=0,0.1: these certificates use the bound" in out
+    assert "first drawn for n0=20, n=5,000, radii=0,0.1,1.53: these certificates use the bound" in out
+    assert "had been looked at before n was chosen" in (tmp_path / "output" / "report.html").read_text()
     assert json.loads((tmp_path / "output" / "metrics.json").read_text())["bound"] == "anytime"
     # What was asked for is written down, beside the number type that was computed in.
     about = certificate_files.read(tmp_path / "output")[0]
@@ -1005,6 +1016,12 @@ def test_what_a_layer_reads_from_a_file_counts_as_part_of_the_model(run, own_lay
     np.save(tmp_path / "factor.npy", 3.0)
     own_layers(READS)
     assert "already been drawn" not in run(*on_digits)[1]
+
+
+def test_what_a_model_of_any_size_does_is_tried_on_images_of_the_size_that_is_certified():
+    parts = [keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(2, kernel_initializer="identity")]
+    model = keras.Sequential([keras.Input((None, None, 1)), *parts])
+    assert classifiers.behaviour(model, (8, 8, 1)) != classifiers.behaviour(model, (4, 4, 1))
 
 
 def test_a_machine_with_another_module_of_this_name_draws_nothing(own_layers, tmp_path):

@@ -187,10 +187,11 @@ def test_bounds_that_differ_are_told_as_no_difference_between_models(write_evalu
     (warning,) = comparison.remarks(entries(one, other, one))
     assert warning.startswith("Warning: these differ in their bounds, clopper-pearson and anytime: differences between")
     # Each log of an evaluation has its own.
-    write_evaluation("a", bound="clopper-pearson", certificates={"soft-bernstein-16": {"bound": "empirical-bernstein"}})
+    of_soft = {"soft-bernstein-16": {"bound": "empirical-bernstein", "beta": 16.0}}
+    write_evaluation("a", bound="clopper-pearson", beta=None, certificates=of_soft)
     soft = one / "certificates-soft-bernstein-16.tsv"
     soft.write_text((one / "certificates.tsv").read_text())
-    assert [entry.bound for entry in entries(one, soft)] == ["clopper-pearson", "empirical-bernstein"]
+    assert [entry.bound for entry in entries(one, soft)] == ["clopper-pearson", "empirical-bernstein at beta=16"]
 
 
 def test_radii_that_only_decide_are_told(write_evaluation, run):

@@ -406,7 +406,7 @@ class Compare:
         self._execution, self._write_examples, self._root = execution, write_examples, tmp_path
         self.inputs, self.members = {}, []
 
-    def add(self, value, rows, examples, seconds=("1.5",), bound="clopper-pearson", **changed):
+    def add(self, value, rows, examples, seconds=("1.5",), bound="clopper-pearson", beta=None, **changed):
         """A member whose image i is certified as class rows[i][0] with radius rows[i][1]."""
         place = len(self.members)
         model, certified = (self._root / f"{name}-{place}" for name in ("model", "certificates"))
@@ -423,7 +423,7 @@ class Compare:
         text = "\n".join(map(json.dumps, lines)) + "\n"
         (certified / "certificates.jsonl").write_text(text)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        kinds = [{"name": "hard", "bound": bound, "beta": None, "sha256": digest}]
+        kinds = [{"name": "hard", "bound": bound, "beta": beta, "sha256": digest}]
         about = {"format": 2, "sigma": 0.5, "alpha": 0.001, "n0": 1, "n": 10, "kinds": kinds}
         (certified / "certification.json").write_text(sealed.dumps(about))
         self.inputs |= {f"examples_{place}": examples, f"model_{place}": model, f"certificates_{place}": certified}
@@ -516,9 +516,12 @@ def test_other_n_is_no_other_model(compare, four):
 
 def test_bounds_that_were_asked_for_are_no_choice_after_a_look(compare, four):
     compare.add("hard", [(1, 0.5), (1, 0.25)], four[0])
-    compare.add("soft", [(1, 0.5), (1, 0.25)], four[0], bound="hoeffding")
+    for beta in (1.0, 16.0):
+        compare.add(f"soft {beta}", [(1, 0.5), (1, 0.25)], four[0], bound="hoeffding", beta=beta)
     (line,) = (line for line in sweep_report.conditions(compare.result()) if line.startswith("bound: "))
-    assert line.startswith("bound: clopper-pearson | hoeffding; differences between bounds")
+    assert line.startswith(
+        "bound: clopper-pearson | hoeffding at beta=1 | hoeffding at beta=16; differences between bounds"
+    )
 
 
 def test_a_file_of_settings_gives_back_what_not_all_members_have(tmp_path):

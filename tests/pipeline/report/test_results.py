@@ -34,14 +34,14 @@ def test_results_of_labelled_images(tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
     assert metrics["certificates"] == {
         "hard": {
-            "bound": "clopper-pearson", "num_certified": 2, "median_radius": pytest.approx(0.4), "abstained": 0.25,
-            "unestimated": 0.25, "acr": pytest.approx(0.2),
+            "bound": "clopper-pearson", "beta": None, "num_certified": 2, "median_radius": pytest.approx(0.4),
+            "abstained": 0.25, "unestimated": 0.25, "acr": pytest.approx(0.2),
             # Deviations 0.4, 0, -0.2, -0.2: a variance of 0.24 / 3.
             "acr_standard_error": pytest.approx(np.sqrt(0.08 / 4)),
             "radii": (0, 0.25), "certified_accuracy": (0.5, 0.25),
         },
         "soft-hoeffding-1": {
-            "bound": "hoeffding", "num_certified": 4, "median_radius": pytest.approx(0.35), "abstained": 0,
+            "bound": "hoeffding", "beta": 1.0, "num_certified": 4, "median_radius": pytest.approx(0.35), "abstained": 0,
             "unestimated": 0, "acr": pytest.approx(0.225),
             # 0, 0.4, 0.3, 0.2 are right.
             "acr_standard_error": pytest.approx(np.sqrt(0.0875 / 3 / 4)),
@@ -73,7 +73,7 @@ def test_radii_are_those_asked_for_then_those_decided_then_what_n_can_certify(tm
 def test_without_labels_nothing_is_said_of_accuracy(tmp_path):
     metrics = results.write(tmp_path, certified({"hard": HARD}), np.full(4, -1))
     assert metrics["certificates"]["hard"].keys() == {
-        "bound", "num_certified", "median_radius", "abstained", "unestimated",
+        "bound", "beta", "num_certified", "median_radius", "abstained", "unestimated",
     }  # fmt: skip
 
 
