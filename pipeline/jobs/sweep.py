@@ -240,7 +240,7 @@ def _name_and_values(text, others):
     settings = [setting for group in settings_lib.known(others).values() for setting in group]
     known = {setting.name: setting for setting in settings if setting.name not in _CHANGE_NOTHING}
     if not equals or not all(values):
-        raise InputError(f"--sweep must be {_FORM}. Received: {text}")
+        raise InputError(f"--sweep must be {_FORM}. Received: {text or repr(text)}")
     if name in _CHANGE_NOTHING:
         raise InputError(f"A sweep compares certificates, which {name} does not change. Received: --sweep {text}")
     if name not in known:

@@ -137,7 +137,7 @@ def test_without_sweep_there_is_none():
 
 
 BAD = [
-    (["--sweep"], "--sweep must be a setting and two or more of its values, such as lam=0,1,4. Received: "),
+    (["--sweep"], "--sweep must be a setting and two or more of its values, such as lam=0,1,4. Received: ''"),
     (["--sweep", "lam"], "--sweep must be a setting and two or more of its values"),
     (["--sweep", "lam="], "--sweep must be a setting and two or more of its values"),
     (["--sweep", "lam=0,,1"], "--sweep must be a setting and two or more of its values"),
