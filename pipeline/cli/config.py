@@ -31,7 +31,7 @@ def expand(arguments, known):
     if path is None:
         return list(arguments)
     path = command_line.value(saying.CONFIG, path)
-    given = {argument.split("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")}
+    given = {*command_line.flags(arguments)}
     # A setting that is swept takes its values from there.
     if swept := command_line.last(arguments, "sweep"):
         given.add(swept.partition("=")[0])

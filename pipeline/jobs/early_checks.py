@@ -59,7 +59,7 @@ def check_push_dir(push_dir):
 
 
 def _cannot_push(push_dir, number):
-    return f"Cannot push to {push_dir} ({os.strerror(number)}); give another --push_dir."
+    return f"Cannot push to {push_dir} ({os.strerror(number)}); give another push_dir."
 
 
 def checked_engine(settings):

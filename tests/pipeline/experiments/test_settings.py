@@ -440,7 +440,7 @@ def test_a_folder_that_nobody_could_push_to_is_one_line_before_anything_is_made(
     (tmp_path / "file").write_text("")
     push_dir = f"{tmp_path / 'file'}{below}"
     received = line("--dataset", "digits", "--pipeline_root", tmp_path / "root", "--push_dir", push_dir)
-    assert received == f"error: Cannot push to {push_dir} (Not a directory); give another --push_dir."
+    assert received == f"error: Cannot push to {push_dir} (Not a directory); give another push_dir."
     assert not (tmp_path / "root").exists()
 
 
@@ -449,7 +449,7 @@ def test_a_folder_to_push_to_that_may_not_be_written_is_one_line(line, tmp_path,
     asked = []
     monkeypatch.setattr("os.access", lambda path, mode: asked.append((path, mode)))
     received = line("--dataset", "digits", "--pipeline_root", tmp_path / "root", "--push_dir", tmp_path / "a" / "b")
-    assert received == f"error: Cannot push to {tmp_path / 'a' / 'b'} (Permission denied); give another --push_dir."
+    assert received == f"error: Cannot push to {tmp_path / 'a' / 'b'} (Permission denied); give another push_dir."
     assert asked[-1] == (tmp_path, os.W_OK | os.X_OK)
 
 
