@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import numpy as np
+
 from macer_tf import checks
 from pipeline.certification import model_files
 from pipeline.cli import command_line
@@ -32,6 +34,17 @@ def file(text):
     if not Path(text).is_file():
         raise argparse.ArgumentTypeError(f"must be a file. Received: {text!r}")
     return Path(text)
+
+
+def images_file(text):
+    """What an .npy file of images as bytes holds: uint8 [images, H, W, C], memory-mapped."""
+    try:
+        array = np.load(file(text), mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        array = None
+    if not isinstance(array, np.ndarray) or array.ndim != 4 or array.dtype != np.uint8 or not array.size:
+        raise argparse.ArgumentTypeError(f"must be an .npy file of images, uint8 [images, H, W, C]. Received: {text!r}")
+    return array
 
 
 def model_file(text):

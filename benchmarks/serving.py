@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import interrupts  # noqa: F401
-from benchmarks.arguments import file, model_file, whole
+from benchmarks.arguments import images_file, model_file, whole
 from macer_tf.checks import levels_of
 
 N0, ALPHA, FIXED_N = 100, 0.001, 1000
@@ -32,7 +32,9 @@ def main(arguments=None):
     """Runs all four measurements and prints them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=model_file, required=True, help="a MACERModel, saved")
-    parser.add_argument("--images", type=file, required=True, help="test images as bytes, [images, H, W, C], .npy")
+    parser.add_argument(
+        "--images", type=images_file, required=True, help="test images as bytes, [images, H, W, C], .npy"
+    )
     parser.add_argument("--pixel_max", type=whole, default=255, help="divides the images (default: 255)")
     parser.add_argument("--threads", type=whole, default=2, help="cores to use (default: 2)")
     parser.add_argument("--rounds", type=whole, default=7, help="rounds of certification (default: 7)")
@@ -51,8 +53,11 @@ def main(arguments=None):
     from serving.export import export
     from serving.validate import Server
 
-    model, levels = models.load(arguments.model), levels_of(arguments.pixel_max)
-    stored = np.load(arguments.images)
+    model, levels, stored = models.load(arguments.model), levels_of(arguments.pixel_max), arguments.images
+    if stored.shape[1:] != model.classifier.input_shape[1:]:
+        parser.error(
+            f"--images must be of the model's shape, {model.classifier.input_shape[1:]}. Received: {stored.shape}"
+        )
     images = stored[evenly_spaced(len(stored), arguments.num_examples)].astype(np.float32) / arguments.pixel_max
     with tempfile.TemporaryDirectory() as folder:
         export(model, Path(folder) / "saved_model", n0=N0, n=FIXED_N, alpha=ALPHA, pixel_max=arguments.pixel_max)

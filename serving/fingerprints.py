@@ -6,6 +6,7 @@ A checksum is a file's record of its own content: `sealed` adds the fingerprint 
 import hashlib
 import json
 
+from macer_tf import files
 from serving.files import content_files
 
 _MAX_NAMED = 3
@@ -24,8 +25,12 @@ def short_digest(content):
 
 
 def file_digest(path):
-    """Hexadecimal SHA-256 of a file's contents."""
-    with open(path, "rb") as file:
+    """Hexadecimal SHA-256 of a file's contents.
+
+    Raises:
+        OSError, ValueError: if it cannot be read, or is a pipe or a device, which might never end.
+    """
+    with files.open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

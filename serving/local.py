@@ -229,9 +229,12 @@ class LocalServer:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     sock.bind((self._host, port))
             return bind((self._host, port))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, TypeError) as error:
             reason = getattr(error, "strerror", None) or "gRPC cannot listen there"
-            is_host = isinstance(error, socket.gaierror) or getattr(error, "errno", None) in _NOT_HERE
+            # Python raises a TypeError for what no name can have.
+            is_host = isinstance(error, socket.gaierror | TypeError) or getattr(error, "errno", None) in _NOT_HERE
+            if isinstance(error, TypeError):
+                reason = "no host's name"
             another = "host, an address of this machine" if is_host else "port"
             raise ValueError(
                 f"Cannot listen on {_joined(self._host, port)} ({reason}); give another {another}."

@@ -234,6 +234,11 @@ def last(arguments, name):
     return text
 
 
+def flags(arguments):
+    """The names of the flags in a command line that is not parsed yet."""
+    return [argument.split("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")]
+
+
 def is_on(arguments, name):
     """Whether a command line that is not parsed yet turns on a switch."""
     return any(

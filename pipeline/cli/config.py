@@ -31,9 +31,10 @@ def expand(arguments, known):
     if path is None:
         return list(arguments)
     path = command_line.value(saying.CONFIG, path)
-    given = {argument.split("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")}
+    given = {*command_line.flags(arguments)}
     # A setting that is swept takes its values from there.
-    given.add((command_line.last(arguments, "sweep") or "").partition("=")[0])
+    if swept := command_line.last(arguments, "sweep"):
+        given.add(swept.partition("=")[0])
     read = _read(path)
     for name in {setting.name for setting in saying.SETTINGS} & read.keys():
         raise InputError(f"{printable(path)}: {name} is for the command line, not for a file.")
@@ -128,7 +129,8 @@ def _of_yaml(path, text):
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f"line {mark.line + 1}: "
-        problem = getattr(error, "problem", None) or reason(error)
+        told = (getattr(error, "context", None), getattr(error, "problem", None) or reason(error))
+        problem = ", ".join(filter(None, told))
         raise InputError(f"{printable(path)} is neither YAML nor JSON ({where}{problem}).") from None
     if node is None:
         return []
@@ -167,7 +169,7 @@ def _text(path, setting, value):
 
 def _unknown(name, settings):
     hint = command_line.did_you_mean(command_line.nearest(name, settings), "--help lists them.")
-    return f"unknown setting {printable(name)}. {hint}"
+    return f"unknown setting {printable(name) or repr(name)}. {hint}"
 
 
 def _scalar(text):

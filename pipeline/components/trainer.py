@@ -26,10 +26,11 @@ def train(execution):
     settings, output = execution.parameters, execution.outputs["model"]
     examples = examples_lib.read(execution.inputs["examples"].path)
     ids, labels = chosen(examples.labels["train"], settings)
-    _check_crops(settings["crop_padding"], examples.image_shape)
+    check_crops(settings["crop_padding"], examples.image_shape)
     steps, method = math.ceil(len(ids) / settings["batch_size"]), methods.find(settings["method"])
     model = models.build(method.model, settings, examples.image_shape, examples.num_classes, steps)
-    _check_untrained(execution, model, examples)  # now, and not only when training is paid for
+    # Now, and not only when training is paid for.
+    check_untrained(settings, model, examples.image_shape, execution.scratch)
 
     record = backups.Record(steps)
     backup = backups.Backup(execution.scratch / BACKUP, record)
@@ -118,18 +119,29 @@ def _uses_own_code(settings):
     return bool(code.modules(settings["method"], settings["network"]))
 
 
-def _check_untrained(execution, model, examples):
-    """Checks that the model could be certified from its file, if its method or its network is the user's own."""
-    if not _uses_own_code(execution.parameters):
+def check_untrained(settings, model, image_shape, folder):
+    """Checks that the model could be certified from its file, if its method or its network is the user's own.
+
+    Args:
+        settings: name -> value.
+        model: what `models.build` returned for them.
+        image_shape: [H, W, C].
+        folder: `Path` of a folder for that file.
+
+    Raises:
+        InputError: as `models.check_comes_back`.
+    """
+    if not _uses_own_code(settings):
         return
-    path = execution.scratch / "compared.keras"
+    path = folder / "compared.keras"
     with writing(path, "nothing is lost"):
         model.save(path)
-    models.check_comes_back(model, path, examples.image_shape)
+    models.check_comes_back(model, path, image_shape)
     path.unlink()
 
 
-def _check_crops(crop_padding, image_shape):
+def check_crops(crop_padding, image_shape):
+    """Raises InputError if some crops of images [H, W, C] would show nothing of them."""
     if crop_padding >= min(image_shape[:2]):
         raise InputError(
             "crop_padding must be less than the images' shorter side, or crops would miss the image. Received: "

@@ -108,8 +108,8 @@ def _class_names(train, test, train_labels, test_labels):
     names = train.class_names or test.class_names or tuple(str(number) for number in range(train_labels.max() + 1))
     if count > len(names):
         raise InputError(
-            f"The images to train on have {len(names)} classes, but the labels go up to {count - 1}: a number must "
-            "mean the same class everywhere."
+            f"The classes of the images to train on go up to number {len(names) - 1}, but the labels to {count - 1}: a "
+            "number must mean the same class everywhere."
         )
     # A network that always answers with the only class would be certified as perfect.
     trained = [names[number] for number in np.unique(train_labels)]

@@ -172,8 +172,8 @@ class Folder:
         loose = [file.name for file in files if file.parent == root]
         if loose and len(loose) < len(files):
             raise InputError(
-                f"{root} has {len(loose):,} images of its own, such as {loose[0]}, and {len(files) - len(loose):,} "
-                "in sub-folders: put all into sub-folders, one for each class, or none."
+                f"{root} has images of its own, such as {loose[0]}, and others in sub-folders: put all into "
+                "sub-folders, one for each class, or none."
             )
         if self.classes is None:
             places = _numbers(root, names) if _are_numbers(names) else {name: i for i, name in enumerate(names)}

@@ -19,6 +19,7 @@ from pipeline.data import datasets
 from pipeline.data import examples as examples_lib
 from pipeline.experiments import methods
 from pipeline.orchestration import orchestrator
+from pipeline.orchestration.artifacts import Artifact
 from pipeline.training import backups, input_pipeline, models
 from serving.fingerprints import fingerprint
 from serving.terminal import printable
@@ -43,7 +44,7 @@ def tell(components, settings, root, shared):
         InputError: as in a run, as far as that shows before training.
     """
     steps, artifacts = orchestrator.planned(components, settings, root, settings["no_cache"])
-    work = _Work(settings, artifacts, root)
+    work = _Work(components, settings, artifacts, root)
     measured = {"Trainer": work.training, "Certifier": work.certification}
     told, identities = {"components": [], "training": None, "certification": None}, _identities(components, settings)
     for step in steps:
@@ -90,9 +91,9 @@ def _sum(told):
 class _Work:
     """What is measured for one run, each thing once and only if needed."""
 
-    def __init__(self, settings, artifacts, root):
+    def __init__(self, components, settings, artifacts, root):
         self._settings, self._artifacts, self._root = settings, artifacts, root
-        self._examples = _examples(artifacts, settings)
+        self._examples = _examples(components, artifacts, settings, root)
 
     @functools.cached_property
     def _to_train_on(self):
@@ -111,6 +112,7 @@ class _Work:
             return None, _LATER
         settings, method = self._settings, methods.find(self._settings["method"])
         ids, labels, steps = self._to_train_on
+        self._check_network()
         per_step = self._seconds_per_step(method, ids, labels)
         done = 0 if step.scratch is None else backups.done(step.scratch / trainer.BACKUP, steps)
         work = sum(method.work(settings, epoch) for epoch in range(settings["epochs"])) * steps
@@ -138,6 +140,11 @@ class _Work:
         cheaper = sampling_plan.cheaper(settings, "num_test_examples")
         return forecast.as_json() | {"cheaper": cheaper}, str(forecast)
 
+    def _check_network(self):
+        trainer.check_crops(self._settings["crop_padding"], self._examples.image_shape)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer.check_untrained(self._settings, self._model, self._examples.image_shape, Path(folder))
+
     def _seconds_per_step(self, method, ids, labels):
         settings = self._settings
         names = ("batch_size", "seed", "crop_padding", "flip")
@@ -154,15 +161,17 @@ class _Work:
         return (time.monotonic() - began) / steps
 
 
-def _examples(artifacts, settings):
-    """The `Examples` that a run has, or would quickly make; else None."""
+def _examples(components, artifacts, settings, root):
+    """The `Examples` that a run has, or would quickly make and check; else None."""
     if "examples" in artifacts:
         return examples_lib.read(artifacts["examples"].path)
     if not settings["train_images"] and not datasets.is_soon_read(settings["dataset"], settings["data_dir"]):
         return None
     with tempfile.TemporaryDirectory() as folder:
+        made = Artifact(_generated(settings, Path(folder)), "none")
+        orchestrator.resolved(components, {"examples": made}, settings, root)
         # What is memory-mapped stays readable after its name is gone.
-        return examples_lib.read(_generated(settings, Path(folder)))
+        return examples_lib.read(made.path)
 
 
 def _generated(settings, folder):

@@ -79,6 +79,7 @@ class _Parsed:
     def _resolve(self, expanded):
         self.sweep = sweep_lib.parse(expanded)
         if self.sweep:
+            command_line.refuse_idle(command_line.flags(self.arguments), sweep_lib.IDLE)
             self.settings, self.preset, self.notes = self.sweep.members[0].settings, None, self.sweep.notes
         else:
             self.settings, self.preset, self.given = settings_lib.resolve(expanded)

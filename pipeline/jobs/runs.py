@@ -10,6 +10,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+from macer_tf import files
 from pipeline.cli import command_line, console
 from pipeline.cli.command_line import SWITCH, Setting
 from pipeline.experiments import settings as settings_lib
@@ -27,6 +28,7 @@ _GROUPS = {
     )
 }
 _ROOT = "runs"
+_MOST_BYTES = 2**24
 
 
 def main(arguments=None):
@@ -70,7 +72,8 @@ def _parse(arguments):
 def _list(settings):
     root = settings["root"]
     found, executions = history.runs(root), orchestrator.executions(root)
-    latest = (root / history.LATEST).resolve().name if (root / history.LATEST).is_symlink() else None
+    link = root / history.LATEST
+    latest = Path(os.path.realpath(link)).name if link.is_symlink() else None
     told = [_told(run, executions, latest) for run in found]
     if settings["json"]:
         print(json.dumps(told, indent=1))
@@ -116,13 +119,17 @@ def _result_by(run, executions):
     for record in _records(run, executions, "Evaluator"):
         directory = next(path for path, other in executions.items() if other is record)
         try:
-            metrics = json.loads((directory / "evaluation" / results.METRICS).read_text())
-            blessing = json.loads((directory / "evaluation" / "blessing.json").read_text())
-            names = ("acr", "acr_standard_error")
-            return {**{name: metrics[name] for name in names}, "blessed": blessing["blessed"]}
-        except (OSError, ValueError, KeyError):
+            told = _read(directory / "evaluation" / results.METRICS) | _read(directory / "evaluation" / "blessing.json")
+            # Of few images there is no standard error.
+            kinds = {"acr": float, "acr_standard_error": float | None, "blessed": bool}
+            return {name: told[name] for name, kind in kinds.items() if isinstance(told[name], kind)}
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):  # changed or damaged
             return {}
     return {}
+
+
+def _read(path):
+    return json.loads(files.read(path, _MOST_BYTES))
 
 
 def _records(run, executions, component):

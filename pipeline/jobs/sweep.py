@@ -18,19 +18,12 @@ from pipeline.utils.errors import InputError
 from serving.exit import in_one_line
 from serving.terminal import printable
 
+# Name -> why, of the settings that do nothing in a sweep. A run's settings file has them; a flag would be a mistake.
+IDLE = dict.fromkeys(("min_accuracy", "serving_n", "push_dir"), "a sweep blesses, exports and pushes nothing")
 _FORM = "a setting and two or more of its values, such as lam=0,1,4"
 _CHANGE_NOTHING = (
-    *(
-        "min_accuracy",
-        "serving_n",
-        "push_dir",
-        "pipeline_root",
-        "num_workers",
-        "votes",
-        "patience",
-        "no_cache",
-        "sweep",
-    ),
+    *IDLE,
+    *("pipeline_root", "num_workers", "votes", "patience", "no_cache", "sweep"),
     *(setting.name for setting in saying.SETTINGS),
 )
 _NOT_COMPARED = "Blessing, push and run"
@@ -240,7 +233,7 @@ def _name_and_values(text, others):
     settings = [setting for group in settings_lib.known(others).values() for setting in group]
     known = {setting.name: setting for setting in settings if setting.name not in _CHANGE_NOTHING}
     if not equals or not all(values):
-        raise InputError(f"--sweep must be {_FORM}. Received: {text}")
+        raise InputError(f"--sweep must be {_FORM}. Received: {text or repr(text)}")
     if name in _CHANGE_NOTHING:
         raise InputError(f"A sweep compares certificates, which {name} does not change. Received: --sweep {text}")
     if name not in known:

@@ -13,6 +13,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from macer_tf import files
 from pipeline.orchestration import orchestrator
 from pipeline.orchestration.orchestrator import TENSORBOARD
 from pipeline.utils import sealed
@@ -26,6 +27,7 @@ LATEST, SETTINGS = "latest", "settings.yaml"
 _HISTORY, _RECORD, _TRASH = "history", "run.json", ".pruned"
 _UNFINISHED = ".unfinished"
 _FORMAT = 1
+_MOST_BYTES = 2**24
 # Names as `name_of` makes them, and as the Trainer names its curves: anything else beside them is not ours.
 _UNFINISHED_RUN = re.compile(rf"[\w.+-]+-[0-9a-f]{{8}}{re.escape(_UNFINISHED)}")
 _CURVES = re.compile(r"[\w.+-]+-[\w.+-]+-\d[\d.e+-]*-[0-9a-f]{8}")
@@ -363,7 +365,7 @@ def _with_interrupted(found, is_locked):
 def _read(folder):
     """The record of a run, or None if there is none or it is damaged."""
     try:
-        record = sealed.loads((folder / _RECORD).read_bytes())
+        record = sealed.loads(files.read(folder / _RECORD, _MOST_BYTES))
     except (OSError, ValueError):
         return None
     if not isinstance(record, dict) or record.keys() != _SCHEMA.keys() or record["format"] != _FORMAT:

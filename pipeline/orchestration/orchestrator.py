@@ -137,8 +137,7 @@ def planned(components, settings, root, anew=False):
     steps, artifacts = [], {}
     for component in components:
         if isinstance(component, Resolver):
-            with contextlib.suppress(KeyError):  # it looks at something that does not exist yet
-                artifacts[component.output] = component.resolve(artifacts, settings, root)
+            artifacts |= resolved([component], artifacts, settings, root)
             continue
         if not artifacts.keys() >= {*component.inputs}:
             steps.append(Step(component, "to do"))
@@ -153,6 +152,16 @@ def planned(components, settings, root, anew=False):
         if finished:
             artifacts.update(_finished_outputs(component, declaration, finished))
     return steps, artifacts
+
+
+def resolved(components, artifacts, settings, root):
+    """Name -> `Artifact`, of what those `components` that are `Resolver`s find in artifacts, of which some may lack."""
+    found = {}
+    for component in components:
+        if isinstance(component, Resolver):
+            with contextlib.suppress(KeyError):  # it looks at something that does not exist yet
+                found[component.output] = component.resolve(artifacts, settings, root)
+    return found
 
 
 def run(components, settings, root, num_workers, anew=False, engine=None, starting=lambda directory: None, made=None):

@@ -298,6 +298,7 @@ def test_ctrl_c_is_one_line():
         (table3, ["--network", "cifar_resnet9"], "argument --network: The depth of a cifar_resnet must be 6n + 2"),
         (train_step, ["--steps", "1.5"], "argument --steps: must be a whole number from 1. Received: '1.5'"),
         (serving, ["--images", "no.npy", "--model", "no.keras"], "argument --images: must be a file. Received: 'no."),
+        (serving, ["--images", __file__, "--model", "no.keras"], "argument --images: must be an .npy file of images, "),
         (whole_table, ["--model", "no.keras", "--data_dir", "."], "argument --model: There is no model no.keras."),
         (budgets_mnist, ["--tolerance", "1"], "argument --tolerance: must be a number above 0 and below 1. Received: "),
     ],

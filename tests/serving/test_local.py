@@ -17,6 +17,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from serving import local, rest_format
 from serving.client import RefusedError, RestClient
 from serving.local import LocalServer
+from serving.terminal import printable
 from serving.versions import versions
 from tests.serving import threshold_model
 from tests.serving.model_server import wait_until
@@ -241,11 +242,11 @@ def test_a_port_that_is_taken_is_told_in_one_line(base, capsys, which):
     assert err == f"error: Cannot listen on 127.0.0.1:{port} (Address already in use); give another port.\n"
 
 
-@pytest.mark.parametrize("host", ["host.invalid", "192.0.2.1"])
+@pytest.mark.parametrize("host", ["host.invalid", "192.0.2.1", "\udcff"])
 def test_an_address_of_another_machine_is_told_as_one(base, capsys, host):
     assert local.main([str(base), "--host", host, "--port", "0", "--rest_port", "0"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: Cannot listen on {host}:0 (")
+    assert line.startswith(f"error: Cannot listen on {printable(host)}:0 (")
     assert line.endswith("); give another host, an address of this machine.")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.cli.command_line import Setting
+from pipeline.experiments import users_method
 from pipeline.utils import code
 from pipeline.utils.errors import InputError
 from serving import terminal
@@ -66,7 +67,7 @@ def find(name):
     method = code.attribute(name)
     if not isinstance(method, Method):
         raise InputError(f"{name} must be a {Method.__module__}.Method. Received: {type(method).__name__}")
-    return method
+    return users_method.checked(name, method)
 
 
 def having(setting):

@@ -196,6 +196,12 @@ def test_the_fingerprint_is_of_pixels_names_and_classes(folder, npz, tmp_path):
     assert len({*map(own_images.fingerprint, archives)}) == 2
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "train.npz")
+    with pytest.raises(ValueError, match=r"train\.npz is a pipe or a device, not a plain file\."):
+        own_images.fingerprint(tmp_path / "train.npz")
+
+
 def test_images_of_one_content_are_refused_where_they_are_fingerprinted(folder):
     train, test = (folder(name, {"a": grey(1), "b": grey(2)}) for name in ("train", "test"))
     parameters = {"train_images": train, "test_images": test}
@@ -222,7 +228,7 @@ def test_what_an_archive_lacks_is_one_line(npz, folder):
     labelled = npz("labelled", images=images, labels=[0, 1])
     with pytest.raises(InputError, match="has no labels"):
         own_images.load(npz("bare", images=images), labelled)
-    with pytest.raises(InputError, match="have 2 classes, but the labels go up to 2"):
+    with pytest.raises(InputError, match="go up to number 1, but the labels to 2"):
         own_images.load(labelled, npz("more", images=images, labels=[0, 2]))
     with pytest.raises(InputError, match="image 1 has pixels between the 256 levels of 8 bits"):
         own_images.load(npz("fine", images=np.stack([np.zeros((4, 4)), np.full((4, 4), 0.5)]), labels=[0, 1]), labelled)

@@ -659,7 +659,7 @@ def test_folders_without_order_are_refused(save, tmp_path):
     assert said in refused(sources.Folder(str(folder), SHAPE))
     save("cat/a.png", pixels(0))
     save("b.png", pixels(0))
-    said = "has 1 images of its own, such as b.png, and 1 in sub-folders: put all into sub-folders"
+    said = "has images of its own, such as b.png, and others in sub-folders: put all into sub-folders"
     assert said in refused(sources.Folder(str(folder), SHAPE))
 
 

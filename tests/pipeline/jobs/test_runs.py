@@ -1,6 +1,7 @@
 """`pipeline.runs` lists what a root holds and removes what nothing needs, in words and for programs."""
 
 import json
+import os
 import re
 
 import pytest
@@ -107,6 +108,20 @@ def test_runs_of_before_there_was_a_history_are_told_by_their_evaluators(run, tm
     assert (found["acr"], found["method"], found["dataset"], found["blessed"]) == (0.75, "macer", "digits", True)
     assert found["command"].endswith("--dataset=digits --sigma=0.25 --method=macer --epochs=5")
     assert run(root)[1].startswith("Pusher-")
+    (metrics,) = root.glob("Evaluator-*/evaluation/metrics.json")
+    for damaged in ("[]", '{"acr": "high", "acr_standard_error": 0.1}', "[" * 10**5):
+        metrics.write_text(damaged)
+        status, out, err = run(root)
+        assert (status, err, "ACR" in out) == (0, "", False)
+
+
+def test_a_link_to_itself_and_a_pipe_in_place_of_a_record_are_no_run(run, tmp_path):
+    (tmp_path / "latest").symlink_to("latest")
+    (tmp_path / "history" / "odd").mkdir(parents=True)
+    os.mkfifo(tmp_path / "history" / "odd" / "run.json")
+    status, out, err = run(tmp_path)
+    assert (status, err) == (0, "")
+    assert out.startswith("odd\n  damaged\n")
 
 
 def test_an_empty_root_is_said_to_be_one(run, tmp_path):

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("small_heap")
 
 TINY = (
     "--dataset", "digits", "--epochs", "2", "--train_examples", "96", "--num_samples", "2", "--n0", "10", "--n", "50",
-    "--num_test_examples", "8", "--num_workers", "2", "--serving_n", "20",
+    "--num_test_examples", "8", "--num_workers", "2",
 )  # fmt: skip
 # What is said of it stays in its line.
 ROOT = "a\nroot"
@@ -137,7 +137,7 @@ def test_without_sweep_there_is_none():
 
 
 BAD = [
-    (["--sweep"], "--sweep must be a setting and two or more of its values, such as lam=0,1,4. Received: "),
+    (["--sweep"], "--sweep must be a setting and two or more of its values, such as lam=0,1,4. Received: ''"),
     (["--sweep", "lam"], "--sweep must be a setting and two or more of its values"),
     (["--sweep", "lam="], "--sweep must be a setting and two or more of its values"),
     (["--sweep", "lam=0,,1"], "--sweep must be a setting and two or more of its values"),
@@ -163,6 +163,10 @@ BAD = [
     (["--sweep", "method=macer,cohen", "--preset", "macer-digits-0.25"], "--sweep method=cohen: The preset macer-dig"),
     (["--sweep", "lam=0,1", "--soft_betas", "4"], "--soft_betas would do nothing here: it is for soft certificates"),
     (["--sweep", "warmup_epochs=2,9", "--method", "smoothadv", "--epochs", "5"], "--sweep warmup_epochs=9: --warmup_e"),
+    *(
+        (["--sweep", "lam=0,1", f"--{name}", "0.5" if name == "min_accuracy" else "500"], f"--{name} would do nothing")
+        for name in ("min_accuracy", "serving_n", "push_dir")
+    ),
     (["--sweep", "dataset=digits,mnits"], "--dataset is swept"),
     (["--sweep", "network=small_cnn,vgg"], "--sweep network=vgg: Unknown network. Received: vgg"),
     *(
