@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import budgets, interrupts  # noqa: F401
+from benchmarks import interrupts  # noqa: F401
 from benchmarks.arguments import file
+from benchmarks.budgets import read as read_log
 from macer_tf.evaluation import mean_and_standard_error
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "results" / "published.parquet"
@@ -136,7 +137,7 @@ def places_in_tfds(images, data_dir):
 
 def table(method, sigma, paths, places):
     """The mean over logs, one row per image."""
-    logs = [budgets.read(path) for path in paths]
+    logs = [read_log(path) for path in paths]
     if any((log.ids != logs[0].ids).any() for log in logs):
         sys.exit(f"The logs of {method} at sigma = {sigma:g} are not of the same images: {paths[0].parent}")
     radii = np.stack([np.where(log.correct, log.radii, -1) for log in logs])

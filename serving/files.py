@@ -82,14 +82,18 @@ def content_files(directory, prefix="", above=()):
 
 
 @contextlib.contextmanager
-def open_plain(path):
+def open_plain(path, follow=False):
     """Opens a plain file for reading bytes, but nothing that has taken its place in the meantime.
 
+    Args:
+        path: of the file.
+        follow: whether it may be a symbolic link.
+
     Raises:
-        OSError: if there is none, or it is a symbolic link.
+        OSError: if there is none, or it is a symbolic link that must not be followed.
         ValueError: if it is not a plain file.
     """
-    with open(path, "rb", opener=_open_without_following) as file:
+    with open(path, "rb", opener=_open_without_waiting if follow else _open_without_following) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError(f"{path} is not a plain file.")
         yield file
@@ -107,8 +111,12 @@ def naming(path):
 
 
 def _open_without_following(path, flags):
+    return _open_without_waiting(path, flags | os.O_NOFOLLOW)
+
+
+def _open_without_waiting(path, flags):
     # Opening a pipe would otherwise wait for its other end.
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def flush(path):

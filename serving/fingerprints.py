@@ -6,8 +6,7 @@ A checksum is a file's record of its own content: `sealed` adds the fingerprint 
 import hashlib
 import json
 
-from macer_tf import files
-from serving.files import content_files
+from serving.files import content_files, open_plain
 
 _MAX_NAMED = 3
 # Larger contents are told apart by their files' sizes and times, because reading them takes long.
@@ -30,7 +29,7 @@ def file_digest(path):
     Raises:
         OSError, ValueError: if it cannot be read, or is a pipe or a device, which might never end.
     """
-    with files.open_plain(path) as file:
+    with open_plain(path, follow=True) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
