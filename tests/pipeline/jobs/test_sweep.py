@@ -63,6 +63,14 @@ def kept(tmp_path_factory):
     return tmp_path_factory.mktemp("kept") / "root"
 
 
+@pytest.fixture
+def swept(sweep, kept):
+    """The root of that sweep, which is run now if no test has run it before."""
+    if not kept.exists():
+        shutil.copytree(sweep("--sweep", "lam=0,8").root, kept, symlinks=True)
+    return kept
+
+
 # The command line.
 
 
@@ -285,16 +293,14 @@ def test_the_table_is_what_the_members_certificates_say(sweep, digits, kept):
     assert re.search(r"^SweepEvaluator +running", longer.out, re.MULTILINE)
 
 
-def test_a_member_equals_the_same_training_by_itself(sweep, kept, tmp_path):
+def test_a_member_equals_the_same_training_by_itself(swept, tmp_path):
     """Whatever ran before it in the process: the same weights, so the same votes."""
-    if not kept.exists():  # where this test runs by itself
-        shutil.copytree(sweep("--sweep", "lam=0,8").root, kept)
     (tmp_path / "alone").mkdir()
     settings, _ = settings_lib.parse([*TINY, "--lam", "8", "--pipeline_root", str(tmp_path / "alone")])
     # What the command does up to the certificates; it exports and pushes besides.
     orchestrator.run((EXAMPLE_GEN, trainer.component(settings), CERTIFIER), settings, tmp_path / "alone", 2)
     rows, seconds = certificates(tmp_path / "alone", lam=8.0)
-    swept_rows, swept_seconds = certificates(kept, lam=8.0)
+    swept_rows, swept_seconds = certificates(swept, lam=8.0)
     assert swept_rows == rows
 
     def losses(path):
@@ -304,12 +310,12 @@ def test_a_member_equals_the_same_training_by_itself(sweep, kept, tmp_path):
     assert losses(swept_seconds.with_name("history.csv")) == losses(seconds.with_name("history.csv"))
 
 
-def test_a_sweep_has_a_folder_of_its_own_and_is_no_latest_run(kept):
-    (run,) = history.runs(kept)
+def test_a_sweep_has_a_folder_of_its_own_and_is_no_latest_run(swept):
+    (run,) = history.runs(swept)
     assert (run.state, run.about["sweep"]) == ("finished", {"name": "lam", "values": ["0", "8"]})
     assert (run.folder / "sweep.html").samefile(run.folder / "comparison" / "sweep.html")
-    assert not os.path.lexists(kept / "latest")
-    assert history.unused(kept).paths == ()
+    assert not os.path.lexists(swept / "latest")
+    assert history.unused(swept).paths == ()
     again = sweep_lib.parse(config.expand(["--config", str(run.folder / "settings.yaml")], settings_lib.known))
     assert (again.name, [member.value for member in again.members]) == ("lam", ["0", "8"])
     first, second = (member.settings for member in again.members)
