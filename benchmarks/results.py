@@ -165,6 +165,9 @@ def _tuning():
         for name, differs in {"all-terms": {}, **variants}.items():
             flags = f"--preset macer-mnist-{sigma}-best {flags_of({**third, **differs})}"
             yield Cell(f"tuning-{sigma}-again", name, flags, flags_of(differs))
+    for name, differs in {"preset": {}, "hinge": HINGE_ALONE}.items():
+        flags = f"--preset macer-mnist-0.25-best {flags_of({'--validation': '1000', '--n': '10000', **differs})}"
+        yield Cell("tuning-0.25-again", name, flags, flags_of(differs))
 
 
 def _tuned(group, name, sigma, begun_with, differs):
@@ -639,16 +642,20 @@ def mnist_tables(measured):
         rows = [[f"{name}, claimed", *[""] * 6, f"{acrs[place]:.3f}", *[""] * 3] for name, acrs in CLAIMED.items()]
         rows += [published_row(others, method) for method in others]
         gaussians = {one.metrics["seed"]: one for one in cells_of if one.cell.name.startswith("gaussian")}
+        at_0 = []
         for one in cells_of:
             seed = one.metrics["seed"]
             reference = gaussians.get(seed)
             to_gaussian = difference(one, reference) if reference and one is not reference else ""
             method = one.cell.name.split("-")[0]
+            at_0 += [f"{method}, seed {seed}: {points_at_0(one, reference)}"] if to_gaussian else []
             of_all = "{:.3f} ± {:.3f}".format(*published.estimate(others, one.ids, one.radii))
             told = (acr(one), to_gaussian, of_all, bands(one), minutes(one), f"{one.metrics['num_images']:,}")
             rows.append([f"{method}, seed {seed}", *accuracies(one, radii), *told])
         columns = ("ACR", "from Gaussian", "ACR, all 10,000", "p_A", "training", "images")
         parts.append(f"sigma = {sigma:g}:\n\n{markdown(['', *(f'{radius:g}' for radius in radii), *columns], rows)}")
+        if at_0:
+            parts.append(f"Accuracy at radius 0, in points from Gaussian: {'; '.join(at_0)}.\n")
         name = f"mnist-{sigma:.2f}.svg"
         draw_curves(name, {one.cell.name: one.radii for one in cells_of if one.metrics["seed"] == 0})
         parts.append(f"![Certified accuracy against radius, MNIST, sigma = {sigma:g}, seed 0](results/{name})\n")
@@ -707,10 +714,15 @@ def difference(one, other):
     return "" if one is other else "{:+.3f} ± {:.3f}".format(*mean_and_standard_error(paired(one, other)))
 
 
-def paired(one, other):
-    """Each image's difference of radii, for the images that both have."""
+def points_at_0(one, other):
+    """Difference of the accuracies at radius 0, in points, with the paired standard error."""
+    return "{:+.1f} ± {:.1f}".format(*mean_and_standard_error(paired(one, other, lambda radii: 100.0 * (radii > 0))))
+
+
+def paired(one, other, of=lambda radii: radii):
+    """Each image's difference of radii, or of what `of` makes of them, for the images that both have."""
     _, here, there = np.intersect1d(one.ids, other.ids, return_indices=True)
-    return one.radii[here] - other.radii[there]
+    return of(one.radii[here]) - of(other.radii[there])
 
 
 def bands(one):
@@ -731,6 +743,7 @@ TABLES = {
     "tuning-0.50": table_of_variants,
     "tuning-1.00": table_of_variants,
     "tuning-0.25": table_of_variants,
+    "tuning-0.25-again": table_of_variants,
     "tuning-0.50-again": table_of_variants,
     "tuning-1.00-again": table_of_variants,
     "mnist": mnist_tables,
