@@ -55,6 +55,8 @@ THIRD_SERIES = {
             **HINGE_ALONE,
             **{"--epochs": "30", "--learning_rate": "0.1", "--l2": "0.0001"},
         },
+        "hinge-lam-12": {**HINGE_ALONE, "--lam": "12"},
+        "epochs-30": {"--epochs": "30"},
     },
     "1.00": {
         "copies-4": {"--num_samples": "4"},
@@ -165,6 +167,8 @@ def _tuning():
         for name, differs in {"all-terms": {}, **variants}.items():
             flags = f"--preset macer-mnist-{sigma}-best {flags_of({**third, **differs})}"
             yield Cell(f"tuning-{sigma}-again", name, flags, flags_of(differs))
+    gaussian = f"--dataset mnist --sigma 0.5 --validation 1000 --n 10000 {COSINE} --method cohen --epochs 20"
+    yield Cell("tuning-0.50-again", "gaussian", gaussian, "--method cohen --epochs 20")
     for name, differs in {"preset": {}, "hinge": HINGE_ALONE}.items():
         flags = f"--preset macer-mnist-0.25-best {flags_of({'--validation': '1000', '--n': '10000', **differs})}"
         yield Cell("tuning-0.25-again", name, flags, flags_of(differs))
