@@ -55,8 +55,8 @@ THIRD_SERIES = {
             **HINGE_ALONE,
             **{"--epochs": "30", "--learning_rate": "0.1", "--l2": "0.0001"},
         },
-        "hinge-lam-12": {**HINGE_ALONE, "--lam": "12"},
         "epochs-30": {"--epochs": "30"},
+        "batch-32": {"--batch_size": "32"},
     },
     "1.00": {
         "copies-4": {"--num_samples": "4"},
