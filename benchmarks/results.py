@@ -70,7 +70,7 @@ THIRD_SERIES = {
 }
 # What identifies votes, and what a cell reports about its training besides that.
 DRAWN = ("sigma", "n0", "n", "alpha", "seed")
-TOLD = ("epochs", "training_seconds", "training_core_seconds", "cores", *DRAWN)
+TOLD = ("epochs", "training_seconds", "training_core_seconds", "cores", "settings", *DRAWN)
 TEST_IMAGES = 10_000  # of MNIST
 # The best preset for as long as the other methods train.
 SHORT_BEST = "--preset macer-mnist-0.50-best --epochs 11"
@@ -99,17 +99,32 @@ class Cell:
         """The command that makes it."""
         return f"python -m pipeline.run {' '.join(self.arguments(images))}"
 
+    def settings(self):
+        """Name -> text of all settings that its results depend on, a preset's among them, as in a settings file."""
+        from pipeline.experiments import settings as settings_lib
+
+        settings, _ = settings_lib.parse(self.arguments())
+        listing = settings_lib.listing(settings)
+        listed = {name for group in ("Data", "Training", "Certification") for name, *_ in listing[group]}
+        written = settings_lib.written(settings).items()
+        return {name: text for name, text in written if name in listed - {"num_test_examples"}}
+
     def measured(self):
-        """metrics.json, or None before the cell was run with these flags."""
+        """metrics.json, or None before the cell was run with these flags, and with what its preset is now."""
         path = self.kept / "metrics.json"
         if not path.exists():
             return None
         try:
             metrics = json.loads(path.read_text())
             command = metrics["command"]
-        except (ValueError, TypeError, KeyError):
+            # Earlier cells do not record them.
+            recorded = metrics.get("settings", {}).items()
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise damaged(path) from None
-        return metrics if command.partition(" --num_test_examples")[0] == self.command() else None
+        if command.partition(" --num_test_examples")[0] != self.command():
+            return None
+        settings = self.settings() if recorded else {}
+        return metrics if all(settings.get(name, value) == value for name, value in recorded) else None
 
 
 def cells():
@@ -330,6 +345,7 @@ def run(cell, arguments):
         training_seconds=float(seconds["seconds"].sum()),
         training_core_seconds=float(seconds["core_seconds"].sum()),
         cores=len(os.sched_getaffinity(0)),
+        settings=cell.settings(),
         **certification_cost(artifacts["certificates"].path.parent, arguments.root),
         **{name: settings[name] for name in DRAWN},
     )

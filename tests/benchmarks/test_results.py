@@ -216,9 +216,9 @@ def test_a_released_model_is_certified_again_on_more_images(keep, tmp_path, monk
     trained = json.loads((cell.kept / "metrics.json").read_text())
     where = ["--data_dir", str(shared_tfds), "--root", str(tmp_path / "root")]
     results.main(["recertify", name, "--images", "10", *where])
-    kept, card = results.kept(cell), released.card(name)
+    kept, card, told = results.kept(cell), released.card(name), set(results.TOLD) & set(trained)
     assert kept.ids.tolist() == list(range(0, 10_000, 1000))
-    assert {key: kept.metrics[key] for key in results.TOLD} == {key: trained[key] for key in results.TOLD}
+    assert {key: kept.metrics[key] for key in told} == {key: trained[key] for key in told}
     assert (kept.votes[kept.predictions >= 0].sum(axis=1) == 1000).all()
     assert card["verified"]["acr"] == kept.metrics["acr"] == pytest.approx(kept.radii.mean())
     assert card["verified"]["acr"] > 0.5
@@ -237,6 +237,25 @@ def test_what_was_measured_with_other_flags_is_measured_again_and_not_drawn(keep
     other = dataclasses.replace(cell, flags=cell.flags.replace("--epochs 20", "--epochs 200"))
     assert other.flags != cell.flags
     assert (other.measured(), results.kept(other)) == (None, None)
+
+
+def test_what_was_measured_with_a_preset_that_has_changed_is_measured_again_and_not_drawn(keep):
+    cell = results.released_cell(0.5)
+    keep(cell, [1000, 1000, 900, 500])
+    path, settings = cell.kept / "metrics.json", cell.settings()
+    assert {name: settings[name] for name in ("epochs", "consistency", "n")} == {
+        "epochs": "30", "consistency": "5.0", "n": "100000"
+    }  # fmt: skip
+
+    def measured(**recorded):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": recorded}))
+        return cell.measured() is not None
+
+    assert measured(**settings)
+    # A setting that there is no more, or was not then.
+    assert measured(**settings, since_removed="1")
+    assert measured(epochs="30")
+    assert not measured(**{**settings, "epochs": "20"})
 
 
 @pytest.mark.parametrize(
