@@ -16,7 +16,8 @@ _ROWS = 16
 # statistics and dropout change outputs by more.
 _TOLERANCES = {"float32": (2e-3, 2.0**-23), "float64": (2e-3, 2.0**-23)}
 _TOLERANCE_16_BITS = 0.05, 2.0**-8
-# How names of operations that change a variable or a table begin, including those of TensorFlow 1's variables.
+# How names of operations that change a variable, a table, a queue or an iterator begin, including those of TensorFlow
+# 1's variables; and of those that draw from a `tf.random.Generator`, whose state is a variable.
 _CHANGES = (
     "Assign",
     "Scatter",
@@ -31,6 +32,8 @@ _CHANGES = (
     "LookupTableImport",
     "LookupTableInsert",
     "LookupTableRemove",
+    *("QueueEnqueue", "QueueDequeue", "IteratorGetNext", "Rng", "StatefulRandomBinomial"),
+    *("StatefulStandardNormal", "StatefulTruncatedNormal", "StatefulUniform"),
 )
 _MAKE_NEW_ONES = ("ScatterNd", "ScatterNdNonAliasingAdd")
 _DEPENDS = (
@@ -162,7 +165,8 @@ def _check_stays(definition):
     if found:
         raise ValueError(
             "The classifier changes variables whenever it runs, for example moving statistics that are also updated "
-            f"outside training; only one that stays as it is can be certified. Received: {', '.join(found)}"
+            "outside training, or a generator of random numbers; only one that stays as it is can be certified. "
+            f"Received: {', '.join(found)}"
         )
 
 

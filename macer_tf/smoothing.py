@@ -257,7 +257,8 @@ class SmoothedClassifier:
     def _draw(self, images, example_ids, stream, starts, counts, progress):
         """`draw` of what was checked, images on the grid, while the weights are held still."""
         self._graph.check_unchanged()
-        starts, counts = ([int(number) for number in numbers] for numbers in (starts, counts))
+        # Lists, because a pandas Series is indexed by its labels.
+        example_ids, starts, counts = ([int(one) for one in numbers] for numbers in (example_ids, starts, counts))
         totals = None
         rows = rows_of_a_pass(images.shape[1:], self._microbatch)
         for pieces in passes(counts, rows):

@@ -9,6 +9,7 @@ import warnings
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 from keras import layers, ops
@@ -893,6 +894,46 @@ class CountsUp(keras.layers.Layer):
         return tf.where(calls > 1000, -x, x)
 
 
+class Skips(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.generator = tf.random.Generator.from_seed(0)
+
+    def call(self, x):
+        self.generator.skip(1)
+        return tf.where(self.generator.state[0] > 10**6, -x, x)
+
+
+class AddsNoise(keras.layers.Layer):
+    """Noise far below rounding, which other weights after it may enlarge."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = tf.random.Generator.from_seed(0)
+
+    def call(self, x):
+        return x + 1e-9 * self.generator.normal(tf.shape(x))
+
+
+class Iterates(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.numbers = iter(tf.data.Dataset.range(10**9))
+
+    def call(self, x):
+        return tf.where(next(self.numbers) > 1000, -x, x)
+
+
+class Dequeues(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.queue = tf.queue.FIFOQueue(1000, [tf.float32], shapes=[()])
+        self.queue.enqueue_many([tf.range(1000.0)])
+
+    def call(self, x):
+        return tf.where(self.queue.dequeue() > 900.0, -x, x)
+
+
 class OfTensors(keras.layers.Layer):
     """Makes tensors by operations whose names are like those that change variables."""
 
@@ -908,6 +949,10 @@ class OfTensors(keras.layers.Layer):
         (activated, "AssignAddVariableOp"),
         (Notes, "LookupTableInsertV2"),
         (CountsUp, "ResourceCountUpTo"),
+        (Skips, "RngReadAndSkip"),
+        (AddsNoise, "RngReadAndSkip"),
+        (Iterates, "IteratorGetNext"),
+        (Dequeues, "QueueDequeueV2"),
     ],
 )
 def test_a_classifier_that_changes_when_it_runs_is_refused(layer, by):
@@ -1140,6 +1185,15 @@ def test_an_address_whose_noise_would_be_that_of_another_is_refused(linear, addr
     good = {"example_ids": [1], "stream": noise.ESTIMATION, "starts": [0], "counts": [40]}
     with pytest.raises(ValueError, match="Received: "):
         smoothed.draw(random_images(1), **{**good, **address})
+
+
+def test_a_series_of_ids_is_taken_in_its_order_and_not_by_its_labels(linear):
+    smoothed, images = SmoothedClassifier(linear_classifier(*linear), SIGMA, seed=0), random_images(2)
+    expected = smoothed.draw(images, [7, 8], noise.ESTIMATION, [0, 0], [40, 40]).counts
+    for labels in ([1, 0], [5, 9]):
+        ids = pd.Series([7, 8], index=labels)
+        found = smoothed.draw(images, ids, noise.ESTIMATION, [0, 0], [40, 40]).counts
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int8, np.uint64])
