@@ -109,9 +109,8 @@ def write(
     predictions, radii = predictions_and_radii(certificates)
     ids = _whole_numbers("ids", _as_array("ids", ids), predictions)
     labels = _whole_numbers("labels", class_indices(_as_array("Labels", labels)), predictions)
-    if isinstance(names, str) or (names is not None and len(names) != len(ids)):
-        received = repr(names) if isinstance(names, str) else len(names)
-        raise ValueError(f"names must be one per image. Received: {received} for {len(ids):,} images")
+    if names is not None:
+        _check_names(names, len(ids))
     if len({*ids}) < len(ids):
         raise ValueError(f"No two images may have the same id. Received: {len({*ids}):,} ids for {len(ids):,} images")
     columns = {
@@ -134,6 +133,15 @@ def write(
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
+
+
+def _check_names(names, num_images):
+    if isinstance(names, str) or len(names) != num_images:
+        received = repr(names) if isinstance(names, str) else len(names)
+        raise ValueError(f"names must be one per image. Received: {received} for {num_images:,} images")
+    for name in names:
+        if not isinstance(name, (str, bytes, os.PathLike, type(None))):  # such as pandas' NaN
+            raise ValueError(f"names are text, or None for an image without one. Received: {name!r}")
 
 
 def _seconds_of(certificates, predictions):

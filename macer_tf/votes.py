@@ -109,10 +109,13 @@ class Votes:
             )
         for counts in (self.selection, self.estimation):
             check_counts(counts)
+        if not isinstance(self.soft, dict) or not all(isinstance(one, SoftMoments) for one in self.soft.values()):
+            raise ValueError(f"Soft votes are a dict, beta -> `SoftMoments`. Received: {self.soft!r:.100}")
         for beta, moments in self.soft.items():
             self._check_soft(beta, moments)
         if self.uniforms is not None and not (
             isinstance(self.uniforms, np.ndarray)
+            and self.uniforms.dtype.kind in "iuf"
             and self.uniforms.shape == (len(self.selection),)
             and ((self.uniforms >= 0) & (self.uniforms <= 1)).all()
         ):

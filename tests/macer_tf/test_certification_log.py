@@ -104,6 +104,8 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path, labels, ids, messa
         certification_log.write(tmp_path / "log.tsv", CERTIFICATES, labels, ids)
     with pytest.raises(ValueError, match=r"names must be one per image\. Received: 'abcd' for 4 images"):
         certification_log.write(tmp_path / "log.tsv", CERTIFICATES, range(4), range(4), names="abcd")
+    with pytest.raises(ValueError, match=r"names are text, or None for an image without one\. Received: nan"):
+        certification_log.write(tmp_path / "log.tsv", CERTIFICATES, range(4), range(4), names=["a", None, np.nan, "b"])
     with pytest.raises(ValueError, match=r"Expected `Certificates` or a `CertificationLog`\. Received: list"):
         certification_log.write(tmp_path / "log.tsv", [1], [1], [1])
     assert not (tmp_path / "log.tsv").exists()

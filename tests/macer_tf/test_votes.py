@@ -143,6 +143,9 @@ def test_soft_moments_of_another_form_are_refused():
     for beta in (16, "16", 0.0, np.inf):
         with pytest.raises(ValueError, match="beta, the inverse temperature, is a float above 0"):
             Votes(*np.zeros((2, 1, 2), np.int64), {beta: good})
+    for soft in (None, {16.0: (good.sums, good.squares, good.selection_sums)}):
+        with pytest.raises(ValueError, match="Soft votes are a dict, beta -> `SoftMoments`"):
+            Votes(*np.zeros((2, 1, 2), np.int64), soft)
     for bad in (SoftMoments.zeros(2, 2), SoftMoments(*np.zeros((3, 1, 2)))):
         with pytest.raises(ValueError, match=r"Soft moments are int64 arrays \(1, 2\)"):
             Votes(*np.zeros((2, 1, 2), np.int64), {16.0: bad})
@@ -175,7 +178,7 @@ def test_the_same_samples_are_not_counted_twice():
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("uniforms", [[0.5], [0.5, 1.1], [-0.1, 0.5], [0.5, np.nan], [[0.5, 0.5]]])
+@pytest.mark.parametrize("uniforms", [[0.5], [0.5, 1.1], [-0.1, 0.5], [0.5, np.nan], [[0.5, 0.5]], ["a", "b"]])
 def test_uniforms_that_are_none_are_refused(uniforms):
     counts = np.array([[8, 2], [1, 9]])
     with pytest.raises(ValueError, match="one number in"):
