@@ -60,8 +60,8 @@ class Evaluation:
         about = f"{images_in_words(self.num_images)}: ACR {self.acr:.3f}{error}, {100 * self.abstained:.1f} % abstained"
         if self.unestimated:
             about += f", {100 * self.unestimated:.1f} % without estimation samples"
-        # Two digits, unless that would round the radius: at another one, less may be certified.
-        columns = [f"{radius:.2f}" if round(radius, 2) == radius else f"{radius:g}" for radius in self.radii]
+        # Two digits, or all of them if that would round the radius: at another one, less may be certified.
+        columns = [f"{radius:.2f}" if round(radius, 2) == radius else str(float(radius)) for radius in self.radii]
         width = max([5, *map(len, columns)])
         radii = "".join(f"  {column:>{width}}" for column in columns)
         accuracies = "".join(f"  {accuracy:{width}.3f}" for accuracy in self.certified_accuracy)

@@ -192,7 +192,7 @@ class SamplingPlan:
             if self.certify not in (bound.kind, ALL):
                 continue
             # Betas with all their digits, because otherwise two could share a name.
-            named = [(f"{bound.kind}-{str(float(beta)).removesuffix('.0')}", bound.name, beta) for beta in self.betas]
+            named = [(f"{bound.kind}-{_exactly(beta)}", bound.name, beta) for beta in self.betas]
             others += named if bound.is_soft else [(bound.kind, bound.name, None)]
         return [hard, *others] if self.certify in (HARD, ALL) else others
 
@@ -287,9 +287,14 @@ def in_words(first_look):
         return "something that can no longer be read"
     asked = [f"n0={first_look['n0']:,}", f"n={first_look['n']:,}"]
     if first_look["radii"] is not None:
-        asked.append(f"radii={','.join(f'{radius:g}' for radius in first_look['radii'])}")
+        asked.append(f"radii={','.join(map(_exactly, first_look['radii']))}")
     if first_look["tolerance"] is not None:
-        asked.append(f"tolerance={first_look['tolerance']:g}")
+        asked.append(f"tolerance={_exactly(first_look['tolerance'])}")
     if "alpha" in first_look:
-        asked.append(f"alpha={first_look['alpha']:g}")
+        asked.append(f"alpha={_exactly(first_look['alpha'])}")
     return ", ".join(asked)
+
+
+def _exactly(number):
+    # All its digits: rounded ones, given again, would be another look.
+    return str(float(number)).removesuffix(".0")

@@ -230,4 +230,4 @@ def _template():
 
 
 def _radius(radius: float) -> str:
-    return f"{radius:.2f}" if round(radius, 2) == radius else f"{radius:g}"
+    return f"{radius:.2f}" if round(radius, 2) == radius else str(float(radius))

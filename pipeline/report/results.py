@@ -98,7 +98,7 @@ def twice_chance(num_classes):
 
 def header(first, radii):
     """The header of a table of results whose first column is called `first`."""
-    return [first, *(f"{radius:g}" for radius in radii), "ACR"]
+    return [first, *map(words.exactly, radii), "ACR"]
 
 
 def row(name, measured):

@@ -21,7 +21,12 @@ def bound(name, beta):
 
     Soft certificates at different ones are about different classifiers, as those by different bounds may be.
     """
-    return name if beta is None else f"{name} at beta={str(float(beta)).removesuffix('.0')}"
+    return name if beta is None else f"{name} at beta={exactly(beta)}"
+
+
+def exactly(value):
+    """A number with all its digits, such as 0.25; at a radius rounded up, less may be certified."""
+    return str(float(value)).removesuffix(".0")
 
 
 def at_least(value, digits):

@@ -148,6 +148,8 @@ def test_an_evaluation_is_printed_as_one_table():
         "l2 radius             0.00  0.4984    0.50",
         "certified accuracy   1.000   1.000   0.000",
     ]
+    # Nor is a radius rounded at its sixth digit, to 0.282353, where nothing is certified.
+    assert " 0.2823529411764706\n" in str(evaluate(certified([3], [72 / 255]), [3], (0, 72 / 255)))
 
 
 def test_it_plots_certified_accuracy_over_radii():

@@ -236,7 +236,7 @@ def test_more_samples_later_extend_and_the_bound_allows_for_the_look(
 
 
 @pytest.mark.parametrize(
-    ("asked", "bound"), [({}, "clopper-pearson"), ({"radii": (0.1,)}, "anytime"), ({"tolerance": 0.1}, "anytime")]
+    ("asked", "bound"), [({}, "clopper-pearson"), ({"radii": (0.1,)}, "anytime"), ({"tolerance": 0.1234567}, "anytime")]
 )
 def test_another_alpha_is_another_look_where_the_number_of_samples_depends_on_it(
     certify, small_model, digit_examples, asked, bound, capsys
@@ -246,7 +246,8 @@ def test_another_alpha_is_another_look_where_the_number_of_samples_depends_on_it
     about, _, _, kinds = certificate_files.read(certify(small_model, digit_examples, range(2), alpha=2 * ALPHA, **run))
     assert kinds["hard"].bound == bound
     assert about["is_first_look"] == ("tolerance" not in asked)
-    assert (f"tolerance=0.1, alpha={ALPHA}: these" in capsys.readouterr().out) == ("tolerance" in asked)
+    # With all their digits: others, given again, would be another look.
+    assert (f"tolerance=0.1234567, alpha={ALPHA}: these" in capsys.readouterr().out) == ("tolerance" in asked)
 
 
 def test_too_few_samples_after_a_look_are_told_of_the_look(certify, small_model, digit_examples):

@@ -90,5 +90,6 @@ def test_twice_chance(classes, twice):
 
 def test_rows_of_the_table():
     measured = {"certified_accuracy": (0.5, 0.25), "acr": 0.2, "acr_standard_error": 0.1414}
-    assert results.header("radius", (0, 0.25)) == ["radius", "0", "0.25", "ACR"]
+    # A radius is never rounded: at 0.282353, less may be certified than at 72/255.
+    assert results.header("radius", (0, 0.25, 72 / 255)) == ["radius", "0", "0.25", "0.2823529411764706", "ACR"]
     assert results.row("hard", measured) == ["hard", "0.500", "0.250", "0.2000 ± 0.1414"]
