@@ -67,6 +67,7 @@ class Record(keras.callbacks.Callback):
             "core_seconds": self.core_seconds,
             "seconds_of_this_epoch": self._elapsed() if self.step else (0.0, 0.0),
             "metrics": metrics,
+            "seeds": [variable.numpy().tolist() for variable in _seed_variables(self.model)],
         }
 
     def restore(self, state, model):
@@ -76,6 +77,8 @@ class Record(keras.callbacks.Callback):
         expected = len(_metric_variables(model)) if done % self.steps else 0
         if {len(values) for values in of_epochs} != {done // self.steps} or len(metrics) != expected:
             raise ValueError
+        for variable, value in zip(_seed_variables(model), state["seeds"], strict=True):
+            variable.assign(value)
         self.done, self._metrics = done, metrics
         self.history, self.times, self.seconds, self.core_seconds = of_epochs
         wall, cores = state["seconds_of_this_epoch"]
@@ -215,6 +218,17 @@ def _folder_name(epoch, step):
 
 
 def _metric_variables(model):
-    """TensorFlow's variables of the model's metrics; under a distribution strategy, each replica has its own."""
-    variables = [variable.value for metric in model.metrics for variable in metric.variables]
-    return [local for value in variables for local in model.distribute_strategy.experimental_local_results(value)]
+    """TensorFlow's variables of the model's metrics."""
+    return _on_replicas(model, [variable for metric in model.metrics for variable in metric.variables])
+
+
+def _seed_variables(model):
+    """TensorFlow's variables by which layers such as Dropout draw something new in each step; no model's file has them."""
+    weights = {id(variable) for variable in model.weights}
+    return _on_replicas(model, [variable for variable in model.variables if id(variable) not in weights])
+
+
+def _on_replicas(model, variables):
+    """TensorFlow's variables behind Keras'; under a distribution strategy, each replica has its own."""
+    local = model.distribute_strategy.experimental_local_results
+    return [one for variable in variables for one in local(variable.value)]

@@ -464,6 +464,24 @@ def test_the_loss_scale_of_float16_survives_a_kill(train):
 
 
 @pytest.mark.usefixtures("back_up_every_step")
+def test_what_dropout_draws_goes_on_after_a_kill_and_does_not_begin_again():
+    """A model's file leaves out the state of random layers."""
+
+    def start():
+        keras.utils.set_random_seed(0)
+        model, record = keras.Sequential([keras.Input((8,)), keras.layers.Dropout(0.5)]), backups.Record(steps=1)
+        record.set_model(model)
+        return model, record
+
+    (model, record), (resumed, its_record) = start(), start()
+    images = np.ones((4, 8), np.float32)
+    first = model(images, training=True).numpy()
+    its_record.restore(json.loads(json.dumps(record.state())), resumed)
+    second = model(images, training=True).numpy()
+    assert (second != first).any()
+    np.testing.assert_array_equal(resumed(images, training=True), second)
+
+
 def test_the_metrics_within_an_epoch_are_needed_for_that(train, undisturbed):
     """Without them the weights would be the same, but not what is reported: the tests above can fail."""
     with pytest.raises(KeyboardInterrupt):
