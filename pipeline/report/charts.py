@@ -11,7 +11,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from pipeline.report.radii import checked, named, steps_of
+from pipeline.report.radii import checked, end_of_plot, named, steps_of
 from pipeline.report.words import at_least
 
 COLORS, DASHES = 7, 4  # of the style sheet; without a common factor, so that looks repeat only after 28 curves
@@ -140,7 +140,7 @@ def certified_accuracy(
     furthest = [max(values.max(), 0.0) for values in radii.values()]
     if paper:
         furthest += [r for r, a in zip(paper["radii"], paper["certified_accuracy"], strict=True) if a > 0]
-    x, y = _Axis(0.0, 1.06 * max([*furthest, limit[0] if limit else 0]) or 1.0), _Axis(1.0, 0.0)
+    x, y = _Axis(0.0, end_of_plot(max([*furthest, limit[0] if limit else 0]))), _Axis(1.0, 0.0)
     paths: list[Path] = []
     curves: list[Curve] = []
     for place, (name, values) in enumerate(radii.items()):
@@ -175,12 +175,13 @@ def _acr(paper):
 
 def _reading(radii):
     """Radii in thousandths after which the count of images with that radius or beyond falls, and the counts there."""
-    largest = max(radii.max(), 0.0)
-    # Exactly as the decimals are read, not as multiples of a rounded 0.001.
-    grid = np.arange(math.ceil(largest * 10**_DECIMALS) + 2) / 10**_DECIMALS
-    places = np.sort(np.searchsorted(grid, radii[radii >= 0], side="right") - 1)
-    at, first = np.unique(places, return_index=True)
-    return at.tolist(), (places.size - first).tolist()
+    reached = np.sort(radii[radii >= 0])
+    places = np.floor(reached * 10**_DECIMALS)
+    # Exactly as the decimals are read: the product may have been rounded to another thousandth.
+    places += (places + 1) / 10**_DECIMALS <= reached
+    places -= places / 10**_DECIMALS > reached
+    at, first = np.unique(places.astype(np.int64), return_index=True)
+    return at.tolist(), (reached.size - first).tolist()
 
 
 def _stairs(x, y, steps, heights, backwards=False):

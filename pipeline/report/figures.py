@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from pipeline.report.charts import MAX_BANDS
-from pipeline.report.radii import checked, named, steps_of
+from pipeline.report.radii import checked, end_of_plot, named, steps_of
 
 # Okabe and Ito's colours, which remain distinct under the common colour-vision deficiencies, without yellow, which is
 # too light for a line; and dashes for readers who see no colour. Seven and four have no common factor: looks repeat
@@ -83,7 +83,7 @@ def save_png(figure: Figure) -> bytes:
 
 def _radius_axes(seen: float) -> tuple[Figure, Axes, float]:
     """A figure with axes for certified accuracy at radii up to a little more than `seen`, and where they end."""
-    end = 1.06 * seen if seen > 0 else 1.0
+    end = end_of_plot(seen)
     figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

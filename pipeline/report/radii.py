@@ -2,6 +2,9 @@
 
 import numpy as np
 
+# If an axis ended nearer to 0, its numbers could not be read, or even computed.
+_NEAREST_END = 1e-6
+
 
 def checked(radii: np.ndarray) -> np.ndarray:
     """The radii as float64 [num_images]. Raises ValueError if there are none, or not one-dimensional or not finite."""
@@ -9,6 +12,11 @@ def checked(radii: np.ndarray) -> np.ndarray:
     if radii.ndim != 1 or radii.size == 0 or not np.isfinite(radii).all():
         raise ValueError(f"radii must be finite, of shape [num_images > 0]. Received: shape {radii.shape}, {radii}")
     return radii
+
+
+def end_of_plot(largest: float) -> float:
+    """Where the axis of radii ends in a plot whose curves reach up to `largest`."""
+    return 1.06 * largest if largest > _NEAREST_END else 1.0
 
 
 def steps_of(radii: np.ndarray, end: float) -> tuple[np.ndarray, np.ndarray]:

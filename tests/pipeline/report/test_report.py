@@ -6,6 +6,7 @@ import io
 import re
 import subprocess
 import sys
+import tracemalloc
 from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
@@ -91,7 +92,7 @@ def test_the_band_is_one_binomial_standard_error():
     np.testing.assert_allclose([at_zero.min(), at_zero.max()], [250 - 216.51, 250 + 216.51], atol=0.1)
 
 
-@pytest.mark.parametrize("given", [[0.3, 0.1, -1.0, 0.1, 0.7, 0.0], [-1.0], [0.29999999999999993], [1e-9, 2.5]])
+@pytest.mark.parametrize("given", [[0.3, 0.1, -1.0, 0.1, 0.7, 0.0], [-1.0], [0.29999999999999993], [1e-9, 2], [5e-324]])
 def test_what_is_read_off_is_the_certified_accuracy_at_that_radius(given):
     """At every thousandth, also where a radius is one itself."""
     given = np.array(given)
@@ -136,6 +137,16 @@ def test_every_curve_looks_different():
     assert len({curve.looks for curve in drawn.curves}) == len(names) == figures.MAX_CURVES
     assert len({curve.looks.split()[1] for curve in drawn.curves[:4]}) == 4  # without any colour, too
     assert not any("band" in path.looks for path in drawn.paths)
+
+
+def test_radii_as_large_as_a_log_may_have_take_no_more_memory_than_others():
+    """Not an array of all thousandths up to them: of 1e6, 16 GB."""
+    tracemalloc.start()
+    (curve,) = charts.certified_accuracy({"ours": np.array([1e6, 0.5])}).curves
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (curve.at, curve.counts) == ([500, 10**9], [2, 1])
+    assert peak < 2**24
 
 
 @pytest.mark.parametrize("given", [[], [[0.1]], [np.nan], [np.inf]])
