@@ -123,7 +123,7 @@ class NoisyTrainingModel(keras.Model):
         ValueError: for an argument out of range, or a classifier that does not take float images or return logits.
     """
 
-    # Names of the `losses` and the `reports` of `loss_terms`.
+    # Names of the `losses` and the `reports` of `loss_terms`; besides them, loss and smoothed_accuracy are reported.
     LOSSES: tuple[str, ...] = ()
     REPORTS: tuple[str, ...] = ()
     # Which of the reported figures are better when higher; losses are better when lower.
@@ -150,6 +150,7 @@ class NoisyTrainingModel(keras.Model):
             )
         base_classifier.check(classifier)
         base_classifier.check_returns_logits(classifier)
+        self._check_names()
         # A mixed_float16 classifier needs `compile` to scale the loss, and compile looks at this policy.
         kwargs.setdefault("dtype", classifier.dtype_policy)
         super().__init__(**kwargs)
@@ -171,6 +172,15 @@ class NoisyTrainingModel(keras.Model):
         shape = base_classifier.image_shape(classifier)
         if classifier.built and shape is not None:
             self.build(shape)
+
+    def _check_names(self):
+        """Refuses names of terms under which another figure would be reported."""
+        names = ["loss", "smoothed_accuracy", *self.LOSSES, *self.REPORTS]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"The names in {type(self).__name__}'s LOSSES and REPORTS must all be different, and neither loss nor "
+                f"smoothed_accuracy, which are always reported. Received: {twice}"
+            )
 
     def loss_terms(self, images: tf.Tensor, labels: tf.Tensor, noise: tf.Tensor, training: bool) -> LossTerms:
         """The method's `LossTerms`.

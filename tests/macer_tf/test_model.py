@@ -959,6 +959,17 @@ def test_the_training_step_is_traced_once():
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize(
+    ("losses", "reports", "twice"),
+    [(("loss",), (), "loss"), (("a",), ("smoothed_accuracy",), "smoothed_accuracy"), (("a", "b"), ("a",), "a")],
+)
+def test_terms_whose_names_would_hide_other_figures_are_refused(losses, reports, twice):
+    """A term called loss was reported in place of the total, which has the regularisation too."""
+    own = type("Own", (NoisyTrainingModel,), {"LOSSES": losses, "REPORTS": reports})
+    with pytest.raises(ValueError, match=rf"Own's LOSSES and REPORTS must all be different, .* Received: {twice}$"):
+        own(networks.small_cnn(), sigma=0.25, num_samples=1, seed=0)
+
+
 ONE = (tf.ones([8]), tf.ones([8, 1]), tf.ones([]))
 
 
