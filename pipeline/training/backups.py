@@ -223,7 +223,7 @@ def _metric_variables(model):
 
 
 def _seed_variables(model):
-    """TensorFlow's variables by which layers such as Dropout draw something new in each step; no model's file has them."""
+    """TensorFlow's variables by which layers such as Dropout draw anew in each step. No model's file has them."""
     weights = {id(variable) for variable in model.weights}
     return _on_replicas(model, [variable for variable in model.variables if id(variable) not in weights])
 

@@ -54,7 +54,7 @@ class TrainingProgress(keras.callbacks.Callback):
         self._progress.close()
 
     def _details(self, logs):
-        terms = " + ".join(f"{value:.3f}" for name, value in logs.items() if name.endswith("_loss"))
+        terms = " + ".join(f"{logs[name]:.3f}" for name in self.model.LOSSES)
         return (
             f"epoch {self._epoch + 1}/{self._epochs}, loss {logs['loss']:.3f} = {terms}, "
             f"smoothed accuracy {logs['smoothed_accuracy']:.3f}"

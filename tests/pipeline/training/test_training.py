@@ -916,16 +916,17 @@ def test_training_is_forecast_once_from_its_later_steps_and_by_the_work_of_its_l
     monkeypatch.setenv("COLUMNS", "200")
     record = backups.Record(10)
     progress = live.TrainingProgress(record, 4, lambda epoch: (1, 1, 4, 4)[epoch], ["epochs", "num_samples"])
+    progress.set_model(SimpleNamespace(LOSSES=("cross_entropy",)))
     for record.done in range(1, 21):
         # The first step traces the graph: 1,000 s; then 400 s each.
         now[0] = 600 + 400 * record.done
-        progress.on_train_batch_end(0, {"loss": 1.0, "smoothed_accuracy": 0.5})
+        progress.on_train_batch_end(0, {"loss": 1.0, "smoothed_accuracy": 0.5, "cross_entropy": 0.75})
     out = capsys.readouterr().out
     # 98 of 100 units of work were left after two steps: 39,200 s.
     assert out.count("To train") == 1
     assert "  To train: 38 more steps, about 10 h 53 min, measured just now.\n" in out
     assert "  More than an hour: a smaller --epochs or a smaller --num_samples would shorten it.\n" in out
-    assert out.splitlines()[0].startswith("  Training:   1 % · epoch 1/4")
+    assert out.splitlines()[0].startswith("  Training:   1 % · epoch 1/4, loss 1.000 = 0.750, smoothed accuracy 0.500")
     assert out.splitlines()[-1].startswith("  Training:  20 %, 8 h 53 min left")
 
 
