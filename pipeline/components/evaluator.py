@@ -1,5 +1,6 @@
 """Evaluator: certificates -> metrics, the blessing and the report."""
 
+import csv
 import json
 
 import numpy as np
@@ -61,7 +62,7 @@ def evaluate(execution):
             labels=labels,
             class_names=examples.class_names,
             names=examples.names_of(ids),
-            history=np.genfromtxt(model / "history.csv", delimiter=",", names=True, ndmin=1),
+            history=_history(model / "history.csv"),
             finished_at=_finished_at(execution.inputs["certificates"]),
             **_from_settings(settings),
             **_pixels(settings, examples, ids),
@@ -101,6 +102,13 @@ def _pixels(settings, examples, ids):
     grid = GridNoise(settings["sigma"], examples.levels)
     noise_of = certification_report.first_noise(grid, examples.image_shape, settings["seed"], ids)
     return {"image": lambda position: examples.scaled("test", ids[position]), "noise": noise_of}
+
+
+def _history(path):
+    """Name -> float64 [epochs]. Not by NumPy's reader, which would split a name at a comma, and cut it at a #."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 
 def _finished_at(artifact):

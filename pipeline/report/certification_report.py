@@ -54,7 +54,7 @@ class Evaluated:
         noise: function of an image's position: noise that was added to it for a vote, of the same shape.
         names: one for each image, of its file or as its data set calls it; or None.
         paper: a `presets.PaperRow` as a dictionary, or None.
-        history: structured array, one row for each epoch, or None.
+        history: name -> one float per epoch, or None.
         command: the command that produces these certificates.
         finished_at: when they were made, seconds since the epoch, or None.
         color: place of the training method's colour.
@@ -75,7 +75,7 @@ class Evaluated:
     names: Sequence[str] | None = None
     blessing: dict | None = None
     paper: dict | None = None
-    history: np.ndarray | None = None
+    history: dict | None = None
     finished_at: float | None = None
     color: int = 0
 
@@ -179,11 +179,7 @@ def _figures(evaluated):
     if len(evaluated.correct_radii) > 1:
         drawn.append(_kinds(charts.certified_accuracy(evaluated.correct_radii, **what)))
     if evaluated.history is not None:
-        history = {name: np.atleast_1d(evaluated.history[name]) for name in evaluated.history.dtype.names}
-        caption = "Each epoch's means over the training images; above each curve, the last."
-        drawn.append(
-            page.Figure("training", "Training", caption, charts.training(history), "Training curve.", small=True)
-        )
+        drawn.append(_training(charts.training(evaluated.history)))
     return drawn
 
 
@@ -197,6 +193,11 @@ def _sureness(drawn):
         drawn,
         "Histogram of the lower bounds.",
     )
+
+
+def _training(drawn):
+    caption = "Each epoch's means over the training images; above each curve, the last."
+    return page.Figure("training", "Training", caption, drawn, "Training curve.", small=True)
 
 
 def _kinds(chart):

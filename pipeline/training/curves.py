@@ -1,6 +1,8 @@
 """Training curves, written during training: `history.csv`, events for TensorBoard, and the time of each epoch."""
 
 import contextlib
+import csv
+import io
 import os
 import shutil
 import time
@@ -84,6 +86,8 @@ class Curves(keras.callbacks.Callback):
         self._write_rows("seconds.csv", ["seconds", "core_seconds"], times)
 
     def _write_rows(self, name, header, rows):
-        lines = [",".join(["epoch", *header])]
-        lines += [",".join([str(epoch), *map(repr, row)]) for epoch, row in enumerate(rows, start=1)]
-        write_text(self._directory / name, os.linesep.join(lines) + os.linesep)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator=os.linesep)
+        writer.writerow(["epoch", *header])
+        writer.writerows([epoch, *row] for epoch, row in enumerate(rows, start=1))
+        write_text(self._directory / name, text.getvalue())

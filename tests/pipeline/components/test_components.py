@@ -166,7 +166,7 @@ class Evaluations:
         rows = ROWS if radii is None else [(row[0], row[0], radius) for row, radius in zip(ROWS, radii, strict=True)]
 
         def make_model(execution):
-            (execution.outputs["model"] / "history.csv").write_text("epoch,loss\n1,2.5\n2,1.5\n")
+            (execution.outputs["model"] / "history.csv").write_text('epoch,"of, #2",loss\n1,0.5,2.5\n2,1,1.5\n')
             (execution.outputs["model"] / "name").write_text(model)
             shutil.copy(self.trained, execution.outputs["model"] / "model.keras")
 

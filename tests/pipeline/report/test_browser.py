@@ -43,9 +43,7 @@ def evaluated(labels):
     result = evaluation.evaluate(CERTIFIED, labels, (0.0, 0.25, 0.5))
     names = ("acr", "acr_standard_error", "abstained", "unestimated", "radii", "certified_accuracy")
     figures = {name: getattr(result, name) for name in names}
-    history = np.array(
-        [(1, 2.5, 0.01), (2, 1.5, 0.001)], [(name, float) for name in ("epoch", "loss", "learning_rate")]
-    )
+    history = {"epoch": [1.0, 2.0], "loss": [2.5, 1.5], "learning_rate": [0.01, 0.001]}
     has_labels = (labels >= 0).all()
     return certification_report.Evaluated(
         title="MACER, a_network_with_a_name_that_is_very_long_indeed on digits, sigma = 0.5",

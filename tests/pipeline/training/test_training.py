@@ -750,6 +750,15 @@ def test_curves_on_a_full_disk_are_told_in_one_line(tmp_path):
             written.on_epoch_end(0)
 
 
+def test_what_a_method_reports_may_have_any_name(tmp_path):
+    record = backups.Record(5)
+    record.done, record.history, record.times = 5, [{"loss": 0.5, "of right, #2": 0.25}], [1.0]
+    record.seconds, record.core_seconds = [1.0], [2.0]
+    curves.Curves(tmp_path, tmp_path / "events", record).close()
+    with open(tmp_path / "history.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == [{"epoch": "1", "loss": "0.5", "of right, #2": "0.25"}]
+
+
 def test_an_epoch_s_time_goes_on_after_a_kill(monkeypatch):
     """The machine's clock and the cores', of both processes, but not what lies between them."""
     now = {"monotonic": 0.0, "process_time": 0.0}
