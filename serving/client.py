@@ -378,19 +378,27 @@ def _repeat_while_loading(call, timeout):
 
 
 def _check_selection(model_name, timeout, version, label):
-    if not (isinstance(model_name, str) and model_name):
+    if not _is_name(model_name):
         raise ValueError(f"model_name must be the name that the server has for the model. Received: {model_name!r}")
     is_number = isinstance(timeout, int | float | np.integer | np.floating) and not isinstance(timeout, bool)
     if not (is_number and 0 < timeout <= _LONGEST_TIMEOUT_SECONDS):
         raise ValueError(
             f"timeout must be a number of seconds above 0, at most {_LONGEST_TIMEOUT_SECONDS:,}. Received: {timeout!r}"
         )
-    if not (label is None or (isinstance(label, str) and label)):
+    if label is not None and not _is_name(label):
         raise ValueError(f"label must be text. Received: {label!r}")
     if version is not None and label is not None:
         raise ValueError(f"Give a version or a label, not both. Received: version={version!r}, label={label!r}")
     if version is not None and not (_whole(version) and 0 <= version < 2**63):
         raise ValueError(f"version must be a whole number from 0. Received: {version!r}")
+
+
+def _is_name(value):
+    """Whether it is text, not empty, that can be sent: without half of a surrogate pair, as Python's text may have."""
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _whole(value):

@@ -136,7 +136,8 @@ def _ctrl_c_ends_the_process(line: str) -> Iterator[None]:
 
 def _write_details(log):
     try:
-        log.write_text(traceback.format_exc())
+        # Whatever the locale, and names of files that are not valid text.
+        log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         return f"no details: cannot write {log}, {error.strerror}"
     return f"details: {log}"

@@ -23,8 +23,10 @@ def request_of(body):
         raise ValueError(f"JSON Parse error: {error}") from None
     if not isinstance(request, dict) or ("instances" in request) == ("inputs" in request):
         raise ValueError("JSON Value: expected an object with either 'instances' or 'inputs'.")
-    if not isinstance(request.get("signature_name", ""), str):
-        raise ValueError("JSON Value: 'signature_name' must be text.")
+    try:
+        request.get("signature_name", "").encode()
+    except (AttributeError, UnicodeEncodeError):  # of another type, or half of a surrogate pair
+        raise ValueError("JSON Value: 'signature_name' must be text.") from None
     return request
 
 

@@ -56,6 +56,10 @@ def check_push_dir(push_dir):
         raise InputError(_cannot_push(push_dir, errno.ENOTDIR))
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(_cannot_push(push_dir, errno.EACCES))
+    # The system looks at a name only once the folders above it exist.
+    longest = max(len(os.fsencode(part)) for part in base.parts)
+    if longest > os.pathconf(existing, "PC_NAME_MAX"):
+        raise InputError(_cannot_push(push_dir, errno.ENAMETOOLONG))
 
 
 def _cannot_push(push_dir, number):

@@ -32,6 +32,8 @@ class BadInput(ValueError):
             1,
             "error: RuntimeError: assertion failed: [n is too small] (details: error.log)",
         ),
+        # A file's name that is not valid text.
+        (RuntimeError("caf\udce9"), {}, 1, "error: RuntimeError: caf\\udce9 (details: error.log)"),
         (KeyboardInterrupt(), {}, 130, "\nInterrupted. All is kept."),
     ],
 )

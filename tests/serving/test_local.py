@@ -115,6 +115,7 @@ ROWS = [[[0.0], [1.0]], [[1.0], [1.0]]]
         (b"{}", "JSON Value: expected an object"),
         (b'{"inputs": [], "instances": []}', "JSON Value: expected an object"),
         (b'{"inputs": [], "signature_name": 3}', "JSON Value: 'signature_name' must be text"),
+        (b'{"inputs": [], "signature_name": "\\ud800"}', "JSON Value: 'signature_name' must be text"),
         (b'{"inputs": [], "signature_name": "x"}', 'Serving signature name: "x" not found'),
         (b'{"instances": []}', "JSON Value: the inputs are not a list"),
         (b'{"instances": 3}', "JSON Value: the inputs are not a list"),

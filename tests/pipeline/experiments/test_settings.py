@@ -435,12 +435,18 @@ def test_an_unwritable_root_is_one_line(line, tmp_path, below):
     assert "or give another pipeline_root" in received.split(";")[-1]
 
 
-@pytest.mark.parametrize("below", ["", "/x", "/x/y"])
-def test_a_folder_that_nobody_could_push_to_is_one_line_before_anything_is_made(line, tmp_path, below):
+@pytest.mark.parametrize(
+    ("below", "why"),
+    [
+        *(("file", "Not a directory"), ("file/x", "Not a directory"), ("file/x/y", "Not a directory")),
+        (f"a/{'é' * 128}/b", "File name too long"),
+    ],
+)
+def test_a_folder_that_nobody_could_push_to_is_one_line_before_anything_is_made(line, tmp_path, below, why):
     (tmp_path / "file").write_text("")
-    push_dir = f"{tmp_path / 'file'}{below}"
+    push_dir = f"{tmp_path}/{below}"
     received = line("--dataset", "digits", "--pipeline_root", tmp_path / "root", "--push_dir", push_dir)
-    assert received == f"error: Cannot push to {push_dir} (Not a directory); give another one with push_dir."
+    assert received == f"error: Cannot push to {push_dir} ({why}); give another one with push_dir."
     assert not (tmp_path / "root").exists()
 
 
