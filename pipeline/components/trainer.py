@@ -58,7 +58,7 @@ def train(execution):
         if record.step:
             fit(record.epoch + 1)
             backup.restore(model)  # if Keras has ended `fit` with the averaged weights
-        if record.epoch < settings["epochs"]:
+        if record.epoch < settings["epochs"] and not model.stop_training:
             fit(settings["epochs"])
     _save(model, output / "model.keras")
     if _uses_own_code(settings):

@@ -39,6 +39,9 @@ class TrainingProgress(keras.callbacks.Callback):
         # Training that continued in the middle of an epoch also ends at this epoch's end.
         if self._record.epoch == self._epochs:
             self._progress.finish(self._done(), self._details(logs))
+        elif self.model.stop_training:
+            epoch = f"epoch {self._record.epoch} of {self._epochs}"
+            print(f"  The method's own schedule stopped training after {epoch}.", flush=True)
 
     def _done(self):
         epoch = min(self._record.epoch, self._epochs)

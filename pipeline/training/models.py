@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import weakref
 
 import keras
 import numpy as np
@@ -19,6 +20,8 @@ from pipeline.utils.errors import InputError, reason
 # What matters in Keras' page about a file; otherwise, it is at the end of the page.
 _CAUSE = re.compile(r"Could not locate \w+ '\w+'|a `Lambda` layer whose `function` is a Python lambda")
 _LAST_CHARACTERS = 200
+# The layers of the users' networks that were built in this process.
+_BUILT: weakref.WeakSet = weakref.WeakSet()
 
 
 def build(make, settings, image_shape, num_classes, steps):
@@ -114,6 +117,7 @@ def _users_network(name, image_shape, num_classes):
             f"The network {name} must map images {(None, *image_shape)} to logits {(None, num_classes)}. "
             f"Received: {shapes[0]} to {shapes[1]}"
         )
+    _check_is_new(name, made)
     for layer in made._flatten_layers():
         if not _is_kept_in_a_file(getattr(layer, "activation", None)):
             raise InputError(
@@ -121,6 +125,18 @@ def _users_network(name, image_shape, num_classes):
                 "from the model's file; register it with keras.saving.register_keras_serializable."
             )
     return made
+
+
+def _check_is_new(name, made):
+    """Refuses a network with layers of an earlier one, from whose trained weights its training would go on."""
+    layers = list(made._flatten_layers())
+    again = next((layer.name for layer in layers if layer in _BUILT and layer.trainable_weights), None)
+    if again is not None:
+        raise InputError(
+            f"The network {name} must have new layers at each call, or the runs of a sweep would go on from each "
+            f"other's weights: make its layers inside the function. Received: {again} once more"
+        )
+    _BUILT.update(layers)
 
 
 def check_comes_back(model, path, image_shape):

@@ -25,7 +25,7 @@ class Method:
         model: called with (network: images -> logits, settings: name -> value); returns the Keras model to compile,
             a `macer_tf.noisy_training.NoisyTrainingModel`.
         schedule: called with the settings; returns the Keras callback that changes what differs between epochs, or
-            None.
+            None. It may also stop training; what it counts for that begins again after a kill.
         check: called with the settings before anything is done; raises a one-line ValueError for what no single setting
             reveals.
         idle: called with the settings; returns name -> why, for those of this method's settings that have no effect

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -913,6 +914,16 @@ def test_smoothadv_warms_its_epsilon_up(train):
     assert all(0.2 < value <= 0.4 + 1e-6 for value in perturbation[1:])
 
 
+def test_a_schedule_that_stops_training_is_told(train, monkeypatch, capsys):
+    """Without a word, the report named the epochs that were asked for."""
+    stop = keras.callbacks.EarlyStopping("loss", min_delta=100.0)
+    stopped = dataclasses.replace(methods.find("cohen"), schedule=lambda settings: stop)
+    monkeypatch.setattr(methods, "find", lambda name: stopped)
+    finished = train("stopped", method="cohen", lam=0.0, num_samples=1, train_examples=16)
+    assert len(column(finished, "loss")) == 2
+    assert "  The method's own schedule stopped training after epoch 2 of 4.\n" in capsys.readouterr().out
+
+
 def test_cohen_is_macer_on_one_copy_without_its_robustness_term(train):
     finished = train("cohen", method="cohen", lam=0.0, num_samples=1)
     model = models.load(finished.outputs["model"] / "model.keras")
@@ -950,3 +961,19 @@ def test_keras_that_is_told_to_put_channels_first_is_told_in_one_line():
     finally:
         keras.config.set_image_data_format("channels_last")
     assert models.network(SETTINGS, (8, 8, 1), 10).output_shape == (None, 10)
+
+
+def test_a_network_of_ones_own_has_new_layers_at_each_call(tmp_path, monkeypatch):
+    """The second run of a sweep went on from the weights of the first, whose layers it shared."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shares_layers.py").write_text(
+        "import keras\nFLAT, SHARED = keras.layers.Flatten(), keras.layers.Dense(4)\ndef make(shape, classes):\n"
+        "    images = keras.Input(shape)\n"
+        "    return keras.Model(images, keras.layers.Dense(classes)(SHARED(FLAT(images))))\n"
+    )
+    settings = SETTINGS | {"network": "shares_layers:make"}
+    made = models.network(settings, (8, 8, 1), 10)
+    with pytest.raises(InputError, match=r"must have new layers at each call, .* Received: dense.* once more$"):
+        models.network(settings, (8, 8, 1), 10)
+    made.layers[2].trainable = False  # as in a backbone that is only used
+    assert models.network(settings, (8, 8, 1), 10).output_shape == (None, 10)
