@@ -97,10 +97,11 @@ def read(path):
     """
     try:
         about = sealed.loads((Path(path) / _ABOUT).read_bytes())
-        if about.get("format") != _FORMAT:
+        if (found := about.get("format", 1)) != _FORMAT:
+            which = "an earlier" if found in range(_FORMAT) else "another"
             raise InputError(
-                f"The certificates in {path} are of format {about.get('format', 1)}, which an earlier version wrote. "
-                f"This one reads format {_FORMAT}: certify again."
+                f"The certificates in {path} are of format {found}, which {which} version wrote. This one reads format "
+                f"{_FORMAT}: certify again."
             )
         contents = [
             (Path(path) / file_name(i, kind["name"], "jsonl")).read_bytes() for i, kind in enumerate(about["kinds"])

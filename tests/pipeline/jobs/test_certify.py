@@ -588,10 +588,14 @@ def test_adaptive_budgets(run, model, tmp_path):
     assert asked == {"n0": 20, "n": 5000, "radii": None, "tolerance": 0.05, "precision": "float32"}
 
 
-def test_certificates_of_an_older_format_are_told_in_one_line(run, model, tmp_path):
+def test_certificates_of_another_format_are_told_in_one_line(run, model, tmp_path):
     assert run("--model", model, "--dataset", "digits", "--max", "9")[0] == 0
     path = tmp_path / "output" / "certification.json"
     about = sealed.loads(path.read_bytes())
+    about["format"] = 3
+    path.write_text(sealed.dumps(about))
+    with pytest.raises(InputError, match="are of format 3, which another version wrote"):
+        certificate_files.read(tmp_path / "output")
     del about["format"]
     path.write_text(sealed.dumps(about))
     with pytest.raises(InputError, match="are of format 1, which an earlier version wrote") as error:
