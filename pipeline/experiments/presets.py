@@ -158,7 +158,8 @@ def reported(settings: dict, preset: Preset) -> PaperRow | None:
     """
     # On the command line, the drops are a list.
     given = {**settings, "lr_drop_epochs": tuple(settings["lr_drop_epochs"] or ())}
-    changed = {name for name in _trained_with(preset) if given[name] != preset.settings[name]}
+    # A preset does not say which images: it is trained on all.
+    changed = {name for name in _trained_with(preset) if given[name] != preset.settings.get(name)}
     if not changed:
         return preset.paper
     if preset.name not in ("macer-cifar10-0.25", "macer-cifar10-0.50") or not changed <= _TABLE_9_FIXED.keys():
@@ -185,7 +186,8 @@ def table() -> tuple[list[str], list[list[str]]]:
 
 
 def _trained_with(preset):
-    shared = {*setting_list.names("Training"), "image_size"} - {*setting_list.NO_HYPERPARAMETERS}
+    of_data = ("image_size", "train_split", "validation", "labels", "train_examples")
+    shared = {*setting_list.names("Training"), *of_data} - {*setting_list.NO_HYPERPARAMETERS}
     return shared | methods.find(preset.method).defaults().keys()
 
 

@@ -690,6 +690,11 @@ def test_every_preset_is_of_a_kind_that_takes_steps_here():
         (["--epochs", "3"], "lam", {"0": None, "12": None}),
         (["--network", "cifar_resnet20"], "lam", {"12": None}),
         (["--sigma", "1.0"], "lam", {"1": None}),
+        # Nor for what was trained on fewer images or labels.
+        (["--train_examples", "100"], "lam", {"1": None, "12": None}),
+        ([], "labels", {"all": 0.556, "1000": None}),
+        ([], "validation", {"none": 0.556, "1000": None}),
+        ([], "train_split", {"train[:10%]": None}),
     ],
 )
 def test_the_reported_row_of_settings(arguments, setting, expected):
