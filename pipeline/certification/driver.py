@@ -17,7 +17,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner, worker_ha
 from apache_beam.utils.shared import Shared
 
 from macer_tf.votes import Votes
-from pipeline.certification import sampling_plan, self_check, vote_store
+from pipeline.certification import sampling_plan, self_check
 from pipeline.certification import tally as tally_lib
 from pipeline.certification.bundles import Mark
 from pipeline.certification.engine import Failure, Job, cause
@@ -111,12 +111,10 @@ def forecast_in(root, sampler, loaded, of, ids, num_classes, plan, *, labels):
     Args, Raises: as in `run_in`.
     """
     identity = _identity(sampler, loaded, of, plan)
-    folder, pieces, share_of_alpha = _folder(root, identity), (), None
-    if (folder / vote_store.ABOUT).exists():
-        store = VoteStore(folder, identity, plan.first_look, num_classes, plan.betas)
-        pieces, share_of_alpha = store.pieces(), plan.share_of_alpha(store.first_looks)
+    store = VoteStore(_folder(root, identity), identity, plan.first_look, num_classes, plan.betas, is_read_only=True)
+    share_of_alpha = _checked_share_of_alpha(plan, store)
     tally = tally_lib.Tally(plan, sampler.sigma, sampler.seed, num_classes, loaded.images, ids, labels, share_of_alpha)
-    tally.take(pieces)
+    tally.take(store.pieces())
     return _forecast(loaded, tally)
 
 
@@ -173,14 +171,7 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
             be used.
         RuntimeError: if a worker fails, or jobs no longer bring anything; the cause is in the message.
     """
-    share_of_alpha = plan.share_of_alpha(store.first_looks)
-    if share_of_alpha is not None:
-        first = next(first for first in store.first_looks if first != plan.first_look)
-        plan.check_another_look(first, share_of_alpha)
-        print(
-            f"  Samples of this noise were first drawn for {sampling_plan.in_words(first)}: these certificates use "
-            "the bound that holds whenever one looks (anytime-valid), which is a little lower."
-        )
+    share_of_alpha = _checked_share_of_alpha(plan, store)
     # Kept alive, because otherwise every round would load the model again.
     shared = Shared()
     loaded = shared.acquire(sampler.load if loaded is None else lambda: loaded)
@@ -205,6 +196,23 @@ def run(sampler, ids, num_classes, plan, store, *, labels=None, num_workers, loa
     certified_ids = tally.ids_with_votes()
     votes = tally.votes(certified_ids.tolist())
     return Outcome(certified_ids, votes, tally.failures, share_of_alpha, tally.digests(), store.opened_at)
+
+
+def _checked_share_of_alpha(plan, store):
+    """`SamplingPlan.share_of_alpha`; what a choice after a look means is printed.
+
+    Raises:
+        InputError: if the store's votes cannot be certified for this plan.
+    """
+    share_of_alpha = plan.share_of_alpha(store.first_looks)
+    if share_of_alpha is not None:
+        first = next(first for first in store.first_looks if first != plan.first_look)
+        plan.check_another_look(first, share_of_alpha)
+        print(
+            f"  Samples of this noise were first drawn for {sampling_plan.in_words(first)}: these certificates use "
+            "the bound that holds whenever one looks (anytime-valid), which is a little lower."
+        )
+    return share_of_alpha
 
 
 def tasks(chunks):

@@ -50,7 +50,7 @@ _ADDRESS = ("example_id", "digest", "stream", "start", "count")
 
 
 class VoteStore:
-    """The votes in `directory`, which is created if it does not exist.
+    """The votes in `directory`, which is created if it does not exist, unless nothing is to be written.
 
     Attributes:
         directory: the folder.
@@ -68,22 +68,28 @@ class VoteStore:
         betas: inverse temperatures at which soft votes are counted.
         handed_in: path or URL of a folder where workers of an engine hand in votes; each store has its own folder
             below it. None: in `directory` itself.
+        is_read_only: whether to write nothing; then nothing can be drawn or compacted.
 
     Raises:
         InputError: if the folder, or a shard in it, holds votes of something else, is of an older format, or
             cannot be read; or if the register of first looks is of an older format or cannot be read.
     """
 
-    def __init__(self, directory, identity, first_look, num_classes, betas=(), handed_in=None):
+    def __init__(self, directory, identity, first_look, num_classes, betas=(), handed_in=None, *, is_read_only=False):
         self.directory = Path(directory)
         self._handed_in = handed_in
         self.place = places.join(handed_in or places.absolute(self.directory.parent), self.directory.name)
         self._identity = {"format": FORMAT, **identity, "num_classes": num_classes}
         self._num_classes, self.betas = num_classes, list(betas)
         self._shape = (1 + 2 * len(betas), num_classes)
-        with writing(self.directory, "votes that were drawn are kept"):
-            self.directory.mkdir(parents=True, exist_ok=True)
+        if not is_read_only:
+            with writing(self.directory, "votes that were drawn are kept"):
+                self.directory.mkdir(parents=True, exist_ok=True)
         self.first_looks = self._seen() or [first_look]
+        if not is_read_only:
+            self._record_looks()
+
+    def _record_looks(self):
         # Before the first sample, because what is planned later has seen votes.
         looks = {"first_looks": self.first_looks}
         _write_if_new(self._register, {"format": FORMAT, **self._noise, **looks})
@@ -156,7 +162,8 @@ class VoteStore:
                 is_damaged = True
             else:
                 looks += _looks_of(self._register, register)
-        for folder in sorted(path for path in self.directory.parent.iterdir() if path.is_dir()):
+        beside = self.directory.parent.iterdir() if self.directory.parent.is_dir() else ()
+        for folder in sorted(path for path in beside if path.is_dir()):
             about, unreadable = _of_folder(folder)
             if folder == self.directory:
                 for path, error in unreadable:

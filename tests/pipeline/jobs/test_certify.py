@@ -736,6 +736,18 @@ def test_a_dry_run_forecasts_what_is_still_to_draw_and_writes_nothing(run, model
     told = json.loads(run(*on_digits[:-1], "30", "--skip_wrong", "no", "--dry_run", "--json")[1])
     assert 10 * 320 <= told["dry_run"]["samples"] <= 30 * 320
     assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    # It takes into account what was looked at, whatever n0 that was for, and refuses what the run would refuse.
+    assert (
+        "these certificates use the bound that holds whenever one looks" in run(*on_digits, "--n0", 10, "--dry_run")[1]
+    )
+    status, _, err = run(*on_digits, "--n0", 10, "--n", 7, "--dry_run")
+    assert (status, "n=7 is too small for that" in err) == (2, True)
+    assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    # Nor does it write a record that is missing.
+    (register,) = (tmp_path / "output" / "votes").glob("looks-*.json")
+    register.unlink()
+    assert run(*on_digits, "--dry_run")[0] == 0
+    assert not register.exists()
 
 
 def test_without_sigma_it_asks_for_it(run, model):
