@@ -138,7 +138,7 @@ def places_in_tfds(images, data_dir):
 def table(method, sigma, paths, places):
     """The mean over logs, one row per image."""
     logs = [read_log(path) for path in paths]
-    if any((log.ids != logs[0].ids).any() for log in logs):
+    if not all(np.array_equal(log.ids, logs[0].ids) for log in logs):
         sys.exit(f"The logs of {method} at sigma = {sigma:g} are not of the same images: {paths[0].parent}")
     radii = np.stack([np.where(log.correct, log.radii, -1) for log in logs])
     shares = {f"at_{multiple}_sigma": (radii >= multiple * sigma).mean(axis=0) for multiple in MULTIPLES}

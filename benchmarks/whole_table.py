@@ -37,7 +37,7 @@ def main(arguments=None):
     parser.add_argument("--sigma", type=float, default=0.5, help="noise level (default: 0.5)")
     parser.add_argument("--data_dir", type=Path, required=True, help="directory of prepared TFDS data")
     parser.add_argument("--reference", type=Path, help="clone of the authors' code (default: without)")
-    parser.add_argument("--images", type=whole, default=100, help="evenly spaced test images (default: 100)")
+    parser.add_argument("--images", type=num_images, default=100, help="evenly spaced test images (default: 100)")
     parser.add_argument("--their_images", type=whole, default=5, help="images that theirs is timed on (default: 5)")
     parser.add_argument("--batch", type=whole, default=1000, help="their batch (default: 1000)")
     parser.add_argument("--threads", type=whole, default=2, help="cores to use (default: 2)")
@@ -54,13 +54,27 @@ def main(arguments=None):
         )
 
 
+def num_images(text):
+    """A number of test images."""
+    number = whole(text)
+    if number > TEST_IMAGES:
+        raise argparse.ArgumentTypeError(f"must be at most {TEST_IMAGES:,}. Received: {text!r}")
+    return number
+
+
+def selected(images):
+    """The flags of `pipeline.certify` for exactly this many evenly spaced test images."""
+    skip = TEST_IMAGES // images
+    return "--skip", skip, "--max", skip * images
+
+
 def our_seconds(arguments):
     """Seconds of `pipeline.certify`, with no votes drawn before."""
     with tempfile.TemporaryDirectory() as root:
         command = [
             *(sys.executable, "-m", "pipeline.certify", "--model", arguments.model, "--sigma", arguments.sigma),
             *("--dataset", "mnist", "--data_dir", arguments.data_dir),
-            *("--skip", TEST_IMAGES // arguments.images, "--n0", N0, "--n", N, "--alpha", ALPHA),
+            *(*selected(arguments.images), "--n0", N0, "--n", N, "--alpha", ALPHA),
             *("--budget", "adaptive", "--radii", ",".join(map(str, RADII)), "--output", f"{root}/out"),
         ]
         started = time.perf_counter()

@@ -16,6 +16,7 @@ import pytest
 from benchmarks import beam, budgets, budgets_mnist, certify, interleaved, serving, table3, train_step, whole_table
 from macer_tf import certification_log
 from macer_tf.certificates import Certificates
+from pipeline.data import sources
 
 WITHOUT_AUTHORS = "LEFT OUT: the authors' code, and with it every comparison to it (no --reference was given).\n"
 
@@ -230,6 +231,13 @@ def test_seconds_to_a_whole_table(shared_tfds, tmp_path, monkeypatch, capfd):
     assert float(seconds[1]) > 1
 
 
+def test_a_whole_table_is_of_as_many_images_as_it_says():
+    for images in (1, 3, 100, 300, 6000, 10_000):
+        _, skip, _, most = whole_table.selected(images)
+        ids = sources.select(np.arange(10_000), skip=skip, max=most)
+        assert len(ids) == images
+
+
 def test_the_budgets_figure_has_its_labels_inside_and_clear_of_markers_and_of_each_other():
     # As close as those of MNIST: the last of ours lie beside the last of the others.
     ns, precisions = [f"{n:,}" for n in budgets_mnist.FIGURE_N], ["0.1", "0.05", "0.02", "0.01"]
@@ -300,6 +308,7 @@ def test_ctrl_c_is_one_line():
         (serving, ["--images", "no.npy", "--model", "no.keras"], "argument --images: must be a file. Received: 'no."),
         (serving, ["--images", __file__, "--model", "no.keras"], "argument --images: must be an .npy file of images, "),
         (whole_table, ["--model", "no.keras", "--data_dir", "."], "argument --model: There is no model no.keras."),
+        (whole_table, ["--images", "10001"], "argument --images: must be at most 10,000. Received: '10001'"),
         (budgets_mnist, ["--tolerance", "1"], "argument --tolerance: must be a number above 0 and below 1. Received: "),
     ],
 )

@@ -58,6 +58,14 @@ def test_a_damaged_log_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_logs_of_different_images_are_one_line(tmp_path):
+    for seed, count in ((7, 3), (8, 2)):
+        rows = [f"{image}\t5\t5\t1.2\t1\n" for image in range(count)]
+        (tmp_path / f"noise_0.50_{seed}").write_text("".join(["idx\tlabel\tpredict\tradius\tcorrect\n", *rows]))
+    with pytest.raises(SystemExit, match=r"^The logs of gaussian at sigma = 0\.5 are not of the same images: "):
+        published.table("gaussian", 0.5, published.logs_in(tmp_path, 0.5), np.arange(3))
+
+
 def test_images_are_looked_up_by_their_pixels(shared_tfds, tmp_path):
     test, _, _ = datasets.load_split("mnist", shared_tfds)
     order = np.random.default_rng(0).permutation(len(test.images))
