@@ -9,13 +9,14 @@ import socket
 import threading
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import NamedTuple
 from urllib.parse import urlparse
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability.portable_runner import PortableRunner
-from apache_beam.runners.runner import PipelineState, create_runner
+from apache_beam.runners.runner import PipelineRunner, PipelineState, create_runner
 
 from pipeline.cli.command_line import did_you_mean
 from pipeline.utils import places
@@ -23,6 +24,7 @@ from pipeline.utils.errors import InputError, reason
 
 _SECONDS_TO_CONNECT = 10.0
 _SECONDS_TO_CANCEL = 15.0
+_MOST_BYTES = 2**20  # of what Flink says about itself
 _DASK = (
     "DaskRunner reports jobs as done but loses results: files come out empty, and one of two outputs is missing. Use "
     "another runner, such as FlinkRunner."
@@ -65,13 +67,15 @@ class Engine:
         if name.rsplit(".", 1)[-1].lower().removesuffix("runner") == "dask":
             raise InputError(_DASK)
         try:
-            create_runner(name)
-        except (ImportError, AttributeError) as error:
+            runner = create_runner(name)
+        except (ImportError, AttributeError, TypeError) as error:
             raise InputError(f"The runner {name} cannot be loaded ({reason(error)}).") from None
         except ValueError:
             nearest = difflib.get_close_matches(name, StandardOptions.KNOWN_RUNNER_NAMES, n=2)
             hint = did_you_mean(nearest, "Known: FlinkRunner, PortableRunner, ...")
             raise InputError(f"Beam has no runner {name}. {hint}") from None
+        if not isinstance(runner, PipelineRunner):
+            raise InputError(f"{name} is not a runner of Beam's, but a {type(runner).__name__}.")
         options = self.options()
         endpoint = options.view_as(PortableOptions).job_endpoint
         if endpoint and endpoint != "embed":
@@ -92,6 +96,7 @@ def of(settings):
     if not settings["beam"]:
         return None
     engine = Engine(settings["beam"], settings["votes"], settings["patience"])
+    places.use(engine.options())
     if engine.handed_in is not None:
         places.check(engine.handed_in)
     engine.check()
@@ -116,8 +121,8 @@ def _check_flink(options):
     url = master if urlparse(master).scheme in ("http", "https") else f"http://{master}"
     try:
         with urllib.request.urlopen(f"{url}/config", timeout=_SECONDS_TO_CONNECT) as answer:
-            version = json.load(answer)["flink-version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            version = str(json.loads(answer.read(_MOST_BYTES))["flink-version"])
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError) as error:
         raise InputError(f"No Flink answers at {master}, flink_master ({reason(error)}).") from None
     if version.split(".")[:2] != str(options.flink_version).split(".")[:2]:
         raise InputError(

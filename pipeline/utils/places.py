@@ -13,6 +13,7 @@ from serving.files import is_url
 from serving.fingerprints import directory_fingerprint, file_digest
 
 _REASON = 200  # characters of an error of Beam's that we show
+_UNKNOWN = "Unable to get filesystem from specified path"  # in Beam's words
 _MOST_BYTES = 100  # of someone's name in a name of ours, for which file systems have 255
 
 
@@ -34,18 +35,42 @@ def short(name):
 def _file_systems():
     # Imported only now, so that work on this machine alone does not wait for Beam.
     from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
 
+    # Otherwise, Beam gives them options once a pipeline is made; those of S3, Azure and HDFS do not work without.
+    if FileSystems._pipeline_options is None:
+        FileSystems.set_options(PipelineOptions([]))
     return FileSystems
 
 
+def use(options):
+    """Gives Beam's `PipelineOptions` to its file systems, such as where HDFS is, or the keys of S3."""
+    _file_systems().set_options(options)
+
+
+@contextlib.contextmanager
+def _as_os_error():
+    """Makes an OSError of whatever a file system of Beam's raises, as for a package that it lacks."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {reason(error)}") from error
+
+
 def check(place):
-    """Raises InputError if none of Beam's file systems knows the place, or they would take its name for a pattern."""
+    """Raises InputError if no file system of Beam's can be used for the place, or would take its name for a pattern."""
+    scheme, _, path = str(place).partition("://")
     if is_url(place) and any(character in str(place) for character in "*?["):
         raise InputError(f"Give a URL without *, ? or [, which are wildcards. Received: {place}")
+    if is_url(place) and not (scheme and path.strip("/")):
+        raise InputError(f"Give a URL of a file or a folder, such as s3://bucket/folder. Received: {place}")
     try:
         _file_systems().get_filesystem(str(place))
-    except ValueError:
-        scheme = str(place).partition("://")[0]
+    except (OSError, ValueError) as error:
+        if _UNKNOWN not in str(error):
+            raise InputError(f"Beam cannot use {place} ({reason(error)[:_REASON]}).") from None
         raise InputError(
             f"Beam has no file system for {scheme}:// here: gs needs apache-beam[gcp], s3 apache-beam[aws], azfs "
             f"apache-beam[azure] and hdfs apache-beam[hadoop], in the version that is installed. Received: {place}"
@@ -54,7 +79,7 @@ def check(place):
 
 def read(place):
     """The bytes of the file at a place. Raises OSError."""
-    with _file_systems().open(str(place), compression_type="uncompressed") as file:
+    with _as_os_error(), _file_systems().open(str(place), compression_type="uncompressed") as file:
         return file.read()
 
 
@@ -62,7 +87,7 @@ def write(place, content):
     """Writes a new file of these bytes, with the folders above it. Raises OSError."""
     if not is_url(place):
         Path(place).parent.mkdir(parents=True, exist_ok=True)
-    with _file_systems().create(str(place), compression_type="uncompressed") as file:
+    with _as_os_error(), _file_systems().create(str(place), compression_type="uncompressed") as file:
         file.write(content)
 
 
@@ -70,7 +95,8 @@ def files(place, is_deep=False):
     """Place -> size in bytes of each file in a folder, or also below it; empty if it does not exist. Raises OSError."""
     if not is_url(place):
         return _local_files(place, is_deep)
-    (found,) = _file_systems().match([join(place, "**" if is_deep else "*")])
+    with _as_os_error():
+        (found,) = _file_systems().match([join(place, "**" if is_deep else "*")])
     return {one.path: one.size_in_bytes for one in found.metadata_list}
 
 
@@ -88,14 +114,16 @@ def _local_files(folder, is_deep):
 
 def exists(place):
     """Whether there is a file at a place. Raises OSError."""
-    return _file_systems().exists(str(place))
+    with _as_os_error():
+        return _file_systems().exists(str(place))
 
 
 def remove(places):
     """Removes files; it is not an error if they are already gone."""
     for place in places:
         try:
-            _file_systems().delete([str(place)])
+            with _as_os_error():
+                _file_systems().delete([str(place)])
         except OSError:
             if exists(place):
                 raise

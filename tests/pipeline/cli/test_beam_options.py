@@ -3,6 +3,7 @@
 import http.server
 import json
 import re
+import socketserver
 import threading
 
 import pytest
@@ -68,11 +69,37 @@ def test_what_is_for_an_engine_is_refused_without_one(capsys):
         ),
         (["--runner=PortableRunner", "--job_endpoint=here"], "must be given as HOST:PORT. Received: here"),
         (["--runner=FlinkRunner", "--flink_master=localhost:1"], "No Flink answers at localhost:1"),
+        (["--runner=FlinkRunner", "--flink_master=localhost:rest"], "No Flink answers at localhost:rest"),
+        (["--runner=os.path"], "The runner os.path cannot be loaded ('module' object is not callable)."),
+        (["--runner=pathlib.Path"], "pathlib.Path is not a runner of Beam's, but a PosixPath."),
     ],
 )
 def test_an_engine_that_cannot_be_used_is_one_line(flags, line):
     with pytest.raises(InputError, match=re.escape(line)) as error:
         Engine(tuple(flags)).check()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",  # as at the port of another service
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n[]",
+    ],
+)
+def test_what_answers_and_is_no_flink_is_one_line(answer):
+    class Other(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1000)
+            self.request.sendall(answer)
+
+    with socketserver.TCPServer(("localhost", 0), Other) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        where = f"localhost:{server.server_address[1]}"
+        with pytest.raises(InputError, match=f"^No Flink answers at {where}, flink_master ") as error:
+            Engine(("--runner=FlinkRunner", f"--flink_master={where}")).check()
     assert "\n" not in str(error.value)
 
 

@@ -4,10 +4,13 @@ import os
 import tempfile
 
 import pytest
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
 
+from pipeline.certification.bundles import Mark
 from pipeline.utils import places
 from pipeline.utils.errors import InputError
-from tests.cluster import shelf  # noqa: F401 (so that Beam knows shelf:// URLs)
+from tests.cluster import shelf  # also so that Beam knows shelf:// URLs
 
 
 @pytest.fixture
@@ -83,3 +86,36 @@ def test_the_folder_of_copies_must_be_the_users_own(temporary, monkeypatch):
     with pytest.raises(InputError, match=r"macer_tf-12345, .* belongs to another user") as caught:
         places.fetched("shelf://bucket/a.npz")
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_system_that_needs_options_has_them_before_any_pipeline_is_made(temporary, monkeypatch):
+    """As those of S3, Azure and HDFS do."""
+    given = []
+    monkeypatch.setattr(FileSystems, "_pipeline_options", None)
+    monkeypatch.setattr(shelf.Shelf, "__init__", lambda _, pipeline_options: given.append(pipeline_options))
+    places.write("shelf://bucket/images.npz", b"whole")
+    assert (
+        places.local("shelf://bucket/images.npz", places.fetched("shelf://bucket/images.npz")).read_bytes() == b"whole"
+    )
+    assert {type(options) for options in given} == {PipelineOptions}
+    places.use(own := PipelineOptions(["--hdfs_host=h"]))
+    places.write("shelf://bucket/other.npz", b"whole")
+    assert given[-1] is own
+
+
+def test_whatever_a_file_system_raises_is_one_line(temporary, monkeypatch):
+    def create(*_, **__):
+        raise AssertionError("Missing boto3 requirement")
+
+    monkeypatch.setattr(shelf.Shelf, "create", create)
+    with pytest.raises(InputError, match=r"^Cannot write to shelf://bucket/votes \(AssertionError: Missing boto3 req"):
+        Mark("shelf://bucket/votes").set()
+    monkeypatch.setattr(shelf.Shelf, "__init__", create)
+    with pytest.raises(InputError, match=r"^Beam cannot use shelf://bucket/votes \(.*Missing boto3"):
+        places.check("shelf://bucket/votes")
+
+
+@pytest.mark.parametrize("url", ["shelf://", "shelf:///", "://", "://bucket"])
+def test_a_url_of_nothing_is_refused(url):
+    with pytest.raises(InputError, match=r"^Give a URL of a file or a folder, such as s3://bucket/folder\. Received: "):
+        places.download(url, "nowhere")
