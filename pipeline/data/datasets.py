@@ -598,7 +598,9 @@ def allocate(dataset: str, role: str, shape: tuple[int, ...], scratch: str | os.
         return np.empty(shape, np.uint8)
     needed = f"{dataset}: the decoded {role} images {sides(shape)} take {size / 1e9:.1f} GB"
     if scratch is None:
-        raise InputError(f"{needed}, too much for memory; give load() a scratch directory on disk")
+        raise InputError(
+            f"{needed}, too much for memory; choose a smaller image_size or a slice of the split, such as test[:10%]"
+        )
     # A memory map is sparse: on a full disk, the process would be killed by SIGBUS long after this line.
     free = shutil.disk_usage(scratch).free
     if free < size:

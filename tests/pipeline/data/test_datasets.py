@@ -470,7 +470,7 @@ def test_large_splits_are_memory_mapped(tmp_path, monkeypatch):
     prepare(tmp_path)
     plain = datasets.load("tiny", tmp_path)
     monkeypatch.setattr(datasets, "_IN_MEMORY_BYTES", 8 * 4 * 6 * 3)  # 8 images: train is above, test below
-    assert "give load() a scratch directory" in refused("tiny", tmp_path)
+    assert "choose a smaller image_size or a slice of the split, such as test[:10%]" in refused("tiny", tmp_path)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     tiny = datasets.load("tiny", tmp_path, scratch=scratch)
