@@ -498,8 +498,7 @@ class NoisyTrainingModel(keras.Model):
                 raise ValueError(f"{method} must return {name} as float32. Received: {tensors[name].dtype.name}")
         a_row_each = f"{method} must return a value for each image, and no others."
         for name, tensor in tensors.items():
-            rows = tensor.shape[0] if tensor.shape.rank else None
-            if None not in (rows, images.shape[0]) and rows != images.shape[0]:
+            if tensor.shape.rank and tensor.shape[0] not in (None, images.shape[0]):
                 received = f"{name} of shape {tuple(tensor.shape)} for images {tuple(images.shape)}"
                 raise ValueError(f"{a_row_each} Received: {received}")
         rows = tf.stack([tf.shape(tensor)[0] for tensor in tensors.values()])
