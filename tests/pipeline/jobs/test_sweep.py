@@ -11,6 +11,7 @@ import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 
@@ -599,7 +600,7 @@ def test_an_epoch_that_is_killed_keeps_the_time_up_to_its_last_backup(monkeypatc
     clock = iter([0.0, 5.0, 100.0, 102.0])
     monkeypatch.setattr(backups.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(backups, "learning_rate", lambda model: 0.1)
-    model = SimpleNamespace(metrics=[])
+    model = keras.Sequential()
     killed, resumed = backups.Record(steps=2), backups.Record(steps=2)
     killed.set_model(model)
     killed.on_epoch_begin(0)

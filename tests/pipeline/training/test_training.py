@@ -464,7 +464,6 @@ def test_the_loss_scale_of_float16_survives_a_kill(train):
     assert_equal_states(state(train("killed")), undisturbed)
 
 
-@pytest.mark.usefixtures("back_up_every_step")
 def test_what_dropout_draws_goes_on_after_a_kill_and_does_not_begin_again():
     """A model's file leaves out the state of random layers."""
 
@@ -483,6 +482,7 @@ def test_what_dropout_draws_goes_on_after_a_kill_and_does_not_begin_again():
     np.testing.assert_array_equal(resumed(images, training=True), second)
 
 
+@pytest.mark.usefixtures("back_up_every_step")
 def test_the_metrics_within_an_epoch_are_needed_for_that(train, undisturbed):
     """Without them the weights would be the same, but not what is reported: the tests above can fail."""
     with pytest.raises(KeyboardInterrupt):
