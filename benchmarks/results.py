@@ -177,15 +177,17 @@ def _tuning():
     moved = {**CHOSEN_FIRST, "--consistency": "10", "--noise_for_all": "yes"}
     for radius in ("1", "0.5"):
         yield _tuned("tuning-0.25", f"radius-{radius}", 0.25, moved, {"--noise_radius": radius})
-    third = {"--validation": "1000", "--n": "10000", "--epochs": "8", "--noise_for_all": "yes"}
+    held_out = {"--validation": "1000", "--n": "10000"}
+    third = {**held_out, "--epochs": "8", "--noise_for_all": "yes"}
     for sigma, variants in THIRD_SERIES.items():
         for name, differs in {"all-terms": {}, **variants}.items():
             flags = f"--preset macer-mnist-{sigma}-best {flags_of({**third, **differs})}"
             yield Cell(f"tuning-{sigma}-again", name, flags, flags_of(differs))
-    gaussian = f"--dataset mnist --sigma 0.5 --validation 1000 --n 10000 {COSINE} --method cohen --epochs 20"
-    yield Cell("tuning-0.50-again", "gaussian", gaussian, "--method cohen --epochs 20")
+    gaussian = "--method cohen --epochs 20"
+    flags = f"--dataset mnist --sigma 0.5 {flags_of(held_out)} {COSINE} {gaussian}"
+    yield Cell("tuning-0.50-again", "gaussian", flags, gaussian)
     for name, differs in {"preset": {}, "hinge": HINGE_ALONE}.items():
-        flags = f"--preset macer-mnist-0.25-best {flags_of({'--validation': '1000', '--n': '10000', **differs})}"
+        flags = f"--preset macer-mnist-0.25-best {flags_of({**held_out, **differs})}"
         yield Cell("tuning-0.25-again", name, flags, flags_of(differs))
 
 

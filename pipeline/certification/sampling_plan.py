@@ -11,6 +11,7 @@ from macer_tf.votes import MAX_SOFT_SAMPLES, Votes
 from pipeline.cli.command_line import ABOVE_0, INSIDE_0_1, TEXT, Kind, Setting, choice, whole
 from pipeline.utils import code
 from pipeline.utils.errors import InputError, reason
+from pipeline.utils.numbers import exactly
 
 HARD, ALL = "hard", "all"
 
@@ -192,7 +193,7 @@ class SamplingPlan:
             if self.certify not in (bound.kind, ALL):
                 continue
             # Betas with all their digits, because otherwise two could share a name.
-            named = [(f"{bound.kind}-{_exactly(beta)}", bound.name, beta) for beta in self.betas]
+            named = [(f"{bound.kind}-{exactly(beta)}", bound.name, beta) for beta in self.betas]
             others += named if bound.is_soft else [(bound.kind, bound.name, None)]
         return [hard, *others] if self.certify in (HARD, ALL) else others
 
@@ -285,16 +286,12 @@ def in_words(first_look):
     """`SamplingPlan.first_look` in words; None stands for an unknown one."""
     if first_look is None:
         return "something that can no longer be read"
+    # All digits: rounded ones, given again, would be another look.
     asked = [f"n0={first_look['n0']:,}", f"n={first_look['n']:,}"]
     if first_look["radii"] is not None:
-        asked.append(f"radii={','.join(map(_exactly, first_look['radii']))}")
+        asked.append(f"radii={','.join(map(exactly, first_look['radii']))}")
     if first_look["tolerance"] is not None:
-        asked.append(f"tolerance={_exactly(first_look['tolerance'])}")
+        asked.append(f"tolerance={exactly(first_look['tolerance'])}")
     if "alpha" in first_look:
-        asked.append(f"alpha={_exactly(first_look['alpha'])}")
+        asked.append(f"alpha={exactly(first_look['alpha'])}")
     return ", ".join(asked)
-
-
-def _exactly(number):
-    # All its digits: rounded ones, given again, would be another look.
-    return str(float(number)).removesuffix(".0")

@@ -13,9 +13,10 @@ from pipeline.components import evaluator
 from pipeline.data import examples as examples_lib
 from pipeline.experiments import settings as settings_lib
 from pipeline.orchestration.orchestrator import Component
-from pipeline.report import results, sweep_report, words
+from pipeline.report import results, sweep_report
 from pipeline.utils import places
 from pipeline.utils.atomic_files import write_text
+from pipeline.utils.numbers import exactly
 from serving.fingerprints import file_digest
 
 _OF_A_MEMBER = ("bound", "beta", "num_images", "acr", "acr_standard_error", "abstained", "certified_accuracy")
@@ -88,7 +89,7 @@ def _as_csv(comparison):
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    accuracies = [f"certified_accuracy_{words.exactly(radius)}" for radius in comparison["radii"]]
+    accuracies = [f"certified_accuracy_{exactly(radius)}" for radius in comparison["radii"]]
     writer.writerow([comparison["setting"], *accuracies, "difference", "difference_standard_error", *columns])
     for member in comparison["members"]:
         difference = member["difference"] or {"mean": None, "standard_error": None}

@@ -14,6 +14,7 @@ from pipeline.experiments import methods, presets
 from pipeline.experiments.setting_list import GROUPS
 from pipeline.utils import processor
 from pipeline.utils.errors import InputError
+from pipeline.utils.numbers import exactly
 from serving import card
 from serving.fingerprints import digest
 
@@ -156,7 +157,7 @@ def _push_dir(settings):
     dataset = (
         f"{settings['dataset']}-{digest(os.fsencode(os.path.realpath(images)))[:8]}" if images else settings["dataset"]
     )
-    model_name = f"{dataset}-{repr(settings['sigma']).removesuffix('.0')}".replace("/", "-")
+    model_name = f"{dataset}-{exactly(settings['sigma'])}".replace("/", "-")
     return str(Path(settings["pipeline_root"]) / "serving" / model_name)
 
 

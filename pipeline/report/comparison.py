@@ -7,6 +7,7 @@ import numpy as np
 from macer_tf import evaluation
 from macer_tf.certification_log import CertificationLog
 from pipeline.report import charts, figures, page, words
+from pipeline.utils.numbers import exactly
 
 _MAX_RADII = 10
 UNKNOWN = "?"
@@ -81,7 +82,7 @@ def default_radii(entries):
 
 def table(entries, radii):
     """Header and rows of text: certified accuracy at `radii`, ACR, its difference from the first entry's, settings."""
-    header = ["radius", *map(words.exactly, radii), "ACR", "vs first", *_SETTINGS, "images"]
+    header = ["radius", *map(exactly, radii), "ACR", "vs first", *_SETTINGS, "images"]
     rows = []
     for entry in entries:
         result = _evaluate(entry, radii)
@@ -114,7 +115,7 @@ def remarks(entries):
         )
     for entry in entries:
         if entry.decided_radii:
-            decided = _and([*map(words.exactly, entry.decided_radii)])
+            decided = _and([*map(exactly, entry.decided_radii)])
             lines.append(
                 f"Warning: {entry.name} was sampled only to decide at {decided}: its radii, and so its ACR, could be "
                 "larger."

@@ -13,6 +13,7 @@ from macer_tf.certificates import ABSTAIN
 from pipeline.certification import certificate_files
 from pipeline.report import table, words
 from pipeline.utils.atomic_files import write_text
+from pipeline.utils.numbers import exactly
 
 METRICS = "metrics.json"
 
@@ -98,7 +99,7 @@ def twice_chance(num_classes):
 
 def header(first, radii):
     """The header of a table of results whose first column is called `first`."""
-    return [first, *map(words.exactly, radii), "ACR"]
+    return [first, *map(exactly, radii), "ACR"]
 
 
 def row(name, measured):

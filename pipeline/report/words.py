@@ -3,6 +3,8 @@
 import decimal
 import math
 
+from pipeline.utils.numbers import exactly
+
 HEADER = "Certified accuracy at l2 radius, and average certified radius (ACR ± standard error)"
 
 
@@ -22,11 +24,6 @@ def bound(name, beta):
     Soft certificates at different ones are about different classifiers, as those by different bounds may be.
     """
     return name if beta is None else f"{name} at beta={exactly(beta)}"
-
-
-def exactly(value):
-    """A number with all its digits, such as 0.25; at a radius rounded up, less may be certified."""
-    return str(float(value)).removesuffix(".0")
 
 
 def at_least(value, digits):
