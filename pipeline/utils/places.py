@@ -49,10 +49,10 @@ def use(options):
 
 
 @contextlib.contextmanager
-def _as_os_error():
-    """Makes an OSError of whatever a file system of Beam's raises, as for a package that it lacks."""
+def _used():
+    """Beam's file systems; whatever one of them raises, as for a package that it lacks, becomes an OSError."""
     try:
-        yield
+        yield _file_systems()
     except OSError:
         raise
     except Exception as error:
@@ -79,7 +79,7 @@ def check(place):
 
 def read(place):
     """The bytes of the file at a place. Raises OSError."""
-    with _as_os_error(), _file_systems().open(str(place), compression_type="uncompressed") as file:
+    with _used() as systems, systems.open(str(place), compression_type="uncompressed") as file:
         return file.read()
 
 
@@ -87,7 +87,7 @@ def write(place, content):
     """Writes a new file of these bytes, with the folders above it. Raises OSError."""
     if not is_url(place):
         Path(place).parent.mkdir(parents=True, exist_ok=True)
-    with _as_os_error(), _file_systems().create(str(place), compression_type="uncompressed") as file:
+    with _used() as systems, systems.create(str(place), compression_type="uncompressed") as file:
         file.write(content)
 
 
@@ -95,8 +95,8 @@ def files(place, is_deep=False):
     """Place -> size in bytes of each file in a folder, or also below it; empty if it does not exist. Raises OSError."""
     if not is_url(place):
         return _local_files(place, is_deep)
-    with _as_os_error():
-        (found,) = _file_systems().match([join(place, "**" if is_deep else "*")])
+    with _used() as systems:
+        (found,) = systems.match([join(place, "**" if is_deep else "*")])
     return {one.path: one.size_in_bytes for one in found.metadata_list}
 
 
@@ -114,16 +114,16 @@ def _local_files(folder, is_deep):
 
 def exists(place):
     """Whether there is a file at a place. Raises OSError."""
-    with _as_os_error():
-        return _file_systems().exists(str(place))
+    with _used() as systems:
+        return systems.exists(str(place))
 
 
 def remove(places):
     """Removes files; it is not an error if they are already gone."""
     for place in places:
         try:
-            with _as_os_error():
-                _file_systems().delete([str(place)])
+            with _used() as systems:
+                systems.delete([str(place)])
         except OSError:
             if exists(place):
                 raise
