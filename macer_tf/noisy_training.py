@@ -174,7 +174,17 @@ class NoisyTrainingModel(keras.Model):
             self.build(shape)
 
     def _check_names(self):
-        """Refuses names of terms under which another figure would be reported."""
+        """Refuses names of terms that are none, or under which another figure would be reported."""
+        for kind in ("LOSSES", "REPORTS", "HIGHER_IS_BETTER"):
+            names = getattr(self, kind)
+            # A text would be taken for a tuple of its letters: ("a_loss") without the comma is one.
+            if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+                raise ValueError(
+                    f"{type(self).__name__}'s {kind} must be a tuple of names, such as ('my_loss',). "
+                    f"Received: {names!r}"
+                )
+        if not self.LOSSES:
+            raise ValueError(f"{type(self).__name__}'s LOSSES must name one loss or more. Received: {self.LOSSES!r}")
         names = ["loss", "smoothed_accuracy", *self.LOSSES, *self.REPORTS]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(
@@ -385,6 +395,8 @@ class NoisyTrainingModel(keras.Model):
         labels, targets = _as_classes(labels)
         present = tf.ones_like(labels, tf.float32)
         weights = present if weights is None else _as_weights(weights)
+        if len({tensor.shape[0] for tensor in (images, labels, weights)} - {None}) > 1:
+            raise ValueError(_BAD_BATCH + _UNLIKE)
         counts = [tf.shape(tensor)[0] for tensor in (images, labels, weights)]
         are_alike = (counts[0] == counts[1]) & (counts[0] == counts[2])
         with tf.control_dependencies([_batch_check(are_alike, _UNLIKE)]):
@@ -440,7 +452,7 @@ class NoisyTrainingModel(keras.Model):
         # Before the classifier sees them: a NaN would stay in its batch norm's moving averages.
         with tf.control_dependencies([_batch_check(pixels_ok, "pixels must lie in [0, 1]; scale the images first.")]):
             noise = self.draw_noise(images, start, training)
-        terms = self._checked(self.loss_terms(images, labels, noise, training))
+        terms = self._checked(self.loss_terms(images, labels, noise, training), images)
         num_classes = terms.probabilities.shape[-1]
         if targets.shape.rank == 2 and targets.shape[-1] != num_classes:
             raise ValueError(
@@ -468,23 +480,37 @@ class NoisyTrainingModel(keras.Model):
         self.compute_metrics(images, targets, probabilities, sample_weight=weights)
         return total
 
-    def _checked(self, terms):
-        """What a subclass' `loss_terms` returned; a term [batch, 1] would be broadcast over the batch unseen."""
+    def _checked(self, terms, images):
+        """What a subclass' `loss_terms` returned; a term [batch, 1] or [1] would be broadcast over the batch unseen."""
         method = f"{type(self).__name__}.loss_terms"
         if not isinstance(terms, LossTerms):
             raise ValueError(f"{method} must return LossTerms. Received: {type(terms).__name__}")
         for kind, found, declared in (("losses", terms.losses, self.LOSSES), ("reports", terms.reports, self.REPORTS)):
+            if not isinstance(found, Mapping):
+                raise ValueError(f"{method} must return its {kind} as a dict. Received: {type(found).__name__}")
             if set(found) != set(declared):
                 raise ValueError(
                     f"{method} must return the {kind} that {kind.upper()} names: {', '.join(declared) or 'none'}. "
-                    f"Received: {', '.join(found) or 'none'}"
+                    f"Received: {', '.join(map(str, found)) or 'none'}"
                 )
-        for name, values in {**terms.losses, **terms.reports, "probabilities": terms.probabilities}.items():
-            expected = "[batch, classes]" if name == "probabilities" else "[batch]"
-            shape = tf.convert_to_tensor(values).shape
-            if shape.rank not in (None, len(expected.split(","))):
-                raise ValueError(f"{method} must return {name} of shape {expected}. Received: {tuple(shape)}")
-        return terms
+        named = {**terms.losses, **terms.reports, "probabilities": terms.probabilities}
+        tensors = {name: _as_term(method, name, value) for name, value in named.items()}
+        for name in terms.losses:
+            if tensors[name].dtype != tf.float32:
+                raise ValueError(f"{method} must return {name} as float32. Received: {tensors[name].dtype.name}")
+        a_row_each = f"{method} must return a value for each image, and no others."
+        for name, tensor in tensors.items():
+            if not tensor.shape[:1].is_compatible_with(images.shape[:1]):
+                received = f"{name} of shape {tuple(tensor.shape)} for images {tuple(images.shape)}"
+                raise ValueError(f"{a_row_each} Received: {received}")
+        rows = tf.stack([tf.shape(tensor)[0] for tensor in tensors.values()])
+        with tf.control_dependencies([_batch_check(tf.reduce_all(rows == tf.shape(images)[0]), a_row_each)]):
+            tensors = {name: tf.identity(tensor) for name, tensor in tensors.items()}
+        for tensor in tensors.values():
+            # Comparing them with labels that alone know their number would lose all shapes.
+            tensor.set_shape(images.shape[:1].concatenate(tensor.shape[1:]))
+        losses, reports = ({name: tensors[name] for name in names} for names in (terms.losses, terms.reports))
+        return LossTerms(losses, reports, tensors["probabilities"])
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -506,6 +532,20 @@ class NoisyTrainingModel(keras.Model):
             config["classifier"], custom_objects=custom_objects
         )
         return cls(**config)
+
+
+def _as_term(method, name, value):
+    """What `loss_terms` returned under a name, as a tensor, unless it is seen to have another number of axes."""
+    expected = "[batch, classes]" if name == "probabilities" else "[batch]"
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (TypeError, ValueError):  # such as None
+        raise ValueError(f"{method} must return {name} of shape {expected}. Received: {type(value).__name__}") from None
+    rank = len(expected.split(","))
+    if tensor.shape.rank not in (None, rank):
+        raise ValueError(f"{method} must return {name} of shape {expected}. Received: {tuple(tensor.shape)}")
+    # Keras' metrics need the rank, also where TensorFlow does not know it, as behind tf.py_function.
+    return tf.ensure_shape(tensor, [None] * rank)
 
 
 def _only_tensor(value):

@@ -970,7 +970,25 @@ def test_terms_whose_names_would_hide_other_figures_are_refused(losses, reports,
         own(networks.small_cnn(), sigma=0.25, num_samples=1, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"LOSSES": ("a_loss")}, r"Own's LOSSES must be a tuple of names, such as \('my_loss',\). Received: 'a_loss'$"),
+        ({"LOSSES": ("a",), "REPORTS": "b"}, "Own's REPORTS must be a tuple of names, .* Received: 'b'$"),
+        ({"LOSSES": ("a",), "HIGHER_IS_BETTER": None}, "HIGHER_IS_BETTER must be a tuple of names, .* Received: None$"),
+        ({"LOSSES": (1,)}, r"Own's LOSSES must be a tuple of names, .* Received: \(1,\)$"),
+        ({}, r"Own's LOSSES must name one loss or more. Received: \(\)$"),
+    ],
+)
+def test_names_of_terms_that_are_none_are_refused(changes, message):
+    """Without the comma, ("a_loss") is a text, which was taken for the names a, _, l, o, s and s."""
+    with pytest.raises(ValueError, match=message):
+        type("Own", (NoisyTrainingModel,), changes)(networks.small_cnn(), sigma=0.25, num_samples=1, seed=0)
+
+
 ONE = (tf.ones([8]), tf.ones([8, 1]), tf.ones([]))
+# Of a size that is only known when the step runs.
+ANY = (tf.Variable(tf.ones([8]), shape=[None]), tf.Variable(tf.ones([8, 3]), shape=[None, 3]))
 
 
 @pytest.mark.parametrize(
@@ -985,6 +1003,16 @@ ONE = (tf.ones([8]), tf.ones([8, 1]), tf.ones([]))
         (LossTerms({"b": ONE[0]}, {}, tf.ones([8, 3])), "return the losses that LOSSES names: a. Received: b$"),
         (LossTerms({"a": ONE[0]}, {"b": ONE[0]}, tf.ones([8, 3])), "reports that REPORTS names: none. Received: b$"),
         ({"a": ONE[0]}, "Own.loss_terms must return LossTerms. Received: dict$"),
+        (LossTerms([("a", ONE[0])], {}, tf.ones([8, 3])), "must return its losses as a dict. Received: list$"),
+        (LossTerms({"a": ONE[0]}, None, tf.ones([8, 3])), "must return its reports as a dict. Received: NoneType$"),
+        (LossTerms({"a": None}, {}, tf.ones([8, 3])), r"return a of shape \[batch\]. Received: NoneType$"),
+        (LossTerms({"a": tf.cast(ANY[0], "float64")}, {}, ANY[1]), "return a as float32. Received: float64$"),
+        (LossTerms({"a": ONE[0][:1]}, {}, ANY[1]), r"each image, and no others. Received: a of shape \(1,\) for im"),
+        (LossTerms({"a": ANY[0]}, {}, tf.ones([1, 3])), r"others. Received: probabilities of shape \(1, 3\) for ima"),
+        (
+            LossTerms({"a": tf.Variable([1.0], shape=[None])}, {}, ANY[1]),
+            "Own.loss_terms must return a value for each image, and no others.$",
+        ),
     ],
 )
 def test_loss_terms_of_another_form_are_refused(returned, message):
@@ -999,5 +1027,5 @@ def test_loss_terms_of_another_form_are_refused(returned, message):
     model = Own(networks.small_cnn(), sigma=0.25, num_samples=1, seed=0)
     model.compile("sgd")
     with pytest.raises(ValueError, match=message) as caught:
-        model.fit(np.zeros((8, 8, 8, 1)), np.zeros(8), verbose=0)
+        model.test_on_batch(np.zeros((8, 8, 8, 1)), np.zeros(8))
     assert "\n" not in str(caught.value)
