@@ -5,6 +5,11 @@ import os
 import signal
 import sys
 
+
+class Ended(BaseException):
+    """A process' end, with its status, in a test that goes on."""
+
+
 _SYSTEM = {"posix", "fcntl", "_io", "io"}
 
 

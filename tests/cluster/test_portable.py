@@ -22,6 +22,7 @@ from pipeline.data import sources
 from pipeline.utils.errors import InputError
 from serving import exit as exit_lib
 from tests import forks
+from tests.kills import Ended
 
 sys.path.insert(0, str(Path(__file__).parent))  # as on the workers
 SIGMA, SEED, N0, N = 0.5, 3, 30, 6000
@@ -113,7 +114,7 @@ def test_ctrl_c_cancels_the_job_says_how_to_go_on_and_no_worker_draws_on(
     store = tmp_path / "votes" / "store"
 
     def leave(status):
-        raise SystemExit(status)
+        raise Ended(status)
 
     monkeypatch.setattr("serving.exit.os._exit", leave)
     before = signal.signal(signal.SIGINT, lambda *_: None)
@@ -124,11 +125,13 @@ def test_ctrl_c_cancels_the_job_says_how_to_go_on_and_no_worker_draws_on(
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(SystemExit, match="130"):
-        exit_lib.exit_status(
-            lambda: (None, tmp_path), lambda _: draw(plan, cluster.engine()), "Do this to go on.", at_once=True
-        )
-    signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(Ended, match="130"):
+            exit_lib.exit_status(
+                lambda: (None, tmp_path), lambda _: draw(plan, cluster.engine()), "Do this to go on.", at_once=True
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "Interrupted. Do this to go on." in capsys.readouterr().err
     time.sleep(3)  # what is in hand
     votes = set(store.glob("*.votes"))

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.kills import Ended
+
 
 @pytest.fixture(autouse=True)
 def logging_as_before():
@@ -84,10 +86,10 @@ def threshold_model(write_model):
 
 @pytest.fixture
 def ctrl_c(monkeypatch):
-    """A function that does what Ctrl-C does, but that the process' end is SystemExit with its status."""
+    """A function that does what Ctrl-C does, but that the process' end is Ended with its status."""
 
     def leave(status):
-        raise SystemExit(status)
+        raise Ended(status)
 
     monkeypatch.setattr("serving.exit.os._exit", leave)
     return lambda: signal.raise_signal(signal.SIGINT)

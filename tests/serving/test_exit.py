@@ -34,6 +34,13 @@ class BadInput(ValueError):
         ),
         # A file's name that is not valid text.
         (RuntimeError("caf\udce9"), {}, 1, "error: RuntimeError: caf\\udce9 (details: error.log)"),
+        # From someone's own layer: the command had ended without a word, and with this status.
+        (
+            SystemExit(0),
+            {},
+            1,
+            "error: RuntimeError: code of your own called sys.exit(0); let it raise an error (details: error.log)",
+        ),
         (KeyboardInterrupt(), {}, 130, "\nInterrupted. All is kept."),
     ],
 )

@@ -29,6 +29,7 @@ from pipeline.data import sources
 from pipeline.jobs import certify, compare
 from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
+from tests.kills import Ended
 
 SETTINGS = ("--sigma", "0.5", "--n0", "20", "--n", "300", "--alpha", "0.01", "--seed", "3", "--num_workers", "2")
 
@@ -759,7 +760,7 @@ def test_without_sigma_it_asks_for_it(run, model):
 def test_ctrl_c_is_status_130(run, model, monkeypatch, ctrl_c, capsys):
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr("pipeline.certification.driver.run", lambda *_, **__: ctrl_c())
-    with pytest.raises(SystemExit, match="130"):
+    with pytest.raises(Ended, match="130"):
         run("--model", model, "--dataset", "digits")
     expected = "\nInterrupted. What was drawn is kept; run the same command again to resume.\n"
     assert capsys.readouterr().err == expected

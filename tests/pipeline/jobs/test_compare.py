@@ -12,6 +12,7 @@ import pytest
 from pipeline.jobs import compare
 from pipeline.report import comparison, figures
 from pipeline.utils.errors import InputError
+from tests.kills import Ended
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 # Images 0..3: credited radii 0.5, 0 (wrong), 0 (abstained), 1.5.
@@ -263,7 +264,7 @@ def test_names_of_files_command_no_terminal_and_are_no_formulas(write_log, run, 
 def test_ctrl_c_is_status_130(write_log, monkeypatch, ctrl_c, capsys):
     path = write_log("a.tsv", FIRST)
     monkeypatch.setattr("pipeline.jobs.compare.load", lambda *_: ctrl_c())
-    with pytest.raises(SystemExit, match="130"):
+    with pytest.raises(Ended, match="130"):
         compare.main([str(path)])
     assert capsys.readouterr().err == "\nInterrupted. Nothing was written; run the same command again.\n"
 

@@ -31,6 +31,7 @@ from pipeline.training import backups
 from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
 from serving.terminal import printable
+from tests.kills import Ended
 
 pytestmark = pytest.mark.usefixtures("small_heap")
 
@@ -386,7 +387,7 @@ def test_interrupted_it_goes_on_where_it_was(sweep, monkeypatch, tmp_path, ctrl_
 
     with monkeypatch.context() as patch:
         patch.setattr(sweep_lib.orchestrator, "run", interrupted)
-        with pytest.raises(SystemExit, match="130"):
+        with pytest.raises(Ended, match="130"):
             sweep("--sweep", "lam=0,8")
     assert "run the same command again to resume" in capsys.readouterr().err
     assert len(list(tmp_path.glob(f"{ROOT}/Trainer-*"))) == 1
@@ -402,7 +403,7 @@ def test_interrupted_where_all_is_redone_it_does_not_promise_to_resume(sweep, mo
         ((), "run the same command again to resume."),
         (("--no_cache",), "the same command begins anew; without --no_cache, it resumes."),
     ):
-        with pytest.raises(SystemExit, match="130"):
+        with pytest.raises(Ended, match="130"):
             sweep("--sweep", "lam=0,8", *flags)
         assert capsys.readouterr().err == f"\nInterrupted. What was finished is kept; {said}\n"
 
