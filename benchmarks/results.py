@@ -678,12 +678,25 @@ def mnist_tables(measured):
         parts.append(f"sigma = {sigma:g}:\n\n{markdown(['', *(f'{radius:g}' for radius in radii), *columns], rows)}")
         if at_0:
             parts.append(f"Accuracy at radius 0, in points from Gaussian: {'; '.join(at_0)}.\n")
+        if again := between_seeds(cells_of):
+            parts.append(f"ACR of another seed minus that of seed 0, on the same images: {'; '.join(again)}.\n")
         name = f"mnist-{sigma:.2f}.svg"
         draw_curves(name, {one.cell.name: one.radii for one in cells_of if one.metrics["seed"] == 0})
         parts.append(f"![Certified accuracy against radius, MNIST, sigma = {sigma:g}, seed 0](results/{name})\n")
     return "\n".join(
         [*parts, "ACR minus that of published models, on the same images:\n", beside_published(measured, known)]
     )
+
+
+def between_seeds(measured):
+    """For each model of another seed than 0, the difference of its ACR from that of the same cell with seed 0."""
+    methods = {one.cell.name.rsplit("-", 1)[0]: one for one in measured if one.metrics["seed"] == 0}
+    others = [(one, methods.get(one.cell.name.rsplit("-", 1)[0])) for one in measured if one.metrics["seed"] != 0]
+    return [
+        f"{one.cell.name.split('-')[0]}, seed {one.metrics['seed']}: {difference(one, first)}"
+        for one, first in others
+        if first
+    ]
 
 
 def published_row(others, method):
