@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ABSTAIN = -1
-# Taken off p_lower, and off a radius: more than the rounding errors of SciPy's inverse incomplete beta function and
-# inverse normal distribution (against mpmath, 1e-14 for up to 2^40 samples, and 1e-15), and more than `GridNoise`'s
-# error in total variation (2^-54).
+# Taken off p_lower, and off a radius: more than the errors of `confidence`'s inverse incomplete beta function and of
+# SciPy's inverse normal distribution (1e-14 for up to 2^40 samples, and 1e-15), and more than `GridNoise`'s error in
+# total variation (2^-54).
 _ROUNDING, _RADIUS_ROUNDING = 1e-13, 1e-14
 # Added to a p-value, times the root of the votes, as a part of itself: more than the rounding error of SciPy's binomial
 # distribution, whose relative error grows like that, to 4e-10 at 2^40 votes.

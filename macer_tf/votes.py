@@ -15,8 +15,7 @@ from macer_tf.checks import as_array
 UNITS = 2**20
 # Sums of squares of up to UNITS each stay below 2**63.
 MAX_SOFT_SAMPLES = 2**22
-# Far above what can be drawn. With four times as many, SciPy's inverse incomplete beta function is off by more than
-# what `certificates` takes off a bound.
+# Far above what can be drawn, and as far as the bounds were compared with exact ones.
 MOST_SAMPLES = 2**40
 
 

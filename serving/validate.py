@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 from scipy import special
 
+from macer_tf.confidence import clopper_pearson_lower
 from serving import card as card_lib
 from serving import terminal
 from serving.exit import exit_status
@@ -52,7 +53,7 @@ _CHECKS = (
     "the graph does nothing but compute, unless it is trusted",
     "the model card meets its schema, and `metadata` returns it",
     "every signature answers with one row per image",
-    "radii follow from n votes: p_lower is not above SciPy's Clopper-Pearson, and nothing is certified at 1/2 or below",
+    "radii follow from n votes: p_lower is not above Clopper-Pearson's bound, and nothing is certified at 1/2 or below",
     "`predict` returns a class only at a p-value of alpha or below",
     "every signature has a warm-up request, and answers it",
     "every signature that takes images refuses NaN, infinity, pixels outside [0, 1] and too many images",
@@ -207,7 +208,7 @@ def check_certificates(answers, card):
         abstained = predicted == -1 and radius == 0 and p_lower <= 0.5
         is_class = 0 <= predicted < len(card["class_names"])
         successes = votes[predicted] if is_class else 0
-        bound = special.betaincinv(max(successes, 1), card["n"] - successes + 1, card["alpha"])
+        bound = clopper_pearson_lower(np.clip(successes, 0, card["n"]), card["n"], card["alpha"])
         certified = is_class and 0.5 < p_lower <= bound and 0 <= radius <= card["sigma"] * special.ndtri(p_lower)
         if votes.min() < 0 or votes.sum() != card["n"] or not (abstained or certified):
             raise ValueError(
