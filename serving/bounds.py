@@ -53,10 +53,12 @@ def clopper_pearson_lower(successes, n, alpha):
 
 
 def round_down(radius):
-    """float64 -> float32 that is not above it: rounding must not enlarge a certified radius."""
-    rounded = tf.cast(radius, tf.float32)
+    """float64 -> float32 that is not above it, nor are the decimals that stand for it, such as 0.7 for 0.69999999."""
+    # They lie within half a step of float32, which is at most this part of the number.
+    most = radius / (1 + 2.0**-24)
+    rounded = tf.cast(most, tf.float32)
     smaller = tf.maximum(rounded * (1 - 2.0**-23), 0)
-    return tf.where(tf.cast(rounded, tf.float64) > radius, smaller, rounded)
+    return tf.where(tf.cast(rounded, tf.float64) > most, smaller, rounded)
 
 
 def anytime_p_value(counts):
