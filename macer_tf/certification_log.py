@@ -29,7 +29,6 @@ _ACCEPTED = f"Accepted: lines of {', '.join(HEADER)}, separated by tabs or comma
 _MOST_BYTES = 2**28  # a log of four million images
 _LARGEST_RADIUS = 1e6  # above the distance between any two images, whatever their pixels' scale
 _GZIP_MAGIC = b"\x1f\x8b"
-_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # what PowerShell writes
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")  # pandas writes 3.0 if the column once had a missing value
 _TRUTHS = {"true": 1, "false": 0}
 # What Python's timedelta prints: 0:00:13.126220, or 1 day, 2:03:04 for the patient.
@@ -235,7 +234,7 @@ def _lines(path):
                 content = unpacked.read(_MOST_BYTES + 1)
             if len(content) > _MOST_BYTES:
                 raise ValueError(f"{path} unpacks to more than {files.size_in_words(_MOST_BYTES)}, the most accepted.")
-        text = content.decode("utf-16" if content.startswith(_UTF_16_MARKS) else "utf-8-sig")
+        text = files.text(content)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is a damaged gzip file ({error}); copy it again.") from None
     except UnicodeDecodeError:

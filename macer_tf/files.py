@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _BLOCK = 2**20
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # what PowerShell writes
 
 
 def read(path: str | Path, most: int, *, pipes: bool = False) -> bytes:
@@ -38,6 +39,15 @@ def open_plain(path: str | Path, *, pipes: bool = False) -> BinaryIO:
         raise ValueError(f"{path} is a pipe or a device, not a plain file.")
     os.set_blocking(file.fileno(), True)
     return file
+
+
+def text(content: bytes) -> str:
+    """What people's editors and shells write, as text: UTF-8, also with a mark, or UTF-16 with one.
+
+    Raises:
+        UnicodeDecodeError: if it is neither.
+    """
+    return content.decode("utf-16" if content.startswith(_UTF_16_MARKS) else "utf-8-sig")
 
 
 def size_in_words(size: float) -> str:

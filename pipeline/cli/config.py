@@ -86,7 +86,9 @@ def dumps(program, settings):
 def _read(path):
     """Name -> text, list of texts, or None for an empty value."""
     try:
-        text = files.read(path, _MOST_BYTES, pipes=True).decode()
+        text = files.text(files.read(path, _MOST_BYTES, pipes=True))
+    except UnicodeDecodeError:
+        raise InputError(f"--config {printable(path)} is not text; save it in UTF-8.") from None
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot read --config {printable(path)} ({reason(error)}).") from None
     pairs = _of_json(text)

@@ -25,7 +25,7 @@ def read(path):
         InputError: in one line, if it cannot be read, is none of these, or gives a name two numbers.
     """
     try:
-        text = files.read(path, _MOST_BYTES).decode("utf-8-sig")
+        text = files.text(files.read(path, _MOST_BYTES))
     except OSError as error:
         raise InputError(f"Cannot read the class numbers in {path} ({error.strerror}).") from None
     except UnicodeDecodeError:

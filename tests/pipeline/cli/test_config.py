@@ -73,6 +73,13 @@ def test_a_file_is_the_command_line_in_other_words(written, text):
     assert without_config(parse(f"--config={written(text, 'other')}")) == expected
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_may_be_in_an_encoding_of_windows(tmp_path, encoding):
+    path = tmp_path / "of Windows.json"
+    path.write_text(json.dumps(AS_JSON, indent="\t"), encoding=encoding)
+    assert without_config(parse("--config", path)) == without_config(parse(*(f"--{n}={v}" for n, v in FLAGS.items())))
+
+
 def test_flags_win_wherever_they_stand(written):
     path = written("dataset: mnist\nepochs: 500\nn: 500\n")
     for arguments in (["--config", path, "--epochs", "600"], ["--epochs=600", "--config", path]):
@@ -144,8 +151,8 @@ def test_a_file_that_is_not_there_or_no_text_is_one_line(tmp_path):
         parse("--config", tmp_path / "nowhere.yaml")
     with pytest.raises(InputError, match="Cannot read --config"):
         parse("--config", tmp_path)
-    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="Cannot read --config"):
+    (tmp_path / "bytes").write_bytes("# grün\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"^--config .*bytes is not text; save it in UTF-8\.$"):
         parse("--config", tmp_path / "bytes")
 
 

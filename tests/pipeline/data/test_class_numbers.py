@@ -36,6 +36,10 @@ def test_every_form_says_the_same(read, content):
     assert read(content) == {"cat": 3, "sea lion": 0}
 
 
+def test_a_file_of_powershell_is_text(read):
+    assert read("cat,3\r\nsea lion,0\r\n".encode("utf-16")) == {"cat": 3, "sea lion": 0}
+
+
 def test_a_list_numbers_by_place_and_classes_may_be_merged(read):
     assert read('["cat", "dog"]') == {"cat": 0, "dog": 1}
     assert read("cat 0\ntiger 0\ncat 0\n") == {"cat": 0, "tiger": 0}
