@@ -13,6 +13,8 @@ WARMUP = f"{EXTRA}/tf_serving_warmup_requests"
 # What desktops leave in folders that they show or unpack, besides names that begin with a dot.
 _LITTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 _MAX_BYTES = 2**20
+# What TensorFlow's loaders of variables take for a pattern in a path.
+_IN_PATTERNS = {*"*?[\\"}
 
 
 def is_url(place):
@@ -97,6 +99,22 @@ def open_plain(path, follow=False):
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError(f"{path} is not a plain file.")
         yield file
+
+
+@contextlib.contextmanager
+def for_tensorflow(folder):
+    """The path by which TensorFlow loads variables below a folder, in this context, whatever characters its own has.
+
+    TensorFlow takes the folder `runs [old]` for a pattern, and finds nothing there.
+    """
+    if _IN_PATTERNS.isdisjoint(str(folder)):
+        yield str(folder)
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

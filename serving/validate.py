@@ -31,7 +31,7 @@ from macer_tf.confidence import clopper_pearson_lower
 from serving import card as card_lib
 from serving import terminal
 from serving.exit import exit_status
-from serving.files import WARMUP
+from serving.files import WARMUP, for_tensorflow
 from serving.graph_safety import check_effects
 
 _TIMEOUT_SECONDS = 600
@@ -144,7 +144,8 @@ class Server:
         import tensorflow as tf
 
         self._session = session
-        self.signatures = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(saved_model)).signature_def
+        with for_tensorflow(saved_model) as path:
+            self.signatures = tf.compat.v1.saved_model.loader.load(session, ["serve"], path).signature_def
         self._make_ndarray = tf.make_ndarray
 
     def __call__(self, signature, **inputs):

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+from serving.files import for_tensorflow
 from serving.fingerprints import weights_fingerprint
 from serving.terminal import first_line, import_tensorflow
 
@@ -23,10 +24,16 @@ def fingerprint_of_saved_model(directory):
     import tensorflow as tf
 
     try:
-        reader = tf.train.load_checkpoint(str(Path(directory) / "variables" / "variables"))
-        found = {int(match[1]): match[0] for match in map(_NAME.fullmatch, reader.get_variable_to_shape_map()) if match}
-        if not found or sorted(found) != list(range(len(found))):
-            raise ValueError("they are not named as serving.export names them")
-        return weights_fingerprint(reader.get_tensor(found[number]) for number in sorted(found))
+        with for_tensorflow(directory) as folder:
+            reader = tf.train.load_checkpoint(str(Path(folder) / "variables" / "variables"))
+            return weights_fingerprint(_weights(reader))
     except (tf.errors.OpError, ValueError, TypeError, RuntimeError, OSError) as error:
         raise ValueError(f"its variables cannot be read ({first_line(error)[:200]})") from None
+
+
+def _weights(reader):
+    """The weights that a reader of variables finds, in order."""
+    found = {int(match[1]): match[0] for match in map(_NAME.fullmatch, reader.get_variable_to_shape_map()) if match}
+    if not found or sorted(found) != list(range(len(found))):
+        raise ValueError("they are not named as serving.export names them")
+    return (reader.get_tensor(found[number]) for number in sorted(found))

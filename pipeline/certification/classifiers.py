@@ -23,6 +23,7 @@ from pipeline.training import models
 from pipeline.utils import code, places
 from pipeline.utils.atomic_files import cannot_copy
 from pipeline.utils.errors import InputError
+from serving.files import for_tensorflow
 from serving.fingerprints import fingerprint
 from serving.graph_safety import check_effects
 
@@ -250,7 +251,8 @@ def _of_signature(path, loading, name):
             check_effects(path)
         except ValueError as error:
             raise InputError(f"{str(error).replace(str(path), name)} If you do, say so (trust_model=yes).") from None
-    loaded = tf.saved_model.load(path)
+    with for_tensorflow(path) as folder:
+        loaded = tf.saved_model.load(folder)
     if _SIGNATURE not in loaded.signatures:
         raise InputError(f"The SavedModel {name} has no signature {_SIGNATURE}. It has: {', '.join(loaded.signatures)}")
     signature = loaded.signatures[_SIGNATURE]

@@ -30,6 +30,8 @@ def test_it_blesses_the_model_that_it_is_for(saved_model, path):
     link = path.with_name("link.json")
     link.symlink_to(path)
     assert why_not(link, saved_model) is None
+    # A name that TensorFlow would take for a pattern.
+    assert why_not(link, saved_model.rename(path.with_name("model [1]"))) is None
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,9 @@ IMAGE = np.ones((1, 2, 2, 1), np.float32)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A base with the versions 1 and 3."""
-    base = tmp_path_factory.mktemp("base")
+    """A base with the versions 1 and 3; its name is one that TensorFlow would take for a pattern."""
+    base = tmp_path_factory.mktemp("base") / "models [old]"
+    base.mkdir()
     threshold_model.write(base / "3")
     shutil.copytree(base / "3", base / "1")
     return base
