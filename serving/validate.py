@@ -27,7 +27,6 @@ from pathlib import Path
 import numpy as np
 from scipy import special
 
-from macer_tf.confidence import clopper_pearson_lower
 from serving import card as card_lib
 from serving import terminal
 from serving.exit import exit_status
@@ -209,8 +208,10 @@ def check_certificates(answers, card):
         abstained = predicted == -1 and radius == 0 and p_lower <= 0.5
         is_class = 0 <= predicted < len(card["class_names"])
         successes = votes[predicted] if is_class else 0
-        bound = clopper_pearson_lower(np.clip(successes, 0, card["n"]), card["n"], card["alpha"])
-        certified = is_class and 0.5 < p_lower <= bound and 0 <= radius <= card["sigma"] * special.ndtri(p_lower)
+        # At Clopper-Pearson's bound, it is alpha. SciPy's inverse would be too high for some counts.
+        chance = special.betainc(max(successes, 1), card["n"] - successes + 1, p_lower)
+        bounded = is_class and p_lower > 0.5 and chance <= card["alpha"]
+        certified = bounded and 0 <= radius <= card["sigma"] * special.ndtri(p_lower)
         if votes.min() < 0 or votes.sum() != card["n"] or not (abstained or certified):
             raise ValueError(
                 f"Impossible certificate: class {predicted}, radius {radius}, p_lower {p_lower}, votes {votes.tolist()}"
