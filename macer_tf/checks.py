@@ -131,10 +131,14 @@ def check_seed(seed: int) -> int:
 
 def check_unmasked(name: str, values: Any) -> None:
     """Raises ValueError if some values are masked: NumPy's functions may ignore the mask."""
-    if np.ma.is_masked(values):
-        raise ValueError(
-            f"{name} must not be masked; leave masked ones out. Received: {np.ma.count_masked(values):,} masked"
-        )
+    if masked := _count_masked(values):
+        raise ValueError(f"{name} must not be masked; leave masked ones out. Received: {masked:,} masked")
+
+
+def _count_masked(values):
+    if isinstance(values, (list, tuple)):  # of masked arrays, too
+        return sum(map(_count_masked, values))
+    return int(np.ma.count_masked(values)) if np.ma.is_masked(values) else 0
 
 
 def as_array(name: str, values: ArrayLike) -> np.ndarray:

@@ -312,7 +312,7 @@ def _foldable(model, config):
         if type(norm) not in _NORMS or len(calls[norm.name]) != 1 or norm.renorm:
             continue
         (call,) = calls[norm.name]
-        ((producer, *_),) = _histories(call)
+        (producer, *_), *_ = _histories(call)  # the others are of its mask, if it was called with one
         layer = layers_by_name.get(producer)
         if (
             type(layer) in (layers.Conv2D, layers.Dense)

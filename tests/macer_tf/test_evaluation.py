@@ -178,8 +178,10 @@ def test_predictions_without_radii_and_masked_labels_are_refused():
         evaluate(found, [0])
     counts = np.array([[1000, 0], [1000, 0]])
     certified = certify(Votes(counts, counts), 0.25, 0.001)
-    with pytest.raises(ValueError, match=r"Labels must not be masked; leave masked ones out. Received: 1 masked"):
-        evaluate(certified, np.ma.masked_array([0, 0], mask=[False, True]))
+    masked = np.ma.masked_array([0, 0], mask=[False, True])
+    for labels in (masked, list(masked), (masked[:1], masked[1:])):
+        with pytest.raises(ValueError, match=r"Labels must not be masked; leave masked ones out. Received: 1 masked"):
+            evaluate(certified, labels)
     assert evaluate(certified, np.ma.masked_array([0, 1])).certified_accuracy[0] == 0.5
 
 

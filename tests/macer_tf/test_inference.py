@@ -71,6 +71,11 @@ def shared_norm(x):
     return layers.Add()([shared(layers.Conv2D(4, 3)(x)), shared(layers.Conv2D(4, 3)(x))])
 
 
+def masked_norm(x):
+    y = layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(x), mask=x[..., 0] > 0)
+    return 1.0 * y  # an operation passes no mask on
+
+
 def nested(x):
     inner = keras.Sequential([keras.Input(SHAPE), layers.Conv2D(4, 3, use_bias=False), norm(), layers.ReLU()])
     return norm()(layers.Conv2D(3, 3)(inner(x)))
@@ -94,6 +99,7 @@ GRAPHS = {
     "used twice": (used_twice, 1),
     "shared norm": (shared_norm, 2),
     "batch statistics": (lambda x: norm()(layers.Conv2D(4, 3)(x), training=True), 1),
+    "a mask": (masked_norm, 0),
     "another axis": (lambda x: layers.BatchNormalization(axis=1)(layers.Conv2D(4, 3)(x)), 0),
     "Lambda": (lambda x: norm()(layers.Conv2D(4, 3)(layers.Lambda(lambda y: y * 2)(x))), 1),
 }
