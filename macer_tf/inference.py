@@ -119,21 +119,31 @@ class InferenceGraph:
         """A hash of each weight's present content: this process's, as copies of the weights would take their memory."""
         return [hash(_content(weight)) for weight in self._classifier.weights]
 
+    def checksums(self) -> tf.Tensor:
+        """int64 [weights]: of each weight's present bits, to be computed beside the outputs, with the same weights."""
+        return tf.convert_to_tensor([_checksum(weight) for weight in self._classifier.weights], tf.int64)
+
     @contextlib.contextmanager
-    def held_still(self) -> Iterator[list[int]]:
+    def held_still(self) -> Iterator[tuple[list[int], Callable[[tf.Tensor], None]]]:
         """Raises ValueError at its end if the classifier's weights changed meanwhile, as by training in a thread.
 
         Yields:
-            `weights_as_now`, as it must stay.
+            `weights_as_now`, as it must stay; and a function that raises it at once if `checksums` of a pass are others
+            than at the beginning, as where averaged weights take the weights' place and leave it again.
         """
-        weights, before = [*self._classifier.weights], self.weights_as_now()
-        yield before
-        for weight, then in zip(weights, before, strict=True):
-            if hash(_content(weight)) != then:
-                raise ValueError(
-                    "The classifier's weights changed while its votes were drawn, so they are votes of several "
-                    f"classifiers; train before or after, or certify a copy. Received: changed {weight.path}"
-                )
+        weights, checksums = [*self._classifier.weights], self.checksums().numpy()
+        before = self.weights_as_now()
+
+        def check(found, expected):
+            for weight, now, then in zip(weights, found, expected, strict=True):
+                if now != then:
+                    raise ValueError(
+                        "The classifier's weights changed while its votes were drawn, so they are votes of several "
+                        f"classifiers; train before or after, or certify a copy. Received: changed {weight.path}"
+                    )
+
+        yield before, lambda of_pass: check(of_pass.numpy(), checksums)
+        check([hash(_content(weight)) for weight in weights], before)
 
     def check_unchanged(self) -> None:
         """Raises ValueError if variables, layers, or settings of Keras' layers or ours, are no longer what they were.
@@ -155,6 +165,19 @@ def _content(weight):
     """The bytes of a weight: NaN is not equal to itself, and comparing tensors takes longer."""
     # `weight.numpy` would copy it more often and take longer.
     return np.asarray(tf.convert_to_tensor(weight.value)).tobytes()
+
+
+def _checksum(weight):
+    """The sum of a weight's bits in words of 64, int64; it wraps around. This takes little more than reading them."""
+    value = tf.reshape(tf.convert_to_tensor(weight.value), [-1])
+    value = tf.cast(value, tf.int8) if value.dtype == tf.bool else value
+    words = tf.bitcast(value, {1: tf.int8, 2: tf.int16, 4: tf.int32, 8: tf.int64}[value.dtype.size])
+    parts = 8 // words.dtype.size
+    if parts > 1:
+        missing = -words.shape[0] % parts
+        words = tf.pad(words, [[0, missing]]) if missing else words
+        words = tf.bitcast(tf.reshape(words, [-1, parts]), tf.int64)
+    return tf.reduce_sum(words)
 
 
 def _is_of_keras(thing):

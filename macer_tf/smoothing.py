@@ -219,8 +219,8 @@ class SmoothedClassifier:
                 grid or outside [0, 1], or an example id, stream, start or count is out of range; in a forked process.
         """
         images = self._ready(images, example_ids, stream, starts, counts)
-        with self._held_still(images):
-            return self._draw(images, example_ids, stream, starts, counts, progress)
+        with self._held_still(images) as check_weights:
+            return self._draw(images, example_ids, stream, starts, counts, progress, check_weights)
 
     def _ready(self, images, example_ids, stream, starts, counts):
         """Images on the grid, once everything that `draw` takes is checked and the classifier is probed."""
@@ -246,15 +246,18 @@ class SmoothedClassifier:
 
     @contextlib.contextmanager
     def _held_still(self, images):
-        """Wraps drawing: the weights must not change meanwhile, and the classifier is probed with these weights."""
-        with self._graph.held_still() as weights:
+        """Wraps drawing: the weights must not change meanwhile, and the classifier is probed with these weights.
+
+        Yields a function that checks the weights of a pass, see `InferenceGraph.held_still`.
+        """
+        with self._graph.held_still() as (weights, check_weights):
             # Weights such as a last layer's zeros hide what later ones show.
             if self._probed[images.shape[1:]] != weights:
                 self._graph.check_unchanged()
                 self._probe(images.shape[1:])
-            yield
+            yield check_weights
 
-    def _draw(self, images, example_ids, stream, starts, counts, progress):
+    def _draw(self, images, example_ids, stream, starts, counts, progress, check_weights):
         """`draw` of what was checked, images on the grid, while the weights are held still."""
         self._graph.check_unchanged()
         # Lists, because a pandas Series is indexed by its labels.
@@ -267,7 +270,8 @@ class SmoothedClassifier:
                 (self._seed, example_ids[place], stream, starts[place] + offset)
                 for place, offset in zip(places, offsets, strict=True)
             ]
-            block, finite = self._draw_pass(rows, images[places], np.array(addresses, np.int64), counted)
+            block, finite, weights = self._draw_pass(rows, images[places], np.array(addresses, np.int64), counted)
+            check_weights(weights)
             if not finite.numpy().all():
                 place = places[np.argmin(finite.numpy())]
                 raise ValueError(
@@ -306,11 +310,15 @@ class SmoothedClassifier:
         self._probed[image_shape] = self._graph.weights_as_now()
 
     def _draw_pass(self, rows, images, addresses, counted):
-        """`draw_pass` in a graph, traced once for each image shape and number of rows."""
+        """`draw_pass` and the weights' checksums in a graph, traced once for each image shape and number of rows."""
         key = rows, images.shape[1:]
+
+        def in_graph(*arguments):
+            return *draw_pass(self._graph, self._noise, rows, *arguments, self._betas), self._graph.checksums()
+
         if key not in self._passes:
             self._passes[key] = tf.function(
-                lambda *arguments: draw_pass(self._graph, self._noise, rows, *arguments, self._betas),
+                in_graph,
                 input_signature=[
                     tf.TensorSpec([None, *images.shape[1:]], tf.float32),
                     tf.TensorSpec([None, 4], tf.int64),
@@ -342,9 +350,9 @@ class SmoothedClassifier:
         starts = [0] * len(images)
         progress = keras.utils.Progbar(len(images) * (n0 + n), verbose=verbose, unit_name="sample").add
         on_grid = self._ready(images, example_ids, noise.ESTIMATION, starts, [max(n0, n)] * len(images))
-        with self._held_still(on_grid):
+        with self._held_still(on_grid) as check_weights:
             drawn: list[Drawn] = [
-                self._draw(on_grid, example_ids, stream, starts, [samples] * len(starts), progress)
+                self._draw(on_grid, example_ids, stream, starts, [samples] * len(starts), progress, check_weights)
                 for stream, samples in ((noise.SELECTION, n0), (noise.ESTIMATION, n))
             ]
         selection, estimation = drawn

@@ -1134,6 +1134,11 @@ def test_weights_that_change_while_votes_are_drawn_are_refused(linear, monkeypat
     with pytest.raises(ValueError, match=line) as caught:
         smoothed.draw(images, [0, 1], noise.SELECTION, [0, 0], [500, 500], train)
     assert "\n" not in str(caught.value)
+    trained, averaged = model.get_weights(), [-weight for weight in model.get_weights()]
+    swaps = iter([averaged, trained, trained])  # as keras.callbacks.SwapEMAWeights does
+    with pytest.raises(ValueError, match=line):
+        smoothed.draw(images, [0, 1], noise.SELECTION, [0, 0], [900, 900], lambda _: model.set_weights(next(swaps)))
+    model.set_weights(trained)
     shown = []
     monkeypatch.setattr(keras.utils.Progbar, "add", train_once)
     for call in (smoothed.votes, smoothed.certify):
