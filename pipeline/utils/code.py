@@ -43,11 +43,25 @@ def modules(*references):
     """The modules of those references that are "package.module:name".
 
     Raises:
-        InputError: if one names no module.
+        InputError: if one names no module, or a file in place of one.
     """
     if bad := [one for one in references if one and one.startswith(":")]:
         raise InputError(f"Before the colon there must be a module, as in package.module:name. Received: {bad[0]}")
-    return tuple(dict.fromkeys(one.partition(":")[0] for one in references if one and ":" in one))
+    found = tuple(dict.fromkeys(one.partition(":")[0] for one in references if one and ":" in one))
+    for module in found:
+        _check_is_no_file(module)
+    return found
+
+
+def _check_is_no_file(module):
+    """Raises InputError for the name of a file, which Python would take for a module `py` of a package."""
+    path = next((path for path in (module, f"{module}.py") if os.path.isfile(path)), None)
+    if path is not None and (module.endswith(".py") or os.sep in module):
+        within = Path(os.path.relpath(path)).with_suffix("")
+        name = within.name if os.pardir in within.parts else ".".join(within.parts)
+        raise InputError(
+            f"Give a module as Python imports it from the current folder, here {name}, not a file. Received: {module}"
+        )
 
 
 def import_module(module):
@@ -163,6 +177,7 @@ def _below(folder, prefix=""):
 
 def _files(module):
     """Name -> path of the files of a module, of its whole package, and of what they import, directly or indirectly."""
+    _check_is_no_file(module)
     top = module.partition(".")[0]
     found, seen = _of(top), {top}
     if not found:

@@ -256,3 +256,24 @@ def test_the_digest_of_what_makes_pages_has_their_templates(monkeypatch):
     monkeypatch.setattr(Path, "glob", lambda path, pattern: [] if path.name == "templates" else glob(path, pattern))
     assert [digest_of(name) != digest for name, digest in zip(names, before, strict=True)] == [True, True, False]
     code.digest_of_ours.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("received", "meant"),
+    [("subject.py", "subject"), ("./subject.py", "subject"), ("nets/wide.py", "nets.wide"), ("nets/wide", "nets.wide")],
+)
+def test_a_file_in_place_of_a_module_is_told_as_one(digest, received, meant):
+    digest(subject="import nets.wide", nets__of__wide="")
+    for use in (code.digest, lambda name: code.attribute(f"{name}:network")):
+        with pytest.raises(InputError) as told:
+            use(received)
+        said = f"Give a module as Python imports it from the current folder, here {meant}, not a file."
+        assert str(told.value) == f"{said} Received: {received}"
+
+
+def test_a_file_of_another_folder_and_a_module_called_py_are_what_they_are(digest, tmp_path):
+    digest(subject="", nets__of__py="network = 1")
+    assert code.attribute("nets.py:network") == 1
+    (tmp_path.parent / "elsewhere.py").touch()
+    with pytest.raises(InputError, match=r"here elsewhere, not a file\. Received: \.\./elsewhere\.py"):
+        code.digest("../elsewhere.py")
