@@ -130,8 +130,7 @@ def _compare(settings):
     names = [printable(name) for name in settings["names"] or names_of(paths)]
     if len(names) != len(paths) or len(set(names)) != len(names) or not all(names):
         raise InputError(
-            f"--names needs one name for each of the {len(paths)} logs, none empty and no two the same. "
-            f"Received: {names}"
+            f"--names needs one name for each log ({len(paths)}), none empty and no two the same. Received: {names}"
         )
     entries = [load(path, name) for path, name in zip(paths, names, strict=True)]
     if settings["ids"]:
