@@ -82,8 +82,20 @@ def chosen(labels, settings):
     Labelled images appear as often as unlabelled ones, in as many copies as that takes.
 
     Raises:
-        InputError: if more are asked for than there are, or none is left without a label.
+        InputError: if more are asked for than there are, none is left without a label, or all labels are of one class.
     """
+    ids, kept = _chosen(labels, settings)
+    classes = np.unique(kept[kept >= 0])
+    # Whatever made it so: a model would learn to answer with that class, whatever the image.
+    if len(classes) < 2:
+        raise InputError(
+            f"Two classes or more are needed to train. Received: class number {classes[0]} only; choose other images, "
+            "or more, with train_split, validation, train_examples or labels."
+        )
+    return ids, kept
+
+
+def _chosen(labels, settings):
     _check_count("train_examples", settings, len(labels), "training images")
     ids = examples_lib.evenly_spaced(len(labels), settings["train_examples"])
     _check_count("labels", settings, len(ids), "images to train on")

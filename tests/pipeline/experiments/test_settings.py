@@ -264,6 +264,11 @@ def test_the_smallest_n_that_can_certify_is_accepted():
     [
         (["--dataset", "digits", "--network", "lenet"], "lenet takes images of at least 16x16 pixels. Received: 8x8"),
         (["--dataset", "digits", "--train_examples", "1438"], "There are only 1,437 training images. Received: train"),
+        (
+            ["--dataset", "digits", "--train_examples", "1"],
+            "Two classes or more are needed to train. Received: class number 0 only; choose other images, or",
+        ),
+        (["--dataset", "digits", "--labels", "1"], "Two classes or more are needed to train. Received: class number"),
         (["--dataset", "digits", "--labels", "1438"], "There are only 1,437 images to train on. Received: labels=1438"),
         (
             ["--dataset", "digits", "--train_examples", "100", "--labels", "101"],
