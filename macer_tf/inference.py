@@ -171,7 +171,7 @@ def _checksum(weight):
     """The sum of a weight's bits in words of 64, int64; it wraps around. This takes little more than reading them."""
     value = tf.reshape(tf.convert_to_tensor(weight.value), [-1])
     value = tf.cast(value, tf.int8) if value.dtype == tf.bool else value
-    words = tf.bitcast(value, {1: tf.int8, 2: tf.int16, 4: tf.int32, 8: tf.int64}[value.dtype.size])
+    words = tf.bitcast(value, {1: tf.int8, 2: tf.int16, 4: tf.int32, 8: tf.int64, 16: tf.int64}[value.dtype.size])
     parts = 8 // words.dtype.size
     if parts > 1:
         missing = -words.shape[0] % parts

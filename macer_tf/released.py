@@ -54,11 +54,11 @@ def card(name: str) -> dict[str, Any]:
     path = FOLDER / f"{name}.json"
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-        is_whole = {"name", "sigma", "sha256"} <= {*content}
-    except (ValueError, TypeError):
-        is_whole = False
-    if not is_whole:
-        raise ValueError(f"{path} is damaged: it is not the card of a released model; install the package again.")
+        is_of_this_name = {"sigma", "sha256"} <= {*content} and content["name"] == name
+    except (ValueError, LookupError, TypeError, RecursionError):
+        is_of_this_name = False
+    if not is_of_this_name:
+        raise ValueError(f"{path} is damaged: it is not the card of {name}; install the package again.")
     return content
 
 

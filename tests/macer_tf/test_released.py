@@ -65,7 +65,12 @@ def test_a_model_that_is_not_the_cards_is_refused(tmp_path, monkeypatch):
         macer_tf.load_released(name)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff", b'{"name": "x", "sigma": 0.5}'])
+# The last two: of another model, and without a digest.
+OF_ANOTHER = b'{"name": "y", "sigma": 0.5, "sha256": "0"}'
+DAMAGED = [b"", b"{", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, OF_ANOTHER, b'{"name": "x", "sigma": 0.5}']
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
 def test_a_damaged_card_is_one_line(content, tmp_path, monkeypatch):
     monkeypatch.setattr(released, "FOLDER", tmp_path)
     (tmp_path / "x.json").write_bytes(content)
