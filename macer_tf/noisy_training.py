@@ -259,6 +259,16 @@ class NoisyTrainingModel(keras.Model):
                 self.optimizer.build(self.trainable_variables)
         return super().make_train_function(force)
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if self._distribute_strategy is not None and iterator is not None:
+            # Keras averages the replicas' parts of the first batch, which fails where these differ in size.
+            _, _, batches = next(iter(iterator))
+            if (first := next(batches, None)) is None:
+                raise ValueError("Expected one or more images. Received: a dataset without any")
+            parts_of = self.distribute_strategy.experimental_local_results
+            data_batch = keras.tree.map_structure(lambda values: parts_of(values)[0], first)
+        super()._maybe_symbolic_build(data_batch=data_batch)
+
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         arguments = _checked_arguments(keras.Model.fit, self, *args, **kwargs)

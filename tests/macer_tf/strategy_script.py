@@ -92,6 +92,7 @@ def main():
     weights = rng.random(12).astype(np.float32) * 2
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     parts = {count: (images[:count], labels[:count], weights[:count]) for count in (12, 10, 9)}
+    parts[3] = images[9:], labels[9:], weights[9:]
     scopes = contextlib.nullcontext, strategy.scope
     one, two = (train(parts.values(), scope) for scope in scopes)
     result = dict(zip(map(str, parts), zip(one, two, strict=True), strict=True))
@@ -126,6 +127,10 @@ def main():
         result["noise"] = [
             noise.numpy().ravel().tolist() for step in drawn for noise in strategy.experimental_local_results(step)
         ]
+        try:
+            model.evaluate(tf.data.Dataset.from_tensor_slices((images[:0], labels[:0])).batch(4), verbose=0)
+        except ValueError as error:
+            result["empty"] = str(error)
         try:
             model.compile("sgd", jit_compile=True)
         except ValueError as error:

@@ -18,11 +18,11 @@ def result():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images", ["12", "10", "9", "clipped", "beyond", "hinge alone"])
+@pytest.mark.parametrize("images", ["12", "10", "9", "3", "clipped", "beyond", "hinge alone"])
 def test_two_replicas_train_as_one(result, images):
-    # Batches of 4: an even split; a last batch of 2, one image a replica; of 1, so that one replica gets nothing.
-    # Clipped: the norm of the gradients' sum, not of each replica's part. Beyond: all that MACERModel has
-    # beyond Eq. (17), and averaged weights; and with the worse noise in the hinge alone.
+    # Batches of 4: an even split; a last batch of 2, one image per replica; of 1, so that one replica gets nothing; a
+    # first batch of 3. Clipped: the norm of the gradients' sum, not of each replica's part. Beyond: all that MACERModel
+    # has beyond Eq. (17), and averaged weights; and with the worse noise in the hinge alone.
     (one, one_history, one_evaluation), (two, two_history, two_evaluation) = result[images]
     np.testing.assert_allclose(two, one, atol=2e-6)
     assert set(two_history) == set(one_history)
@@ -60,6 +60,11 @@ def test_replicas_draw_different_noise_and_new_noise_at_every_step(result):
     draws = np.array(result["noise"])
     assert draws.shape == (4, 2 * 3 * 36)
     assert len(np.unique(draws)) == draws.size
+
+
+@pytest.mark.slow
+def test_a_data_set_without_images_is_refused_in_one_line(result):
+    assert result["empty"] == "Expected one or more images. Received: a dataset without any"
 
 
 @pytest.mark.slow
