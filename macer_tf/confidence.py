@@ -1,5 +1,7 @@
 """Confidence bounds on the probability, or the mean score, of the top class. All float64, all one-sided."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
@@ -93,14 +95,14 @@ def randomized_clopper_pearson_lower(
             f"The randomised bound needs uniforms in [0, 1]. Received: {uniforms.min()} to {uniforms.max()}"
         )
     uniforms = np.maximum(uniforms, min(max(_LEAST_UNIFORM, 2 * alpha), 1))
-    low, high = clopper_pearson_lower(successes, n, alpha), np.ones(successes.shape)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        at_least = special.betainc(np.maximum(successes, 1), n - successes + 1, middle)
-        above = np.where(successes < n, special.betainc(successes + 1, np.maximum(n - successes, 1), middle), 0)
-        is_below = (1 - uniforms) * above + uniforms * at_least < alpha
-        low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
-    return np.where(successes > 0, low, 0.0)
+
+    def is_below(p):
+        at_least = special.betainc(np.maximum(successes, 1), n - successes + 1, p)
+        above = np.where(successes < n, special.betainc(successes + 1, np.maximum(n - successes, 1), p), 0)
+        return (1 - uniforms) * above + uniforms * at_least < alpha
+
+    bound, _ = _bisected(clopper_pearson_lower(successes, n, alpha), is_below)
+    return np.where(successes > 0, bound, 0.0)
 
 
 def anytime_lower(successes: ArrayLike, n: ArrayLike, alpha: float) -> np.ndarray:
@@ -210,14 +212,21 @@ def _betaincinv(a: np.ndarray, b: np.ndarray, alpha: float) -> np.ndarray:
     found = np.asarray(special.betaincinv(a, b, alpha))
     at_most, at_least = (special.betainc(a, b, np.clip(found + off, 0, 1)) for off in (-_INVERSE_OFF, _INVERSE_OFF))
     is_off = np.asarray(~((at_most <= alpha) & (at_least >= alpha)))  # so is NaN
-    a, b = a[is_off], b[is_off]
-    low, high = np.zeros(a.shape), np.ones(a.shape)
-    for _ in range(_BISECTIONS if a.size else 0):
-        middle = (low + high) / 2
-        is_below = special.betainc(a, b, middle) < alpha
-        low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
-    found[is_off] = low
+    if is_off.any():
+        a, b = a[is_off], b[is_off]
+        found[is_off], _ = _bisected(np.zeros(a.shape), lambda p: special.betainc(a, b, p) < alpha)
     return found
+
+
+def _bisected(low: np.ndarray, is_below: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds from below and above on the p from `low` to 1 up to which `is_below` holds."""
+    high = np.ones_like(low)
+    for _ in range(_BISECTIONS):
+        # Below 1, where logarithms are infinite.
+        middle = np.minimum((low + high) / 2, np.nextafter(1, 0))
+        below = is_below(middle)
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return low, high
 
 
 def _counts(successes: ArrayLike, n: ArrayLike, name: str) -> tuple[np.ndarray, ...]:
@@ -253,14 +262,11 @@ def _anytime_upper(events, n, alpha):
     of_events = _LOG_WEIGHTS + special.xlogy(few, _ODDS_RATIOS)
     # Above the rounding error of sums that grow like n.
     threshold = -np.log(alpha) + 1e-12 + 4e-15 * samples
-    low = few / np.maximum(samples, 1)
-    high = np.ones_like(low)
-    for _ in range(_BISECTIONS):
-        # Below 1, where the logarithm is infinite.
-        middle = np.minimum((low + high) / 2, np.nextafter(1, 0))
-        terms = of_events - samples * np.log1p(-middle * (1 - _ODDS_RATIOS)) - threshold
+
+    def is_below(q):
+        terms = of_events - samples * np.log1p(-q * (1 - _ODDS_RATIOS)) - threshold
         # A term above e is enough by itself, and must not overflow.
-        enough = np.exp(np.minimum(terms, 1)).sum(axis=1, keepdims=True) >= 1
-        high = np.where(enough, middle, high)
-        low = np.where(enough, low, middle)
+        return ~(np.exp(np.minimum(terms, 1)).sum(axis=1, keepdims=True) >= 1)
+
+    _, high = _bisected(few / np.maximum(samples, 1), is_below)
     return np.minimum(np.nextafter(high, 2), 1)[inverse.ravel(), 0].reshape(n.shape)
