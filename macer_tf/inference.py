@@ -131,8 +131,9 @@ class InferenceGraph:
             `weights_as_now`, as it must stay; and a function that raises it at once if `checksums` of a pass are others
             than at the beginning, as where averaged weights take the weights' place and leave it again.
         """
-        weights, checksums = [*self._classifier.weights], self.checksums().numpy()
-        before = self.weights_as_now()
+        weights, before = [*self._classifier.weights], self.weights_as_now()
+        # As in `checksums`, whose many small operations take long outside a graph.
+        checksums = [_sum_of_words(_content(weight)) for weight in weights]
 
         def check(found, expected):
             for weight, now, then in zip(weights, found, expected, strict=True):
@@ -167,8 +168,13 @@ def _content(weight):
     return np.asarray(tf.convert_to_tensor(weight.value)).tobytes()
 
 
+def _sum_of_words(content):
+    """The sum of bytes, padded with zeros, in words of 64 bits; it wraps around."""
+    return np.frombuffer(content + bytes(-len(content) % 8), np.int64).sum()
+
+
 def _checksum(weight):
-    """The sum of a weight's bits in words of 64, int64; it wraps around. This takes little more than reading them."""
+    """`_sum_of_words` of a weight's content, int64. This takes little more than reading it."""
     value = tf.reshape(tf.convert_to_tensor(weight.value), [-1])
     value = tf.cast(value, tf.int8) if value.dtype == tf.bool else value
     words = tf.bitcast(value, {1: tf.int8, 2: tf.int16, 4: tf.int32, 8: tf.int64, 16: tf.int64}[value.dtype.size])

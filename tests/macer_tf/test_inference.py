@@ -1,5 +1,6 @@
 import functools
 import random
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -8,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from macer_tf import networks
-from macer_tf.inference import InferenceGraph, own_precision
+from macer_tf.inference import InferenceGraph, _content, _sum_of_words, own_precision
 from macer_tf.layers import FusedBatchNormalization
 
 SHAPE = (8, 8, 2)
@@ -384,3 +385,13 @@ def test_what_of_keras_and_of_ours_is_plain():
     inputs = keras.Input((4,))
     assert InferenceGraph(keras.Model(inputs, layers.Dense(2)(inputs + 2 * inputs))).is_of_plain_layers
     assert not InferenceGraph(keras.Model(inputs, keras.ops.cumsum(inputs, axis=0))).is_of_plain_layers
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64", "bool", "uint8", "int32", "complex128"])
+def test_checksums_in_a_graph_are_those_of_what_the_weights_hold(dtype):
+    """Otherwise each draw with such a weight would be refused, as if the weight had changed meanwhile."""
+    values = tf.cast(np.random.default_rng(0).normal(0, 100, (5, 3)), dtype)
+    weights = [SimpleNamespace(value=tf.Variable(part)) for part in (values, values[:4, :2], values[0, :1])]
+    holder = SimpleNamespace(_classifier=SimpleNamespace(weights=weights))
+    found = tf.function(lambda: InferenceGraph.checksums(holder))().numpy()
+    assert found.tolist() == [_sum_of_words(_content(weight)) for weight in weights]
