@@ -690,13 +690,12 @@ def mnist_tables(measured):
 
 def between_seeds(measured):
     """For each model of another seed than 0, the difference of its ACR from that of the same cell with seed 0."""
-    methods = {one.cell.name.rsplit("-", 1)[0]: one for one in measured if one.metrics["seed"] == 0}
-    others = [(one, methods.get(one.cell.name.rsplit("-", 1)[0])) for one in measured if one.metrics["seed"] != 0]
-    return [
-        f"{one.cell.name.split('-')[0]}, seed {one.metrics['seed']}: {difference(one, first)}"
-        for one, first in others
-        if first
-    ]
+    differences, firsts = [], {one.cell.name: one for one in measured}
+    for one in measured:
+        method, sigma, seed = one.cell.name.split("-")
+        if seed != "0" and (first := firsts.get(f"{method}-{sigma}-0")):
+            differences.append(f"{method}, seed {seed}: {difference(one, first)}")
+    return differences
 
 
 def published_row(others, method):
