@@ -10,6 +10,11 @@ class Ended(BaseException):
     """A process' end, with its status, in a test that goes on."""
 
 
+def leave(status):
+    """In place of os._exit, in a test that goes on."""
+    raise Ended(status)
+
+
 _SYSTEM = {"posix", "fcntl", "_io", "io"}
 
 

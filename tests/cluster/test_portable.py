@@ -22,7 +22,7 @@ from pipeline.data import sources
 from pipeline.utils.errors import InputError
 from serving import exit as exit_lib
 from tests import forks
-from tests.kills import Ended
+from tests.kills import Ended, leave
 
 sys.path.insert(0, str(Path(__file__).parent))  # as on the workers
 SIGMA, SEED, N0, N = 0.5, 3, 30, 6000
@@ -112,10 +112,6 @@ def test_ctrl_c_cancels_the_job_says_how_to_go_on_and_no_worker_draws_on(
 ):
     plan = SamplingPlan(N0, 10_000_000, 0.01)
     store = tmp_path / "votes" / "store"
-
-    def leave(status):
-        raise Ended(status)
-
     monkeypatch.setattr("serving.exit.os._exit", leave)
     before = signal.signal(signal.SIGINT, lambda *_: None)
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from tests.kills import Ended
+from tests.kills import leave
 
 
 @pytest.fixture(autouse=True)
@@ -87,10 +87,6 @@ def threshold_model(write_model):
 @pytest.fixture
 def ctrl_c(monkeypatch):
     """A function that does what Ctrl-C does, but that the process' end is Ended with its status."""
-
-    def leave(status):
-        raise Ended(status)
-
     monkeypatch.setattr("serving.exit.os._exit", leave)
     return lambda: signal.raise_signal(signal.SIGINT)
 
