@@ -246,8 +246,8 @@ def _few_labels():
 
 
 def _cifar10():
-    """CIFAR-10 on a small scale: each method for about as long as 33 epochs of Gaussian training, by `table3.py`, and for
-    three times as long.
+    """CIFAR-10 on a small scale: each method for about as long as 33 epochs of Gaussian training, by `table3.py`, and
+    for three times as long.
     """
     common = f"--dataset cifar10 --network cifar_resnet20 --sigma 0.5 --n 5000 --batch_size 128 --clip_norm 1 {COSINE}"
     beyond = "--beta 2 --average_cross_entropy --consistency 10 --entropy 0.5 --lam_start_epoch 1 --ramp_epochs 3"

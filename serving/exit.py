@@ -27,6 +27,15 @@ def before_interrupted(action: Callable[[], object]) -> Iterator[None]:
         _before_end.remove(action)
 
 
+@contextlib.contextmanager
+def without_leaving() -> Iterator[None]:
+    """In this context, SystemExit becomes an error: someone's own layer may exit with status 0, as if all were done."""
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(f"code of your own called sys.exit({error.code!r}); let it raise an error") from error
+
+
 def in_one_line(
     error: BaseException,
     root: Path | None,
@@ -84,7 +93,8 @@ def exit_status(
     with _ctrl_c_ends_the_process(interrupted) if at_once else contextlib.nullcontext():
         try:
             parsed, root = _parsed(parse, bad_input)
-            return _worked(work, parsed)
+            with without_leaving():
+                return work(parsed)
         except KeyboardInterrupt:
             _print_error(interrupted)
             return INTERRUPTED
@@ -103,14 +113,6 @@ def _parsed(parse, bad_input):
         if error.filename is None:
             raise
         raise bad_input(f"Cannot use {error.filename} ({error.strerror}); give another path.") from error
-
-
-def _worked(work, parsed):
-    """What `work` returns. Someone's own layer or method may exit in it, with status 0 as if all were done."""
-    try:
-        return work(parsed)
-    except SystemExit as error:
-        raise RuntimeError(f"code of your own called sys.exit({error.code!r}); let it raise an error") from error
 
 
 def _print_error(line):

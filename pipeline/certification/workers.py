@@ -170,7 +170,7 @@ class Watch:
             self._in_hand += 1
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # which would otherwise end a thread without a word
             self.error = self.error or error
         finally:
             with self._lock:

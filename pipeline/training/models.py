@@ -157,7 +157,7 @@ def check_comes_back(model, path, image_shape):
         raise InputError("The network must return logits, but it returns probabilities; remove its softmax.")
     try:
         after = probing.probe(load(path).inference, image_shape, precision)
-    except Exception as error:  # whatever Keras raises, or someone's code
+    except (Exception, SystemExit) as error:  # whatever Keras raises, or someone's code
         raise InputError(
             "The model could not be loaded from its file: register your own layers, functions and models by "
             "keras.saving.register_keras_serializable, let get_config return the arguments of __init__, which must "

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import statistics
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +28,7 @@ from pipeline.jobs import runs as runs_lib
 from pipeline.jobs import sweep as sweep_lib
 from pipeline.orchestration import history, orchestrator
 from pipeline.report import charts, figures, page, sweep_report
-from pipeline.training import backups
+from pipeline.training import backups, models
 from pipeline.utils import sealed
 from pipeline.utils.errors import InputError
 from serving.terminal import printable
@@ -357,6 +358,18 @@ def test_redone_what_values_share_is_redone_once(sweep):
     assert (done.status, done.err) == (0, "")
     assert len(re.findall(r"^Trainer +running", done.out, re.MULTILINE)) == 1
     assert len(re.findall(r"^Certifier +running", done.out, re.MULTILINE)) == 2
+
+
+def test_a_member_whose_code_leaves_fails_and_the_others_go_on(sweep, monkeypatch):
+    def leave_at_0(method, settings, *arguments):
+        return sys.exit(0) if settings["lam"] == 0 else build(method, settings, *arguments)
+
+    build = models.build
+    monkeypatch.setattr("pipeline.training.models.build", leave_at_0)
+    done = sweep("--sweep", "lam=0,8")
+    assert done.status == 1
+    assert "lam=0 failed: RuntimeError: code of your own called sys.exit(0); let it raise an error" in done.err
+    assert re.search("^8 ", done.out, re.MULTILINE)
 
 
 def test_where_all_fail_there_is_nothing_to_compare(sweep, monkeypatch):
