@@ -78,7 +78,8 @@ def _list(settings):
     if settings["json"]:
         print(json.dumps(told, indent=1))
     elif not told:
-        print(f"No run in {printable(root)} yet.")
+        above = history.root_above(root)
+        print(f"No run in {printable(root)} yet.{f' Did you mean {printable(above)}?' if above else ''}")
     else:
         print("\n\n".join(_in_words(one) for one in told))
 

@@ -229,6 +229,11 @@ class Recorder:
             write_text(self._folder / _RECORD, sealed.dumps(record, indent=1))
 
 
+def root_above(folder):
+    """The nearest folder above this one that has records of runs, or None."""
+    return next((one for one in folder.absolute().parents if any((one / _HISTORY).glob(f"*/{_RECORD}"))), None)
+
+
 def runs(root):
     """The `Run`s of a root, the latest last."""
     executions, is_locked = orchestrator.executions(root), orchestrator.is_locked(root)

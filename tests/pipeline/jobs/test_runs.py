@@ -131,6 +131,16 @@ def test_an_empty_root_is_said_to_be_one(run, tmp_path):
     assert (status, out) == (0, "Removed 0 folders, 0 bytes; what finished runs use is untouched.\n")
 
 
+def test_of_a_folder_in_a_root_the_root_is_named(run, tmp_path):
+    folder = tmp_path / "history" / "macer-digits-0.25-01234567"
+    folder.mkdir(parents=True)
+    assert run(folder) == (0, f"No run in {folder} yet.\n", "")
+    (folder / "run.json").touch()
+    (tmp_path / "latest").symlink_to(folder)
+    for inside in (folder, tmp_path / "latest", tmp_path / "history"):
+        assert run(inside) == (0, f"No run in {inside} yet. Did you mean {tmp_path}?\n", "")
+
+
 def test_pruning_says_what_and_how_much_and_before_that_what_it_would(run, tmp_path, capsys):
     root = tmp_path / "root"
     make(root)
