@@ -186,6 +186,10 @@ def _tuning():
     gaussian = "--method cohen --epochs 20"
     flags = f"--dataset mnist --sigma 0.5 {flags_of(held_out)} {COSINE} {gaussian}"
     yield Cell("tuning-0.50-again", "gaussian", flags, gaussian)
+    for epochs in (20, 60, 90):
+        gaussian = f"--method cohen --epochs {epochs}"
+        flags = f"--dataset mnist --sigma 1 {flags_of(held_out)} {COSINE} {gaussian}"
+        yield Cell("tuning-1.00-gaussian", f"epochs-{epochs}", flags, gaussian)
     for name, differs in {"preset": {}, "hinge": HINGE_ALONE}.items():
         flags = f"--preset macer-mnist-0.25-best {flags_of({**held_out, **differs})}"
         yield Cell("tuning-0.25-again", name, flags, flags_of(differs))
@@ -783,6 +787,7 @@ TABLES = {
     "tuning-0.25-again": table_of_variants,
     "tuning-0.50-again": table_of_variants,
     "tuning-1.00-again": table_of_variants,
+    "tuning-1.00-gaussian": table_of_variants,
     "mnist": mnist_tables,
     "methods": methods_part,
     "kinds": kinds_part,
