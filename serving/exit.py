@@ -28,7 +28,7 @@ def before_interrupted(action: Callable[[], object]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_leaving() -> Iterator[None]:
+def exits_are_errors() -> Iterator[None]:
     """In this context, SystemExit becomes an error: someone's own layer may exit with status 0, as if all were done."""
     try:
         yield
@@ -93,7 +93,7 @@ def exit_status(
     with _ctrl_c_ends_the_process(interrupted) if at_once else contextlib.nullcontext():
         try:
             parsed, root = _parsed(parse, bad_input)
-            with without_leaving():
+            with exits_are_errors():
                 return work(parsed)
         except KeyboardInterrupt:
             _print_error(interrupted)

@@ -23,7 +23,7 @@ from pipeline.orchestration.artifacts import Artifact
 from pipeline.utils import code
 from pipeline.utils.atomic_files import finish_directory, remedy, remove_path, working_in, write_text
 from pipeline.utils.errors import InputError
-from serving.exit import without_leaving
+from serving.exit import exits_are_errors
 from serving.files import read_json
 from serving.fingerprints import differences, file_digests, fingerprint, sealed, unsealed
 from serving.terminal import printable
@@ -344,7 +344,7 @@ def _execute(component, execution, declaration, directory):
     """Runs it. Returns declaration, directory and seconds; the first two are new if it created what it reads."""
     unfinished = _unfinished(directory)
     began = time.monotonic()
-    with without_leaving():
+    with exits_are_errors():
         component.execute(execution)
     before, after = declaration["files"], _read(component, execution.parameters)
     if any(found is not None and after[name] != found for name, found in before.items()):
