@@ -189,6 +189,7 @@ class SmoothedClassifier:
         Returns:
             int64 [classes], adding up to `count`.
         """
+        _check_not_traced()
         return self.draw(as_array("Pixels", image)[None], [example_id], stream, [start], [count]).counts[0]
 
     def draw(
@@ -590,6 +591,7 @@ def check_images(images: ArrayLike, example_ids: ArrayLike | None = None) -> tup
 
 def _as_images(given: ArrayLike) -> np.ndarray:
     """An array [images, height, width, channels]; one without pixels, or of another shape, is refused."""
+    _check_not_traced()
     images = as_array("Pixels", given)
     if images.ndim != 4 or images.size == 0:
         raise ValueError(
@@ -597,6 +599,15 @@ def _as_images(given: ArrayLike) -> np.ndarray:
             f"Received: {images.shape or type(given).__name__}"
         )
     return images
+
+
+def _check_not_traced():
+    """Refuses a call in a graph, which would hold no pixels yet."""
+    if not tf.executing_eagerly():
+        raise ValueError(
+            "A SmoothedClassifier counts its votes in Python, so it cannot be called while TensorFlow traces a graph: "
+            "in a tf.function, in a data set's map, or in a step of fit. Call it with arrays, outside of these"
+        )
 
 
 def _check_address(example_id, stream, start, count, pixels):

@@ -845,6 +845,24 @@ def test_votes_of_a_masked_image_are_not_counted(linear):
         smoothed.count(np.ma.masked_array(random_images(1)[0], mask=True), 0, noise.ESTIMATION, 0, 10)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda smoothed, images: smoothed.certify(images, n0=10, n=20, alpha=0.1),
+        lambda smoothed, images: smoothed.certify(random_images(2), n0=0, n=20, alpha=0.1),
+        lambda smoothed, images: smoothed.predict(images, n=20, alpha=0.1),
+        lambda smoothed, images: smoothed.count(images[0], 0, noise.ESTIMATION, 0, 10),
+        lambda smoothed, images: smoothed.draw(images, [0, 1], noise.ESTIMATION, [0, 0], [10, 10]),
+    ],
+)
+def test_a_call_while_a_graph_is_traced_is_refused(linear, call):
+    smoothed = SmoothedClassifier(linear_classifier(*linear), SIGMA)
+    traced = tf.function(lambda images: call(smoothed, images), autograph=False)
+    with pytest.raises(ValueError, match="cannot be called while TensorFlow traces a graph"):
+        traced(tf.constant(random_images(2)))
+    assert call(smoothed, random_images(2)) is not None
+
+
 class Drifts(keras.layers.Layer):
     """Subtracts a mean that it updates outside training, too, by less than rounding at first."""
 
