@@ -39,8 +39,16 @@ def run(main):
         print(f"error: Some of the output could not be written ({lost.strerror}).", file=sys.stderr)
         status = status or 1
     sys.stderr.flush()
+    _remove_generated_code()
     # Threads that an error left in the middle of a forward pass would crash during Python's own shutdown.
     os._exit(status)
+
+
+def _remove_generated_code():
+    """Removes what AutoGraph wrote to the folder of temporary files: TensorFlow does so at Python's own exit only."""
+    for name in [name for name in sys.modules if name.startswith("__autograph_generated_file")]:
+        with contextlib.suppress(OSError):
+            os.remove(sys.modules[name].__file__)
 
 
 def run_main_of(module):

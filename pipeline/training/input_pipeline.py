@@ -30,12 +30,14 @@ def batches(examples, ids, labels=None, *, batch_size, seed, first_step, epochs,
     images = examples.images["train"]
     labels = tf.constant(examples.labels["train"][ids] if labels is None else labels)
 
+    @tf.autograph.experimental.do_not_convert  # nothing there needs it
     def epoch_batches(epoch):
         order = tf.random.experimental.stateless_shuffle(
             tf.range(len(ids)), seed=tf.stack([tf.cast(seed, tf.int64), epoch])
         )
         return tf.data.Dataset.from_tensor_slices(order).batch(batch_size).enumerate(epoch * steps)
 
+    @tf.autograph.experimental.do_not_convert
     def load(step, indices):
         batch = tf.numpy_function(lambda chosen: images[ids[chosen]], [indices], tf.uint8, stateful=False)
         batch = tf.ensure_shape(batch, [None, *images.shape[1:]])

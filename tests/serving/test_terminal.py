@@ -55,6 +55,14 @@ def test_the_status_is_the_commands(shell, says, status):
     assert shell(says(status=status)).returncode == status
 
 
+def test_code_that_tensorflow_generated_is_removed(shell, tmp_path):
+    generated = tmp_path / "__autograph_generated_fileabc.py"
+    (tmp_path / "imports.py").write_text(f"from serving import terminal\nterminal.run_main_of({generated.stem!r})")
+    generated.write_text("def main():\n    return 3\n")
+    assert shell("$PYTHON imports.py").returncode == 3
+    assert not generated.exists()
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
 def test_closed_streams_lead_nowhere(shell, closed):
     """Nor into the file that is opened next, which would get their numbers."""
