@@ -17,7 +17,8 @@ _ROWS = 16
 _TOLERANCES = {"float32": (2e-3, 2.0**-23), "float64": (2e-3, 2.0**-23)}
 _TOLERANCE_16_BITS = 0.05, 2.0**-8
 # How names of operations that change a variable, a table, a queue or an iterator begin, including those of TensorFlow
-# 1's variables; and of those that draw from a `tf.random.Generator`, whose state is a variable.
+# 1's variables; and of those that draw random numbers, from a `tf.random.Generator` or without one, or read the time. A
+# number that a whole pass shares makes its votes dependent, however little it adds to outputs.
 _CHANGES = (
     "Assign",
     "Scatter",
@@ -33,9 +34,11 @@ _CHANGES = (
     "LookupTableInsert",
     "LookupTableRemove",
     *("QueueEnqueue", "QueueDequeue", "IteratorGetNext", "Rng", "StatefulRandomBinomial"),
-    *("StatefulStandardNormal", "StatefulTruncatedNormal", "StatefulUniform"),
+    *("StatefulStandardNormal", "StatefulTruncatedNormal", "StatefulUniform", "Random", "TruncatedNormal"),
+    *("ParameterizedTruncatedNormal", "Multinomial", "NonDeterministicInts", "Timestamp"),
 )
-_MAKE_NEW_ONES = ("ScatterNd", "ScatterNdNonAliasingAdd")
+# Functions of their inputs alone whose names begin like these.
+_OF_INPUTS = ("ScatterNd", "ScatterNdNonAliasingAdd", "RandomIndexShuffle")
 _DEPENDS = (
     "The classifier's output for an image depends on the rest of its batch, for example through batch norm in "
     "training mode; only a function of one image can be certified."
@@ -59,7 +62,7 @@ def probe(
 
     Randomised smoothing needs this: the votes of a classifier that is random, or whose output for an image depends on
     the rest of its batch, certify nothing. A dependence smaller than rounding, or one that these images do not show, is
-    not found. Nor may it change variables as it runs: a drift may be slower than rounding.
+    not found. Nor may it change variables, draw random numbers or read the time as it runs, however little that shows.
 
     Args:
         classifier: images [batch, H, W, C] -> [batch, classes].
@@ -72,8 +75,9 @@ def probe(
         float32 [16, classes].
 
     Raises:
-        ValueError: in one line, if it is not a function of one image, changes variables, cannot run on as many images
-            or on these, or does not return [batch, classes] of two classes or more.
+        ValueError: in one line, if it is not a function of one image, changes variables, draws random numbers, reads
+            the time, cannot run on as many images or on these, or does not return [batch, classes] of two classes or
+            more.
     """
     rng = np.random.default_rng(0)
     # Brightness and contrast differ from image to image, so batch statistics do too.
@@ -140,7 +144,7 @@ def _outputs(classifier, batch):
 
 
 def _check_full_passes(classifier, images, rows, precision):
-    """Raises ValueError if running a classifier changes variables, or if outputs depend on the rest of a full pass."""
+    """Raises ValueError if a classifier does not stay as it is, or if outputs depend on the rest of a full pass."""
     # In a graph, because eagerly a functional model would hold all its layers' outputs for so many rows at once.
     shape = tf.TensorSpec([rows, *images.shape[1:]], tf.float32)
     with _told_in_one_line(rows, images.shape[1:]):
@@ -156,17 +160,17 @@ def _check_full_passes(classifier, images, rows, precision):
 
 
 def _check_stays(definition):
-    """Raises ValueError if running a classifier changes variables: what it returns might drift too slowly to be seen.
+    """Raises ValueError unless a classifier stays as it is: what it returns might drift too slowly to be seen.
 
     This searches its graph, which also has the variables that Keras does not know about.
     """
     nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
-    found = sorted({node.op for node in nodes if node.op.startswith(_CHANGES) and node.op not in _MAKE_NEW_ONES})
+    found = sorted({node.op for node in nodes if node.op.startswith(_CHANGES) and node.op not in _OF_INPUTS})
     if found:
         raise ValueError(
             "The classifier changes variables whenever it runs, for example moving statistics that are also updated "
-            "outside training, or a generator of random numbers; only one that stays as it is can be certified. "
-            f"Received: {', '.join(found)}"
+            "outside training, or draws random numbers or reads the time; only one that stays as it is can be "
+            f"certified. Received: {', '.join(found)}"
         )
 
 

@@ -939,6 +939,18 @@ class AddsNoise(keras.layers.Layer):
         return x + 1e-9 * self.generator.normal(tf.shape(x))
 
 
+class TossesCoin(keras.layers.Layer):
+    """One coin for a whole pass, far below rounding, which decides all its votes where outputs are equal."""
+
+    def call(self, x):
+        return x + 1e-9 * tf.sign(tf.random.uniform([]) - 0.5)
+
+
+class TurnsLater(keras.layers.Layer):
+    def call(self, x):
+        return tf.where(tf.timestamp() > 1e11, -x, x)
+
+
 class Iterates(keras.layers.Layer):
     def __init__(self):
         super().__init__()
@@ -975,6 +987,8 @@ class OfTensors(keras.layers.Layer):
         (CountsUp, "ResourceCountUpTo"),
         (Skips, "RngReadAndSkip"),
         (AddsNoise, "RngReadAndSkip"),
+        (TossesCoin, "RandomUniform"),
+        (TurnsLater, "Timestamp"),
         (Iterates, "IteratorGetNext"),
         (Dequeues, "QueueDequeueV2"),
     ],
