@@ -149,6 +149,36 @@ def test_a_classifier_of_several_rows_for_an_image_is_not_exported(tmp_path):
         export(model, tmp_path / "exported", n0=10, n=100, alpha=0.001)
 
 
+class Scales(keras.layers.Layer):
+    """Has a variable that Keras does not know: neither a file of the model nor a SavedModel would hold it."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = tf.Variable(2.0)
+
+    def call(self, x):
+        return self.scale * x
+
+
+class LooksUp(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        pairs = tf.lookup.KeyValueTensorInitializer([0], [2.0])
+        self.table = tf.lookup.StaticHashTable(pairs, 0.0)
+
+    def call(self, x):
+        return self.table.lookup(tf.constant(0)) * x
+
+
+@pytest.mark.parametrize("layer", [Scales, LooksUp])
+def test_a_classifier_with_variables_of_its_own_is_refused_in_one_line(layer, tmp_path):
+    model = keras.Sequential([keras.Input((2, 2, 1)), layer(), keras.layers.Flatten(), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match=r"Only what Keras keeps .* make weights by add_weight\.") as caught:
+        export(MACERModel(model, sigma=0.25), tmp_path / "m", n0=10, n=50, alpha=0.01)
+    assert "\n" not in str(caught.value)
+    assert not any((tmp_path / "m").rglob("*"))  # so that the same folder can be given again
+
+
 class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
