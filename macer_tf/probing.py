@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import op_def_registry
 
 _ROWS = 16
 # How much outputs may differ, relative to an output minus what the classes that can win have in common; and the spacing
@@ -16,29 +17,30 @@ _ROWS = 16
 # statistics and dropout change outputs by more.
 _TOLERANCES = {"float32": (2e-3, 2.0**-23), "float64": (2e-3, 2.0**-23)}
 _TOLERANCE_16_BITS = 0.05, 2.0**-8
-# How names of operations that change a variable, a table, a queue or an iterator begin, including those of TensorFlow
-# 1's variables; and of those that draw random numbers, from a `tf.random.Generator` or without one, or read the time. A
-# number that a whole pass shares makes its votes dependent, however little it adds to outputs.
-_CHANGES = (
-    "Assign",
-    "Scatter",
-    "ResourceScatter",
-    "ResourceStridedSliceAssign",
-    "ResourceApply",
-    "ResourceSparseApply",
-    "ResourceCountUpTo",
-    "Apply",
-    "SparseApply",
-    "CountUpTo",
-    "LookupTableImport",
-    "LookupTableInsert",
-    "LookupTableRemove",
-    *("QueueEnqueue", "QueueDequeue", "IteratorGetNext", "Rng", "StatefulRandomBinomial"),
-    *("StatefulStandardNormal", "StatefulTruncatedNormal", "StatefulUniform", "Random", "TruncatedNormal"),
-    *("ParameterizedTruncatedNormal", "Multinomial", "NonDeterministicInts", "Timestamp"),
-)
-# Functions of their inputs alone whose names begin like these.
-_OF_INPUTS = ("ScatterNd", "ScatterNdNonAliasingAdd", "RandomIndexShuffle")
+# Operations that TensorFlow counts as stateful, although they only read what stays as it is, or what lasts no longer
+# than the run; and Python code, which only its author can vouch for. All others are refused, such as random numbers,
+# however small: one that a whole pass shares makes all its votes depend on one another.
+_MAY_RUN = frozenset({
+    "Assert", "Case", "CheckNumerics", "CheckNumericsV2", "DeepCopy", "DisableCopyOnRead", "EagerPyFunc",
+    "GuaranteeConst", "If", "Print", "PrintV2", "PyFunc", "StatefulPartitionedCall", "While", "XlaCallModule",
+    "CudnnRNN", "CudnnRNNV2", "CudnnRNNV3", "StatelessRandomGetAlg", "IsVariableInitialized", "ReadVariableOp",
+    "RefEnter", "RefExit", "RefIdentity", "RefMerge", "RefNextIteration", "RefSelect", "RefSwitch",
+    "ResourceGather", "ResourceGatherNd", "VarHandleOp", "VarIsInitializedOp", "Variable", "VariableShape",
+    "VariableV2", "AnonymousHashTable", "AnonymousMutableDenseHashTable", "AnonymousMutableHashTable",
+    "AnonymousMutableHashTableOfTensors", "HashTable", "HashTableV2", "InitializeTable",
+    "InitializeTableFromTextFile", "InitializeTableFromTextFileV2", "InitializeTableV2", "LookupTableExport",
+    "LookupTableExportV2", "LookupTableFind", "LookupTableFindV2", "LookupTableSize", "LookupTableSizeV2",
+    "MutableDenseHashTable", "MutableDenseHashTableV2", "MutableHashTable", "MutableHashTableOfTensors",
+    "MutableHashTableOfTensorsV2", "MutableHashTableV2", "Stack", "StackClose", "StackCloseV2", "StackPop",
+    "StackPopV2", "StackPush", "StackPushV2", "StackV2", "TensorArray", "TensorArrayClose", "TensorArrayCloseV3",
+    "TensorArrayConcat", "TensorArrayConcatV3", "TensorArrayGather", "TensorArrayGatherV3", "TensorArrayGrad",
+    "TensorArrayGradV2", "TensorArrayGradV3", "TensorArrayGradWithShape", "TensorArrayPack", "TensorArrayRead",
+    "TensorArrayReadV3", "TensorArrayScatter", "TensorArrayScatterV3", "TensorArraySize", "TensorArraySizeV3",
+    "TensorArraySplit", "TensorArraySplitV3", "TensorArrayUnpack", "TensorArrayV2", "TensorArrayV3",
+    "TensorArrayWrite", "TensorArrayWriteV3"
+})  # fmt: skip
+# What TensorFlow does not count as stateful, although it changes a tensor that others may read.
+_IN_PLACE = frozenset({"InplaceAdd", "InplaceSub", "InplaceUpdate"})
 _DEPENDS = (
     "The classifier's output for an image depends on the rest of its batch, for example through batch norm in "
     "training mode; only a function of one image can be certified."
@@ -165,13 +167,21 @@ def _check_stays(definition):
     This searches its graph, which also has the variables that Keras does not know about.
     """
     nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
-    found = sorted({node.op for node in nodes if node.op.startswith(_CHANGES) and node.op not in _OF_INPUTS})
+    found = sorted(op for op in {node.op for node in nodes} if not _may_run(op))
     if found:
         raise ValueError(
             "The classifier changes variables whenever it runs, for example moving statistics that are also updated "
-            "outside training, or draws random numbers or reads the time; only one that stays as it is can be "
-            f"certified. Received: {', '.join(found)}"
+            "outside training, or draws random numbers, reads the time or the like; only one that stays as it is can "
+            f"be certified. Received: {', '.join(found)}"
         )
+
+
+def _may_run(op):
+    """Whether an operation leaves a classifier as it is; or a function, whose own operations are looked at, too."""
+    definition = op_def_registry.get(op)
+    if op in _MAY_RUN or definition is None:
+        return True
+    return not (definition.is_stateful or any(one.is_ref for one in definition.input_arg) or op in _IN_PLACE)
 
 
 def agree(first: np.ndarray, second: np.ndarray, precision: str) -> bool:
