@@ -93,8 +93,14 @@ def anytime_p_values(counts: np.ndarray) -> np.ndarray:
     However often one looks, the chance that it is ever at most alpha for a wrong class is at most alpha.
 
     Raises:
-        ValueError: for more than 2^25 votes.
+        ValueError: unless they are whole numbers from 0, for two classes or more; for more than 2^25 votes.
     """
+    counts = as_array("Votes", counts)
+    if counts.dtype.kind not in "iu" or counts.ndim < 1 or counts.shape[-1] < 2 or (counts < 0).any():
+        raise ValueError(
+            "counts must be votes, whole numbers from 0, [..., classes] for 2 classes or more. "
+            f"Received: {counts.dtype} {counts.shape}{f' from {counts.min()}' if counts.size else ''}"
+        )
     most = counts.sum(axis=-1, dtype=np.float64).max(initial=0)
     if most > _MOST_SAMPLES:
         raise ValueError(

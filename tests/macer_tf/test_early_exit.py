@@ -102,6 +102,12 @@ def test_bad_counts_are_refused(counts):
         anytime_predict(counts, 0.01)
 
 
+@pytest.mark.parametrize("counts", [[17], 17, [[9, -1]], [9.5, 0.5], [[True, False]]])
+def test_evidence_in_what_are_no_votes_is_refused(counts):
+    with pytest.raises(ValueError, match=r"counts must be votes, whole numbers from 0, .* Received: "):
+        anytime_p_values(np.array(counts))
+
+
 @pytest.mark.parametrize("votes", [2**25, 2**40, 2**52, 2**60])
 def test_more_samples_than_the_evidence_is_exact_for_are_refused(votes):
     with pytest.raises(ValueError, match=r"up to 33,554,432 samples per image.*Received: [\d,]+$"):
