@@ -27,6 +27,7 @@ def _of(kind):
 
 whole = _of(command_line.whole(1))
 fraction = _of(command_line.INSIDE_0_1)
+seed = _of(command_line.SEED)
 
 
 def file(text):
@@ -54,6 +55,20 @@ def model_file(text):
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return Path(text)
+
+
+def trained_model(path):
+    """The model in a file, such as a MACERModel, which knows its noise level. Raises InputError for any other."""
+    from macer_tf.noisy_training import NoisyTrainingModel
+    from pipeline.certification import classifiers
+
+    model = classifiers.load(path)
+    if not isinstance(model, NoisyTrainingModel):
+        raise InputError(
+            f"--model must be a model that was trained here, such as a MACERModel. Received: {path}, which holds a "
+            f"{type(model).__name__}"
+        )
+    return model
 
 
 def network(text):

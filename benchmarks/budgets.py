@@ -19,7 +19,7 @@ from scipy import special
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import interrupts  # noqa: F401
-from benchmarks.arguments import fraction, whole
+from benchmarks.arguments import fraction, seed, whole
 from macer_tf import certification_log
 from macer_tf.budgets import FixedBudget, RadiusBudget, ToleranceBudget
 from macer_tf.certificates import ABSTAIN
@@ -39,20 +39,19 @@ def main(arguments=None):
     parser.add_argument("--logs", type=Path, required=True, help="directory of published logs")
     parser.add_argument("--n0", type=whole, default=500, help="selection samples of ToleranceBudget (default: 500)")
     parser.add_argument("--tolerance", type=fraction, default=0.01, help="of ToleranceBudget (default: 0.01)")
-    parser.add_argument("--seed", type=int, default=0, help="of the votes (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the votes (default: 0)")
     arguments = parser.parse_args(arguments)
     budgets = [(RadiusBudget(radius, N), N0, (radius,)) for radius in RADII]
     budgets.append((ToleranceBudget(arguments.tolerance, N), arguments.n0, (0,)))
-    named = {path: re.search(r"sigma(\d+(\.\d+)?)\.tsv$", path.name) for path in sorted(arguments.logs.glob("*.tsv"))}
+    named = {path: noise_level(path) for path in sorted(arguments.logs.glob("*.tsv"))}
     if not any(named.values()):
         parser.error(
             f"--logs must hold logs whose names end in their noise level: sigma0.25.tsv. Received: {arguments.logs}"
         )
-    for path, match in named.items():
-        if match is None:
+    for path, sigma in named.items():
+        if sigma is None:
             print(f"LEFT OUT: {path.name}, whose name does not end in its noise level, such as sigma0.25.tsv")
             continue
-        sigma = float(match[1])
         log = read(path)
         rng = np.random.default_rng(arguments.seed)
         p, correct = probabilities(log, sigma, rng), log.correct
@@ -63,6 +62,12 @@ def main(arguments=None):
                 certificates, samples = run(budget, n0, p, correct, sigma, rng, with_labels)
                 print(line(budget, with_labels, evaluated(certificates, correct, radii), samples,
                            evaluated(fixed[0], correct, radii), fixed[1]))  # fmt: skip
+
+
+def noise_level(path):
+    """The noise level in which a log's name ends; None if it does not, or it is 0."""
+    found = re.search(r"sigma(\d+(\.\d+)?)\.tsv$", path.name)
+    return (float(found[1]) or None) if found else None
 
 
 def read(path):

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks import interrupts  # noqa: F401
-from benchmarks.arguments import fraction, model_file, whole
+from benchmarks.arguments import fraction, model_file, trained_model, whole
 from macer_tf.budgets import BLOCK, FixedBudget, RadiusBudget, ToleranceBudget
 from macer_tf.evaluation import correct_radii, mean_and_standard_error
 from macer_tf.votes import Votes
@@ -31,6 +31,7 @@ from macer_tf.votes import Votes
 N0, N, ALPHA = 100, 100_000, 0.001
 MOST_N0 = 1000
 SPACING = 10
+MOST_IMAGES = 10_000 // SPACING
 SEED, PRECISION = 0, "bfloat16"
 RADII = (0.5, 1.0, 1.5)
 # All columns of the paper's table that n samples can fill at sigma = 0.5.
@@ -68,14 +69,17 @@ def main(arguments=None):
     arguments = parser.parse_args(arguments)
     if arguments.n0 not in range(BLOCK, MOST_N0 + 1, BLOCK):
         parser.error(f"--n0 must be a multiple of {BLOCK} up to {MOST_N0}. Received: {arguments.n0}")
+    if arguments.num_examples > MOST_IMAGES:
+        parser.error(f"--num_examples must be at most {MOST_IMAGES:,}. Received: {arguments.num_examples}")
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
     from pipeline.data import datasets
-    from pipeline.training import models
 
-    model = models.load(arguments.model)
+    model = trained_model(arguments.model)
     test, pixel_max, _ = datasets.load_split("mnist", arguments.data_dir)
-    chosen = spread(len(test.images) // SPACING)[: arguments.num_examples] * SPACING
+    if model.classifier.input_shape[1:] != test.images.shape[1:]:
+        parser.error(f"--model must take MNIST's images, {test.images.shape[1:]}. Received: {arguments.model}")
+    chosen = spread(MOST_IMAGES)[: arguments.num_examples] * SPACING
     images = test.images[chosen].astype(np.float32) / np.float32(pixel_max)
     blocks = drawn(arguments.model, model, images, chosen, arguments.cache)
     samples = Recorded(blocks, test.labels[chosen], model.sigma)

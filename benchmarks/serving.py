@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import interrupts  # noqa: F401
-from benchmarks.arguments import images_file, model_file, whole
+from benchmarks.arguments import images_file, model_file, trained_model, whole
 from macer_tf.checks import levels_of
 
 N0, ALPHA, FIXED_N = 100, 0.001, 1000
@@ -49,11 +49,10 @@ def main(arguments=None):
 
     from macer_tf.smoothing import default_microbatch
     from pipeline.data.examples import evenly_spaced
-    from pipeline.training import models
     from serving.export import export
     from serving.validate import Server
 
-    model, levels, stored = models.load(arguments.model), levels_of(arguments.pixel_max), arguments.images
+    model, levels, stored = trained_model(arguments.model), levels_of(arguments.pixel_max), arguments.images
     if stored.shape[1:] != model.classifier.input_shape[1:]:
         parser.error(
             f"--images must be of the model's shape, {model.classifier.input_shape[1:]}. Received: {stored.shape}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from macer_tf import checks
 from pipeline.utils.errors import InputError
 from serving import terminal
+from serving.exit import exits_are_errors
 from serving.files import is_url
 
 _LARGEST_INT32 = 2**31 - 1
@@ -265,7 +266,8 @@ def value(setting, text):
     """The value that a setting's text stands for. Raises a one-line InputError if it is not accepted."""
     received = text or repr(text)
     try:
-        return setting.kind.parse(text)
+        with exits_are_errors():
+            return setting.kind.parse(text)
     except InputError as error:
         raise InputError(f"--{setting.name} {error}. Received: {received}") from None
     except (ValueError, KeyError, OverflowError, RuntimeError):

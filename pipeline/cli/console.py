@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -161,7 +162,7 @@ def wrapped(text):
 
 def curves(folder):
     """How to look at the training curves in a folder."""
-    return f"Curves: tensorboard --logdir {printable(folder)}"
+    return f"Curves: tensorboard --logdir {shlex.quote(printable(folder))}"
 
 
 def print_if_long(seconds, ways):

@@ -21,6 +21,8 @@ def generate(execution):
         check_split(split.images, split.labels, dataset.pixel_max, dataset.num_classes, f"{dataset.name}, {name}")
     if validation:
         dataset = datasets.hold_out(dataset, validation)
+    if train_images:  # only now: images that are held out, too, may be copies of those that are trained on
+        dataset = own_images.telling_what_is_trained_on(dataset)
     examples.write(dataset, execution.outputs["examples"])
 
 

@@ -79,7 +79,7 @@ def _name_of_curves(execution, examples):
 def chosen(labels, settings):
     """The ids of the images to train on, and a label for each, -1 where it has none.
 
-    Labelled images appear as often as unlabelled ones, in as many copies as that takes.
+    Labelled images appear at least as often as unlabelled ones, each in as many copies as that takes.
 
     Raises:
         InputError: if more are asked for than there are, none is left without a label, or all labels are of one class.

@@ -42,8 +42,20 @@ def load(train_images, test_images, scratch=None):
         )
         for (role, path, opened), own in zip(both, labels, strict=True)
     )
-    splits = train_split, _telling_what_is_trained_on(test_split, train_split)
+    splits = train_split, test_split
     return datasets.Dataset(name_of(train_images), *splits, datasets.pixel_max(None), len(class_names), class_names)
+
+
+def telling_what_is_trained_on(dataset):
+    """The data set; if some images to test on are trained on, too, their description says so, and a line does."""
+    test = dataset.test
+    trained_on = {fingerprints.short_digest(image.tobytes()) for image in dataset.train.images}
+    count = sum(fingerprints.short_digest(image.tobytes()) in trained_on for image in test.images)
+    if not count:
+        return dataset
+    print(f"  Of the images to test on, {count:,} of {len(test.images):,} are training images, too, and prove less.")
+    description = f"{test.description} ({count:,} of them training images, too)"
+    return dataclasses.replace(dataset, test=dataclasses.replace(test, description=description))
 
 
 def name_of(train_images):
@@ -124,16 +136,6 @@ def _tell_what_numbers_mean(train, test):
         if numbered.class_names is None and numbered.name(0) is None and named.class_names and named.name(0):
             meant = [f"{number} is {name}" for number, name in enumerate(named.class_names)]
             print(f"  Labels of the images to {role} on are the numbers of the sorted folders: {sources.some(meant)}.")
-
-
-def _telling_what_is_trained_on(test, train):
-    """The split to test on; if some of its images are trained on, too, its description says so, and a line does."""
-    trained_on = {fingerprints.short_digest(image.tobytes()) for image in train.images}
-    count = sum(fingerprints.short_digest(image.tobytes()) in trained_on for image in test.images)
-    if not count:
-        return test
-    print(f"  Of the images to test on, {count:,} of {len(test.images):,} are training images, too, and prove less.")
-    return dataclasses.replace(test, description=f"{test.description} ({count:,} of them training images, too)")
 
 
 def _images(opened, path, role, shape, scratch):

@@ -94,7 +94,7 @@ def find(dataset: str, sigma: float | None = None, method: str = "macer") -> Pre
 
     Args:
       dataset: a name that `datasets.load` takes. A name without presets gets the preset "default":
-        CIFAR-10's settings, without a network, flips or a published row.
+        CIFAR-10's settings with the gradient clipped, without a network, flips or a published row.
       sigma: noise level in [0, 1] pixel units. Default: 0.25. A level without a preset takes the settings of
         the nearest one, and no published row.
       method: a name that `methods.find` takes. A method without presets gets MACER's shared settings and its own

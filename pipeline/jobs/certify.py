@@ -352,7 +352,11 @@ def _check_unchanged(settings, snapshot):
     snapshot.check()
     if places.is_url(settings["model"]):
         return
-    if not Path(settings["model"]).exists() or classifiers.model_fingerprint(settings["model"]) != snapshot.fingerprint:
+    try:
+        is_the_same = classifiers.model_fingerprint(settings["model"]) == snapshot.fingerprint
+    except (OSError, ValueError):  # it is gone, or just being replaced
+        is_the_same = False
+    if not is_the_same:
         model = printable(settings["model"])
         print(f"{model} has been replaced since then: the certificates are for the model that was there before.")
 

@@ -17,6 +17,7 @@ from benchmarks import beam, budgets, budgets_mnist, certify, interleaved, servi
 from macer_tf import certification_log
 from macer_tf.certificates import Certificates
 from pipeline.data import sources
+from pipeline.utils.errors import InputError
 
 WITHOUT_AUTHORS = "LEFT OUT: the authors' code, and with it every comparison to it (no --reference was given).\n"
 
@@ -180,9 +181,11 @@ def test_what_budgets_save_on_published_logs(tmp_path, capsys):
     log = Certificates(np.array([1, 2, 3, -1]), radii, radii, np.arange(4), 0.25, 0.001, 100, 100_000)
     certification_log.write(tmp_path / "tiny-sigma0.25.tsv", log, np.array([1, 2, 0, 4]), np.arange(4))
     (tmp_path / "nameless.tsv").write_text("")
+    (tmp_path / "sigma0.tsv").write_text("")
     budgets.main(["--logs", str(tmp_path)])
-    left_out, title, *rows = capsys.readouterr().out.splitlines()
+    left_out, without_noise, title, *rows = capsys.readouterr().out.splitlines()
     assert left_out.startswith("LEFT OUT: nameless.tsv")
+    assert without_noise.startswith("LEFT OUT: sigma0.tsv")
     assert title == "tiny-sigma0.25: 4 images"
     found = [
         re.match(r"  (\w+) +([\d.]+) +(labels)? +([\d.]+) x fewer samples .*at [\d.]+ +([\d.]+) \(", row)
@@ -217,6 +220,23 @@ def test_what_budgets_save_on_real_votes(shared_tfds, tmp_path, capsys):
     budgets_mnist.main(arguments)
     again = capsys.readouterr()
     assert (again.out, again.err) == (drawn.out, "")
+
+
+def test_only_models_of_mnist_that_know_their_noise_have_real_votes_for_budgets(shared_tfds, tmp_path, capsys):
+    import keras
+
+    plain = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    plain.save(tmp_path / "plain.keras")
+    given = ["--data_dir", str(shared_tfds), "--cache", str(tmp_path), "--model"]
+    with pytest.raises(InputError, match=r"such as a MACERModel\. Received: .*plain\.keras, which holds a "):
+        budgets_mnist.main([*given, str(tmp_path / "plain.keras")])
+    for flags, said in (
+        ([str(model_of((8, 8, 1), tmp_path))], "--model must take MNIST's images, (28, 28, 1). Received: "),
+        ([str(tmp_path / "plain.keras"), "--num_examples", "1001"], "--num_examples must be at most 1,000. Received: "),
+    ):
+        with pytest.raises(SystemExit):
+            budgets_mnist.main([*given, *flags])
+        assert said in capsys.readouterr().err
 
 
 def test_seconds_to_a_whole_table(shared_tfds, tmp_path, monkeypatch, capfd):
@@ -309,6 +329,7 @@ def test_ctrl_c_is_one_line():
         (serving, ["--images", __file__, "--model", "no.keras"], "argument --images: must be an .npy file of images, "),
         (whole_table, ["--model", "no.keras", "--data_dir", "."], "argument --model: There is no model no.keras."),
         (whole_table, ["--images", "10001"], "argument --images: must be at most 10,000. Received: '10001'"),
+        (budgets, ["--seed", "-1"], "argument --seed: must be a whole number from 0 to 4294967295. Received: '-1'"),
         (budgets_mnist, ["--tolerance", "1"], "argument --tolerance: must be a number above 0 and below 1. Received: "),
     ],
 )

@@ -158,3 +158,7 @@ def test_only_what_takes_more_than_an_hour_is_told_to_be_long(monkeypatch, capsy
 def test_a_long_line_is_cut_to_the_width_of_the_terminal():
     text = on_a_terminal(WORK.replace("step {done}", "{'x' * 200}"))
     assert max(map(len, seen(text))) <= 60
+
+
+def test_the_command_that_shows_curves_can_be_copied():
+    assert console.curves(Path("my runs/tensorboard")) == "Curves: tensorboard --logdir 'my runs/tensorboard'"

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from pipeline.components.example_gen import EXAMPLE_GEN
-from pipeline.data import own_images
+from pipeline.data import examples, own_images
+from pipeline.orchestration.orchestrator import Execution
 from pipeline.utils.errors import InputError
 
 
@@ -83,8 +84,6 @@ def test_an_archive_goes_with_a_folder_or_an_archive(folder, npz, capsys):
     data = own_images.load(npz("floats", x=floats, y=np.arange(256) % 3), archive)
     assert data.train.images[:, 0, 0, 0].tolist() == list(range(256))
     assert data.class_names == ("0", "1", "2")
-    told = "  Of the images to test on, 3 of 3 are training images, too, and prove less.\n"
-    assert capsys.readouterr().out == told
     own_images.load(archive, folder("numbered", {"0": grey(4), "1": grey(5)}))
     own_images.load(folder("named", {"no": grey(1), "yes": grey(2)}), folder("other", {"no": grey(6), "yes": []}))
     assert capsys.readouterr().out == ""
@@ -157,16 +156,28 @@ def test_of_an_archive_in_keras_layout_the_training_images_are_trained_on(npz):
         own_images.load(npz("only test", x_test=test, y_test=[0, 1]), archive)
 
 
-def test_images_that_are_tested_on_and_trained_on_are_told(folder, npz, capsys):
-    """By their pixels, whatever their files and their labels."""
-    train = folder("train", {"a": grey(1, 2), "b": grey(3)})
-    data = own_images.load(train, npz("new", images=np.stack(grey(4, 5)), labels=[0, 1]))
-    assert data.test.description == "images in new.npz"
+def test_images_that_are_tested_on_and_trained_on_are_told(folder, npz, tmp_path, capsys):
+    """By their pixels, whatever their files and their labels; only those that are in fact tested on."""
+
+    def described(train, test, validation=None):
+        outputs = {"examples": tmp_path / f"examples {len(list(tmp_path.iterdir()))}"}
+        outputs["examples"].mkdir()
+        given = {"train_images": train, "test_images": test, "validation": validation}
+        parameters = dict.fromkeys(EXAMPLE_GEN.parameters) | given
+        EXAMPLE_GEN.execute(Execution({}, outputs, parameters, tmp_path, tmp_path, 1))
+        return examples.read(outputs["examples"]).descriptions
+
+    train = folder("train", {"a": grey(1, 2), "b": grey(3, 1)})
+    assert described(train, npz("new", images=np.stack(grey(4, 5)), labels=[0, 1]))["test"] == "images in new.npz"
     assert "training images" not in capsys.readouterr().out
-    data = own_images.load(train, npz("some", images=np.stack(grey(3, 4, 2)), labels=[0, 0, 1]))
-    assert data.test.description == "images in some.npz (2 of them training images, too)"
-    assert data.train.description == "images in train"
+    some = npz("some", images=np.stack(grey(3, 4, 2)), labels=[0, 0, 1])
+    of_both = {"train": "images in train", "test": "images in some.npz (2 of them training images, too)"}
+    assert described(train, some) == of_both
     assert "  Of the images to test on, 2 of 3 are training images, too, " in capsys.readouterr().out
+    # Held out are 1 and 3; 1 is among the others once more.
+    told = "2 held out for validation, evenly spaced, of the images in train (1 of them training images, too)"
+    assert described(train, some, 2)["test"] == told
+    assert "  Of the images to test on, 1 of 2 are training images, too, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4"])

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from macer_tf import MACERModel
-from pipeline.cli.command_line import FROM_0, Setting, none_or, whole
+from pipeline.cli.command_line import FROM_0, Kind, Setting, none_or, whole
 from pipeline.experiments import users_method
 from pipeline.experiments.methods import Method
 from pipeline.utils.errors import InputError
@@ -44,6 +44,7 @@ def test_a_method_in_order_is_as_it_was():
         ),
         ({"settings": (dataclasses.replace(LAM, default=-1),)}, "must be a number from 0. Received: -1"),
         ({"settings": (dataclasses.replace(LAM, default={1}),)}, "must be a number from 0. Received: {1}"),
+        ({"settings": (Setting("size", Kind("a size", leave), "", "s"),)}, "must be a size. Received: 's'"),
     ],
 )
 def test_settings_that_are_none_are_refused(changes, line):

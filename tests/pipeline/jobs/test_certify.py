@@ -844,10 +844,16 @@ def test_a_model_replaced_at_any_moment_gets_no_other_models_votes(
     assert not (tmp_path / "output" / ".certifying-model").exists()
 
 
-def test_it_tells_that_the_model_is_another_by_now(run, two_models, tmp_path, monkeypatch):
+def unreadable(path, other):
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("become_another", [replaced, unreadable])
+def test_it_tells_that_the_model_is_another_by_now(run, two_models, tmp_path, monkeypatch, become_another):
     path, other = (saved(model, tmp_path / name, ".keras") for name, model in zip("ab", two_models, strict=True))
     function = vote_store.VoteStore.compact
-    monkeypatch.setattr(vote_store.VoteStore, "compact", lambda store: (function(store), replaced(path, other)))
+    monkeypatch.setattr(vote_store.VoteStore, "compact", lambda store: (function(store), become_another(path, other)))
     status, out, _ = run("--model", path, "--dataset", "digits", "--max", "2")
     assert status == 0
     assert f"{path} has been replaced since then: the certificates are for the model that was there before." in out
