@@ -17,27 +17,27 @@ _ROWS = 16
 # statistics and dropout change outputs by more.
 _TOLERANCES = {"float32": (2e-3, 2.0**-23), "float64": (2e-3, 2.0**-23)}
 _TOLERANCE_16_BITS = 0.05, 2.0**-8
-# Operations that TensorFlow counts as stateful, although they only read what stays as it is, or what lasts no longer
-# than the run; and Python code, which only its author can vouch for. All others are refused, such as random numbers,
-# however small: one that a whole pass shares makes all its votes depend on one another.
+# Operations that TensorFlow counts as stateful, although they only write what is not read, or read what stays as it is
+# or lasts no longer than the run; and Python code, which only its author can vouch for. All others are refused, such as
+# random numbers, however small: one that a whole pass shares makes all its votes depend on one another.
 _MAY_RUN = frozenset({
     "Assert", "Case", "CheckNumerics", "CheckNumericsV2", "DeepCopy", "DisableCopyOnRead", "EagerPyFunc",
     "GuaranteeConst", "If", "Print", "PrintV2", "PyFunc", "StatefulPartitionedCall", "While", "XlaCallModule",
     "CudnnRNN", "CudnnRNNV2", "CudnnRNNV3", "StatelessRandomGetAlg", "IsVariableInitialized", "ReadVariableOp",
     "RefEnter", "RefExit", "RefIdentity", "RefMerge", "RefNextIteration", "RefSelect", "RefSwitch",
-    "ResourceGather", "ResourceGatherNd", "VarHandleOp", "VarIsInitializedOp", "Variable", "VariableShape",
-    "VariableV2", "AnonymousHashTable", "AnonymousMutableDenseHashTable", "AnonymousMutableHashTable",
-    "AnonymousMutableHashTableOfTensors", "HashTable", "HashTableV2", "InitializeTable",
-    "InitializeTableFromTextFile", "InitializeTableFromTextFileV2", "InitializeTableV2", "LookupTableExport",
-    "LookupTableExportV2", "LookupTableFind", "LookupTableFindV2", "LookupTableSize", "LookupTableSizeV2",
-    "MutableDenseHashTable", "MutableDenseHashTableV2", "MutableHashTable", "MutableHashTableOfTensors",
-    "MutableHashTableOfTensorsV2", "MutableHashTableV2", "Stack", "StackClose", "StackCloseV2", "StackPop",
-    "StackPopV2", "StackPush", "StackPushV2", "StackV2", "TensorArray", "TensorArrayClose", "TensorArrayCloseV3",
-    "TensorArrayConcat", "TensorArrayConcatV3", "TensorArrayGather", "TensorArrayGatherV3", "TensorArrayGrad",
-    "TensorArrayGradV2", "TensorArrayGradV3", "TensorArrayGradWithShape", "TensorArrayPack", "TensorArrayRead",
-    "TensorArrayReadV3", "TensorArrayScatter", "TensorArrayScatterV3", "TensorArraySize", "TensorArraySizeV3",
-    "TensorArraySplit", "TensorArraySplitV3", "TensorArrayUnpack", "TensorArrayV2", "TensorArrayV3",
-    "TensorArrayWrite", "TensorArrayWriteV3"
+    "ResourceGather", "ResourceGatherNd", "VarHandleOp", "VarIsInitializedOp", "WriteFile", "Variable",
+    "VariableShape", "VariableV2", "AnonymousHashTable", "AnonymousMutableDenseHashTable",
+    "AnonymousMutableHashTable", "AnonymousMutableHashTableOfTensors", "HashTable", "HashTableV2",
+    "InitializeTable", "InitializeTableFromTextFile", "InitializeTableFromTextFileV2", "InitializeTableV2",
+    "LookupTableExport", "LookupTableExportV2", "LookupTableFind", "LookupTableFindV2", "LookupTableSize",
+    "LookupTableSizeV2", "MutableDenseHashTable", "MutableDenseHashTableV2", "MutableHashTable",
+    "MutableHashTableOfTensors", "MutableHashTableOfTensorsV2", "MutableHashTableV2", "Stack", "StackClose",
+    "StackCloseV2", "StackPop", "StackPopV2", "StackPush", "StackPushV2", "StackV2", "TensorArray",
+    "TensorArrayClose", "TensorArrayCloseV3", "TensorArrayConcat", "TensorArrayConcatV3", "TensorArrayGather",
+    "TensorArrayGatherV3", "TensorArrayGrad", "TensorArrayGradV2", "TensorArrayGradV3", "TensorArrayGradWithShape",
+    "TensorArrayPack", "TensorArrayRead", "TensorArrayReadV3", "TensorArrayScatter", "TensorArrayScatterV3",
+    "TensorArraySize", "TensorArraySizeV3", "TensorArraySplit", "TensorArraySplitV3", "TensorArrayUnpack",
+    "TensorArrayV2", "TensorArrayV3", "TensorArrayWrite", "TensorArrayWriteV3"
 })  # fmt: skip
 # What TensorFlow does not count as stateful, although it changes a tensor that others may read.
 _IN_PLACE = frozenset({"InplaceAdd", "InplaceSub", "InplaceUpdate"})
