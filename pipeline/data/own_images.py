@@ -36,13 +36,12 @@ def load(train_images, test_images, scratch=None):
     labels = [_labels(opened, path) for _, path, opened in both]
     class_names = _class_names(train, test, *labels)
     _tell_what_numbers_mean(train, test)
-    train_split, test_split = (
+    splits = (
         datasets.Split(
             _images(opened, path, role, shape, scratch), own, f"images in {Path(path).name}", opened.names(opened.ids)
         )
         for (role, path, opened), own in zip(both, labels, strict=True)
     )
-    splits = train_split, test_split
     return datasets.Dataset(name_of(train_images), *splits, datasets.pixel_max(None), len(class_names), class_names)
 
 
