@@ -301,8 +301,11 @@ def _columns(path, first):
 def _is_cut_off(fields, columns, width, has_end):
     """Whether the last line ends too early: a field is missing, or the last field may be cut short or is no time."""
     last = next((name for name, place in columns.items() if place == width - 1), None)
-    if len(fields) < width or (last == "correct" and not fields[-1]) or (last in _OF_SEVERAL_DIGITS and not has_end):
+    if len(fields) < width or (last in _OF_SEVERAL_DIGITS and not has_end):
         return True
+    if last == "correct":
+        text = fields[-1].strip().lower()
+        return text not in _TRUTHS and any(truth.startswith(text) for truth in _TRUTHS)
     if last != "time":
         return False
     try:

@@ -5,7 +5,7 @@ from macer_tf import tensorflow_backend  # noqa: F401
 # isort: split
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import keras
@@ -114,6 +114,23 @@ class InferenceGraph:
             for variables in (self._rebuilt.trainable_variables, self._rebuilt.non_trainable_variables)
         )
         return self._rebuilt.stateless_call(trainable, other, images, training=False)[0]
+
+    def check_all_kept(self, image_shape: Sequence[int]) -> None:
+        """Raises ValueError if the graph for images [H, W, C] reads a variable or a table that is not in `variables`.
+
+        Neither a model's file nor a SavedModel of `variables` would hold it.
+        """
+        if self.is_of_plain_layers:  # tracing takes time
+            return
+        graph = tf.function(self, autograph=False).get_concrete_function(tf.TensorSpec([None, *image_shape])).graph
+        # Under a distribution strategy, a variable is one per device.
+        kept = {id(one.handle) for variable in self.variables for one in getattr(variable, "values", [variable])}
+        if any(found.dtype == tf.resource and id(found) not in kept for found in graph.external_captures):
+            raise ValueError(
+                "Only what Keras keeps of a classifier can be exported, but one of its layers holds a tf.Variable, a "
+                "table or the like of its own; make weights by add_weight. Received: "
+                f"{type(self._classifier).__name__} {self._classifier.name}"
+            )
 
     def weights_as_now(self) -> list[int]:
         """A hash of each weight's present content: this process's, as copies of the weights would take their memory."""

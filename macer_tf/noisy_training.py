@@ -134,6 +134,8 @@ class NoisyTrainingModel(keras.Model):
     microbatch = fixed("microbatch", "Images in a slice of the batch, or None.")
     seed = fixed("seed", "What fixes the noise.")
 
+    _may_lack_labels = False
+
     def __init__(
         self,
         classifier: keras.Model,
@@ -470,7 +472,8 @@ class NoisyTrainingModel(keras.Model):
                 f"Received: shape={tuple(targets.shape)}"
             )
         labels_ok = tf.reduce_all((labels >= 0) & (labels < num_classes))
-        message = f"labels must lie in 0..{num_classes - 1}; the classifier has {num_classes} outputs."
+        others = ", or be -1 for an image without one" if training and self._may_lack_labels else ""
+        message = f"labels must lie in 0..{num_classes - 1}{others}; the classifier has {num_classes} outputs."
         with tf.control_dependencies([_batch_check(labels_ok, message)]):
             losses = {name: weights * values for name, values in terms.losses.items()}
         total = tf.add_n(list(losses.values()))

@@ -50,6 +50,7 @@ class SemiSupervisedMACERModel(MACERModel):
 
     threshold = fixed("threshold", "Share that the majority class must exceed.")
     teacher_samples = fixed("teacher_samples", "Noisy copies of each image that the teacher sees.")
+    _may_lack_labels = True
 
     def __init__(
         self,

@@ -85,26 +85,13 @@ def export(
     text = card.to_json(about)
     limits = {name: about[name] for name in ("max_n", "max_batch_size")}
     module = SmoothedSignatures(classifier, model.sigma, about["levels"], n0, n, alpha, **limits, model_card=text)
-    _save(module, directory, classifier)
+    tf.saved_model.save(module, str(directory), signatures=module.signatures())
     (directory / EXTRA).mkdir()
     (directory / EXTRA / card.NAME).write_text(text, encoding="utf-8")
     with tf.io.TFRecordWriter(str(directory / WARMUP)) as writer:
         for log in _warmup(image_shape, n, alpha):
             writer.write(log.SerializeToString())
     manifest.write(directory)
-
-
-def _save(module, directory, classifier):
-    try:
-        tf.saved_model.save(module, str(directory), signatures=module.signatures())
-    except AssertionError as error:
-        if "untracked" not in str(error):
-            raise
-        raise ValueError(
-            "Only what Keras keeps of a classifier can be exported, but one of its layers holds a tf.Variable, a table "
-            f"or the like of its own; make weights by add_weight. Received: {type(classifier).__name__} "
-            f"{classifier.name}"
-        ) from error
 
 
 def _check_shapes(classifier):

@@ -40,7 +40,8 @@ class SmoothedSignatures(tf.Module):
 
     Raises:
         ValueError: if n and alpha could never certify an image, alpha is outside ALPHA_RANGE, n is above max_n, max_n
-            is above MOST_N, or the classifier has fewer than two classes or is not a function of one image.
+            is above MOST_N, or the classifier has fewer than two classes or is not a function of one image,
+            or if it reads a variable or a table that is not among its weights.
     """
 
     def __init__(self, classifier, sigma, levels, n0, n, alpha, max_n, max_batch_size, model_card):
@@ -67,6 +68,7 @@ class SmoothedSignatures(tf.Module):
         # A Keras model that is tracked here loads in Python but fails in C++; its plain variables do not.
         self._classifier = InferenceGraph(classifier)
         probe(self._classifier, self._image_shape, self._classifier.precision, self._microbatch)
+        self._classifier.check_all_kept(self._image_shape)
         # The weights in a list of their own, in order: `serving.weights` finds them by this name.
         self.model_variables = [weight.value for weight in classifier.weights]
         weights = {id(variable) for variable in self.model_variables}

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from macer_tf import base_classifier, networks, probing
-from macer_tf.inference import own_precision
+from macer_tf.inference import InferenceGraph, own_precision
 from macer_tf.noisy_training import NoisyTrainingModel
 from macer_tf.optimizers import SGD
 from macer_tf.smoothing import rows_of_a_pass
@@ -146,7 +146,7 @@ def check_comes_back(model, path, image_shape):
 
     Raises:
         InputError: in one line, if the network is not such a function or returns probabilities, the file cannot be
-            loaded, or its network computes something else.
+            loaded, its network computes something else, or it could not be exported.
     """
     precision = own_precision(model.classifier)
     try:
@@ -156,7 +156,8 @@ def check_comes_back(model, path, image_shape):
     if probing.are_probabilities(before):
         raise InputError("The network must return logits, but it returns probabilities; remove its softmax.")
     try:
-        after = probing.probe(load(path).inference, image_shape, precision)
+        loaded = load(path)
+        after = probing.probe(loaded.inference, image_shape, precision)
     except (Exception, SystemExit) as error:  # whatever Keras raises, or someone's code
         raise InputError(
             "The model could not be loaded from its file: register your own layers, functions and models by "
@@ -169,6 +170,10 @@ def check_comes_back(model, path, image_shape):
             "__init__, and what add_weight did not make is not saved. The largest difference of its outputs is "
             f"{np.abs(before - after).max():.3g}."
         )
+    try:
+        InferenceGraph(loaded.classifier).check_all_kept(image_shape)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _cause(error):

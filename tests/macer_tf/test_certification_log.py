@@ -257,6 +257,13 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_told(log, end, newline):
     assert read.cut_off == 5
 
 
+@pytest.mark.parametrize("end", ["", "T", "Tru", "f", "FALS"])
+def test_a_truth_that_was_cut_off_is_left_out_and_told(log, end):
+    content = "idx\tlabel\tpredict\tradius\tcorrect\n0\t3\t3\t0.5\tTrue\n20\t7\t7\t0.5\t"
+    read = certification_log.read(log(content + end))
+    assert (read.ids.tolist(), read.cut_off) == ([0], 3)
+
+
 @pytest.mark.parametrize("last", ["idx", "label", "predict", "radius"])
 def test_a_last_field_whose_first_digits_are_another_value_counts_only_with_the_lines_end(log, last):
     """1.2345e-05 may be cut to 1.2345."""

@@ -116,9 +116,9 @@ def test_what_cannot_be_is_told_in_one_line():
     model = made()
     with pytest.raises(ValueError, match="make the optimizer with use_ema=True"):
         model.compile(SGD(0.1))
-    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.1"):
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.1; the"):
         model.evaluate(column(0.5), np.array([-1]), verbose=0)
-    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.1"):
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.1, or be -1 for an image without one; the"):
         model.train_on_batch(column(0.5), np.array([-2]))
     for options in ({"threshold": 1.5}, {"teacher_samples": 0}):
         with pytest.raises(ValueError, match=rf"{next(iter(options))}, .* must be .* Received: "):

@@ -361,6 +361,14 @@ def make(shape, classes):
             LAYER.format(register="@keras.saving.register_keras_serializable('forgets its scale')"),
             "The model's file loads as another network: a layer's get_config must return all arguments of its",
         ),
+        (  # before training, not when it is exported
+            "import keras, tensorflow as tf\n@keras.saving.register_keras_serializable('own')\n"
+            "class Scale(keras.layers.Layer):\n    def __init__(self, **kwargs):\n        super().__init__(**kwargs)\n"
+            "        self.scale = tf.Variable(2.0)\n    def call(self, x):\n        return self.scale * x\n"
+            "def make(shape, classes):\n    return keras.Sequential([keras.Input(shape), Scale(), "
+            "keras.layers.Flatten(), keras.layers.Dense(classes)])\n",
+            "one of its layers holds a tf.Variable, a table or the like of its own; make weights by add_weight.",
+        ),
     ],
 )
 def test_a_network_of_ones_own_that_cannot_be_used_is_one_line(line, tmp_path, code, message):
