@@ -5,6 +5,7 @@ from macer_tf import tensorflow_backend  # noqa: F401
 # isort: split
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -91,12 +92,14 @@ class InferenceGraph:
         """Whether it consists of Keras' own plain layers and sums alone: none changes when it runs, or counts rows."""
 
         def is_plain(layer):
-            # Anyone's activation may do anything.
-            if "call" in vars(layer) or not _is_of_keras(getattr(layer, "activation", keras.activations.linear)):
+            # Anyone's activation may do anything, and so may Keras' other functions, such as `keras.random.shuffle`.
+            activation = getattr(layer, "activation", keras.activations.linear)
+            is_known = activation is getattr(keras.activations, getattr(activation, "__name__", ""), None)
+            if "call" in vars(layer) or not (is_known or type(activation) in _PLAIN):
                 return False
             if isinstance(layer, keras.Model):  # which may also call operations that are no layers
                 return _is_of_keras(layer) and all(map(_is_of_each_row, getattr(layer, "operations", ())))
-            return type(layer) in _PLAIN
+            return type(layer) in _PLAIN and not _has_variable_settings(layer)
 
         return all(map(is_plain, self._classifier._flatten_layers()))
 
@@ -273,6 +276,12 @@ def _others_in_words(model):
     return f" with {', '.join(others)}" if others else ""
 
 
+def _has_variable_settings(layer):
+    """Whether a setting, such as the scale of a `Rescaling`, is a variable: a copy of the layer would not follow it."""
+    settings = inspect.signature(type(layer).__init__).parameters
+    return any(isinstance(getattr(layer, name, None), (tf.Variable, keras.Variable)) for name in settings)
+
+
 def _can_be_recreated(layer):
     """Whether the layer's configuration and weights completely determine what it computes."""
     if layer.quantization_mode is not None or getattr(layer, "lora_rank", None) is not None or "call" in vars(layer):
@@ -285,7 +294,7 @@ def _can_be_recreated(layer):
         _recreated(layer)
     except Exception:  # whatever the user's function, initialiser or constraint raises
         return False
-    return True
+    return not _has_variable_settings(layer)
 
 
 def _recreated(layer, **changes):

@@ -28,9 +28,9 @@ _MAY_RUN = frozenset({
     "ResourceGather", "ResourceGatherNd", "VarHandleOp", "VarIsInitializedOp", "WriteFile", "Variable",
     "VariableShape", "VariableV2", "AnonymousHashTable", "AnonymousMutableDenseHashTable",
     "AnonymousMutableHashTable", "AnonymousMutableHashTableOfTensors", "HashTable", "HashTableV2",
-    "InitializeTable", "InitializeTableFromTextFile", "InitializeTableFromTextFileV2", "InitializeTableV2",
-    "LookupTableExport", "LookupTableExportV2", "LookupTableFind", "LookupTableFindV2", "LookupTableSize",
-    "LookupTableSizeV2", "MutableDenseHashTable", "MutableDenseHashTableV2", "MutableHashTable",
+    "InitializeTable", "InitializeTableV2", "LookupTableExport", "LookupTableExportV2", "LookupTableFind",
+    "LookupTableFindV2", "LookupTableSize", "LookupTableSizeV2", "MutableDenseHashTable",
+    "MutableDenseHashTableV2", "MutableHashTable",
     "MutableHashTableOfTensors", "MutableHashTableOfTensorsV2", "MutableHashTableV2", "Stack", "StackClose",
     "StackCloseV2", "StackPop", "StackPopV2", "StackPush", "StackPushV2", "StackV2", "TensorArray",
     "TensorArrayClose", "TensorArrayCloseV3", "TensorArrayConcat", "TensorArrayConcatV3", "TensorArrayGather",
@@ -39,8 +39,14 @@ _MAY_RUN = frozenset({
     "TensorArraySize", "TensorArraySizeV3", "TensorArraySplit", "TensorArraySplitV3", "TensorArrayUnpack",
     "TensorArrayV2", "TensorArrayV3", "TensorArrayWrite", "TensorArrayWriteV3"
 })  # fmt: skip
-# What TensorFlow does not count as stateful, although it changes a tensor that others may read.
-_IN_PLACE = frozenset({"InplaceAdd", "InplaceSub", "InplaceUpdate"})
+# What TensorFlow does not count as stateful, although it changes a tensor that others may read; reads files, which may
+# change; or joins its rows with those of whatever else runs at the same time.
+_STATEFUL_TOO = frozenset({
+    "InplaceAdd", "InplaceSub", "InplaceUpdate", "GenerateVocabRemapping", "ImmutableConst", "MatchingFiles",
+    "ReadFile", "Batch", "BatchFunction", "Unbatch"
+})  # fmt: skip
+# So are these, which draw the regions that they pool for all rows; but with a seed, they keep to the same ones.
+_POOLS_AT_RANDOM = frozenset({"FractionalAvgPool", "FractionalMaxPool"})
 _DEPENDS = (
     "The classifier's output for an image depends on the rest of its batch, for example through batch norm in "
     "training mode; only a function of one image can be certified."
@@ -64,7 +70,8 @@ def probe(
 
     Randomised smoothing needs this: the votes of a classifier that is random, or whose output for an image depends on
     the rest of its batch, certify nothing. A dependence smaller than rounding, or one that these images do not show, is
-    not found. Nor may it change variables, draw random numbers or read the time as it runs, however little that shows.
+    not found. Nor may it change variables, draw random numbers, read the time or files as it runs, however little that
+    shows.
 
     Args:
         classifier: images [batch, H, W, C] -> [batch, classes].
@@ -78,8 +85,8 @@ def probe(
 
     Raises:
         ValueError: in one line, if it is not a function of one image, changes variables, draws random numbers, reads
-            the time, cannot run on as many images or on these, or does not return [batch, classes] of two classes or
-            more.
+            the time or files, cannot run on as many images or on these, or does not return [batch, classes] of two
+            classes or more.
     """
     rng = np.random.default_rng(0)
     # Brightness and contrast differ from image to image, so batch statistics do too.
@@ -167,21 +174,23 @@ def _check_stays(definition):
     This searches its graph, which also has the variables that Keras does not know about.
     """
     nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
-    found = sorted(op for op in {node.op for node in nodes} if not _may_run(op))
+    found = sorted({node.op for node in nodes if not _may_run(node)})
     if found:
         raise ValueError(
             "The classifier changes variables whenever it runs, for example moving statistics that are also updated "
-            "outside training, or draws random numbers, reads the time or the like; only one that stays as it is can "
-            f"be certified. Received: {', '.join(found)}"
+            "outside training, or draws random numbers, reads the time or files or the like; only one that stays as it "
+            f"is can be certified. Received: {', '.join(found)}"
         )
 
 
-def _may_run(op):
+def _may_run(node):
     """Whether an operation leaves a classifier as it is; or a function, whose own operations are looked at, too."""
-    definition = op_def_registry.get(op)
-    if op in _MAY_RUN or definition is None:
+    definition = op_def_registry.get(node.op)
+    if node.op in _MAY_RUN or definition is None:
         return True
-    return not (definition.is_stateful or any(one.is_ref for one in definition.input_arg) or op in _IN_PLACE)
+    if node.op in _POOLS_AT_RANDOM:
+        return node.attr["deterministic"].b and bool(node.attr["seed"].i or node.attr["seed2"].i)
+    return not (definition.is_stateful or any(one.is_ref for one in definition.input_arg) or node.op in _STATEFUL_TOO)
 
 
 def agree(first: np.ndarray, second: np.ndarray, precision: str) -> bool:
