@@ -34,6 +34,7 @@ _PLAIN = {
     *(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum),
     layers.Concatenate,
 }
+_VARIABLES = tf.Variable, keras.Variable
 # Operations that are no layers, and compute each row from the same row.
 _OF_EACH_ROW = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Negative", "Relu"}
 
@@ -212,8 +213,11 @@ def _is_of_keras(thing):
 
 def _is_of_each_row(operation):
     # Layers are looked at by themselves. A cumulative sum, for one, may let the first hundred rows pass.
+    if isinstance(operation, keras.Layer):
+        return True
+    operands = keras.tree.flatten([[node.arguments.args, node.arguments.kwargs] for node in operation._inbound_nodes])
     is_known = type(operation).__name__ in _OF_EACH_ROW and _is_of_keras(operation)
-    return isinstance(operation, keras.Layer) or is_known
+    return is_known and not any(isinstance(operand, _VARIABLES) for operand in operands)
 
 
 def _made_of(classifier):
@@ -279,7 +283,7 @@ def _others_in_words(model):
 def _has_variable_settings(layer):
     """Whether a setting, such as the scale of a `Rescaling`, is a variable: a copy of the layer would not follow it."""
     settings = inspect.signature(type(layer).__init__).parameters
-    return any(isinstance(getattr(layer, name, None), (tf.Variable, keras.Variable)) for name in settings)
+    return any(isinstance(getattr(layer, name, None), _VARIABLES) for name in settings)
 
 
 def _can_be_recreated(layer):

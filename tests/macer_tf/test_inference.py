@@ -387,6 +387,7 @@ def test_what_of_keras_and_of_ours_is_plain():
     assert not InferenceGraph(keras.Model(inputs, keras.ops.cumsum(inputs, axis=0))).is_of_plain_layers
     for layer in (layers.Activation(keras.random.shuffle), layers.Rescaling(tf.Variable(2.0))):
         assert not InferenceGraph(keras.Model(inputs, layer(inputs))).is_of_plain_layers
+    assert not InferenceGraph(keras.Model(inputs, inputs * tf.Variable(2.0))).is_of_plain_layers
 
 
 @pytest.mark.parametrize("variable", [tf.Variable, keras.Variable])
