@@ -12,10 +12,10 @@ from tensorflow.python.framework import op_def_registry
 
 _ROWS = 16
 # How much outputs may differ, relative to an output minus what the classes that can win have in common; and the spacing
-# of numbers. On a CPU, the same rows in passes of the same size give the same bits. A GPU may choose another algorithm
-# the next time and then round to 11 binary digits (TF32) or, in 16-bit numbers, to 8, through many layers. Batch
-# statistics and dropout change outputs by more.
-_TOLERANCES = {"float32": (2e-3, 2.0**-23), "float64": (2e-3, 2.0**-23)}
+# of numbers, None for that of the outputs' type. On a CPU, the same rows in passes of the same size give the same bits.
+# A GPU may choose another algorithm the next time and then round to 11 binary digits (TF32) or, in 16-bit numbers, to
+# 8, through many layers. Batch statistics and dropout change outputs by more.
+_TOLERANCES = {"float32": (2e-3, None), "float64": (2e-3, None)}
 _TOLERANCE_16_BITS = 0.05, 2.0**-8
 # Operations that TensorFlow counts as stateful, although they only write what is not read, or read what stays as it is
 # or lasts no longer than the run; and Python code, which only its author can vouch for. All others are refused, such as
@@ -81,7 +81,7 @@ def probe(
             classifier is also tried at this size, unless it consists of Keras' own plain layers and sums, which do not.
 
     Returns:
-        float32 [16, classes].
+        float32 [16, classes]; float64 if the classifier returns that.
 
     Raises:
         ValueError: in one line, if it is not a function of one image, changes variables, draws random numbers, reads
@@ -145,11 +145,11 @@ def _told_in_one_line(rows, image_shape):
 
 
 def _outputs(classifier, batch):
-    """What a classifier returns for a batch, float32 [batch, classes]."""
+    """What a classifier returns for a batch, [batch, classes], float32 or, as votes depend on every digit, float64."""
     with _told_in_one_line(len(batch), batch.shape[1:]):
         outputs = classifier(tf.constant(batch, tf.float32))
     check_outputs(outputs, len(batch))
-    return np.asarray(tf.cast(outputs, tf.float32))
+    return np.asarray(outputs if outputs.dtype == tf.float64 else tf.cast(outputs, tf.float32))
 
 
 def _check_full_passes(classifier, images, rows, precision):
@@ -215,8 +215,9 @@ def agree(first: np.ndarray, second: np.ndarray, precision: str) -> bool:
         )
         centred = np.abs(raw - common)
         scale = np.nanmedian(np.nanmax(np.where(can_win, centred, np.nan), axis=1))
-    tolerance, epsilon = _TOLERANCES.get(precision, _TOLERANCE_16_BITS)
-    allowed = tolerance * np.maximum(centred, scale) + 8 * epsilon * np.maximum(np.abs(raw), np.abs(common))
+    tolerance, spacing = _TOLERANCES.get(precision, _TOLERANCE_16_BITS)
+    spacing = spacing or max(np.finfo(outputs.dtype).eps for outputs in (first, second))
+    allowed = tolerance * np.maximum(centred, scale) + 8 * spacing * np.maximum(np.abs(raw), np.abs(common))
     return bool((np.abs((raw - common) - (other - common_of_other)) <= allowed)[finite].all())
 
 

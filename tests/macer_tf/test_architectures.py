@@ -284,6 +284,18 @@ def test_what_depends_on_the_rest_of_the_batch_is_refused(name):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("far", [lambda x: x + 1e8, lambda x: 1e200 * x])
+def test_in_float64_no_digit_and_no_size_hides_the_batch(far):
+    """As the votes go by all digits."""
+    inputs = keras.Input((4, 4, 1))
+    flat = layers.Flatten()(inputs)
+    mean = layers.Dense(3, dtype="float64")(ops.mean(flat, axis=0, keepdims=True) + 0 * flat)
+    with pytest.raises(ValueError, match="output for an image depends on the rest of its batch"):
+        probe(InferenceGraph(keras.Model(inputs, far(mean))), (4, 4, 1), "float64")
+    alone = keras.Model(inputs, far(layers.Dense(3, dtype="float64")(flat)))
+    assert probe(InferenceGraph(alone), (4, 4, 1), "float64").dtype == np.float64
+
+
 class AlwaysTraining(keras.Model):
     """Calls one layer in training mode whatever it is told."""
 
