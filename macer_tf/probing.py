@@ -11,12 +11,14 @@ import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
 _ROWS = 16
-# How much outputs may differ, relative to an output minus what the classes that can win have in common; and the spacing
-# of numbers, None for that of the outputs' type. On a CPU, the same rows in passes of the same size give the same bits.
-# A GPU may choose another algorithm the next time and then round to 11 binary digits (TF32) or, in 16-bit numbers, to
-# 8, through many layers. Batch statistics and dropout change outputs by more.
-_TOLERANCES = {"float32": (2e-3, None), "float64": (2e-3, None)}
-_TOLERANCE_16_BITS = 0.05, 2.0**-8
+# How much outputs may differ, relative to an output minus what the classes that can win have in common. On a CPU, the
+# same rows in passes of the same size give the same bits. A GPU may choose another algorithm the next time and then
+# round to 11 binary digits (TF32) or, in 16-bit numbers, to 8, through many layers. Batch statistics and dropout change
+# outputs by more.
+_TOLERANCES = {"float32": 2e-3, "float64": 2e-3}
+_TOLERANCE_16_BITS = 0.05
+_SPACING_16_BITS = 2.0**-8
+_TYPES_OF_16_BITS = tf.bfloat16.as_numpy_dtype, np.float16
 # Operations that TensorFlow counts as stateful, although they only write what is not read, or read what stays as it is
 # or lasts no longer than the run; and Python code, which only its author can vouch for. All others are refused, such as
 # random numbers, however small: one that a whole pass shares makes all its votes depend on one another.
@@ -215,10 +217,24 @@ def agree(first: np.ndarray, second: np.ndarray, precision: str) -> bool:
         )
         centred = np.abs(raw - common)
         scale = np.nanmedian(np.nanmax(np.where(can_win, centred, np.nan), axis=1))
-    tolerance, spacing = _TOLERANCES.get(precision, _TOLERANCE_16_BITS)
-    spacing = spacing or max(np.finfo(outputs.dtype).eps for outputs in (first, second))
+    tolerance = _TOLERANCES.get(precision, _TOLERANCE_16_BITS)
+    spacing = max(_spacing(outputs, precision) for outputs in (first, second))
     allowed = tolerance * np.maximum(centred, scale) + 8 * spacing * np.maximum(np.abs(raw), np.abs(common))
     return bool((np.abs((raw - common) - (other - common_of_other)) <= allowed)[finite].all())
+
+
+def _spacing(outputs, precision):
+    """The relative spacing of the numbers that outputs are: of 16 bits, where they are such numbers, or of their type.
+
+    After 16-bit layers, a last one in float32 may add what all classes have in common and digits that decide between
+    them.
+    """
+    with np.errstate(over="ignore"):
+        is_of_16_bits = precision not in _TOLERANCES and any(
+            np.array_equal(outputs.astype(dtype).astype(outputs.dtype), outputs, equal_nan=True)
+            for dtype in _TYPES_OF_16_BITS
+        )
+    return _SPACING_16_BITS if is_of_16_bits else float(np.finfo(outputs.dtype).eps)
 
 
 def check_outputs(outputs: tf.Tensor, rows: int | None) -> None:
