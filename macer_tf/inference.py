@@ -5,6 +5,7 @@ from macer_tf import tensorflow_backend  # noqa: F401
 # isort: split
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -33,6 +34,7 @@ _PLAIN = {
     *(layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum),
     layers.Concatenate,
 }
+_VARIABLES = tf.Variable, keras.Variable
 # Operations that are no layers, and compute each row from the same row.
 _OF_EACH_ROW = {"Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Negative", "Relu"}
 
@@ -91,12 +93,14 @@ class InferenceGraph:
         """Whether it consists of Keras' own plain layers and sums alone: none changes when it runs, or counts rows."""
 
         def is_plain(layer):
-            # Anyone's activation may do anything.
-            if "call" in vars(layer) or not _is_of_keras(getattr(layer, "activation", keras.activations.linear)):
+            # Anyone's activation may do anything, and so may Keras' other functions, such as `keras.random.shuffle`.
+            activation = getattr(layer, "activation", keras.activations.linear)
+            is_known = activation is getattr(keras.activations, getattr(activation, "__name__", ""), None)
+            if "call" in vars(layer) or not (is_known or type(activation) in _PLAIN):
                 return False
             if isinstance(layer, keras.Model):  # which may also call operations that are no layers
                 return _is_of_keras(layer) and all(map(_is_of_each_row, getattr(layer, "operations", ())))
-            return type(layer) in _PLAIN
+            return type(layer) in _PLAIN and not _has_variable_settings(layer)
 
         return all(map(is_plain, self._classifier._flatten_layers()))
 
@@ -209,8 +213,11 @@ def _is_of_keras(thing):
 
 def _is_of_each_row(operation):
     # Layers are looked at by themselves. A cumulative sum, for one, may let the first hundred rows pass.
+    if isinstance(operation, keras.Layer):
+        return True
+    operands = keras.tree.flatten([[node.arguments.args, node.arguments.kwargs] for node in operation._inbound_nodes])
     is_known = type(operation).__name__ in _OF_EACH_ROW and _is_of_keras(operation)
-    return isinstance(operation, keras.Layer) or is_known
+    return is_known and not any(isinstance(operand, _VARIABLES) for operand in operands)
 
 
 def _made_of(classifier):
@@ -273,6 +280,12 @@ def _others_in_words(model):
     return f" with {', '.join(others)}" if others else ""
 
 
+def _has_variable_settings(layer):
+    """Whether a setting, such as the scale of a `Rescaling`, is a variable: a copy of the layer would not follow it."""
+    settings = inspect.signature(type(layer).__init__).parameters
+    return any(isinstance(getattr(layer, name, None), _VARIABLES) for name in settings)
+
+
 def _can_be_recreated(layer):
     """Whether the layer's configuration and weights completely determine what it computes."""
     if layer.quantization_mode is not None or getattr(layer, "lora_rank", None) is not None or "call" in vars(layer):
@@ -285,7 +298,7 @@ def _can_be_recreated(layer):
         _recreated(layer)
     except Exception:  # whatever the user's function, initialiser or constraint raises
         return False
-    return True
+    return not _has_variable_settings(layer)
 
 
 def _recreated(layer, **changes):

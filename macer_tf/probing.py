@@ -11,12 +11,14 @@ import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
 _ROWS = 16
-# How much outputs may differ, relative to an output minus what the classes that can win have in common; and the spacing
-# of numbers. On a CPU, the same rows in passes of the same size give the same bits. A GPU may choose another algorithm
-# the next time and then round to 11 binary digits (TF32) or, in 16-bit numbers, to 8, through many layers. Batch
-# statistics and dropout change outputs by more.
-_TOLERANCES = {"float32": (2e-3, 2.0**-23), "float64": (2e-3, 2.0**-23)}
-_TOLERANCE_16_BITS = 0.05, 2.0**-8
+# How much outputs may differ, relative to an output minus what the classes that can win have in common. On a CPU, the
+# same rows in passes of the same size give the same bits. A GPU may choose another algorithm the next time and then
+# round to 11 binary digits (TF32) or, in 16-bit numbers, to 8, through many layers. Batch statistics and dropout change
+# outputs by more.
+_TOLERANCES = {"float32": 2e-3, "float64": 2e-3}
+_TOLERANCE_16_BITS = 0.05
+_SPACING_16_BITS = 2.0**-8
+_TYPES_OF_16_BITS = tf.bfloat16.as_numpy_dtype, np.float16
 # Operations that TensorFlow counts as stateful, although they only write what is not read, or read what stays as it is
 # or lasts no longer than the run; and Python code, which only its author can vouch for. All others are refused, such as
 # random numbers, however small: one that a whole pass shares makes all its votes depend on one another.
@@ -28,9 +30,9 @@ _MAY_RUN = frozenset({
     "ResourceGather", "ResourceGatherNd", "VarHandleOp", "VarIsInitializedOp", "WriteFile", "Variable",
     "VariableShape", "VariableV2", "AnonymousHashTable", "AnonymousMutableDenseHashTable",
     "AnonymousMutableHashTable", "AnonymousMutableHashTableOfTensors", "HashTable", "HashTableV2",
-    "InitializeTable", "InitializeTableFromTextFile", "InitializeTableFromTextFileV2", "InitializeTableV2",
-    "LookupTableExport", "LookupTableExportV2", "LookupTableFind", "LookupTableFindV2", "LookupTableSize",
-    "LookupTableSizeV2", "MutableDenseHashTable", "MutableDenseHashTableV2", "MutableHashTable",
+    "InitializeTable", "InitializeTableV2", "LookupTableExport", "LookupTableExportV2", "LookupTableFind",
+    "LookupTableFindV2", "LookupTableSize", "LookupTableSizeV2", "MutableDenseHashTable",
+    "MutableDenseHashTableV2", "MutableHashTable",
     "MutableHashTableOfTensors", "MutableHashTableOfTensorsV2", "MutableHashTableV2", "Stack", "StackClose",
     "StackCloseV2", "StackPop", "StackPopV2", "StackPush", "StackPushV2", "StackV2", "TensorArray",
     "TensorArrayClose", "TensorArrayCloseV3", "TensorArrayConcat", "TensorArrayConcatV3", "TensorArrayGather",
@@ -39,8 +41,14 @@ _MAY_RUN = frozenset({
     "TensorArraySize", "TensorArraySizeV3", "TensorArraySplit", "TensorArraySplitV3", "TensorArrayUnpack",
     "TensorArrayV2", "TensorArrayV3", "TensorArrayWrite", "TensorArrayWriteV3"
 })  # fmt: skip
-# What TensorFlow does not count as stateful, although it changes a tensor that others may read.
-_IN_PLACE = frozenset({"InplaceAdd", "InplaceSub", "InplaceUpdate"})
+# What TensorFlow does not count as stateful, although it changes a tensor that others may read; reads files, which may
+# change; or joins its rows with those of whatever else runs at the same time.
+_STATEFUL_TOO = frozenset({
+    "InplaceAdd", "InplaceSub", "InplaceUpdate", "GenerateVocabRemapping", "ImmutableConst", "MatchingFiles",
+    "ReadFile", "Batch", "BatchFunction", "Unbatch"
+})  # fmt: skip
+# So are these, which draw the regions that they pool for all rows; but with a seed, they keep to the same ones.
+_POOLS_AT_RANDOM = frozenset({"FractionalAvgPool", "FractionalMaxPool"})
 _DEPENDS = (
     "The classifier's output for an image depends on the rest of its batch, for example through batch norm in "
     "training mode; only a function of one image can be certified."
@@ -64,7 +72,8 @@ def probe(
 
     Randomised smoothing needs this: the votes of a classifier that is random, or whose output for an image depends on
     the rest of its batch, certify nothing. A dependence smaller than rounding, or one that these images do not show, is
-    not found. Nor may it change variables, draw random numbers or read the time as it runs, however little that shows.
+    not found. Nor may it change variables, draw random numbers, read the time or files as it runs, however little that
+    shows.
 
     Args:
         classifier: images [batch, H, W, C] -> [batch, classes].
@@ -74,12 +83,12 @@ def probe(
             classifier is also tried at this size, unless it consists of Keras' own plain layers and sums, which do not.
 
     Returns:
-        float32 [16, classes].
+        float32 [16, classes]; float64 if the classifier returns that.
 
     Raises:
         ValueError: in one line, if it is not a function of one image, changes variables, draws random numbers, reads
-            the time, cannot run on as many images or on these, or does not return [batch, classes] of two classes or
-            more.
+            the time or files, cannot run on as many images or on these, or does not return [batch, classes] of two
+            classes or more.
     """
     rng = np.random.default_rng(0)
     # Brightness and contrast differ from image to image, so batch statistics do too.
@@ -138,11 +147,11 @@ def _told_in_one_line(rows, image_shape):
 
 
 def _outputs(classifier, batch):
-    """What a classifier returns for a batch, float32 [batch, classes]."""
+    """What a classifier returns for a batch, [batch, classes], float32 or, as votes depend on every digit, float64."""
     with _told_in_one_line(len(batch), batch.shape[1:]):
         outputs = classifier(tf.constant(batch, tf.float32))
     check_outputs(outputs, len(batch))
-    return np.asarray(tf.cast(outputs, tf.float32))
+    return np.asarray(outputs if outputs.dtype == tf.float64 else tf.cast(outputs, tf.float32))
 
 
 def _check_full_passes(classifier, images, rows, precision):
@@ -167,21 +176,23 @@ def _check_stays(definition):
     This searches its graph, which also has the variables that Keras does not know about.
     """
     nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
-    found = sorted(op for op in {node.op for node in nodes} if not _may_run(op))
+    found = sorted({node.op for node in nodes if not _may_run(node)})
     if found:
         raise ValueError(
             "The classifier changes variables whenever it runs, for example moving statistics that are also updated "
-            "outside training, or draws random numbers, reads the time or the like; only one that stays as it is can "
-            f"be certified. Received: {', '.join(found)}"
+            "outside training, or draws random numbers, reads the time or files or the like; only one that stays as it "
+            f"is can be certified. Received: {', '.join(found)}"
         )
 
 
-def _may_run(op):
+def _may_run(node):
     """Whether an operation leaves a classifier as it is; or a function, whose own operations are looked at, too."""
-    definition = op_def_registry.get(op)
-    if op in _MAY_RUN or definition is None:
+    definition = op_def_registry.get(node.op)
+    if node.op in _MAY_RUN or definition is None:
         return True
-    return not (definition.is_stateful or any(one.is_ref for one in definition.input_arg) or op in _IN_PLACE)
+    if node.op in _POOLS_AT_RANDOM:
+        return node.attr["deterministic"].b and bool(node.attr["seed"].i or node.attr["seed2"].i)
+    return not (definition.is_stateful or any(one.is_ref for one in definition.input_arg) or node.op in _STATEFUL_TOO)
 
 
 def agree(first: np.ndarray, second: np.ndarray, precision: str) -> bool:
@@ -206,9 +217,24 @@ def agree(first: np.ndarray, second: np.ndarray, precision: str) -> bool:
         )
         centred = np.abs(raw - common)
         scale = np.nanmedian(np.nanmax(np.where(can_win, centred, np.nan), axis=1))
-    tolerance, epsilon = _TOLERANCES.get(precision, _TOLERANCE_16_BITS)
-    allowed = tolerance * np.maximum(centred, scale) + 8 * epsilon * np.maximum(np.abs(raw), np.abs(common))
+    tolerance = _TOLERANCES.get(precision, _TOLERANCE_16_BITS)
+    spacing = max(_spacing(outputs, precision) for outputs in (first, second))
+    allowed = tolerance * np.maximum(centred, scale) + 8 * spacing * np.maximum(np.abs(raw), np.abs(common))
     return bool((np.abs((raw - common) - (other - common_of_other)) <= allowed)[finite].all())
+
+
+def _spacing(outputs, precision):
+    """The relative spacing of the numbers that outputs are: of 16 bits, where they are such numbers, or of their type.
+
+    After 16-bit layers, a last one in float32 may add what all classes have in common and digits that decide between
+    them.
+    """
+    with np.errstate(over="ignore"):
+        is_of_16_bits = precision not in _TOLERANCES and any(
+            np.array_equal(outputs.astype(dtype).astype(outputs.dtype), outputs, equal_nan=True)
+            for dtype in _TYPES_OF_16_BITS
+        )
+    return _SPACING_16_BITS if is_of_16_bits else float(np.finfo(outputs.dtype).eps)
 
 
 def check_outputs(outputs: tf.Tensor, rows: int | None) -> None:

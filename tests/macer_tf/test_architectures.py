@@ -284,6 +284,25 @@ def test_what_depends_on_the_rest_of_the_batch_is_refused(name):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("precision", "layer", "far"),
+    [
+        ("float64", layers.Dense(3, dtype="float64"), lambda x: x + 1e8),
+        ("float64", layers.Dense(3, dtype="float64"), lambda x: 1e200 * x),
+        ("bfloat16", layers.Dense(3, dtype="mixed_bfloat16"), lambda x: ops.cast(x, "float32") + 3000.1),
+        ("float16", layers.Dense(3, dtype="mixed_float16"), lambda x: ops.cast(x, "float32") + 3000.1),
+    ],
+)
+def test_no_digit_and_no_size_hides_the_batch(precision, layer, far):
+    """As the votes go by all digits."""
+    inputs = keras.Input((4, 4, 1))
+    flat = layers.Flatten()(inputs)
+    mean = layer(ops.mean(flat, axis=0, keepdims=True) + 0 * flat)
+    with pytest.raises(ValueError, match="output for an image depends on the rest of its batch"):
+        probe(InferenceGraph(keras.Model(inputs, far(mean))), (4, 4, 1), precision)
+    probe(InferenceGraph(keras.Model(inputs, far(layer(flat)))), (4, 4, 1), precision)
+
+
 class AlwaysTraining(keras.Model):
     """Calls one layer in training mode whatever it is told."""
 

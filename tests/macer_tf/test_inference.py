@@ -385,6 +385,19 @@ def test_what_of_keras_and_of_ours_is_plain():
     inputs = keras.Input((4,))
     assert InferenceGraph(keras.Model(inputs, layers.Dense(2)(inputs + 2 * inputs))).is_of_plain_layers
     assert not InferenceGraph(keras.Model(inputs, keras.ops.cumsum(inputs, axis=0))).is_of_plain_layers
+    for layer in (layers.Activation(keras.random.shuffle), layers.Rescaling(tf.Variable(2.0))):
+        assert not InferenceGraph(keras.Model(inputs, layer(inputs))).is_of_plain_layers
+    assert not InferenceGraph(keras.Model(inputs, inputs * tf.Variable(2.0))).is_of_plain_layers
+
+
+@pytest.mark.parametrize("variable", [tf.Variable, keras.Variable])
+def test_a_variable_that_is_a_layers_setting_is_followed(variable):
+    scale, inputs = variable(2.0), keras.Input((8, 8, 3))
+    norm = layers.BatchNormalization()(layers.Conv2D(2, 3)(layers.Rescaling(scale)(inputs)))
+    model = keras.Model(inputs, layers.Flatten()(norm))
+    graph, images = InferenceGraph(model), np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+    scale.assign(-1.0)
+    np.testing.assert_allclose(graph(images), model(images, training=False), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64", "bool", "uint8", "int32", "complex128"])

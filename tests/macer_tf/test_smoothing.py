@@ -988,6 +988,39 @@ class InPlace(keras.layers.Layer):
         return x + tf.raw_ops.InplaceAdd(x=tf.zeros([1]), i=[0], v=[0.0])
 
 
+class PoolsAtRandom(keras.layers.Layer):
+    """The regions are those of a whole pass, although TensorFlow does not count the operation as stateful."""
+
+    def call(self, x):
+        pooled, _, _ = tf.nn.fractional_max_pool(x, [1, 1.3, 1.3, 1], pseudo_random=True)
+        return x + 1e-9 * tf.reduce_mean(pooled, axis=(1, 2), keepdims=True)
+
+
+class ReadsFile(keras.layers.Layer):
+    """What it reads may be other numbers the next time."""
+
+    def call(self, x):
+        return x + 0.0 * tf.cast(tf.strings.length(tf.io.read_file(__file__)), tf.float32)
+
+
+class ReadsTable(keras.layers.Layer):
+    """A table that lasts no longer than the run, of a file that may be another the next time."""
+
+    def call(self, x):
+        table = tf.raw_ops.AnonymousHashTable(key_dtype=tf.int64, value_dtype=tf.string)
+        of_file = {"filename": __file__, "key_index": -1, "value_index": -2, "vocab_size": 1}
+        with tf.control_dependencies([tf.raw_ops.InitializeTableFromTextFileV2(table_handle=table, **of_file)]):
+            line = tf.raw_ops.LookupTableFindV2(table_handle=table, keys=np.int64(0), default_value="")
+        return x + 0.0 * tf.cast(tf.strings.length(tf.ensure_shape(line, [])), tf.float32)
+
+
+class JoinsRows(keras.layers.Layer):
+    """With those of other threads."""
+
+    def call(self, x):
+        return tf.ensure_shape(tf.nondifferentiable_batch_function(1, 1000, 1000)(tf.negative)(x), x.shape)
+
+
 class StaysAsItIs(keras.layers.Layer):
     """Has operations with names or with state like those that are refused, but only reads, and keeps nothing."""
 
@@ -1001,6 +1034,7 @@ class StaysAsItIs(keras.layers.Layer):
         shuffled = tf.raw_ops.RandomIndexShuffle(index=0, seed=[1, 2, 3], max_index=5)
         zeros = tf.scatter_nd([[0]], [0.0], [1]) + 0.0 * tf.cast(shuffled, tf.float32) + tf.gather(self.offset, 1)
         x = tf.while_loop(lambda i, _: i < 1, lambda i, x: (i + 1, x + array.read(0)), (0, x))[1]
+        x, _, _ = tf.nn.fractional_avg_pool(x, [1, 1.3, 1.3, 1], pseudo_random=True, seed=1)
         return tf.debugging.check_numerics(x + zeros, "not finite")
 
 
@@ -1020,6 +1054,10 @@ class StaysAsItIs(keras.layers.Layer):
         (Dequeues, "QueueDequeueV2"),
         (Stages, "Stage, Unstage"),
         (InPlace, "InplaceAdd"),
+        (PoolsAtRandom, "FractionalMaxPool"),
+        (ReadsFile, "ReadFile"),
+        (ReadsTable, "InitializeTableFromTextFileV2"),
+        (JoinsRows, "BatchFunction"),
     ],
 )
 def test_a_classifier_that_changes_when_it_runs_is_refused(layer, by):
