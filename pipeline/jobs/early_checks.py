@@ -6,7 +6,7 @@ from pathlib import Path
 
 from macer_tf import checks
 from pipeline.certification import model_files
-from pipeline.data import datasets, sources
+from pipeline.data import datasets, image_files, sources
 from pipeline.utils import code, places
 from pipeline.utils.errors import InputError
 from serving.versions import versions
@@ -29,16 +29,11 @@ def check_data(settings):
 
 def check_apart(settings, images, *names):
     """Raises a one-line InputError if a folder that we write to, one of these settings, lies among the images."""
-    if places.is_url(settings[images]):
-        return
     for name in names:
-        folder = settings[name]
-        if folder is None or places.is_url(folder):
-            continue
-        if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(settings[images])):
+        if image_files.is_among(settings[name], settings[images]):
             raise InputError(
-                f"--{name} {folder} lies in --{images} {settings[images]}, where it would be taken for a class; give "
-                "another folder."
+                f"--{name} {settings[name]} lies in --{images} {settings[images]}, where it would be taken for a "
+                "class; give another folder."
             )
 
 
