@@ -28,6 +28,7 @@ def _of(kind):
 whole = _of(command_line.whole(1))
 fraction = _of(command_line.INSIDE_0_1)
 seed = _of(command_line.SEED)
+pixel_max = _of(command_line.LEVELS)
 
 
 def file(text):

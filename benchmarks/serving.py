@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import interrupts  # noqa: F401
-from benchmarks.arguments import images_file, model_file, trained_model, whole
+from benchmarks.arguments import images_file, model_file, pixel_max, trained_model, whole
 from macer_tf.checks import levels_of
 
 N0, ALPHA, FIXED_N = 100, 0.001, 1000
@@ -35,7 +35,7 @@ def main(arguments=None):
     parser.add_argument(
         "--images", type=images_file, required=True, help="test images as bytes, [images, H, W, C], .npy"
     )
-    parser.add_argument("--pixel_max", type=whole, default=255, help="divides the images (default: 255)")
+    parser.add_argument("--pixel_max", type=pixel_max, default=255, help="divides the images (default: 255)")
     parser.add_argument("--threads", type=whole, default=2, help="cores to use (default: 2)")
     parser.add_argument("--rounds", type=whole, default=7, help="rounds of certification (default: 7)")
     parser.add_argument("--requests", type=whole, default=100, help="requests for a percentile (default: 100)")
@@ -57,7 +57,10 @@ def main(arguments=None):
         parser.error(
             f"--images must be of the model's shape, {model.classifier.input_shape[1:]}. Received: {stored.shape}"
         )
-    images = stored[evenly_spaced(len(stored), arguments.num_examples)].astype(np.float32) / arguments.pixel_max
+    chosen = stored[evenly_spaced(len(stored), arguments.num_examples)]
+    if chosen.max() > arguments.pixel_max:
+        parser.error(f"--pixel_max must be at least the largest pixel, {chosen.max()}. Received: {arguments.pixel_max}")
+    images = chosen.astype(np.float32) / arguments.pixel_max
     with tempfile.TemporaryDirectory() as folder:
         export(model, Path(folder) / "saved_model", n0=N0, n=FIXED_N, alpha=ALPHA, pixel_max=arguments.pixel_max)
         with contextlib.closing(tf.compat.v1.Session(graph=tf.Graph())) as session:

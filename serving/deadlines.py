@@ -70,19 +70,25 @@ def is_nobody(error):
 
 def _open_socket(host, port, deadline):
     failure = OSError(f"{host} has no address")
-    for family, kind, protocol, _, address in _addresses(host, port, deadline):
-        sock = socket.socket(family, kind, protocol)
+    for *kind, _, address in _addresses(host, port, deadline):
         try:
-            sock.settimeout(_left(deadline))
-            sock.connect(address)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return _connected_socket(*kind, address, deadline)
         except OSError as error:
-            sock.close()
-            # Of several addresses, some may not even exist on this machine.
+            # Of several addresses, some may not even exist on this machine, nor may their family.
             failure = failure if isinstance(failure, ConnectionRefusedError) else error
-        else:
-            return sock
     raise failure
+
+
+def _connected_socket(family, kind, protocol, address, deadline):
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.settimeout(_left(deadline))
+        sock.connect(address)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _addresses(host, port, deadline):

@@ -58,7 +58,7 @@ def train(execution):
         if record.step:
             fit(record.epoch + 1)
             backup.restore(model)  # if Keras has ended `fit` with the averaged weights
-        if record.epoch < settings["epochs"] and not model.stop_training:
+        if record.epoch < settings["epochs"] and not record.is_stopped:
             fit(settings["epochs"])
     _save(model, output / "model.keras")
     if _uses_own_code(settings):

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from macer_tf import files
 from pipeline.utils.errors import InputError, reason
 from serving import files as serving_files
+from serving.files import is_url
 from serving.terminal import printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -51,6 +52,14 @@ class ImageError(ValueError):
 def is_hidden(name):
     """Whether a file or folder of this name is not content, such as .DS_Store or ._cat.png."""
     return serving_files.is_hidden(name) or name == _THUMBNAILS
+
+
+def is_among(folder, images):
+    """Whether a folder lies where images are looked for: in the folder `images` or below. No URL does, nor None."""
+    if folder is None or is_url(folder) or is_url(images):
+        return False
+    folder, images = (Path(os.path.realpath(one)) for one in (folder, images))
+    return folder.is_relative_to(images) and not any(map(is_hidden, folder.relative_to(images).parts))
 
 
 def spelling(name):

@@ -29,6 +29,12 @@ def load(train_images, test_images, scratch=None):
     """
     if os.path.realpath(train_images) == os.path.realpath(test_images):
         raise InputError(f"Test images must not be trained on. Received: {train_images} as both")
+    for inner, outer in ((train_images, test_images), (test_images, train_images)):
+        if Path(inner).is_dir() and image_files.is_among(inner, outer):
+            raise InputError(
+                "The folders of the images to train and to test on must lie beside each other, or one would be taken "
+                f"for a class of the other. Received: {inner} in {outer}"
+            )
     train = sources.at(train_images, None, is_to_train=True).open()
     shape = _image(train, train_images, 0).shape
     test = sources.at(test_images, shape).open()

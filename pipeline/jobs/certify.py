@@ -184,12 +184,8 @@ def _check_images(settings, given):
     of_data_sets = [name for name in ("split", "data_dir", "image_size") if settings["images"] and name in given]
     if of_data_sets:
         raise InputError(f"--{of_data_sets[0]} is for --dataset, not for --images.")
-    output, images = (os.path.realpath(settings[name] or "") for name in ("output", "images"))
-    if settings["images"] and Path(output).is_relative_to(images):
-        raise InputError(
-            f"--output {settings['output']} lies in --images {settings['images']}, where it would be taken for a "
-            "class; give another folder."
-        )
+    if settings["images"]:
+        early_checks.check_apart(settings, "images", "output", "votes")
     if settings["classes"] and settings["images"] is None:
         raise InputError("--classes is for the folders of --images, not for --dataset.")
     if settings["resize"] and settings["images"] is None:

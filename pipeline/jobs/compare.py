@@ -90,6 +90,11 @@ def load(path, name):
         raise InputError(f"Cannot read {log_path} ({error.strerror}).") from None
     except ValueError as error:
         raise InputError(str(error)) from None
+    if (log.labels < 0).all():
+        raise InputError(
+            f"{log_path} has no labels, but -1 in their place: neither certified accuracy nor the ACR is known. Leave "
+            "it out, or certify images whose classes are known."
+        )
     return comparison.Entry(name, log, **_certified_at(log_path, len(log.ids)))
 
 

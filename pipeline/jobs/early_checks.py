@@ -6,15 +6,17 @@ from pathlib import Path
 
 from macer_tf import checks
 from pipeline.certification import model_files
-from pipeline.data import datasets, sources
+from pipeline.data import datasets, image_files, sources
 from pipeline.utils import code, places
 from pipeline.utils.errors import InputError
+from serving.versions import versions
 
 
 def check_data(settings):
     """Raises a one-line InputError if there are no such images, or no noise of that sigma on their grid."""
     if settings["train_images"]:
         for name in ("train_images", "test_images"):
+            check_apart(settings, name, "pipeline_root", "push_dir")
             sources.at(settings[name], None)
     else:
         _check_dataset(settings, "train_split", "test_split", "image_size")
@@ -23,6 +25,16 @@ def check_data(settings):
         checks.check_grid_noise(settings["sigma"], levels)
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def check_apart(settings, images, *names):
+    """Raises a one-line InputError if a folder that we write to, one of these settings, lies among the images."""
+    for name in names:
+        if image_files.is_among(settings[name], settings[images]):
+            raise InputError(
+                f"--{name} {settings[name]} lies in --{images} {settings[images]}, where it would be taken for a "
+                "class; give another folder."
+            )
 
 
 def _check_dataset(settings, *choices):
@@ -60,6 +72,10 @@ def check_push_dir(push_dir):
     longest = max(len(os.fsencode(part)) for part in base.parts)
     if longest > os.pathconf(existing, "PC_NAME_MAX"):
         raise InputError(_cannot_push(push_dir, errno.ENAMETOOLONG))
+    try:
+        versions(base)
+    except ValueError as error:
+        raise InputError(f"Cannot push to {push_dir}: {error}") from None
 
 
 def _cannot_push(push_dir, number):

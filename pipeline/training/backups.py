@@ -27,11 +27,12 @@ _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError,
 
 
 class Record(keras.callbacks.Callback):
-    """What was done so far, by this process and earlier ones; it must be the first of the callbacks.
+    """What was done so far, by this process and earlier ones; only the method's schedule comes before it.
 
     Attributes:
         steps: steps in an epoch.
         done: steps done since training began.
+        is_stopped: whether the method's own schedule stopped training in the last epoch that is finished.
         history: name -> reported value, for each finished epoch.
         times: when each epoch was finished, in seconds since 1970.
         seconds: how long each epoch took, without what a kill lost; the first after a start also builds the graph.
@@ -40,7 +41,7 @@ class Record(keras.callbacks.Callback):
 
     def __init__(self, steps):
         super().__init__()
-        self.steps, self.done = steps, 0
+        self.steps, self.done, self.is_stopped = steps, 0, False
         self.history, self.times, self.seconds, self.core_seconds = [], [], [], []
         self._metrics = []
         self._before, self._began = (0.0, 0.0), None
@@ -61,6 +62,7 @@ class Record(keras.callbacks.Callback):
         metrics = [variable.numpy().tolist() for variable in _metric_variables(self.model)] if self.step else []
         return {
             "done": self.done,
+            "is_stopped": self.is_stopped,
             "history": self.history,
             "times": self.times,
             "seconds": self.seconds,
@@ -79,7 +81,7 @@ class Record(keras.callbacks.Callback):
             raise ValueError
         for variable, value in zip(_seed_variables(model), state["seeds"], strict=True):
             variable.assign(value)
-        self.done, self._metrics = done, metrics
+        self.done, self.is_stopped, self._metrics = done, state["is_stopped"], metrics
         self.history, self.times, self.seconds, self.core_seconds = of_epochs
         wall, cores = state["seconds_of_this_epoch"]
         self._before = float(wall), float(cores)
@@ -96,6 +98,9 @@ class Record(keras.callbacks.Callback):
         self.done += 1
 
     def on_epoch_end(self, epoch, logs=None):
+        # After the schedule, which may also have stopped it within the epoch: then the rest of it is left out.
+        self.is_stopped = bool(self.model.stop_training)
+        self.done += -self.done % self.steps
         values = {name: float(value) for name, value in logs.items()}
         self.history.append({**values, "learning_rate": learning_rate(self.model)})
         self.times.append(time.time())

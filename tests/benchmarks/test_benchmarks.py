@@ -174,6 +174,9 @@ def test_the_served_model(cores_are_free, tmp_path, monkeypatch, capsys):
     assert len(re.findall(r"^predict, +\d+ images: p50 [\d.]+ ms, p99 [\d.]+ ms, of 2 requests$", out, re.M)) == 3
     assert len(re.findall(r"^certify, n=1?[01],000: [\d.]+ times the library's throughput", out, re.M)) == 2
     assert re.search(r"^\d+ \(default\) +[\d,]+ +1\.00$", out, re.M)
+    with pytest.raises(SystemExit):
+        serving.main(["--model", str(model), "--images", str(tmp_path / "images.npy"), "--pixel_max", "16"])
+    assert re.search(r"--pixel_max must be at least the largest pixel, \d+\. Received: 16$", capsys.readouterr().err)
 
 
 def test_what_budgets_save_on_published_logs(tmp_path, capsys):
@@ -327,6 +330,7 @@ def test_ctrl_c_is_one_line():
         (train_step, ["--steps", "1.5"], "argument --steps: must be a whole number from 1. Received: '1.5'"),
         (serving, ["--images", "no.npy", "--model", "no.keras"], "argument --images: must be a file. Received: 'no."),
         (serving, ["--images", __file__, "--model", "no.keras"], "argument --images: must be an .npy file of images, "),
+        (serving, ["--pixel_max", "65536"], "argument --pixel_max: must be a whole number from 1 to 65535. Received: "),
         (whole_table, ["--model", "no.keras", "--data_dir", "."], "argument --model: There is no model no.keras."),
         (whole_table, ["--images", "10001"], "argument --images: must be at most 10,000. Received: '10001'"),
         (budgets, ["--seed", "-1"], "argument --seed: must be a whole number from 0 to 4294967295. Received: '-1'"),

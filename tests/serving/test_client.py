@@ -1,5 +1,6 @@
 """The gRPC and the REST client over real sockets, against a model server of ours and, where there is one, the real."""
 
+import errno
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from serving import answers
+from serving import answers, deadlines
 from serving import client as client_lib
 from serving.client import (
     AnswerError,
@@ -400,6 +401,25 @@ def test_a_host_that_is_none_is_told_at_once_and_one_that_cannot_be_looked_up_no
         with pytest.raises(UnavailableError, match="somewhere:8501 is unavailable"):
             client.certify(IMAGES)
         assert (len(looked_up) == 1) is is_final
+
+
+def test_a_family_of_addresses_that_this_machine_lacks_keeps_nobody_from_the_others(monkeypatch):
+    """As a system without IPv6 whose /etc/hosts lists ::1 first."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        here = listener.getsockname()
+        found = [(None, socket.SOCK_STREAM, 0, "", ("::1",)), (socket.AF_INET, socket.SOCK_STREAM, 0, "", here)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        real = socket.socket
+
+        def lacking(family, *others):
+            if family is None:
+                raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+            return real(family, *others)
+
+        monkeypatch.setattr(socket, "socket", lacking)
+        assert deadlines.reason_nobody_listens("localhost", here[1], time.monotonic() + 20) is None
+        with deadlines.connected("http", "localhost", here[1], time.monotonic() + 20, 1000) as connection:
+            assert connection.sock
 
 
 def test_every_error_that_is_no_bad_input_is_a_serving_error():

@@ -234,6 +234,25 @@ def test_a_link_that_leads_to_itself_is_no_folder(npz, tmp_path):
             own_images.load(*paths)
 
 
+def test_a_folder_within_the_other_is_one_line(folder, npz):
+    """Its images were to be a class of their own of the other."""
+    train = folder("train", {"cat": grey(1), "dog": grey(2)})
+    test = folder("train/test", {"cat": grey(3), "dog": grey(4)})
+    told = "or one would be taken for a class of the other. Received: "
+    with pytest.raises(InputError, match=f"{told}{test} in {train}$"):
+        own_images.load(train, test)
+    with pytest.raises(InputError, match=f"{told}{test} in {train}$"):
+        own_images.load(test, train)
+    # What no image is looked for in.
+    hidden, train = (
+        folder("own/.test", {"cat": grey(5), "dog": grey(6)}),
+        folder("own", {"cat": grey(1), "dog": grey(2)}),
+    )
+    archive = npz("own/test", images=np.stack(grey(7)), labels=[1])
+    assert len(own_images.load(train, hidden).test.labels) == 2
+    assert len(own_images.load(train, archive).test.labels) == 1
+
+
 def test_what_an_archive_lacks_is_one_line(npz, folder):
     images = np.stack(grey(1, 2))
     labelled = npz("labelled", images=images, labels=[0, 1])

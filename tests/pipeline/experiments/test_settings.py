@@ -463,6 +463,30 @@ def test_a_folder_that_nobody_could_push_to_is_one_line_before_anything_is_made(
     assert not (tmp_path / "root").exists()
 
 
+def test_a_folder_to_push_to_that_a_server_would_misread_is_one_line_before_training(line, tmp_path):
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "007").mkdir()
+    told = line("--dataset", "digits", "--pipeline_root", tmp_path / "root", "--push_dir", tmp_path / "served")
+    taken = f"A model server takes '{tmp_path}/served/007' for version 7; rename it."
+    assert told == f"error: Cannot push to {tmp_path / 'served'}: {taken}"
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("name", ["pipeline_root", "push_dir"])
+@pytest.mark.parametrize("images", ["train_images", "test_images"])
+def test_a_folder_of_ours_among_the_images_is_one_line(line, tmp_path, name, images):
+    """It was taken for a class of images, which the other folder lacks."""
+    for one in ("train", "test"):
+        (tmp_path / one / "cat").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("train" if images == "train_images" else "test")
+    folders = {"train_images": tmp_path / "train", "test_images": tmp_path / "test", "pipeline_root": tmp_path / "root"}
+    folders[name] = tmp_path / "link" / "runs"
+    told = line(*(f"--{flag}={folder}" for flag, folder in folders.items()))
+    received = f"--{name} {folders[name]} lies in --{images} {folders[images]}, where it would be taken for a class"
+    assert told == f"error: {received}; give another folder."
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "test", "train"]
+
+
 def test_a_folder_to_push_to_that_may_not_be_written_is_one_line(line, tmp_path, monkeypatch):
     """Root may write to any folder, so the system's answer is replaced."""
     asked = []

@@ -388,6 +388,10 @@ def test_a_long_legend_leaves_the_axes_their_room(name):
         (["a.tsv", "--radius", "1"], "Unknown argument --radius. Did you mean --radii"),
         (["empty"], "empty is neither an evaluation nor a pipeline root with one: it has no certificates.tsv."),
         (["unlabelled"], "unlabelled has certificates without labels; give the folder of the Evaluator"),
+        (
+            ["a.tsv", "unknown.tsv"],
+            "unknown.tsv has no labels, but -1 in their place: neither certified accuracy nor the",
+        ),
         (["two"], "two holds 2 evaluations; name one: two/Evaluator-1/evaluation/certificates.tsv, two/"),
         (["damaged"], "damaged/metrics.json is damaged; make the evaluation again."),
         (["mixed"], "mixed/metrics.json covers 7 images, mixed/certificates.tsv 4: they are not from the same run."),
@@ -397,6 +401,7 @@ def test_a_long_legend_leaves_the_axes_their_room(name):
 )
 def test_bad_input_is_one_line(line, write_log, write_evaluation, tmp_path, arguments, said):
     write_log("a.tsv", FIRST)
+    write_log("unknown.tsv", [(0, -1, 3, 0.5), (1, -1, 5, 0.25)])
     (tmp_path / "picture.tsv").write_bytes(b"\x89PNG\xff\xfe")
     (tmp_path / "empty").mkdir()
     (tmp_path / "unlabelled").mkdir()

@@ -601,6 +601,7 @@ def test_seconds_are_the_epochs_own(monkeypatch):
     monkeypatch.setattr(backups.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(backups, "learning_rate", lambda model: 0.1)
     record = backups.Record(steps=1)
+    record.set_model(SimpleNamespace(stop_training=False))
     for epoch in range(2):
         record.on_epoch_begin(epoch)
         record.on_train_batch_end(0)
@@ -615,8 +616,10 @@ def test_an_epoch_that_is_killed_keeps_the_time_up_to_its_last_backup(monkeypatc
     monkeypatch.setattr(backups.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(backups, "learning_rate", lambda model: 0.1)
     model = keras.Sequential()
+    model.stop_training = False  # as `fit` does
     killed, resumed = backups.Record(steps=2), backups.Record(steps=2)
-    killed.set_model(model)
+    for record in (killed, resumed):
+        record.set_model(model)
     killed.on_epoch_begin(0)
     killed.on_train_batch_end(0)
     resumed.restore(json.loads(json.dumps(killed.state())), model)

@@ -914,14 +914,29 @@ def test_smoothadv_warms_its_epsilon_up(train):
     assert all(0.2 < value <= 0.4 + 1e-6 for value in perturbation[1:])
 
 
-def test_a_schedule_that_stops_training_is_told(train, monkeypatch, capsys):
-    """Without a word, the report named the epochs that were asked for."""
-    stop = keras.callbacks.EarlyStopping("loss", min_delta=100.0)
-    stopped = dataclasses.replace(methods.find("cohen"), schedule=lambda settings: stop)
+class StopsWithinAnEpoch(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = True
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs"),
+    [(lambda _: keras.callbacks.EarlyStopping("loss", min_delta=100.0), 2), (lambda _: StopsWithinAnEpoch(), 1)],
+    ids=["at its end", "within it"],
+)
+def test_a_schedule_that_stops_training_is_told_and_holds_after_a_kill(train, monkeypatch, capsys, schedule, epochs):
+    """Without a word, the report named the epochs that were asked for; and after a kill, training went on."""
+    stopped = dataclasses.replace(methods.find("cohen"), schedule=schedule)
     monkeypatch.setattr(methods, "find", lambda name: stopped)
-    finished = train("stopped", method="cohen", lam=0.0, num_samples=1, train_examples=16)
-    assert len(column(finished, "loss")) == 2
-    assert "  The method's own schedule stopped training after epoch 2 of 4.\n" in capsys.readouterr().out
+    settings = {"method": "cohen", "lam": 0.0, "num_samples": 1, "train_examples": 32}
+    first = state(train("stopped", **settings))
+    assert f"  The method's own schedule stopped training after epoch {epochs} of 4.\n" in capsys.readouterr().out
+    assert len(first[2].splitlines()) == 1 + epochs
+    # As after a kill before the execution was finished.
+    again = state(train("stopped"))
+    assert again[1:] == first[1:]
+    for weights, other in zip(again[0], first[0], strict=True):
+        np.testing.assert_array_equal(weights, other)
 
 
 def test_cohen_is_macer_on_one_copy_without_its_robustness_term(train):
